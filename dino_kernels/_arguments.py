@@ -1,0 +1,164 @@
+"""Argument checks and dtype rules that the deformable attention ops share.
+
+Every message names the argument, what came, what is allowed and what to do. Nothing here reads a
+tensor's data, so nothing waits for a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LevelSizes = Tensor | Sequence[tuple[int, int]]
+VALUE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INDEX_DTYPES = (torch.int64, torch.int32)
+
+
+def shape_error(op: str, name: str, expected: str, tensor: Tensor, hint: str = "") -> ValueError:
+    return ValueError(f"{op}: {name} must be {expected}, got {list(tensor.shape)}{hint}")
+
+
+def check_value(op: str, value: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: value must be a tensor, got {type(value).__name__}")
+    if value.dim() != 4:
+        raise shape_error(op, "value", "[B, S, M, D]", value)
+    if value.dtype not in VALUE_DTYPES:
+        raise TypeError(
+            f"{op}: value must be float32, float64, bfloat16 or float16, got {value.dtype}; convert it with .to()"
+        )
+
+
+def check_floating(op: str, name: str, tensor: Tensor, value: Tensor) -> None:
+    """A floating-point tensor on the same device as `value`."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(f"{op}: {name} must be floating point, got {tensor.dtype}; convert it with .to()")
+    check_device(op, name, tensor, value)
+
+
+def check_device(op: str, name: str, tensor: Tensor, value: Tensor) -> None:
+    if tensor.device != value.device:
+        raise ValueError(
+            f"{op}: {name} is on {tensor.device} and value on {value.device}; "
+            f"move it with {name}.to(value.device)"
+        )
+
+
+def level_table(
+    op: str, value: Tensor, spatial_shapes: LevelSizes, level_start_index: Tensor | None
+) -> tuple[Tensor | None, list[int]]:
+    """The feature levels, as a device table or as numbers known on the host; exactly one is given.
+
+    Returns:
+        `(spatial_shapes, [])` for a tensor [L, 2], `(None, [H0, W0, H1, W1, ...])` for a list.
+    """
+    if isinstance(spatial_shapes, Tensor):
+        if spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2 or spatial_shapes.shape[0] == 0:
+            raise shape_error(op, "spatial_shapes", "[L, 2], rows (H, W), L >= 1", spatial_shapes)
+        if spatial_shapes.dtype not in INDEX_DTYPES:
+            raise TypeError(f"{op}: spatial_shapes must be int64 or int32, got {spatial_shapes.dtype}")
+        if spatial_shapes.device != value.device:
+            raise ValueError(
+                f"{op}: spatial_shapes is on {spatial_shapes.device} and value on {value.device}; pass it as a "
+                "list of (H, W), which costs no copy, or move it with spatial_shapes.to(value.device)"
+            )
+        sizes: list[int] = []
+        levels = spatial_shapes.shape[0]
+        table = spatial_shapes
+    else:
+        sizes = _host_sizes(op, spatial_shapes)
+        levels = len(sizes) // 2
+        table = None
+        rows = sum(height * width for height, width in zip(sizes[::2], sizes[1::2], strict=True))
+        if level_start_index is None and rows != value.shape[1]:
+            raise ValueError(
+                f"{op}: value has S = {value.shape[1]} rows, spatial_shapes {list(spatial_shapes)} "
+                f"describe {rows}; they must be equal (S = sum of H * W)"
+            )
+    if level_start_index is not None:
+        if not isinstance(level_start_index, Tensor):
+            raise TypeError(
+                f"{op}: level_start_index must be a tensor or None (then it follows from spatial_shapes), "
+                f"got {type(level_start_index).__name__}"
+            )
+        if list(level_start_index.shape) != [levels]:
+            raise shape_error(op, "level_start_index", f"[L] = [{levels}]", level_start_index)
+        if level_start_index.dtype not in INDEX_DTYPES:
+            raise TypeError(f"{op}: level_start_index must be int64 or int32, got {level_start_index.dtype}")
+        check_device(op, "level_start_index", level_start_index, value)
+    return table, sizes
+
+
+def _host_sizes(op: str, spatial_shapes: Sequence[tuple[int, int]]) -> list[int]:
+    sizes: list[int] = []
+    try:
+        for height, width in spatial_shapes:
+            sizes += [height, width]
+    except (TypeError, ValueError):
+        sizes = []
+    if not sizes or any(isinstance(size, (Tensor, float, str)) for size in sizes):
+        raise TypeError(
+            f"{op}: spatial_shapes must be an integer tensor [L, 2] or a list of (H, W) integers, "
+            f"got {spatial_shapes!r}"
+        )
+    if any(size < 1 for size in sizes):
+        raise ValueError(f"{op}: spatial_shapes must be positive, got {list(spatial_shapes)}")
+    return sizes
+
+
+def point_counts(op: str, name: str, samples: Tensor, trailing: int, levels: int, num_points: Sequence[int] | None):
+    """Points of each level, from a [B, Q, M, L, P, ...] tensor or from `num_points` with [B, Q, M, K, ...].
+
+    Args:
+        samples: the tensor that carries the samples.
+        trailing: how many dimensions follow the sample dimensions (1 for coordinates, 0 for weights).
+    """
+    grid = "[B, Q, M, L, P, 2]" if trailing else "[B, Q, M, L, P]"
+    flat = "[B, Q, M, K, 2]" if trailing else "[B, Q, M, K]"
+    if trailing and (samples.dim() == 0 or samples.shape[-1] != 2):
+        raise shape_error(op, name, f"{grid}, or {flat} with num_points", samples)
+    if samples.dim() == 5 + trailing:
+        if samples.shape[3] != levels:
+            raise shape_error(op, name, f"{grid} with L = {levels}", samples)
+        counts = [samples.shape[4]] * levels
+        if num_points is not None and list(num_points) != counts:
+            raise ValueError(f"{op}: num_points {list(num_points)} disagrees with {name} {list(samples.shape)}")
+        return counts
+    if samples.dim() != 4 + trailing:
+        raise shape_error(op, name, f"{grid}, or {flat} with num_points", samples)
+    if num_points is None:
+        raise ValueError(
+            f"{op}: {name} is {flat}, so num_points must say how many of its K = {samples.shape[3]} samples "
+            f"belong to each of the {levels} levels, e.g. num_points=[3, 6, 3]"
+        )
+    counts = list(num_points)
+    if len(counts) != levels or any(count < 0 for count in counts) or sum(counts) != samples.shape[3]:
+        raise ValueError(
+            f"{op}: num_points must be {levels} counts (one a level) that add up to K = {samples.shape[3]} "
+            f"of {name} {list(samples.shape)}, got {counts}"
+        )
+    return counts
+
+
+def check_sample_tensor(op: str, name: str, tensor: Tensor, batch: int, queries: int | None, heads: int, samples: int):
+    """`tensor` is [B, Q, M, K, ...] after flattening its sample dimensions."""
+    wanted = [batch, tensor.shape[1] if queries is None else queries, heads, samples]
+    if list(tensor.shape[:4]) != wanted:
+        raise ValueError(
+            f"{op}: {name} must have [B, Q, M, K] = [{batch}, {'Q' if queries is None else queries}, {heads}, "
+            f"{samples}] as its sample dimensions (K = L * P or the sum of num_points), got {list(tensor.shape[:4])}"
+        )
+
+
+def compute_dtype(value: Tensor) -> torch.dtype:
+    """Positions and accumulation: float64 for float64 values, float32 for all others, never 16 bit."""
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+def to_sample_dtype(tensor: Tensor, value: Tensor) -> Tensor:
+    """Weights, offsets and logits stay in `value`'s dtype where they have it, else the compute dtype."""
+    return tensor if tensor.dtype == value.dtype else tensor.to(compute_dtype(value))

@@ -1,0 +1,55 @@
+"""The definition of `fused_ms_deform_attn`, in plain PyTorch: locations, softmax, mask, then the classic op."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dino_kernels.ops.ms_deform_attn import reference as classic
+
+
+def unsupported(*arguments: object) -> str | None:
+    return None
+
+
+def forward(
+    value: Tensor,  # [B, S, M, D]
+    spatial_shapes: Tensor | None,  # [L, 2]
+    level_sizes: list[int],  # [H0, W0, H1, W1, ...], or empty
+    level_start_index: Tensor | None,  # [L]
+    num_points: list[int],  # [L]
+    reference_points: Tensor,  # [B, Q, L, 2] or [B, Q, L, 4]
+    sampling_offsets: Tensor,  # [B, Q, M, K, 2]
+    attention_logits: Tensor,  # [B, Q, M, K]
+    value_mask: Tensor | None,  # [B, S]
+) -> Tensor:
+    """The value-weighted sum of samples, [B, Q, M * D]; see `dino_kernels.fused_ms_deform_attn`."""
+    compute = torch.float64 if value.dtype == torch.float64 else torch.float32
+    if value_mask is not None:
+        value = value.masked_fill(value_mask[:, :, None, None], 0.0)
+    weights = attention_logits.to(compute).softmax(-1)
+    shapes = classic.host_shapes(spatial_shapes, level_sizes)
+    locations = sampling_locations(shapes, num_points, reference_points, sampling_offsets.to(compute))
+    return classic.forward(
+        value, spatial_shapes, level_sizes, level_start_index, num_points, locations, weights
+    )
+
+
+def sampling_locations(
+    shapes: list[tuple[int, int]],  # [L] (H, W)
+    num_points: list[int],  # [L]
+    reference_points: Tensor,  # [B, Q, L, 2] or [B, Q, L, 4]
+    sampling_offsets: Tensor,  # [B, Q, M, K, 2]
+) -> Tensor:
+    """Locations [B, Q, M, K, 2] in [0, 1] of each level, from references and raw offsets."""
+    locations = []
+    offsets = sampling_offsets.split(num_points, dim=3)
+    for level, ((height, width), offset) in enumerate(zip(shapes, offsets, strict=True)):
+        reference = reference_points[:, :, None, level, None]  # [B, Q, 1, 1, 2 or 4]
+        if reference.shape[-1] == 2:
+            size = offset.new_tensor([width, height])
+            locations.append(reference + offset / size)
+        else:
+            points = max(num_points[level], 1)
+            locations.append(reference[..., :2] + offset / points * reference[..., 2:] * 0.5)
+    return torch.cat(locations, dim=3)

@@ -1,0 +1,175 @@
+"""Multi-scale deformable attention at given sampling locations and attention weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dino_kernels import _arguments as check
+from dino_kernels._dispatch import Backends
+from dino_kernels._library import define, no_double_backward
+from dino_kernels.ops.ms_deform_attn import cpu, cuda, reference, triton
+
+OP = "ms_deform_attn"
+
+
+class Arguments(NamedTuple):
+    """The arguments as the op and its backends see them: checked, dtypes settled, samples flattened."""
+
+    value: Tensor  # [B, S, M, D]
+    spatial_shapes: Tensor | None  # [L, 2] (H, W), or None where level_sizes has them
+    level_sizes: list[int]  # [H0, W0, H1, W1, ...], or empty
+    level_start_index: Tensor | None  # [L]; None means the exclusive cumulative sum of H * W
+    num_points: list[int]  # [L], sum is K
+    sampling_locations: Tensor  # [B, Q, M, K, 2], (x, y) in [0, 1] of the level
+    attention_weights: Tensor  # [B, Q, M, K]
+
+
+def prepare(
+    value: Tensor,
+    spatial_shapes: check.LevelSizes,
+    level_start_index: Tensor | None,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    *,
+    num_points: Sequence[int] | None = None,
+) -> Arguments:
+    check.check_value(OP, value)
+    table, sizes = check.level_table(OP, value, spatial_shapes, level_start_index)
+    levels = len(sizes) // 2 if table is None else table.shape[0]
+    check.check_floating(OP, "sampling_locations", sampling_locations, value)
+    check.check_floating(OP, "attention_weights", attention_weights, value)
+    counts = check.point_counts(OP, "sampling_locations", sampling_locations, 1, levels, num_points)
+    check.point_counts(OP, "attention_weights", attention_weights, 0, levels, counts)
+    if sampling_locations.dim() == 6:
+        sampling_locations = sampling_locations.flatten(3, 4)
+    if attention_weights.dim() == 5:
+        attention_weights = attention_weights.flatten(3, 4)
+    batch, _, heads, _ = value.shape
+    check.check_sample_tensor(OP, "sampling_locations", sampling_locations, batch, None, heads, sum(counts))
+    queries = sampling_locations.shape[1]
+    check.check_sample_tensor(OP, "attention_weights", attention_weights, batch, queries, heads, sum(counts))
+    return Arguments(
+        value,
+        table,
+        sizes,
+        level_start_index,
+        counts,
+        sampling_locations.to(check.compute_dtype(value)),
+        check.to_sample_dtype(attention_weights, value),
+    )
+
+
+backends = Backends(OP, prepare, cuda=cuda, triton=triton, cpu=cpu, reference=reference)
+
+
+def ms_deform_attn(
+    value: Tensor,  # [B, S, M, D]
+    spatial_shapes: check.LevelSizes,  # [L, 2] (H, W)
+    level_start_index: Tensor | None,  # [L]
+    sampling_locations: Tensor,  # [B, Q, M, L, P, 2] or [B, Q, M, K, 2]
+    attention_weights: Tensor,  # [B, Q, M, L, P] or [B, Q, M, K]
+    *,
+    num_points: Sequence[int] | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, equation 3).
+
+    `output[b, q, m] = sum over levels l and points p of attention_weights[b, q, m, l, p] *
+    bilinear(value of level l, sampling_locations[b, q, m, l, p])`. Equal to `grid_sample` of each
+    level with `align_corners=False, padding_mode="zeros"`, weighted and summed. A location that is
+    NaN or infinite contributes nothing, and neither does one outside the level.
+
+    Args:
+        value: features of all levels, concatenated along S. float32, float64, bfloat16 or float16.
+        spatial_shapes: (H, W) of each level: an int32 or int64 tensor on `value`'s device, or a list.
+            S is the sum of H * W.
+        level_start_index: first row of each level in S; None computes it from `spatial_shapes`.
+        sampling_locations: (x, y), with (0, 0) the top left and (1, 1) the bottom right corner of the
+            level. Used in float32 (float64 for float64 values), never in 16 bit.
+        attention_weights: weight of each sample, usually a softmax over L * P.
+        num_points: points of each level where they differ; the sample dimensions are then one of
+            size K = sum(num_points), level by level.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; see `dino_kernels.explain`.
+
+    Returns:
+        [B, Q, M * D], in `value`'s dtype; heads are adjacent blocks of D channels.
+
+    Raises:
+        ValueError, TypeError: a malformed argument, named.
+        UnsupportedError: no backend can run the call, or not the requested one.
+    """
+    arguments = prepare(
+        value, spatial_shapes, level_start_index, sampling_locations, attention_weights, num_points=num_points
+    )
+    backend = backends.resolve(backend, arguments)
+    if backend == "reference":
+        return reference.forward(*arguments)
+    return _op(*arguments, backend)
+
+
+def _kernel(*arguments: Any) -> Tensor:
+    *inputs, backend = arguments
+    return backends[backend].forward(*inputs)
+
+
+def _fake(value: Tensor, *rest: Any) -> Tensor:
+    locations = rest[4]
+    return value.new_empty((locations.shape[0], locations.shape[1], value.shape[2] * value.shape[3]))
+
+
+def _backward_kernel(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *inputs, wanted, backend = arguments
+    return backends[backend].backward(grad_output, *inputs, wanted)
+
+
+def _backward_fake(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    value, _, _, _, _, locations, weights, wanted, _ = arguments
+    inputs = (value, locations, weights)
+    return tuple(x.new_empty(x.shape if want else (0,)) for x, want in zip(inputs, wanted, strict=True))
+
+
+_INPUTS = (
+    "Tensor value, Tensor? spatial_shapes, SymInt[] level_sizes, Tensor? level_start_index, int[] num_points, "
+    "Tensor sampling_locations, Tensor attention_weights"
+)
+_backward_op = define(
+    f"{OP}_backward(Tensor grad_output, {_INPUTS}, bool[] wanted, str backend) -> (Tensor, Tensor, Tensor)",
+    _backward_kernel,
+    _backward_fake,
+    backward=no_double_backward(OP),
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, spatial_shapes, level_sizes, level_start_index, num_points, locations, weights, backend = inputs
+    ctx.save_for_backward(value, spatial_shapes, level_start_index, locations, weights)
+    ctx.level_sizes, ctx.num_points, ctx.backend = level_sizes, num_points, backend
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    value, spatial_shapes, level_start_index, locations, weights = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    wanted = [needs[0], needs[5], needs[6]]
+    grads = _backward_op(
+        grad_output,
+        value,
+        spatial_shapes,
+        ctx.level_sizes,
+        level_start_index,
+        ctx.num_points,
+        locations,
+        weights,
+        wanted,
+        ctx.backend,
+    )
+    grad_value, grad_locations, grad_weights = (g if want else None for g, want in zip(grads, wanted, strict=True))
+    return grad_value, None, None, None, None, grad_locations, grad_weights, None
+
+
+_op = define(
+    f"{OP}({_INPUTS}, str backend) -> Tensor", _kernel, _fake, setup_context=_setup_context, backward=_backward
+)
