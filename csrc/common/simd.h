@@ -1,0 +1,220 @@
+// Vectors of DINO_VECTOR_BYTES, in the compiler's own vector extension (GCC and Clang, any architecture).
+//
+// This header is compiled several times, once per instruction set, into the namespace DINO_CPU_VARIANT. It
+// includes nothing whose inline functions the linker could share between those objects: code compiled for
+// AVX-512 must never be reached from the plain variant.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+#include "number.h"
+
+#if defined(__F16C__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define DINO_INLINE inline __attribute__((always_inline))
+
+namespace dino_kernels::DINO_CPU_VARIANT {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+template <class Lane, int kBytes>
+struct VectorOf {
+  typedef Lane type __attribute__((vector_size(kBytes)));
+};
+template <class Lane, int kBytes = DINO_VECTOR_BYTES>
+using Vector = typename VectorOf<Lane, kBytes>::type;
+
+// What each storage type computes in, and an integer vector with as many lanes.
+template <class T>
+struct Compute {
+  using type = float;
+};
+template <>
+struct Compute<double> {
+  using type = double;
+};
+template <class A>
+struct IntegerFor;
+template <>
+struct IntegerFor<float> {
+  using type = int32_t;
+};
+template <>
+struct IntegerFor<double> {
+  using type = int64_t;
+};
+template <class A>
+using Integer = typename IntegerFor<A>::type;
+
+template <class A>
+constexpr int kLanes = DINO_VECTOR_BYTES / static_cast<int>(sizeof(A));
+
+}  // namespace dino_kernels::DINO_CPU_VARIANT
+
+namespace dino_kernels {
+
+#define DINO_NUMBER_VECTOR(A)                                                              \
+  template <>                                                                              \
+  struct Number<DINO_CPU_VARIANT::Vector<A>> {                                             \
+    using Element = A;                                                                     \
+    using Real = DINO_CPU_VARIANT::Vector<A>;                                              \
+    using Int = DINO_CPU_VARIANT::Vector<DINO_CPU_VARIANT::Integer<A>>;                    \
+    static DINO_INLINE Int truncate(Real x) { return __builtin_convertvector(x, Int); }    \
+    static DINO_INLINE Real from(Int i) { return __builtin_convertvector(i, Real); }       \
+  };
+DINO_NUMBER_VECTOR(float)
+DINO_NUMBER_VECTOR(double)
+#undef DINO_NUMBER_VECTOR
+
+}  // namespace dino_kernels
+
+namespace dino_kernels::DINO_CPU_VARIANT {
+
+template <class A>
+DINO_INLINE Vector<A> broadcast(A x) {
+  return x - Vector<A>{};  // GCC turns this into one broadcast; x + 0 would lose the sign of -0
+}
+
+template <class V>
+DINO_INLINE V load(const void* from) {
+  V v;
+  __builtin_memcpy(&v, from, sizeof(V));
+  return v;
+}
+template <class V>
+DINO_INLINE void store(void* to, V v) {
+  __builtin_memcpy(to, &v, sizeof(V));
+}
+template <class To, class From>
+DINO_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+#if defined(__clang__)
+template <class V, int... kIndex>
+DINO_INLINE V shuffle(V a, V b, std::integer_sequence<int, kIndex...>) {
+  return __builtin_shufflevector(a, b, kIndex...);
+}
+#else
+template <class V, int... kIndex>
+DINO_INLINE V shuffle(V a, V b, std::integer_sequence<int, kIndex...>) {
+  using Lane = std::remove_reference_t<decltype(a[0])>;
+  using Mask = Vector<Integer<Lane>>;
+  return __builtin_shuffle(a, b, Mask{kIndex...});
+}
+#endif
+
+template <int kBegin, int kStep, int... kIndex>
+constexpr auto strided(std::integer_sequence<int, kIndex...>) {
+  return std::integer_sequence<int, (kBegin + kStep * kIndex)...>{};
+}
+
+// x0 y0 x1 y1 ... -> x0 x1 ..., y0 y1 ...
+template <class V>
+DINO_INLINE void deinterleave(V low, V high, V& x, V& y) {
+  using Lane = std::remove_reference_t<decltype(low[0])>;
+  using Sequence = std::make_integer_sequence<int, kLanes<Lane>>;
+  x = shuffle(low, high, strided<0, 2>(Sequence{}));
+  y = shuffle(low, high, strided<1, 2>(Sequence{}));
+}
+
+template <int kOffset, int kN, int... kIndex>
+constexpr auto interleaved(std::integer_sequence<int, kIndex...>) {
+  return std::integer_sequence<int, (kOffset + kIndex / 2 + (kIndex % 2) * kN)...>{};
+}
+template <class V>
+DINO_INLINE void interleave(V x, V y, V& low, V& high) {
+  using Lane = std::remove_reference_t<decltype(x[0])>;
+  constexpr int kN = kLanes<Lane>;
+  using Sequence = std::make_integer_sequence<int, kN>;
+  low = shuffle(x, y, interleaved<0, kN>(Sequence{}));
+  high = shuffle(x, y, interleaved<kN / 2, kN>(Sequence{}));
+}
+
+// Step of a transposing reduction: lanes whose index has bit kBit clear take a, the others b, each added to
+// the lane kBit away. After steps kBit = 1, 2, 4, ... over pairs, lane i holds the sum of vector i.
+template <int kBit, int kN, int... kIndex>
+constexpr auto keep_lanes(std::integer_sequence<int, kIndex...>) {
+  return std::integer_sequence<int, (kIndex & kBit ? kN + kIndex : kIndex)...>{};
+}
+template <int kBit, int kN, int... kIndex>
+constexpr auto swap_lanes(std::integer_sequence<int, kIndex...>) {
+  return std::integer_sequence<int, (kIndex & kBit ? kN + (kIndex ^ kBit) : (kIndex ^ kBit))...>{};
+}
+// Sums of kCount vectors, parts[0], parts[kStride], ...: kCount = lanes gives them all in one vector.
+template <class A, int kCount>
+DINO_INLINE Vector<A> transposed_sums(const Vector<A>* parts, int stride = 1) {
+  if constexpr (kCount == 1) {
+    return parts[0];
+  } else {
+    // Vectors with even and odd index are reduced apart, so that the last step separates lane bit 0.
+    constexpr int kHalf = kCount / 2;
+    const Vector<A> a = transposed_sums<A, kHalf>(parts, stride * 2);
+    const Vector<A> b = transposed_sums<A, kHalf>(parts + stride, stride * 2);
+    constexpr int kN = kLanes<A>;
+    constexpr int kLaneBit = kN / kCount;
+    using Sequence = std::make_integer_sequence<int, kN>;
+    return shuffle(a, b, keep_lanes<kLaneBit, kN>(Sequence{})) + shuffle(a, b, swap_lanes<kLaneBit, kN>(Sequence{}));
+  }
+}
+
+template <int kBit, int... kIndex>
+constexpr auto exchanged(std::integer_sequence<int, kIndex...>) {
+  return std::integer_sequence<int, (kIndex ^ kBit)...>{};
+}
+// The sum, or the maximum, of all lanes, in every lane.
+template <class A, int kBit = kLanes<A> / 2>
+DINO_INLINE Vector<A> sum_of_lanes(Vector<A> v) {
+  if constexpr (kBit == 0) {
+    return v;
+  } else {
+    using Sequence = std::make_integer_sequence<int, kLanes<A>>;
+    return sum_of_lanes<A, kBit / 2>(v + shuffle(v, v, exchanged<kBit>(Sequence{})));
+  }
+}
+template <class A, int kBit = kLanes<A> / 2>
+DINO_INLINE Vector<A> max_of_lanes(Vector<A> v) {
+  if constexpr (kBit == 0) {
+    return v;
+  } else {
+    using Sequence = std::make_integer_sequence<int, kLanes<A>>;
+    const Vector<A> other = shuffle(v, v, exchanged<kBit>(Sequence{}));
+    return max_of_lanes<A, kBit / 2>(v > other ? v : other);
+  }
+}
+
+// e^x for x <= 0, as a softmax needs it: 0 below the smallest normal number, NaN stays NaN. Cody-Waite
+// reduction to |r| <= ln(2) / 2, then the Taylor series up to the term that no longer counts.
+template <class A>
+DINO_INLINE Vector<A> exp_of_nonpositive(Vector<A> x) {
+  constexpr bool kDouble = sizeof(A) == 8;
+  constexpr A kSmallest = kDouble ? A(-708.0) : A(-87.0);
+  constexpr A kLog2e = A(1.44269504088896340736);
+  constexpr A kLn2High = kDouble ? A(6.93147180369123816490e-01) : A(0.693359375);
+  constexpr A kLn2Low = kDouble ? A(1.90821492927058770002e-10) : A(-2.12194440054690583e-4);
+  const auto vanishes = x < kSmallest;
+  const Vector<A> bounded = vanishes ? Vector<A>{} : x;
+  const auto exponent = Number<Vector<A>>::truncate(bounded * kLog2e - A(0.5));  // truncation of a non-positive number: rounds
+  const Vector<A> n = Number<Vector<A>>::from(exponent);
+  const Vector<A> r = (bounded - n * kLn2High) - n * kLn2Low;
+  Vector<A> e = broadcast(A(1));
+  constexpr int kTerms = kDouble ? 13 : 7;
+#pragma GCC unroll 16
+  for (int term = kTerms; term >= 1; --term) e = e * r * (A(1) / A(term)) + A(1);
+  constexpr int kMantissa = kDouble ? 52 : 23, kBias = kDouble ? 1023 : 127;
+  const Vector<A> scale = bit_cast<Vector<A>>((exponent + kBias) << kMantissa);
+  return vanishes ? Vector<A>{} : e * scale;
+}
+
+}  // namespace dino_kernels::DINO_CPU_VARIANT

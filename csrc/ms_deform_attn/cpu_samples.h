@@ -1,0 +1,245 @@
+// Where a head's K samples read and with which weight: the part that the forward and both halves of the
+// backward share. One sample a lane.
+//
+// Raw positions and weights become, by x = base + raw * scale, pixels: the classic op and the fused op with
+// 2 or 4 reference coordinates differ in base and scale alone, and in the softmax.
+#pragma once
+
+#include "../common/channels.h"
+#include "bilinear.h"
+#include "params.h"
+
+namespace dino_kernels::DINO_CPU_VARIANT {
+
+DINO_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Hands out 64-byte aligned pieces of a task's scratch memory; with a null base it only measures.
+struct Scratch {
+  char* base;
+  int64_t used = 0;
+  template <class T>
+  T* take(int64_t count) {
+    char* piece = base + used;
+    used += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
+    return reinterpret_cast<T*>(piece);
+  }
+};
+
+// What is the same for all queries: the level of each sample. Lanes past the last sample have an empty
+// level, so nothing that they hold is ever valid.
+template <class A>
+struct SampleLevels {
+  int64_t count, padded;
+  Integer<A>*width, *height, *start;
+  SampleLevels(Scratch& scratch, int64_t samples) : count(samples), padded(round_up(samples, kLanes<A>)) {
+    width = scratch.take<Integer<A>>(padded);
+    height = scratch.take<Integer<A>>(padded);
+    start = scratch.take<Integer<A>>(padded);
+  }
+  // Samples first_point, first_point + 1, ... of a head, `repeat` times over; rows count from first_row.
+  void fill(const MSDeformAttnParams& p, int64_t first_point, int64_t points, int64_t repeat, int64_t first_row) {
+    for (int64_t i = 0; i < padded; ++i) width[i] = height[i] = start[i] = 0;
+    for (int64_t l = 0; l < p.L; ++l) {
+      const Level& level = p.levels[l];
+      const int64_t begin = level.first_point > first_point ? level.first_point : first_point;
+      const int64_t level_end = level.first_point + level.points, group_end = first_point + points;
+      const int64_t end = level_end < group_end ? level_end : group_end;
+      for (int64_t k = begin; k < end; ++k) {
+        for (int64_t r = 0; r < repeat; ++r) {
+          const int64_t i = r * points + k - first_point;
+          width[i] = level.width;
+          height[i] = level.height;
+          start[i] = static_cast<Integer<A>>(level.start - first_row);
+        }
+      }
+    }
+  }
+};
+
+// base and scale of each of the K samples, for one query, and room to read one vector from any of them.
+template <class A>
+struct Frame {
+  A *base_x, *base_y, *scale_x, *scale_y;
+  Frame(Scratch& scratch, int64_t K) {
+    const int64_t padded = K + kLanes<A>;
+    base_x = scratch.take<A>(padded);
+    base_y = scratch.take<A>(padded);
+    scale_x = scratch.take<A>(padded);
+    scale_y = scratch.take<A>(padded);
+  }
+  void set(const MSDeformAttnParams& p, int64_t query) {
+    const A* reference = static_cast<const A*>(p.reference_points);
+    const int64_t coordinates = p.reference_coordinates;
+    for (int64_t l = 0; l < p.L; ++l) {
+      const Level& level = p.levels[l];
+      const A width = static_cast<A>(level.width), height = static_cast<A>(level.height);
+      A bx = A(-0.5), by = A(-0.5), sx = width, sy = height;
+      if (reference) {
+        const A* point = reference + (query * p.L + l) * coordinates;
+        bx = point[0] * width - A(0.5);
+        by = point[1] * height - A(0.5);
+        sx = sy = A(1);
+        if (coordinates == 4) {
+          const A half = A(0.5) / static_cast<A>(level.points > 0 ? level.points : 1);
+          sx = point[2] * half * width;
+          sy = point[3] * half * height;
+        }
+      }
+      for (int64_t k = level.first_point; k < level.first_point + level.points; ++k) {
+        base_x[k] = bx;
+        base_y[k] = by;
+        scale_x[k] = sx;
+        scale_y[k] = sy;
+      }
+    }
+  }
+};
+
+// Raw numbers of the samples, in value's dtype or the compute dtype.
+template <class T>
+struct RawSamples {
+  using A = typename Compute<T>::type;
+  const void* data;
+  bool as_value;
+  int64_t extent;  // elements from data to the end of the tensor
+  RawSamples(const MSDeformAttnParams& p, const Rows& rows, int64_t row_length, bool as_value_)
+      : data(rows.data),
+        as_value(as_value_),
+        extent((p.B - 1) * rows.batch_stride + (p.Q - 1) * rows.row_stride + row_length) {}
+  // One vector from element i on. May read on into what follows in the tensor, never past its end.
+  DINO_INLINE Vector<A> load(int64_t i) const {
+    const int64_t readable = extent - i;
+    if (as_value) return lanes(static_cast<const T*>(data) + i, readable);
+    return lanes(static_cast<const A*>(data) + i, readable);
+  }
+  DINO_INLINE void load_pairs(int64_t i, Vector<A>& x, Vector<A>& y) const {
+    deinterleave(load(i), load(i + kLanes<A>), x, y);
+  }
+
+ private:
+  template <class U>
+  static DINO_INLINE Vector<A> lanes(const U* from, int64_t readable) {
+    if (readable >= kLanes<A>) return widen(from);
+    return load_some(from, readable > 0 ? readable : 0);
+  }
+};
+
+template <class T>
+DINO_INLINE void store_raw(void* data, bool as_value, int64_t i, Vector<typename Compute<T>::type> v, int64_t count) {
+  using A = typename Compute<T>::type;
+  if (as_value) {
+    T* to = static_cast<T*>(data) + i;
+    count >= kLanes<A> ? narrow(to, v) : store_some(to, v, count);
+  } else {
+    A* to = static_cast<A*>(data) + i;
+    count >= kLanes<A> ? narrow(to, v) : store_some(to, v, count);
+  }
+}
+
+// Lane numbers from first on, to compare with a count.
+template <class A>
+DINO_INLINE Vector<Integer<A>> lane_numbers(int64_t first) {
+  Vector<Integer<A>> numbers;
+  for (int i = 0; i < kLanes<A>; ++i) numbers[i] = static_cast<Integer<A>>(first + i);
+  return numbers;
+}
+
+// The softmax of `count` logits from element `i` on, into probabilities; statistics are (maximum, 1 / sum).
+template <class T, class A = typename Compute<T>::type>
+DINO_INLINE void softmax(const RawSamples<T>& logits, int64_t i, int64_t count, A* probabilities, A* statistics) {
+  constexpr A kLowest = -__builtin_inff();
+  Vector<A> maxima = broadcast(kLowest);
+  for (int64_t k = 0; k < count; k += kLanes<A>) {
+    const auto present = lane_numbers<A>(k) < static_cast<Integer<A>>(count);
+    const Vector<A> lanes = present ? logits.load(i + k) : broadcast(kLowest);
+    store(probabilities + k, lanes);
+    maxima = lanes > maxima ? lanes : maxima;
+  }
+  const Vector<A> maximum = max_of_lanes<A>(maxima);
+  Vector<A> sums{};
+  for (int64_t k = 0; k < count; k += kLanes<A>) {
+    const Vector<A> e = exp_of_nonpositive<A>(load<Vector<A>>(probabilities + k) - maximum);
+    store(probabilities + k, e);
+    sums += e;
+  }
+  const Vector<A> inverse = A(1) / sum_of_lanes<A>(sums);
+  for (int64_t k = 0; k < count; k += kLanes<A>) {
+    store(probabilities + k, load<Vector<A>>(probabilities + k) * inverse);
+  }
+  statistics[0] = maximum[0];
+  statistics[1] = inverse[0];
+}
+
+// 4 corner rows and their weights for each sample.
+template <class A>
+struct SampleTable {
+  int64_t padded;
+  char** rows;         // [4, padded] first channel of the corner's row, or the empty row
+  A* weights;          // [4, padded] bilinear weight times attention
+  A* attention;        // [padded]
+  A *fraction_x, *fraction_y;  // [padded]
+  A *raw_x, *raw_y;            // [padded]
+  SampleTable(Scratch& scratch, int64_t padded_) : padded(padded_) {
+    rows = scratch.take<char*>(4 * padded);
+    weights = scratch.take<A>(4 * padded);
+    attention = scratch.take<A>(padded);
+    fraction_x = scratch.take<A>(padded);
+    fraction_y = scratch.take<A>(padded);
+    raw_x = scratch.take<A>(padded);
+    raw_y = scratch.take<A>(padded);
+  }
+};
+
+// An array of rows to point into: corner rows out of the level, or masked, point to `empty` instead. It is
+// read as zeros (forward) or written and forgotten (backward), so no value elsewhere, not even NaN, leaks.
+struct RowBase {
+  char* first;
+  int64_t row_bytes;
+  char* empty;
+  const bool* mask;  // [rows] or null
+};
+
+template <class A>
+DINO_INLINE void store_row_pointers(char** to, Vector<Integer<A>> row, Vector<Integer<A>> valid, const RowBase& base) {
+  constexpr int kParts = static_cast<int>(sizeof(char*) / sizeof(A));
+  constexpr int kPartLanes = kLanes<A> / kParts;
+  using Part = Vector<Integer<A>, DINO_VECTOR_BYTES / kParts>;
+  using Address = Vector<int64_t>;
+  const Address empty = broadcast(reinterpret_cast<int64_t>(base.empty));
+  const Address first = broadcast(reinterpret_cast<int64_t>(base.first));
+  for (int part = 0; part < kParts; ++part) {
+    Part row_part, valid_part;
+    __builtin_memcpy(&row_part, reinterpret_cast<const char*>(&row) + part * sizeof(Part), sizeof(Part));
+    __builtin_memcpy(&valid_part, reinterpret_cast<const char*>(&valid) + part * sizeof(Part), sizeof(Part));
+    const Address address = first + __builtin_convertvector(row_part, Address) * base.row_bytes;
+    store(to + part * kPartLanes, __builtin_convertvector(valid_part, Address) != 0 ? address : empty);
+  }
+}
+
+template <class A>
+DINO_INLINE void mask_row_pointers(char** rows, Vector<Integer<A>> row, Vector<Integer<A>> valid, const RowBase& base) {
+  for (int i = 0; i < kLanes<A>; ++i) {
+    if (valid[i] && base.mask[row[i]]) rows[i] = base.empty;
+  }
+}
+
+// Lanes [i, i + lanes) of the table, from pixel positions and attention.
+template <class A>
+DINO_INLINE void set_corners(SampleTable<A>& table, const SampleLevels<A>& levels, int64_t i, Vector<A> x, Vector<A> y,
+                             Vector<A> attention, const RowBase& base) {
+  using Int = Vector<Integer<A>>;
+  const Corners<Vector<A>> corners =
+      bilinear_corners<Vector<A>>(x, y, load<Int>(levels.width + i), load<Int>(levels.height + i));
+  const Int start = load<Int>(levels.start + i);
+  for (int c = 0; c < 4; ++c) {
+    char** rows = table.rows + c * table.padded + i;
+    store_row_pointers<A>(rows, start + corners.row[c], corners.valid[c], base);
+    if (base.mask) mask_row_pointers<A>(rows, start + corners.row[c], corners.valid[c], base);
+    store(table.weights + c * table.padded + i, corners.weight[c] * attention);
+  }
+  store(table.attention + i, attention);
+  store(table.fraction_x + i, corners.fraction_x);
+  store(table.fraction_y + i, corners.fraction_y);
+}
+
+}  // namespace dino_kernels::DINO_CPU_VARIANT
