@@ -10,7 +10,7 @@
 
 #include "number.h"
 
-#if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -167,6 +167,53 @@ DINO_INLINE Vector<A> transposed_sums(const Vector<A>* parts, int stride = 1) {
     using Sequence = std::make_integer_sequence<int, kN>;
     return shuffle(a, b, keep_lanes<kLaneBit, kN>(Sequence{})) + shuffle(a, b, swap_lanes<kLaneBit, kN>(Sequence{}));
   }
+}
+
+// Lanes of a 32-bit vector, as 64-bit addresses need them: in parts, sign extended. (GCC 12 takes
+// __builtin_convertvector between vectors of different size apart, lane by lane.)
+template <class A>
+constexpr int parts_of_addresses = static_cast<int>(sizeof(int64_t) / sizeof(A));
+template <class A>
+DINO_INLINE Vector<int64_t> address_part(Vector<Integer<A>> v, int part) {
+  if constexpr (sizeof(A) == sizeof(int64_t)) {
+    return v;
+  } else {
+#if defined(__AVX512F__)
+    const __m512i lanes = (__m512i)v;
+    const __m256i half = part == 0 ? _mm512_castsi512_si256(lanes) : _mm512_maskz_extracti64x4_epi64(0xf, lanes, 1);
+    return (Vector<int64_t>)_mm512_maskz_cvtepi32_epi64(0xff, half);
+#elif defined(__AVX2__)
+    const __m256i lanes = (__m256i)v;
+    const __m128i half = part == 0 ? _mm256_castsi256_si128(lanes) : _mm256_extracti128_si256(lanes, 1);
+    return (Vector<int64_t>)_mm256_cvtepi32_epi64(half);
+#else
+    using Half = Vector<int32_t, DINO_VECTOR_BYTES / 2>;
+    Half half;
+    __builtin_memcpy(&half, reinterpret_cast<const char*>(&v) + part * sizeof(Half), sizeof(Half));
+    return __builtin_convertvector(half, Vector<int64_t>);
+#endif
+  }
+}
+// a where the part's lanes of `mask` are set, else b.
+template <class A>
+DINO_INLINE Vector<int64_t> select_addresses(Vector<Integer<A>> mask, int part, Vector<int64_t> a, Vector<int64_t> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == sizeof(int32_t)) {
+    const auto lanes = static_cast<__mmask8>(_mm512_movepi32_mask((__m512i)mask) >> (part * 8));
+    return (Vector<int64_t>)_mm512_mask_blend_epi64(lanes, (__m512i)b, (__m512i)a);
+  }
+#endif
+  return address_part<A>(mask, part) != 0 ? a : b;
+}
+// Product of numbers that fit in 32 bits, in 64.
+DINO_INLINE Vector<int64_t> multiply_low(Vector<int64_t> a, Vector<int64_t> b) {
+#if defined(__AVX512F__)
+  return (Vector<int64_t>)_mm512_mul_epi32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (Vector<int64_t>)_mm256_mul_epi32((__m256i)a, (__m256i)b);
+#else
+  return a * b;
+#endif
 }
 
 template <int kBit, int... kIndex>

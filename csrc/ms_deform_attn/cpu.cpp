@@ -218,18 +218,19 @@ Tensor run_forward(Call& call, const Tensor& value) {
   return output;
 }
 
-// One group of all levels where the (image, head) pairs alone keep the threads busy, which computes each
-// query's geometry in full vectors; else one group a level.
-void set_groups(Call& call) {
+// A thread accumulates several heads in one pass over the queries, whose inputs then come in long runs. Where
+// there are fewer (image, head) pairs than threads, each is divided by level as well.
+void set_value_tasks(Call& call) {
   MSDeformAttnParams& p = call.params;
+  constexpr int64_t kHeadsTogether = 4;  // README.md of the op: 1, 2 and 8 measured slower
   const int64_t threads = torch::stable::get_num_threads(), heads = p.B * p.M;
-  const bool balanced = heads >= 4 * threads || heads % threads == 0;
-  if (!call.packed || balanced) {
-    call.groups.push_back({0, p.S, 0, p.K});
-  } else {
+  p.heads_together = std::max<int64_t>(1, std::min({kHeadsTogether, p.M, heads / threads}));
+  if (call.packed && heads < threads) {
     for (const Level& level : call.levels) {
       call.groups.push_back({level.start, int64_t{level.height} * level.width, level.first_point, level.points});
     }
+  } else {
+    call.groups.push_back({0, p.S, 0, p.K});
   }
   p.groups = call.groups.data();
   p.number_of_groups = static_cast<int64_t>(call.groups.size());
@@ -239,21 +240,13 @@ Tensor gradient_of(const Tensor& tensor, bool wanted) {
   return wanted ? torch::stable::new_empty(tensor, tensor.sizes()) : torch::stable::new_empty(tensor, {0});
 }
 
-void run_backward(Call& call, const Tensor& value, bool value_wanted, bool samples_wanted) {
+void run_backward(Call& call, bool value_wanted, bool samples_wanted) {
   MSDeformAttnParams& p = call.params;
   const CpuKernels& kernels = kernels_for(p);
-  // The softmax's statistics let each slice of grad_value recompute its own probabilities.
-  const bool statistics = p.reference_points && value_wanted;
-  Tensor memory = statistics ? torch::stable::new_empty(value, {p.B, p.Q, p.M, 2},
-                                                        p.dtype == DType::float64 ? ScalarType::Double : ScalarType::Float)
-                             : Tensor();
-  if (statistics) p.softmax_statistics = memory.mutable_data_ptr();
-  if (samples_wanted || statistics) {
-    run(p, kernels.backward_samples, p.B * p.Q, query_grain(p), kernels.forward_scratch(p));
-  }
+  if (samples_wanted) run(p, kernels.backward_samples, p.B * p.Q, query_grain(p), kernels.forward_scratch(p));
   if (value_wanted) {
-    set_groups(call);
-    run(p, kernels.backward_value, p.B * p.M * p.number_of_groups, 1, kernels.backward_value_scratch(p));
+    set_value_tasks(call);
+    run(p, kernels.backward_value, p.B * p.number_of_groups * p.M, 1, kernels.backward_value_scratch(p));
   }
 }
 
@@ -292,7 +285,7 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
   call.params.grad_value = data_if(wanted[0], grad_value);
   call.params.grad_positions = data_if(wanted[1], grad_locations);
   call.params.grad_weights = data_if(wanted[2], grad_weights);
-  run_backward(call, value, call.params.grad_value, call.params.grad_positions || call.params.grad_weights);
+  run_backward(call, call.params.grad_value, call.params.grad_positions || call.params.grad_weights);
   return {grad_value, grad_locations, grad_weights};
 }
 
@@ -328,7 +321,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fused_ms_deform_attn_backward(
   p.grad_reference_points = data_if(wanted[1], grad_reference_points);
   p.grad_positions = data_if(wanted[2], grad_offsets);
   p.grad_weights = data_if(wanted[3], grad_logits);
-  run_backward(call, value, p.grad_value, p.grad_positions || p.grad_weights || p.grad_reference_points);
+  run_backward(call, p.grad_value, p.grad_positions || p.grad_weights || p.grad_reference_points);
   return {grad_value, grad_reference_points, grad_offsets, grad_logits};
 }
 

@@ -14,7 +14,7 @@ struct CpuKernels {
   // Gradients of positions, weights and reference points, and softmax_statistics. Tasks: the B * Q queries.
   void (*backward_samples)(const MSDeformAttnParams&, int64_t begin, int64_t end, void* scratch);
   int64_t (*backward_value_scratch)(const MSDeformAttnParams&);
-  // Gradient of value. Tasks: the B * M * number_of_groups (image, head, level group) slices of it.
+  // Gradient of value. Tasks: the B * number_of_groups * M (image, level group, head) slices of it.
   void (*backward_value)(const MSDeformAttnParams&, int64_t begin, int64_t end, void* scratch);
 };
 

@@ -1,9 +1,9 @@
 // The CPU kernels of ms_deform_attn and fused_ms_deform_attn: forward, and the two halves of the backward.
 //
 // Each head of each query has a table of its 4 K corner rows, made with one sample a lane. Tables are made
-// one head ahead, so that the rows are prefetched while the previous head is computed: a decoder's samples
-// are scattered, and waiting for memory is all that it would do. Rows are then summed with one channel a
-// lane, in float32 (float64 for float64).
+// one head ahead: the addresses of the next head's rows are then known while this head's are summed, and an
+// out-of-order processor fetches them early. (Prefetch instructions on top of that cost more than they saved;
+// see README.md of the op.) Rows are summed with one channel a lane, in float32 (float64 for float64).
 //
 // The gradient of value is accumulated by tasks that each own a (image, head, level group) slice, in the
 // order of the queries: no atomics, and the same bits with any number of threads.
@@ -50,14 +50,6 @@ struct Kernel {
   // Dot products of a chunk of samples are kept in registers where there are that many.
   static constexpr int kRegisterVectors = kVectors ? kVectors : 1;
 
-  static DINO_INLINE void prefetch(const SampleTable<A>& table, int64_t count, int64_t row_bytes) {
-    for (int c = 0; c < 4; ++c) {
-      for (int64_t k = 0; k < count; ++k) {
-        for (int64_t line = 0; line < row_bytes; line += 64) __builtin_prefetch(table.rows[c * table.padded + k] + line);
-      }
-    }
-  }
-
   // ---- One head's table, from raw positions and weights.
   struct Source {
     const MSDeformAttnParams& p;
@@ -76,35 +68,45 @@ struct Kernel {
           empty_row(scratch.take<char>(p_.D * sizeof(T))) {}
 
     void begin() {
-      levels.fill(p, 0, p.K, 1, 0);
+      levels.fill(p);
       frame_query = -1;
       for (int64_t i = 0; i < p.D * static_cast<int64_t>(sizeof(T)); ++i) empty_row[i] = 0;
     }
 
-    // Head h = query * M + m, counting queries through the batch.
-    DINO_INLINE void make_table(int64_t h, SampleTable<A>& table, A* statistics) {
+    const T* grad_output(int64_t h) const {
+      const int64_t query = h / p.M;
+      return static_cast<const T*>(p.grad_output.data) + query / p.Q * p.grad_output.batch_stride +
+             query % p.Q * p.grad_output.row_stride + h % p.M * p.D;
+    }
+
+    // The table of head h = query * M + m, counting queries through the batch, over the rows of value.
+    DINO_INLINE void make_table(int64_t h, SampleTable<A>& table) {
+      const int64_t m = h % p.M, b = h / p.M / p.Q;
+      char* head = static_cast<char*>(const_cast<void*>(p.value.data)) +
+                   (b * p.value.batch_stride + m * p.D) * static_cast<int64_t>(sizeof(T));
+      const RowBase base{head, p.value.row_stride * static_cast<int64_t>(sizeof(T)), empty_row,
+                         p.value_mask ? p.value_mask + b * p.S : nullptr};
+      make_table(h, base, table);
+    }
+
+    // The same over any array of rows.
+    DINO_INLINE void make_table(int64_t h, const RowBase& base, SampleTable<A>& table) {
       const int64_t query = h / p.M, m = h % p.M, b = query / p.Q, q = query % p.Q;
       if (query != frame_query && (p.reference_points || frame_query < 0)) frame.set(p, query);
       frame_query = query;
       const int64_t first_weight = b * p.weights.batch_stride + q * p.weights.row_stride + m * p.K;
       const int64_t first_position = b * p.positions.batch_stride + q * p.positions.row_stride + m * p.K * 2;
-      if (p.reference_points) softmax<T>(weights, first_weight, p.K, table.attention, statistics);
-      char* head = static_cast<char*>(const_cast<void*>(p.value.data)) +
-                   (b * p.value.batch_stride + m * p.D) * static_cast<int64_t>(sizeof(T));
-      const RowBase base{head, p.value.row_stride * static_cast<int64_t>(sizeof(T)), empty_row,
-                         p.value_mask ? p.value_mask + b * p.S : nullptr};
+      if (p.reference_points) softmax<T>(weights, first_weight, p.K, table.attention);
       for (int64_t k = 0; k < p.K; k += kWidth) {
         V x, y;
         positions.load_pairs(first_position + 2 * k, x, y);
-        const V attention =
-            p.reference_points ? load<V>(table.attention + k) : weights.load(first_weight + k);
+        const V attention = p.reference_points ? load<V>(table.attention + k) : weights.load(first_weight + k);
         store(table.raw_x + k, x);
         store(table.raw_y + k, y);
         x = load<V>(frame.base_x + k) + x * load<V>(frame.scale_x + k);
         y = load<V>(frame.base_y + k) + y * load<V>(frame.scale_y + k);
         set_corners<A>(table, levels, k, x, y, attention, base);
       }
-      prefetch(table, p.K, p.D * static_cast<int64_t>(sizeof(T)));
     }
   };
 
@@ -158,11 +160,10 @@ struct Kernel {
     ForwardScratch s(p, Scratch{static_cast<char*>(memory)});
     s.source.begin();
     T* output = static_cast<T*>(p.output);
-    A statistics[2];
     const int64_t first = begin * p.M, last = end * p.M;
-    s.source.make_table(first, s.tables[0], statistics);
+    s.source.make_table(first, s.tables[0]);
     for (int64_t h = first; h < last; ++h) {
-      if (h + 1 < last) s.source.make_table(h + 1, s.tables[(h + 1 - first) % 2], statistics);
+      if (h + 1 < last) s.source.make_table(h + 1, s.tables[(h + 1 - first) % 2]);
       const SampleTable<A>& table = s.tables[(h - first) % 2];
       if constexpr (kVectors > 0) {
         V sum[kRegisterVectors];
@@ -216,31 +217,23 @@ struct Kernel {
     SamplesScratch s(p, Scratch{static_cast<char*>(memory)});
     s.source.begin();
     const int64_t first = begin * p.M, last = end * p.M;
-    A* all_statistics = static_cast<A*>(p.softmax_statistics);
-    A unused[2];
-    const auto make = [&](int64_t h) {
-      s.source.make_table(h, s.tables[(h - first) % 2], all_statistics ? all_statistics + 2 * h : unused);
-    };
-    make(first);
+    s.source.make_table(first, s.tables[0]);
     for (int64_t h = first; h < last; ++h) {
+      SampleTable<A>& ahead = s.tables[(h + 1 - first) % 2];
       // The frame must still be this head's query's when its gradients are scaled.
-      const int64_t query = h / p.M, m = h % p.M;
-      const bool next_is_same_query = h + 1 < last && (h + 1) / p.M == query;
-      if (next_is_same_query) make(h + 1);
-      head_gradients(s, s.tables[(h - first) % 2], h, query, m);
-      if (h + 1 < last && !next_is_same_query) make(h + 1);
+      const bool ahead_shares_frame = h + 1 < last && h % p.M + 1 < p.M;
+      if (ahead_shares_frame) s.source.make_table(h + 1, ahead);
+      head_gradients(s, s.tables[(h - first) % 2], h);
+      if (h + 1 < last && !ahead_shares_frame) s.source.make_table(h + 1, ahead);
     }
   }
 
-  static DINO_INLINE void head_gradients(SamplesScratch& s, const SampleTable<A>& table, int64_t h, int64_t query,
-                                         int64_t m) {
+  static DINO_INLINE void head_gradients(SamplesScratch& s, const SampleTable<A>& table, int64_t h) {
     const MSDeformAttnParams& p = s.source.p;
-    const int64_t b = query / p.Q, q = query % p.Q;
-    const T* grad_output = static_cast<const T*>(p.grad_output.data) + b * p.grad_output.batch_stride +
-                           q * p.grad_output.row_stride + m * p.D;
+    const int64_t query = h / p.M, m = h % p.M;
     V registers[kRegisterVectors];
     V* grad_head = kVectors ? registers : s.grad_head;
-    Row::load(grad_output, p.D, grad_head);
+    Row::load(s.source.grad_output(h), p.D, grad_head);
     A* grad_reference = static_cast<A*>(p.grad_reference_points);
     if (grad_reference) {
       grad_reference += query * p.L * p.reference_coordinates;
@@ -309,100 +302,78 @@ struct Kernel {
     }
   }
 
-  // ---- Backward, value's half. A block of queries is made into one table, one block ahead.
-  static constexpr int64_t kBlockSamples = 64;
-
+  // ---- Backward, value's half: each query's output gradient is added to the rows that its samples read.
   struct ValueScratch {
-    const MSDeformAttnParams& p;
-    RawSamples<T> positions, weights;
-    Frame<A> frame;
-    int64_t most_points = 1, most_rows = 0, most_queries;
-    SampleLevels<A> levels;
-    A *x, *y, *attention;  // [samples of a block, and one vector more]
+    Source source;
     SampleTable<A> tables[2];
     V* grad_head;
-    A* rows;  // [group rows + 1, D rounded up] the last one takes what falls outside
-    ValueScratch(const MSDeformAttnParams& p_, Scratch scratch)
-        : p(p_),
-          positions(p_, p_.positions, p_.M * p_.K * 2, p_.positions_as_value),
-          weights(p_, p_.weights, p_.M * p_.K, p_.weights_as_value),
-          frame(scratch, p_.K),
-          most_queries(measure()),
-          levels(scratch, most_queries),
-          x(scratch.take<A>(levels.padded + kWidth)),
-          y(scratch.take<A>(levels.padded + kWidth)),
-          attention(scratch.take<A>(levels.padded + kWidth)),
-          tables{{scratch, levels.padded}, {scratch, levels.padded}},
-          grad_head(scratch.take<V>(Row::vectors(p_.D))),
-          rows(scratch.take<A>((most_rows + 1) * Row::vectors(p_.D) * kWidth)),
+    A* rows;  // [group rows + 1, heads together, D rounded up] the last row takes what falls outside
+    ValueScratch(const MSDeformAttnParams& p, Scratch scratch)
+        : source(p, scratch),
+          tables{{scratch, source.levels.padded}, {scratch, source.levels.padded}},
+          grad_head(scratch.take<V>(Row::vectors(p.D))),
+          rows(scratch.take<A>((most_rows(p) + 1) * p.heads_together * Row::vectors(p.D) * kWidth)),
           bytes(scratch.used) {}
     int64_t bytes;
 
    private:
-    int64_t measure() {
-      int64_t samples = 1;
-      for (int64_t g = 0; g < p.number_of_groups; ++g) {
-        const int64_t block = block_queries(p.groups[g]) * p.groups[g].points;
-        if (block > samples) samples = block;
-        if (p.groups[g].rows > most_rows) most_rows = p.groups[g].rows;
-      }
-      return samples;
+    static int64_t most_rows(const MSDeformAttnParams& p) {
+      int64_t rows = 0;
+      for (int64_t g = 0; g < p.number_of_groups; ++g) rows = p.groups[g].rows > rows ? p.groups[g].rows : rows;
+      return rows;
     }
   };
 
-  static DINO_INLINE int64_t block_queries(const LevelGroup& group) {
-    return group.points >= kBlockSamples || group.points == 0 ? 1 : kBlockSamples / group.points;
-  }
-
-  // Queries [q, q + queries) of image b, head m, into a table over the group's rows.
-  static DINO_INLINE void make_block(ValueScratch& s, const LevelGroup& group, int64_t b, int64_t m, int64_t q,
-                                     int64_t queries, const RowBase& base, SampleTable<A>& table) {
-    const MSDeformAttnParams& p = s.p;
-    for (int64_t j = 0; j < queries; ++j) {
-      const int64_t query = b * p.Q + q + j;
-      if (p.reference_points) s.frame.set(p, query);
-      const int64_t first_weight = b * p.weights.batch_stride + (q + j) * p.weights.row_stride + m * p.K;
-      const int64_t first_position = b * p.positions.batch_stride + (q + j) * p.positions.row_stride + m * p.K * 2;
-      const A* statistics = static_cast<const A*>(p.softmax_statistics) + (query * p.M + m) * 2;
-      for (int64_t k = 0; k < group.points; k += kWidth) {
-        const int64_t of_head = group.first_point + k, of_block = j * group.points + k;
-        V x, y;
-        s.positions.load_pairs(first_position + 2 * of_head, x, y);
-        V attention = s.weights.load(first_weight + of_head);
-        if (p.reference_points) {
-          attention = exp_of_nonpositive<A>(attention - statistics[0]) * statistics[1];
+  static DINO_INLINE void scatter(ValueScratch& s, const LevelGroup& group, const SampleTable<A>& table, int64_t h) {
+    const MSDeformAttnParams& p = s.source.p;
+    V registers[kRegisterVectors];
+    V* grad_head = kVectors ? registers : s.grad_head;
+    Row::load(s.source.grad_output(h), p.D, grad_head);
+    for (int64_t k = group.first_point; k < group.first_point + group.points; ++k) {
+#pragma GCC unroll 4
+      for (int c = 0; c < 4; ++c) {
+        char* row = table.rows[c * table.padded + k];
+        const V weight = broadcast(table.weights[c * table.padded + k]);
+        for (int64_t v = 0; v < Row::vectors(p.D); ++v) {
+          char* lanes = row + v * static_cast<int64_t>(sizeof(V));
+          store(lanes, load<V>(lanes) + weight * grad_head[v]);
         }
-        // Lanes past the group's samples are overwritten by the next query or belong to empty levels.
-        store(s.x + of_block, load<V>(s.frame.base_x + of_head) + x * load<V>(s.frame.scale_x + of_head));
-        store(s.y + of_block, load<V>(s.frame.base_y + of_head) + y * load<V>(s.frame.scale_y + of_head));
-        store(s.attention + of_block, attention);
       }
     }
-    const int64_t samples = queries * group.points;
-    for (int64_t i = 0; i < samples; i += kWidth) {
-      set_corners<A>(table, s.levels, i, load<V>(s.x + i), load<V>(s.y + i), load<V>(s.attention + i), base);
-    }
-    prefetch(table, samples, Row::vectors(p.D) * static_cast<int64_t>(sizeof(V)));
   }
 
-  // Adds each query's output gradient to the rows that its samples read.
-  static DINO_INLINE void scatter(ValueScratch& s, const LevelGroup& group, const SampleTable<A>& table, int64_t b,
-                                  int64_t m, int64_t q, int64_t queries) {
-    const MSDeformAttnParams& p = s.p;
-    const T* grad_output = static_cast<const T*>(p.grad_output.data) + b * p.grad_output.batch_stride + m * p.D;
-    for (int64_t j = 0; j < queries; ++j) {
-      V registers[kRegisterVectors];
-      V* grad_head = kVectors ? registers : s.grad_head;
-      Row::load(grad_output + (q + j) * p.grad_output.row_stride, p.D, grad_head);
-      for (int64_t k = j * group.points; k < (j + 1) * group.points; ++k) {
-#pragma GCC unroll 4
-        for (int c = 0; c < 4; ++c) {
-          char* row = table.rows[c * table.padded + k];
-          const V weight = broadcast(table.weights[c * table.padded + k]);
-          for (int64_t v = 0; v < Row::vectors(p.D); ++v) {
-            char* lanes = row + v * static_cast<int64_t>(sizeof(V));
-            store(lanes, load<V>(lanes) + weight * grad_head[v]);
-          }
+  // Heads [m, m + heads) of image b, the levels of a group.
+  static void accumulate_value(ValueScratch& s, const LevelGroup& group, int64_t b, int64_t m, int64_t heads) {
+    const MSDeformAttnParams& p = s.source.p;
+    const int64_t vectors = Row::vectors(p.D), head_bytes = vectors * static_cast<int64_t>(sizeof(V));
+    for (int64_t i = 0; i < (group.rows + 1) * heads * vectors; ++i) store(s.rows + i * kWidth, V{});
+    // Rows count from the beginning of S, of which the scratch holds the group's.
+    char* rows = reinterpret_cast<char*>(s.rows);
+    const int64_t row_bytes = heads * head_bytes, items = p.Q * heads;
+    const RowBase base{rows - group.first_row * row_bytes, row_bytes, rows + group.rows * row_bytes,
+                 p.value_mask ? p.value_mask + b * p.S : nullptr};
+    const auto head_of = [&](int64_t i) { return (b * p.Q + i / heads) * p.M + m + i % heads; };
+    const auto make = [&](int64_t i) {
+      RowBase of_head = base;
+      of_head.first += i % heads * head_bytes;
+      s.source.make_table(head_of(i), of_head, s.tables[i % 2]);
+    };
+    if (items > 0) make(0);
+    for (int64_t i = 0; i < items; ++i) {
+      if (i + 1 < items) make(i + 1);
+      scatter(s, group, s.tables[i % 2], head_of(i));
+    }
+    T* grad_value = static_cast<T*>(p.grad_value) + ((b * p.S + group.first_row) * p.M + m) * p.D;
+    for (int64_t r = 0; r < group.rows; ++r) {
+      for (int64_t head = 0; head < heads; ++head) {
+        const char* row = rows + r * row_bytes + head * head_bytes;
+        T* to = grad_value + (r * p.M + head) * p.D;
+        if constexpr (kVectors > 0) {
+          V lanes[kVectors];
+          for (int v = 0; v < kVectors; ++v) lanes[v] = load<V>(row + v * sizeof(V));
+          Row::store(to, p.D, lanes);
+        } else {
+          Row::store(to, p.D, reinterpret_cast<const V*>(row));
         }
       }
     }
@@ -410,38 +381,13 @@ struct Kernel {
 
   static void backward_value(const MSDeformAttnParams& p, int64_t begin, int64_t end, void* memory) {
     ValueScratch s(p, Scratch{static_cast<char*>(memory)});
-    if (!p.reference_points) s.frame.set(p, 0);
-    const int64_t vectors = Row::vectors(p.D), row_elements = vectors * kWidth;
-    for (int64_t task = begin; task < end; ++task) {
-      const LevelGroup& group = p.groups[task % p.number_of_groups];
-      const int64_t head = task / p.number_of_groups, b = head / p.M, m = head % p.M;
-      for (int64_t i = 0; i < (group.rows + 1) * vectors; ++i) store(s.rows + i * kWidth, V{});
-      const int64_t step = block_queries(group);
-      s.levels.fill(p, group.first_point, group.points, step, group.first_row);
-      char* first_row = reinterpret_cast<char*>(s.rows);
-      const int64_t row_bytes = row_elements * static_cast<int64_t>(sizeof(A));
-      const RowBase base{first_row, row_bytes, first_row + group.rows * row_bytes,
-                         p.value_mask ? p.value_mask + b * p.S + group.first_row : nullptr};
-      const auto queries_from = [&](int64_t q) { return p.Q - q < step ? p.Q - q : step; };
-      if (group.points > 0 && p.Q > 0) {
-        make_block(s, group, b, m, 0, queries_from(0), base, s.tables[0]);
-        for (int64_t q = 0, block = 0; q < p.Q; q += step, ++block) {
-          const int64_t next = q + step;
-          if (next < p.Q) make_block(s, group, b, m, next, queries_from(next), base, s.tables[(block + 1) % 2]);
-          scatter(s, group, s.tables[block % 2], b, m, q, queries_from(q));
-        }
-      }
-      T* grad_value = static_cast<T*>(p.grad_value) + ((b * p.S + group.first_row) * p.M + m) * p.D;
-      for (int64_t r = 0; r < group.rows; ++r) {
-        const A* row = s.rows + r * row_elements;
-        if constexpr (kVectors > 0) {
-          V lanes[kVectors];
-          for (int v = 0; v < kVectors; ++v) lanes[v] = load<V>(row + v * kWidth);
-          Row::store(grad_value + r * p.M * p.D, p.D, lanes);
-        } else {
-          Row::store(grad_value + r * p.M * p.D, p.D, reinterpret_cast<const V*>(row));
-        }
-      }
+    s.source.begin();
+    while (begin < end) {
+      const int64_t m = begin % p.M, g = begin / p.M % p.number_of_groups, b = begin / p.M / p.number_of_groups;
+      int64_t heads = p.M - m < end - begin ? p.M - m : end - begin;
+      if (heads > p.heads_together) heads = p.heads_together;
+      accumulate_value(s, p.groups[g], b, m, heads);
+      begin += heads;
     }
   }
 };

@@ -29,39 +29,32 @@ struct Scratch {
 // level, so nothing that they hold is ever valid.
 template <class A>
 struct SampleLevels {
-  int64_t count, padded;
+  int64_t padded;
   Integer<A>*width, *height, *start;
-  SampleLevels(Scratch& scratch, int64_t samples) : count(samples), padded(round_up(samples, kLanes<A>)) {
+  SampleLevels(Scratch& scratch, int64_t samples) : padded(round_up(samples, kLanes<A>)) {
     width = scratch.take<Integer<A>>(padded);
     height = scratch.take<Integer<A>>(padded);
     start = scratch.take<Integer<A>>(padded);
   }
-  // Samples first_point, first_point + 1, ... of a head, `repeat` times over; rows count from first_row.
-  void fill(const MSDeformAttnParams& p, int64_t first_point, int64_t points, int64_t repeat, int64_t first_row) {
+  void fill(const MSDeformAttnParams& p) {
     for (int64_t i = 0; i < padded; ++i) width[i] = height[i] = start[i] = 0;
     for (int64_t l = 0; l < p.L; ++l) {
       const Level& level = p.levels[l];
-      const int64_t begin = level.first_point > first_point ? level.first_point : first_point;
-      const int64_t level_end = level.first_point + level.points, group_end = first_point + points;
-      const int64_t end = level_end < group_end ? level_end : group_end;
-      for (int64_t k = begin; k < end; ++k) {
-        for (int64_t r = 0; r < repeat; ++r) {
-          const int64_t i = r * points + k - first_point;
-          width[i] = level.width;
-          height[i] = level.height;
-          start[i] = static_cast<Integer<A>>(level.start - first_row);
-        }
+      for (int64_t k = level.first_point; k < level.first_point + level.points; ++k) {
+        width[k] = level.width;
+        height[k] = level.height;
+        start[k] = static_cast<Integer<A>>(level.start);
       }
     }
   }
 };
 
-// base and scale of each of the K samples, for one query, and room to read one vector from any of them.
+// base and scale of each of the K samples, for one query.
 template <class A>
 struct Frame {
   A *base_x, *base_y, *scale_x, *scale_y;
   Frame(Scratch& scratch, int64_t K) {
-    const int64_t padded = K + kLanes<A>;
+    const int64_t padded = round_up(K, kLanes<A>);
     base_x = scratch.take<A>(padded);
     base_y = scratch.take<A>(padded);
     scale_x = scratch.take<A>(padded);
@@ -144,9 +137,9 @@ DINO_INLINE Vector<Integer<A>> lane_numbers(int64_t first) {
   return numbers;
 }
 
-// The softmax of `count` logits from element `i` on, into probabilities; statistics are (maximum, 1 / sum).
+// The softmax of `count` logits from element `i` on.
 template <class T, class A = typename Compute<T>::type>
-DINO_INLINE void softmax(const RawSamples<T>& logits, int64_t i, int64_t count, A* probabilities, A* statistics) {
+DINO_INLINE void softmax(const RawSamples<T>& logits, int64_t i, int64_t count, A* probabilities) {
   constexpr A kLowest = -__builtin_inff();
   Vector<A> maxima = broadcast(kLowest);
   for (int64_t k = 0; k < count; k += kLanes<A>) {
@@ -166,8 +159,6 @@ DINO_INLINE void softmax(const RawSamples<T>& logits, int64_t i, int64_t count, 
   for (int64_t k = 0; k < count; k += kLanes<A>) {
     store(probabilities + k, load<Vector<A>>(probabilities + k) * inverse);
   }
-  statistics[0] = maximum[0];
-  statistics[1] = inverse[0];
 }
 
 // 4 corner rows and their weights for each sample.
@@ -201,18 +192,13 @@ struct RowBase {
 
 template <class A>
 DINO_INLINE void store_row_pointers(char** to, Vector<Integer<A>> row, Vector<Integer<A>> valid, const RowBase& base) {
-  constexpr int kParts = static_cast<int>(sizeof(char*) / sizeof(A));
-  constexpr int kPartLanes = kLanes<A> / kParts;
-  using Part = Vector<Integer<A>, DINO_VECTOR_BYTES / kParts>;
   using Address = Vector<int64_t>;
   const Address empty = broadcast(reinterpret_cast<int64_t>(base.empty));
   const Address first = broadcast(reinterpret_cast<int64_t>(base.first));
-  for (int part = 0; part < kParts; ++part) {
-    Part row_part, valid_part;
-    __builtin_memcpy(&row_part, reinterpret_cast<const char*>(&row) + part * sizeof(Part), sizeof(Part));
-    __builtin_memcpy(&valid_part, reinterpret_cast<const char*>(&valid) + part * sizeof(Part), sizeof(Part));
-    const Address address = first + __builtin_convertvector(row_part, Address) * base.row_bytes;
-    store(to + part * kPartLanes, __builtin_convertvector(valid_part, Address) != 0 ? address : empty);
+  const Address row_bytes = broadcast(base.row_bytes);
+  for (int part = 0; part < parts_of_addresses<A>; ++part) {
+    const Address address = first + multiply_low(address_part<A>(row, part), row_bytes);
+    store(to + part * kLanes<int64_t>, select_addresses<A>(valid, part, address, empty));
   }
 }
 

@@ -56,9 +56,9 @@ struct MSDeformAttnParams {
   void* grad_positions;          // [B, Q, M, K, 2] dtype of positions
   void* grad_weights;            // [B, Q, M, K] dtype of weights
   void* grad_reference_points;   // [B, Q, L, reference_coordinates] compute dtype
-  void* softmax_statistics;      // [B, Q, M, 2] compute dtype: maximum and 1 / sum; or null
   const LevelGroup* groups;      // [number_of_groups]
   int64_t number_of_groups;
+  int64_t heads_together;        // whose grad_value a task accumulates in one pass over the queries
 };
 
 }  // namespace dino_kernels
