@@ -1,0 +1,160 @@
+"""Options, what takes part, and the summary at the end of a run."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import plot, report
+from benchmarks.machine import slug
+from benchmarks.memory import unsupported as memory_unsupported
+from benchmarks.peers import BACKENDS, implementations
+from benchmarks.results import FILE_NAME, RESULTS, Results
+from benchmarks.stage import PASSES, Contestant, Outcome, contestants, measure
+from benchmarks.workloads import DEFAULT, FULL, OPS, SHORT, Effort
+from dino_kernels.testing import DTYPES, Case, sample_inputs
+
+EFFORT = pytest.StashKey[Effort]()
+DEVICE = pytest.StashKey[str]()
+RESULTS_KEY = pytest.StashKey[Results]()
+# Any call will do to ask who is installed.
+SMALL_CALL = Case("small", 1, 5, 2, 8, ((4, 6), (2, 3)), (4, 4))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("dino_kernels benchmarks")
+    group.addoption("--full", action="store_true", help="all sizes, batches and dtypes (long)")
+    group.addoption("--short", action="store_true", help="small sizes and few rounds, for CI")
+    group.addoption("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    group.addoption("--results", type=Path, help="JSON to write (default: benchmarks/results/latest, not in git)")
+    group.addoption("--publish", action="store_true", help="write to benchmarks/results/<machine>, for the READMEs")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--full") and config.getoption("--short"):
+        raise pytest.UsageError("--full and --short exclude each other")
+    if config.getoption("--publish") and (config.getoption("--results") or config.getoption("-k")):
+        raise pytest.UsageError("--publish chooses the path itself and takes whole runs only: no --results, no -k")
+    config.stash[EFFORT] = FULL if config.getoption("--full") else SHORT if config.getoption("--short") else DEFAULT
+    config.stash[DEVICE] = config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    config.stash[RESULTS_KEY] = Results(config.stash[EFFORT].name, config.stash[DEVICE])
+    # The summary says the same in fewer lines; --benchmark-verbose still shows pytest-benchmark's own tables.
+    config.option.benchmark_quiet = True
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    """pytest-benchmark's own files need not name the host."""
+    machine_info.pop("node", None)
+
+
+def takes_part(config: pytest.Config, names: list[str], dtypes: tuple[str, ...]) -> list[Contestant]:
+    """Contestants that can run here at all; the others are listed at the end with their reason."""
+    known, present, device = implementations(), [], config.stash[DEVICE]
+    for contestant in contestants(names, dtypes):
+        inputs = sample_inputs(OPS[0], SMALL_CALL, DTYPES[contestant.dtype], device, requires_grad=False)
+        implementation = known[contestant.implementation]
+        reason = implementation.unsupported(OPS[0], inputs)
+        slow = device == "cpu" and contestant.dtype in ("bf16", "fp16") and not implementation.ours
+        if reason is None and slow and config.stash[EFFORT] is not FULL:
+            reason = "on a CPU, peers are slower in 16 bit than in float32; timed with --full"
+        if reason is None:
+            present.append(contestant)
+        else:
+            config.stash[RESULTS_KEY].document["not_run"][contestant.id] = reason
+    return present
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    config, function = metafunc.config, metafunc.function.__name__
+    effort = config.stash[EFFORT]
+    if function == "test_speed":
+        everyone = takes_part(config, list(implementations()), effort.dtypes)
+        values = [
+            pytest.param(op, case, which, contestant, id=f"{case.id}-{op}-{which}-{contestant.id}")
+            for op, case in effort.calls
+            for which in PASSES
+            for contestant in everyone
+        ]
+        metafunc.parametrize(("op", "case", "which", "contestant"), values)
+    elif function == "test_memory":
+        everyone = takes_part(config, list(implementations()), effort.dtypes)
+        if effort is not FULL:
+            everyone = [c for c in everyone if c.dtype == "fp32" or c.implementation in BACKENDS]
+        values = [
+            pytest.param(op, case, contestant, id=f"{case.id}-{op}-{contestant.id}")
+            for op, case in effort.memory
+            for contestant in everyone
+        ]
+        metafunc.parametrize(("op", "case", "contestant"), values)
+    elif function == "test_growth":
+        values = [
+            pytest.param(series, x, case, id=f"{series.name}-{x}")
+            for series in effort.growth
+            for x, case in series.cases
+        ]
+        metafunc.parametrize(("series", "x", "case"), values)
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> str:
+    return pytestconfig.stash[DEVICE]
+
+
+@pytest.fixture(scope="session")
+def effort(pytestconfig: pytest.Config) -> Effort:
+    return pytestconfig.stash[EFFORT]
+
+
+@pytest.fixture(scope="session")
+def results(pytestconfig: pytest.Config) -> Results:
+    return pytestconfig.stash[RESULTS_KEY]
+
+
+@pytest.fixture(scope="session")
+def outcome_of(pytestconfig: pytest.Config, effort: Effort, device: str) -> Callable[[str, Case], Outcome]:
+    """The race of one op and workload, run when its first test asks and kept for the tests that follow."""
+    everyone = takes_part(pytestconfig, list(implementations()), effort.dtypes)
+
+    @functools.lru_cache(maxsize=1)
+    def outcome(op: str, case: Case) -> Outcome:
+        return measure(op, case, everyone, effort, device)
+
+    return outcome
+
+
+@pytest.fixture(scope="session")
+def our_contestants(pytestconfig: pytest.Config) -> list[Contestant]:
+    """The reference and this package's kernels, in float32."""
+    return takes_part(pytestconfig, list(BACKENDS), ("fp32",))
+
+
+@pytest.fixture(scope="session")
+def memory_meter(device: str) -> None:
+    reason = memory_unsupported(device)
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    results = config.stash[RESULTS_KEY]
+    if not results.measured:
+        return
+    path = config.getoption("--results") or RESULTS / "latest" / FILE_NAME
+    if config.getoption("--publish"):
+        path = RESULTS / slug(results.document["machine"]) / FILE_NAME
+    results.save(path)
+    terminalreporter.section("dino_kernels benchmarks")
+    terminalreporter.write_line(report.summary(results.document))
+    terminalreporter.write_line(f"\nwritten: {path}")
+    if results.document["growth"]:
+        if importlib.util.find_spec("matplotlib") is None:
+            terminalreporter.write_line("not drawn: the growth plot, because matplotlib is not installed")
+        else:
+            picture = plot.growth(results.document, path.with_name(f"{path.stem}-growth.png"))
+            terminalreporter.write_line(f"written: {picture}")

@@ -1,0 +1,192 @@
+"""Who takes part: this package's backends, and every other implementation that is importable here.
+
+A peer is used as its own users would: `ms_deform_attn` is its core; for `fused_ms_deform_attn` the sampling
+locations, the softmax and the padding mask are computed before it, as every module of the family does.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dino_kernels
+
+CLASSIC = ("value", "spatial_shapes", "level_start_index", "sampling_locations", "attention_weights")
+BACKENDS = ("reference", "cpu", "cuda", "triton")
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One contestant."""
+
+    name: str
+    ours: bool
+    run: Callable[[str, dict[str, Any]], Tensor]  # (op, keyword arguments of the public function) -> output
+    unsupported: Callable[[str, dict[str, Any]], str | None]  # the reason, or None
+
+
+def implementations() -> dict[str, Implementation]:
+    everyone = [_backend(name) for name in BACKENDS]
+    everyone += [
+        _peer("transformers", _transformers, _transformers_unsupported),
+        _peer("mmcv", _mmcv, _mmcv_unsupported),
+        Implementation("deformops", False, _deformops(), _deformops_unsupported),
+        Implementation("deformops-fp32acc", False, _deformops(fp32acc=True), _deformops_fp32acc_unsupported),
+        _peer("original", _original, _original_unsupported),
+    ]
+    return {implementation.name: implementation for implementation in everyone}
+
+
+def _backend(name: str) -> Implementation:
+    def run(op: str, inputs: dict[str, Any]) -> Tensor:
+        return getattr(dino_kernels, op)(**inputs, backend=name)
+
+    def unsupported(op: str, inputs: dict[str, Any]) -> str | None:
+        return dino_kernels.explain(getattr(dino_kernels, op), **inputs).reasons[name]
+
+    return Implementation(name, True, run, unsupported)
+
+
+def _peer(
+    name: str, core: Callable[..., Tensor], unsupported: Callable[[str, dict[str, Any]], str | None]
+) -> Implementation:
+    def run(op: str, inputs: dict[str, Any]) -> Tensor:
+        if op == "ms_deform_attn":
+            return core(**inputs)
+        classic = classic_inputs(inputs)
+        weights = classic["attention_weights"]
+        return core(**classic | {"attention_weights": weights.flatten(3).softmax(-1).view_as(weights)})
+
+    return Implementation(name, False, run, unsupported)
+
+
+def classic_inputs(fused: dict[str, Any]) -> dict[str, Any]:
+    """What a module computes between its projections and the core, but for the softmax: mask and locations."""
+    value, offsets, logits = fused["value"], fused["sampling_offsets"], fused["attention_logits"]
+    if fused["value_mask"] is not None:
+        value = value.masked_fill(fused["value_mask"][..., None, None], 0.0)
+    reference, num_points = fused["reference_points"], fused.get("num_points")
+    if num_points is None:
+        reference, points = reference[:, :, None, :, None], offsets.shape[4]  # [B, Q, 1, L, 1, 2 or 4]
+        sizes = fused["spatial_shapes"].flip(-1)[:, None]  # [L, 1, 2]
+    else:
+        counts = torch.tensor(num_points, device=value.device)
+        reference = reference.repeat_interleave(counts, dim=2)[:, :, None]  # [B, Q, 1, K, 2 or 4]
+        points = counts.repeat_interleave(counts)[:, None]  # [K, 1]
+        sizes = fused["spatial_shapes"].flip(-1).repeat_interleave(counts, dim=0)  # [K, 2]
+    if reference.shape[-1] == 2:
+        locations = reference + offsets / sizes
+    else:
+        locations = reference[..., :2] + offsets / points * reference[..., 2:] * 0.5
+    classic = {name: fused[name] for name in ("spatial_shapes", "level_start_index", "num_points") if name in fused}
+    return classic | {"value": value, "sampling_locations": locations, "attention_weights": logits}
+
+
+def _import_error(module: str) -> str | None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return f"{module} is not importable ({error})"
+    return None
+
+
+# Peers need not be installed, so they are imported by name, and only when they are called.
+RT_DETR = "transformers.models.rt_detr_v2.modeling_rt_detr_v2"
+DEFORMABLE_DETR = "transformers.models.deformable_detr.modeling_deformable_detr"
+MMCV = "mmcv.ops.multi_scale_deform_attn"
+DEFORMOPS = "deformops.registry"
+ORIGINAL = "MultiScaleDeformableAttention"
+
+
+@functools.lru_cache(maxsize=4)
+def _host_shapes(spatial_shapes: Tensor) -> list[tuple[int, int]]:
+    """A transformers model knows them on the host; reading them anew in each call would wait for the GPU."""
+    return [(height, width) for height, width in spatial_shapes.tolist()]
+
+
+def _transformers(value, spatial_shapes, level_start_index, sampling_locations, attention_weights, num_points=None):
+    # A transformers model in 16 bit computes its locations in 16 bit; grid_sample accepts no mixture.
+    locations = sampling_locations.to(value.dtype)
+    shapes = _host_shapes(spatial_shapes)
+    if num_points is not None:
+        core = importlib.import_module(RT_DETR).multi_scale_deformable_attention_v2
+        return core(value, shapes, locations, attention_weights, num_points)
+    core = importlib.import_module(DEFORMABLE_DETR).MultiScaleDeformableAttention()
+    return core(value, spatial_shapes, shapes, level_start_index, locations, attention_weights, 64)
+
+
+def _transformers_unsupported(op: str, inputs: dict[str, Any]) -> str | None:
+    return _import_error(RT_DETR) or _import_error(DEFORMABLE_DETR)
+
+
+def _mmcv(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+    core = importlib.import_module(MMCV).multi_scale_deformable_attn_pytorch
+    return core(value, spatial_shapes, sampling_locations.to(value.dtype), attention_weights)
+
+
+def _mmcv_unsupported(op: str, inputs: dict[str, Any]) -> str | None:
+    return _import_error(MMCV) or _equal_points_only(inputs)
+
+
+def _deformops(**options: bool) -> Callable[[str, dict[str, Any]], Tensor]:
+    def run(op: str, inputs: dict[str, Any]) -> Tensor:
+        fused = op == "fused_ms_deform_attn"  # its kernel has the softmax inside
+        classic = classic_inputs(inputs) if fused else inputs
+        msda = importlib.import_module(DEFORMOPS).msda
+        return msda(*(classic[name] for name in CLASSIC), softmax=fused, **options)
+
+    return run
+
+
+def _deformops_unsupported(op: str, inputs: dict[str, Any]) -> str | None:
+    return _import_error(DEFORMOPS) or _equal_points_only(inputs)
+
+
+def _deformops_fp32acc_unsupported(op: str, inputs: dict[str, Any]) -> str | None:
+    value = inputs["value"]
+    if value.device.type != "cuda" or value.dtype not in (torch.bfloat16, torch.float16):
+        return "its accumulator is a choice on CUDA in 16 bit only"
+    return _deformops_unsupported(op, inputs)
+
+
+class _OriginalFunction(torch.autograd.Function):
+    """Deformable-DETR's autograd function around its compiled module."""
+
+    @staticmethod
+    def forward(ctx, *tensors):
+        ctx.save_for_backward(*tensors)
+        return importlib.import_module(ORIGINAL).ms_deform_attn_forward(*tensors, 64)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        module = importlib.import_module(ORIGINAL)
+        grads = module.ms_deform_attn_backward(*ctx.saved_tensors, grad_output.contiguous(), 64)
+        return grads[0], None, None, grads[1], grads[2]
+
+
+def _original(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+    return _OriginalFunction.apply(
+        value, spatial_shapes, level_start_index, sampling_locations.contiguous(), attention_weights
+    )
+
+
+def _original_unsupported(op: str, inputs: dict[str, Any]) -> str | None:
+    missing = _import_error(ORIGINAL)
+    if missing is not None:
+        return missing
+    if hasattr(importlib.import_module(ORIGINAL), "__dino_kernels__"):
+        return "the imported MultiScaleDeformableAttention is this package's own stand-in"
+    value = inputs["value"]
+    if value.device.type != "cuda" or value.dtype not in (torch.float32, torch.float64):
+        return "the original op runs on CUDA in float32 and float64 only"
+    return _equal_points_only(inputs)
+
+
+def _equal_points_only(inputs: dict[str, Any]) -> str | None:
+    return "it has no per-level point counts" if "num_points" in inputs else None

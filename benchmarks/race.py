@@ -1,0 +1,99 @@
+"""Timing by turns: A B C, C B A, A B C, ... so that a slow minute of the machine slows every contestant alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+Call = Callable[[], object]
+MAX_LAPS = 30
+MAX_TURNS = 5
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The times of one contestant, in seconds."""
+
+    laps: list[list[float]]  # [lap][turn]
+
+    @property
+    def samples(self) -> list[float]:
+        return [seconds for lap in self.laps for seconds in lap]
+
+    def speedup_over(self, other: Timing) -> tuple[float, float, float]:
+        """How many times faster than `other`: the median over the laps, and the middle half's ends."""
+        ratios = [median(theirs) / median(mine) for mine, theirs in zip(self.laps, other.laps, strict=True)]
+        return middle_half(ratios)
+
+
+def middle_half(numbers: list[float]) -> tuple[float, float, float]:
+    """Median, first and third quartile."""
+    if len(numbers) == 1:
+        return numbers[0], numbers[0], numbers[0]
+    low, middle, high = quantiles(numbers, n=4, method="inclusive")
+    return middle, low, high
+
+
+def cpu_stopwatch(call: Call) -> float:
+    """Wall-clock seconds of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+class CudaStopwatch:
+    """GPU seconds of one call, between two events, with a cold L2 cache.
+
+    Overwriting the L2 cache also keeps the GPU busy while Python enqueues the call, which hides the launch cost
+    of short calls.
+    """
+
+    def __init__(self) -> None:
+        size = torch.cuda.get_device_properties("cuda").L2_cache_size
+        self.flush = torch.empty(2 * size, dtype=torch.int8, device="cuda")
+        self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def __call__(self, call: Call) -> float:
+        self.flush.zero_()
+        self.start.record()
+        call()
+        self.end.record()
+        self.end.synchronize()
+        return self.start.elapsed_time(self.end) / 1e3
+
+
+def stopwatch_for(device: str) -> Callable[[Call], float]:
+    return CudaStopwatch() if device == "cuda" else cpu_stopwatch
+
+
+def race(
+    calls: Mapping[Any, Call], stopwatch: Callable[[Call], float], seconds: float, least_laps: int
+) -> dict[Any, Timing]:
+    """Time every call in turns for about `seconds`, and at least `least_laps` times.
+
+    A call much faster than the slowest takes several turns a lap, for steadier medians.
+    """
+    warm = {name: _warm_up(call, stopwatch) for name, call in calls.items()}
+    share = max(warm.values()) / 4
+    turns = {name: min(max(int(share / duration), 1), MAX_TURNS) for name, duration in warm.items()}
+    order = list(calls)
+    times: dict[Any, list[list[float]]] = {name: [] for name in calls}
+    deadline = time.perf_counter() + seconds
+    for lap in range(MAX_LAPS):
+        if lap >= least_laps and time.perf_counter() > deadline:
+            break
+        for name in order:
+            times[name].append([stopwatch(calls[name]) for _ in range(turns[name])])
+        order.reverse()
+    return {name: Timing(laps) for name, laps in times.items()}
+
+
+def _warm_up(call: Call, stopwatch: Callable[[Call], float]) -> float:
+    """Seconds of a call that is not counted; a short one is repeated, because its first is mostly start-up."""
+    duration = stopwatch(call)
+    return duration if duration > 0.1 else min(duration, stopwatch(call))
