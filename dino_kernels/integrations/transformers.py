@@ -1,0 +1,232 @@
+"""The deformable attention of Hugging Face `transformers` models, replaced in one model:
+
+>>> from dino_kernels.integrations import transformers as fast
+>>> names = fast.replace(model)  # doctest: +SKIP
+>>> fast.restore(model)  # doctest: +SKIP
+
+Each attention module of the model keeps its parameters, their names, its hooks and its place; only the way it
+computes changes, because its class becomes a subclass of its own class. So checkpoints, optimisers, `isinstance`
+checks and `output_attentions=True` work as before, and the model can be pickled and deep-copied. Nothing global
+changes: other models of the process keep their own computation.
+
+The query side is fused: raw offsets and logits go into `fused_ms_deform_attn`, which never writes the sampling
+locations. The attention weights, which these modules return on every call, are one softmax beside it. Positions are
+float32 in 16-bit models too, where transformers rounds them to 16 bits.
+
+Covered: the classes in `CONVENTIONS`. A module with `method="discrete"` (RT-DETRv2, D-FINE) samples the nearest
+pixel, which is another operation: it is left as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from dino_kernels.functional import fused_ms_deform_attn
+
+
+class _Fused(nn.Module):
+    """The forward of DeformableDetr's attention module; `attention_mask` is True where a row is valid."""
+
+    replaced_class: type  # set on the class
+    dino_kernels_backend: str
+    # What transformers' modules have, and this forward uses.
+    n_heads: int
+    n_levels: int
+    n_points: int
+    sampling_offsets: nn.Module
+    attention_weights: nn.Module
+    value_proj: nn.Module
+    output_proj: nn.Module
+
+    def forward(
+        self,
+        hidden_states: Tensor,  # [B, Q, C]
+        attention_mask: Tensor | None = None,  # [B, S]
+        *,
+        encoder_hidden_states: Tensor,  # [B, S, C]
+        reference_points: Tensor,  # [B, Q, L or 1, 2 or 4]
+        position_embeddings: Tensor | None = None,  # [B, Q, C]
+        spatial_shapes: Any = None,  # [L, 2] (H, W)
+        spatial_shapes_list: Any = None,  # the same as a list, which costs no copy from the device
+        **unused: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Output [B, Q, C] and attention weights, as the module that this one replaces."""
+        if position_embeddings is not None:
+            hidden_states = hidden_states + position_embeddings
+        value = self._project_value(encoder_hidden_states).unflatten(-1, (self.n_heads, -1))
+        offsets = self.sampling_offsets(hidden_states).unflatten(-1, (self.n_heads, -1, 2))
+        logits = self.attention_weights(hidden_states).unflatten(-1, (self.n_heads, -1))
+        output = fused_ms_deform_attn(
+            value,
+            spatial_shapes if spatial_shapes_list is None else list(spatial_shapes_list),
+            None,
+            reference_points,
+            self._scale_offsets(offsets, reference_points),
+            logits,
+            None if attention_mask is None else self._padding(attention_mask),
+            num_points=self._num_points(),
+            backend=self.dino_kernels_backend,
+        )
+        return self._project_output(output), self._shape_weights(logits.softmax(-1))
+
+    def _project_value(self, features: Tensor) -> Tensor:
+        return self.value_proj(features)
+
+    def _project_output(self, output: Tensor) -> Tensor:
+        return self.output_proj(output)
+
+    def _padding(self, attention_mask: Tensor) -> Tensor:
+        return ~attention_mask.bool()
+
+    def _num_points(self) -> list[int]:
+        return [self.n_points] * self.n_levels
+
+    def _scale_offsets(self, offsets: Tensor, reference_points: Tensor) -> Tensor:
+        return offsets
+
+    def _shape_weights(self, weights: Tensor) -> Tensor:
+        return weights.unflatten(-1, (self.n_levels, self.n_points))
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # Pickle and deepcopy: the class is made at run time, so name the class it was made from.
+        _, _, state, *_ = super().__reduce_ex__(max(int(protocol), 2))
+        return _rebuild, (type(self).replaced_class,), state
+
+
+class _FusedPaddingMask(_Fused):
+    """Mask2Former, OneFormer: `attention_mask` is True where a row is padding."""
+
+    def _padding(self, attention_mask: Tensor) -> Tensor:
+        return attention_mask.bool()
+
+
+class _FusedPointLists(_Fused):
+    """RT-DETRv2: points per level, a configurable offset scale, and weights with one sample dimension."""
+
+    offset_scale: float
+    points_attribute = "n_points_list"
+
+    def _num_points(self) -> list[int]:
+        return list(getattr(self, self.points_attribute))
+
+    def _scale_offsets(self, offsets: Tensor, reference_points: Tensor) -> Tensor:
+        # The op moves by half the box; offset_scale is this module's name for that factor.
+        boxes = reference_points.shape[-1] == 4
+        return offsets * (2.0 * self.offset_scale) if boxes and self.offset_scale != 0.5 else offsets
+
+    def _shape_weights(self, weights: Tensor) -> Tensor:
+        return weights
+
+
+class _FusedNoProjections(_FusedPointLists):
+    """D-FINE, DEIMv2: as RT-DETRv2, without projections of value and output."""
+
+    points_attribute = "num_points_list"
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **inputs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As `_Fused.forward`; the layer around this module has added the position embeddings."""
+        inputs.pop("position_embeddings", None)
+        return super().forward(hidden_states, attention_mask, **inputs)
+
+    def _project_value(self, features: Tensor) -> Tensor:
+        return features
+
+    def _project_output(self, output: Tensor) -> Tensor:
+        return output
+
+
+# Class name in transformers.models.* -> how that class computes. Each is compared with its original in the tests.
+CONVENTIONS: dict[str, type[_Fused]] = {
+    "DeformableDetrMultiscaleDeformableAttention": _Fused,
+    "GroundingDinoMultiscaleDeformableAttention": _Fused,
+    "MMGroundingDinoMultiscaleDeformableAttention": _Fused,
+    "OmDetTurboMultiscaleDeformableAttention": _Fused,
+    "LwDetrMultiscaleDeformableAttention": _Fused,
+    "RfDetrMultiscaleDeformableAttention": _Fused,
+    "RTDetrMultiscaleDeformableAttention": _Fused,
+    "PPDocLayoutV2MultiscaleDeformableAttention": _Fused,
+    "PPDocLayoutV3MultiscaleDeformableAttention": _Fused,
+    "PPDocLayoutV4MultiscaleDeformableAttention": _Fused,
+    "Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention": _FusedPaddingMask,
+    "OneFormerPixelDecoderEncoderMultiscaleDeformableAttention": _FusedPaddingMask,
+    "RTDetrV2MultiscaleDeformableAttention": _FusedPointLists,
+    "DFineMultiscaleDeformableAttention": _FusedNoProjections,
+    "Deimv2MultiscaleDeformableAttention": _FusedNoProjections,
+}
+
+
+def replace(model: nn.Module, backend: str = "auto") -> list[str]:
+    """Run the deformable attention of `model` on this package's op, in place.
+
+    Call it before wrapping the model (accelerate's hooks, `fully_shard`, `torch.compile`). Calling it again sets
+    the backend anew.
+
+    Args:
+        model: any module that contains attention modules listed in `CONVENTIONS`.
+        backend: as in `dino_kernels.fused_ms_deform_attn`.
+
+    Returns:
+        The names of the modules that now use the op, as in `model.named_modules()`.
+
+    Raises:
+        ValueError: the model contains no such module, with what was found instead; or a module's forward was
+            overridden on the instance, so that replacing its class would change nothing.
+    """
+    replaced, left = [], []
+    for name, module in model.named_modules():
+        if not isinstance(module, _Fused):
+            if not _is_known(type(module)):
+                continue
+            method = getattr(module, "method", getattr(module, "decoder_method", "default"))
+            if method != "default":
+                left.append(f"{name} has method={method!r}, which is not bilinear sampling")
+                continue
+            if "forward" in module.__dict__:
+                raise ValueError(
+                    f"replace: forward of {name!r} ({type(module).__name__}) is overridden on the instance, as "
+                    "accelerate's hooks do; call replace before them"
+                )
+            module.__class__ = _fused_class(type(module))
+        cast(_Fused, module).dino_kernels_backend = backend
+        replaced.append(name)
+    if not replaced:
+        found = "; ".join(left) or f"{type(model).__name__} contains none of " + ", ".join(CONVENTIONS)
+        raise ValueError(f"replace: no deformable attention of transformers to replace: {found}")
+    return replaced
+
+
+def restore(model: nn.Module) -> list[str]:
+    """Undo `replace`.
+
+    Returns:
+        The names of the modules that compute as transformers defines them again.
+    """
+    restored = []
+    for name, module in model.named_modules():
+        if isinstance(module, _Fused):
+            del module.dino_kernels_backend
+            module.__class__ = type(module).replaced_class
+            restored.append(name)
+    return restored
+
+
+def _is_known(cls: type) -> bool:
+    # By exact class: a subclass may compute something else.
+    return cls.__name__ in CONVENTIONS and cls.__module__.startswith("transformers.models.")
+
+
+@functools.cache
+def _fused_class(original: type) -> type:
+    computation = CONVENTIONS[original.__name__]
+    body = {"replaced_class": original, "__module__": __name__, "__doc__": computation.__doc__}
+    return type(f"Fused{original.__name__}", (computation, original), body)
+
+
+def _rebuild(original: type) -> Any:
+    cls: Any = _fused_class(original)
+    return cls.__new__(cls)

@@ -1,0 +1,227 @@
+"""Each deformable attention class of `transformers` computes the same, with every argument it takes; how `replace`
+and `restore` treat a model."""
+
+import copy
+import importlib
+import inspect
+import pickle
+import pkgutil
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from dino_kernels.integrations import transformers as integration
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+SHAPES = [(6, 8), (3, 4), (2, 2)]
+DETR = "DeformableDetrMultiscaleDeformableAttention"
+ROWS = sum(height * width for height, width in SHAPES)
+BOXES_ONLY = ("RTDetrV2", "DFine", "Deimv2")  # of these, transformers itself accepts no 2-coordinate references
+PADDING_MASK = ("Mask2Former", "OneFormer")
+NO_MASK = ("DFine", "Deimv2")  # their mask does not broadcast to the value
+CASES = [(name, 4) for name in integration.CONVENTIONS]
+CASES += [(name, 2) for name in integration.CONVENTIONS if not name.startswith(BOXES_ONLY)]
+
+
+def find(name):
+    """The class of that name in transformers.models, found through the model folders whose name it begins with."""
+    wanted = name.lower()
+    for folder in pkgutil.iter_modules(importlib.import_module("transformers.models").__path__):
+        if wanted.startswith(folder.name.replace("_", "")):
+            module = importlib.import_module(f"transformers.models.{folder.name}.modeling_{folder.name}")
+            if hasattr(module, name):
+                return getattr(module, name)
+    pytest.skip(f"transformers {transformers.__version__} has no {name}")
+
+
+def build(name, offset_scale=0.5):
+    cls = find(name)
+    config = SimpleNamespace(
+        d_model=64,
+        num_feature_levels=3,
+        decoder_n_levels=3,
+        decoder_attention_heads=4,
+        decoder_n_points=[2, 4, 2] if name.startswith(NO_MASK) else 4,
+        decoder_offset_scale=offset_scale,
+        decoder_method="default",
+        disable_custom_kernels=True,
+    )
+    options = {"config": config, "num_heads": 4, "n_points": 4, "embed_dim": 64, "n_levels": 3}
+    taken = inspect.signature(cls.__init__).parameters
+    module = cls(**{key: value for key, value in options.items() if key in taken}).double()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        parameter.data.normal_(std=0.3, generator=generator)
+    return module
+
+
+def arguments(name, coordinates):
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    shapes = torch.tensor(SHAPES)
+    sizes = shapes.prod(1)
+    levels = 1 if name.startswith(BOXES_ONLY) else 3
+    inputs = {
+        "hidden_states": normal(2, 10, 64),
+        "encoder_hidden_states": normal(2, ROWS, 64),
+        "position_embeddings": normal(2, 10, 64),
+        "reference_points": normal(2, 10, levels, coordinates).detach().sigmoid().requires_grad_(),
+        "spatial_shapes": shapes,
+        "spatial_shapes_list": SHAPES,
+        "level_start_index": sizes.cumsum(0) - sizes,
+    }
+    if not name.startswith(NO_MASK):
+        valid = torch.rand(2, ROWS, generator=generator) < 0.7
+        inputs["attention_mask"] = ~valid if name.startswith(PADDING_MASK) else valid
+    if name.startswith("Mask2Former"):
+        del inputs["spatial_shapes"]
+    return inputs
+
+
+def run(module, inputs):
+    output, weights = module(**inputs)
+    leaves = [*module.parameters(), *(x for x in inputs.values() if torch.is_tensor(x) and x.requires_grad)]
+    loss = output.square().sum() + weights.square().sum()
+    return [output.detach(), weights.detach(), *torch.autograd.grad(loss, leaves, allow_unused=True)]
+
+
+@pytest.mark.parametrize(("name", "coordinates"), CASES, ids=lambda value: re.sub("Multiscale.*", "", str(value)))
+def test_output_weights_and_gradients_are_the_same(name, coordinates):
+    module = build(name)
+    inputs = arguments(name, coordinates)
+    theirs = run(module, inputs)
+    assert integration.replace(module) == [""]
+    for ours, expected in zip(run(module, inputs), theirs, strict=True):
+        assert (ours is None) == (expected is None)
+        if expected is not None:
+            torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", [name for name in integration.CONVENTIONS if name.startswith(BOXES_ONLY)])
+def test_offset_scale_is_honoured(name):
+    module = build(name, offset_scale=0.3)
+    inputs = arguments(name, 4)
+    theirs, _ = module(**inputs)
+    integration.replace(module)
+    torch.testing.assert_close(module(**inputs)[0], theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_bfloat16_results_have_the_dtype_of_transformers():
+    module = build(DETR).bfloat16()
+    inputs = {
+        key: value.bfloat16() if torch.is_tensor(value) and value.is_floating_point() else value
+        for key, value in arguments(DETR, 2).items()
+    }
+    output, weights = module(**inputs)
+    integration.replace(module)
+    ours, our_weights = module(**inputs)
+    assert ours.dtype == output.dtype and our_weights.dtype == weights.dtype
+    torch.testing.assert_close(our_weights, weights)
+
+
+def test_hooks_on_the_module_and_its_projections_still_run():
+    module = build(DETR)
+    seen = []
+    module.register_forward_hook(lambda *_: seen.append("module"))
+    module.sampling_offsets.register_forward_hook(lambda *_: seen.append("offsets"))
+    integration.replace(module)
+    module(**arguments(DETR, 2))
+    assert seen == ["offsets", "module"]
+
+
+def test_torch_compile_traces_a_replaced_module_in_one_graph():
+    module = build(DETR)
+    integration.replace(module)
+    inputs = arguments(DETR, 2)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**inputs)[0], module(**inputs)[0], rtol=1e-10, atol=1e-10)
+
+
+def model_of(*names):
+    return nn.ModuleDict({f"layer{i}": nn.ModuleList([nn.Identity(), build(name)]) for i, name in enumerate(names)})
+
+
+@pytest.mark.parametrize("name", ["RTDetrV2MultiscaleDeformableAttention", "DFineMultiscaleDeformableAttention"])
+def test_discrete_sampling_is_left_to_transformers(name):
+    model = model_of(name, name)
+    attribute = "method" if name.startswith("RTDetr") else "decoder_method"
+    setattr(model.get_submodule("layer0.1"), attribute, "discrete")
+    assert integration.replace(model) == ["layer1.1"]
+    integration.restore(model)
+    setattr(model.get_submodule("layer1.1"), attribute, "discrete")
+    with pytest.raises(ValueError, match=r"layer1.1 has method='discrete'"):
+        integration.replace(model)
+
+
+def test_replace_keeps_the_parameters_and_restore_gives_back_the_class():
+    model = model_of(DETR, DETR)
+    attention = model.get_submodule("layer0.1")
+    original, before, keys = type(attention), dict(model.named_parameters()), model.state_dict().keys()
+    attributes = set(vars(attention))
+    names = integration.replace(model)
+    assert names == ["layer0.1", "layer1.1"] == integration.replace(model)
+    assert isinstance(attention, original) and type(attention) is not original
+    assert all(before[name] is parameter for name, parameter in model.named_parameters())
+    assert model.state_dict().keys() == keys
+    assert integration.restore(model) == names and integration.restore(model) == []
+    assert type(attention) is original and set(vars(attention)) == attributes
+
+
+def test_other_models_of_the_process_are_untouched():
+    first, second = build(DETR), build(DETR)
+    integration.replace(first)
+    assert integration.restore(second) == []
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("name", [DETR, "DFineMultiscaleDeformableAttention"])
+def test_a_replaced_module_can_be_copied(name, duplicate):
+    module = build(name)
+    integration.replace(module, backend="reference")
+    twin = duplicate(module)
+    inputs = arguments(name, 4)
+    torch.testing.assert_close(twin(**inputs), module(**inputs), rtol=0, atol=0)
+    assert type(twin) is type(module) and twin.dino_kernels_backend == "reference"
+    assert twin.sampling_offsets.weight is not module.sampling_offsets.weight
+    assert integration.restore(twin) == [""] and isinstance(module, integration._Fused)
+
+
+def test_the_backend_is_passed_on():
+    module = build(DETR)
+    integration.replace(module, backend="no such backend")
+    with pytest.raises(ValueError, match="no such backend"):
+        module(**arguments(DETR, 2))
+
+
+def test_a_model_without_deformable_attention_is_refused():
+    with pytest.raises(ValueError, match="Linear contains none of DeformableDetr"):
+        integration.replace(nn.Linear(2, 2))
+
+
+def test_a_subclass_with_its_own_forward_is_not_mistaken_for_its_base():
+    module = build(DETR)
+    module.__class__ = type("Mine", (type(module),), {"__module__": __name__})
+    with pytest.raises(ValueError, match="no deformable attention"):
+        integration.replace(module)
+
+
+def test_an_overridden_forward_is_refused():
+    model = model_of(DETR)
+    attention = model.get_submodule("layer0.1")
+    attention.forward = attention.forward
+    with pytest.raises(ValueError, match=r"layer0\.1.*overridden on the instance"):
+        integration.replace(model)
+
+
+def test_importing_the_integration_does_not_import_transformers():
+    code = "import sys; import dino_kernels.integrations.transformers; sys.exit('transformers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
