@@ -2,19 +2,86 @@
 
 from __future__ import annotations
 
+import ctypes
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from sysconfig import get_config_var
 from types import ModuleType
+from typing import Any
+
+# Before the libraries: they use its shared objects, and the dynamic linker must have them by then.
+import torch
+
+_FOLDER = Path(__file__).parent
+_BUILD = "build it with 'pip install -e .' (add -v to see the compiler) and see 'python -m dino_kernels'"
+
+
+@dataclass(frozen=True)
+class CudaLibrary:
+    """What dino_kernels/_cuda.so was compiled for, and the newest CUDA that the machine's driver supports."""
+
+    runtime: int  # 13000 is CUDA 13.0
+    driver: int  # in the same form; 0 without a driver
+    architectures: str  # "800,900"
 
 
 def _load_cpu() -> tuple[ModuleType | None, str | None]:
+    if find_spec("dino_kernels._C") is None:
+        others = ", ".join(sorted(path.name for path in _FOLDER.glob("_C.*.so")))
+        found = f"only {others}, for another Python" if others else "no compiled library"
+        return None, f"found {found} in {_FOLDER}, where _C{get_config_var('EXT_SUFFIX')} is needed; {_BUILD}"
     try:
         from dino_kernels import _C
-    except ImportError as error:
-        return None, (
-            f"the native CPU library dino_kernels._C did not load ({error}); build it with "
-            "'pip install -e .' and see 'python -m dino_kernels'"
-        )
+    except ImportError as error:  # a torch older than 2.10, another machine, or a damaged file
+        return None, f"dino_kernels._C did not load under torch {torch.__version__} ({error}); {_BUILD}"
     return _C, None
 
 
-# The extension module, or None; and why it is not there.
+def _load_cuda(cpu: ModuleType | None) -> tuple[CudaLibrary | None, str | None]:
+    path = _FOLDER / "_cuda.so"
+    if cpu is None:
+        return None, f"the CUDA kernels need dino_kernels._C, which declares their ops: {CPU_MISSING}"
+    if not path.is_file():
+        skipped = cpu.build_info()["cuda"].get("skipped", f"{path} is missing")
+        return None, f"the CUDA kernels were not built: {skipped}; {_BUILD}"
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return None, f"{path.name} did not load ({error}); {_BUILD}"
+    library.dino_kernels_cuda_architectures.restype = ctypes.c_char_p
+    info = CudaLibrary(
+        library.dino_kernels_cuda_runtime_version(),
+        library.dino_kernels_cuda_driver_version(),
+        library.dino_kernels_cuda_architectures().decode(),
+    )
+    return info, _why_unusable(info)
+
+
+def _why_unusable(cuda: CudaLibrary) -> str | None:
+    if cuda.driver == 0:
+        return "no NVIDIA driver on this machine"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    # Within a major version, any driver runs machine code of any runtime.
+    if cuda.driver // 1000 < cuda.runtime // 1000:
+        return (
+            f"the driver supports CUDA {version_text(cuda.driver)}, the kernels were compiled with "
+            f"{version_text(cuda.runtime)}: update the driver, or build with an older nvcc (set CUDA_HOME)"
+        )
+    return None
+
+
+def version_text(version: int) -> str:
+    """13000 as "13.0"."""
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def build_info() -> dict[str, Any] | None:
+    """How `_C` was built, or None without it."""
+    return C.build_info() if C else None
+
+
+# The libraries, or None; and why the kernels in them cannot run.
 C, CPU_MISSING = _load_cpu()
+CUDA, CUDA_MISSING = _load_cuda(C)

@@ -6,9 +6,11 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 #include <new>
 #include <optional>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -18,19 +20,26 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Processor features are asked for, never assumed: a wheel may run elsewhere than it was built.
-const CpuKernels* widest() {
+// Processor features are asked for, never assumed: a wheel may run elsewhere than it was built. PyTorch's own
+// variable ATEN_CPU_CAPABILITY (default, avx2, avx512) lowers the choice.
+const CpuKernels* choose_widest() {
 #if defined(DINO_KERNELS_X86)
+  const char* capability = std::getenv("ATEN_CPU_CAPABILITY");
+  const std::string_view wanted = capability ? capability : "avx512";
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      return &avx512::ms_deform_attn;
-    }
-    return &avx2::ms_deform_attn;
-  }
+  const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (has_avx512 && wanted != "avx2" && wanted != "default") return &avx512::ms_deform_attn;
+  if (has_avx2 && wanted != "default") return &avx2::ms_deform_attn;
 #endif
   return &plain::ms_deform_attn;
+}
+
+const CpuKernels* widest() {
+  static const CpuKernels* kernels = choose_widest();
+  return kernels;
 }
 
 // The widest vectors that divide a head's channels: a partial vector costs more than a narrower one.
@@ -74,7 +83,7 @@ Rows rows_of(const char* op, const char* name, const Tensor& tensor, int64_t bat
   STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
   STD_TORCH_CHECK(tensor.dim() == 3 && tensor.size(0) == batch && tensor.size(1) == rows && tensor.size(2) == length,
                   op, ": ", name, " must be [", batch, ", ", rows, ", ", length, "]");
-  STD_TORCH_CHECK(tensor.stride(2) == 1 || length <= 1, op, ": ", name, " must be dense in its last dimension");
+  STD_TORCH_CHECK(tensor.stride(2) == 1 || length <= 1 || tensor.numel() == 0, op, ": ", name, " must be dense in its last dimension");
   return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)};
 }
 
@@ -137,8 +146,9 @@ void set_value(Call& call, const Tensor& value) {
   p.M = value.size(2);
   p.D = value.size(3);
   p.dtype = dtype_of(call.op, value);
-  STD_TORCH_CHECK((value.stride(3) == 1 || p.D <= 1) && (value.stride(2) == p.D || p.M <= 1), call.op,
-                  ": value must have dense rows of M * D");
+  const bool dense = (value.stride(3) == 1 || p.D <= 1) && (value.stride(2) == p.D || p.M <= 1);
+  STD_TORCH_CHECK(dense || value.numel() == 0, call.op, ": value must have dense rows of M * D");
+  STD_TORCH_CHECK(std::abs(value.stride(1)) < (int64_t{1} << 27), call.op, ": value's rows lie too far apart");
   p.value = {value.const_data_ptr(), value.stride(0), value.stride(1)};
 }
 
@@ -222,9 +232,13 @@ Tensor run_forward(Call& call, const Tensor& value) {
 // there are fewer (image, head) pairs than threads, each is divided by level as well.
 void set_value_tasks(Call& call) {
   MSDeformAttnParams& p = call.params;
-  constexpr int64_t kHeadsTogether = 4;  // README.md of the op: 1, 2 and 8 measured slower
+  // Measured, see README.md of the op: an encoder's sums are made in dense memory of their own, four heads
+  // a pass; a decoder's in place, all heads a pass.
+  constexpr int64_t kHeadsTogether = 4, kFewCornersPerRow = 8;
   const int64_t threads = torch::stable::get_num_threads(), heads = p.B * p.M;
-  p.heads_together = std::max<int64_t>(1, std::min({kHeadsTogether, p.M, heads / threads}));
+  const bool sums_have_its_dtype = p.dtype == DType::float32 || p.dtype == DType::float64;
+  p.few_samples = sums_have_its_dtype && p.Q * p.K * 4 < kFewCornersPerRow * p.S;
+  p.heads_together = std::clamp<int64_t>(heads / threads, 1, p.few_samples ? p.M : std::min(kHeadsTogether, p.M));
   if (call.packed && heads < threads) {
     for (const Level& level : call.levels) {
       call.groups.push_back({level.start, int64_t{level.height} * level.width, level.first_point, level.points});

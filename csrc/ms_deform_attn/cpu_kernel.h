@@ -261,7 +261,8 @@ struct Kernel {
       const V grad_y = attention * (lower - upper);
       if (p.grad_positions) {
         V low, high;
-        interleave(grad_x * load<V>(s.source.frame.scale_x + k), grad_y * load<V>(s.source.frame.scale_y + k), low, high);
+        interleave(chain(grad_x, load<V>(s.source.frame.scale_x + k)),
+                   chain(grad_y, load<V>(s.source.frame.scale_y + k)), low, high);
         const int64_t left = 2 * (p.K - k), i = (h * p.K + k) * 2;
         store_raw<T>(p.grad_positions, p.positions_as_value, i, low, left);
         if (left > kWidth) store_raw<T>(p.grad_positions, p.positions_as_value, i + kWidth, high, left - kWidth);
@@ -278,10 +279,13 @@ struct Kernel {
     }
   }
 
+  // Chain rule. A sample outside has no gradient, not even 0 * NaN where its position is not finite.
+  static DINO_INLINE V chain(V gradient, V factor) { return gradient == A(0) ? V{} : gradient * factor; }
+
   static DINO_INLINE void add_reference_gradients(const SamplesScratch& s, const SampleTable<A>& table, int64_t k,
                                                   V grad_x, V grad_y, A* grad_reference) {
     const MSDeformAttnParams& p = s.source.p;
-    const V raw_x = load<V>(table.raw_x + k), raw_y = load<V>(table.raw_y + k);
+    const V by_width = chain(grad_x, load<V>(table.raw_x + k)), by_height = chain(grad_y, load<V>(table.raw_y + k));
     for (int64_t l = 0; l < p.L; ++l) {
       const Level& level = p.levels[l];
       const A width = static_cast<A>(level.width), height = static_cast<A>(level.height);
@@ -291,12 +295,11 @@ struct Kernel {
       const int64_t level_end = level.first_point + level.points;
       const int64_t to = level_end < k + kWidth ? level_end : k + kWidth;
       for (int64_t i = from; i < to; ++i) {
-        const A x = grad_x[i - k] * width, y = grad_y[i - k] * height;
-        gradient[0] += x;
-        gradient[1] += y;
+        gradient[0] += grad_x[i - k] * width;
+        gradient[1] += grad_y[i - k] * height;
         if (p.reference_coordinates == 4) {
-          gradient[2] += x * raw_x[i - k] * half;
-          gradient[3] += y * raw_y[i - k] * half;
+          gradient[2] += by_width[i - k] * width * half;
+          gradient[3] += by_height[i - k] * height * half;
         }
       }
     }
@@ -307,12 +310,14 @@ struct Kernel {
     Source source;
     SampleTable<A> tables[2];
     V* grad_head;
-    A* rows;  // [group rows + 1, heads together, D rounded up] the last row takes what falls outside
+    A* rows;        // [group rows, heads together, D rounded up] sums in the compute dtype, unless made in place
+    char* outside;  // takes what falls outside of the levels
     ValueScratch(const MSDeformAttnParams& p, Scratch scratch)
         : source(p, scratch),
           tables{{scratch, source.levels.padded}, {scratch, source.levels.padded}},
           grad_head(scratch.take<V>(Row::vectors(p.D))),
-          rows(scratch.take<A>((most_rows(p) + 1) * p.heads_together * Row::vectors(p.D) * kWidth)),
+          rows(scratch.take<A>(in_place(p) ? 0 : most_rows(p) * p.heads_together * Row::vectors(p.D) * kWidth)),
+          outside(scratch.take<char>(Row::vectors(p.D) * static_cast<int64_t>(sizeof(V)))),
           bytes(scratch.used) {}
     int64_t bytes;
 
@@ -323,6 +328,10 @@ struct Kernel {
       return rows;
     }
   };
+  // Sums can be made in grad_value itself where it has their dtype and rows of full vectors.
+  static DINO_INLINE bool in_place(const MSDeformAttnParams& p) {
+    return p.few_samples && kVectors > 0 && sizeof(T) == sizeof(A);
+  }
 
   static DINO_INLINE void scatter(ValueScratch& s, const LevelGroup& group, const SampleTable<A>& table, int64_t h) {
     const MSDeformAttnParams& p = s.source.p;
@@ -345,13 +354,17 @@ struct Kernel {
   // Heads [m, m + heads) of image b, the levels of a group.
   static void accumulate_value(ValueScratch& s, const LevelGroup& group, int64_t b, int64_t m, int64_t heads) {
     const MSDeformAttnParams& p = s.source.p;
-    const int64_t vectors = Row::vectors(p.D), head_bytes = vectors * static_cast<int64_t>(sizeof(V));
-    for (int64_t i = 0; i < (group.rows + 1) * heads * vectors; ++i) store(s.rows + i * kWidth, V{});
-    // Rows count from the beginning of S, of which the scratch holds the group's.
-    char* rows = reinterpret_cast<char*>(s.rows);
-    const int64_t row_bytes = heads * head_bytes, items = p.Q * heads;
-    const RowBase base{rows - group.first_row * row_bytes, row_bytes, rows + group.rows * row_bytes,
-                 p.value_mask ? p.value_mask + b * p.S : nullptr};
+    const int64_t head_bytes = Row::vectors(p.D) * static_cast<int64_t>(sizeof(V));
+    T* grad_value = static_cast<T*>(p.grad_value) + ((b * p.S + group.first_row) * p.M + m) * p.D;
+    const int64_t row_bytes = in_place(p) ? p.M * p.D * static_cast<int64_t>(sizeof(T)) : heads * head_bytes;
+    char* rows = in_place(p) ? reinterpret_cast<char*>(grad_value) : reinterpret_cast<char*>(s.rows);
+    for (int64_t r = 0; r < group.rows; ++r) {
+      for (int64_t i = 0; i < heads * head_bytes; i += sizeof(V)) store(rows + r * row_bytes + i, V{});
+    }
+    // Rows count from the beginning of S.
+    const RowBase base{rows - group.first_row * row_bytes, row_bytes, s.outside,
+                       p.value_mask ? p.value_mask + b * p.S : nullptr};
+    const int64_t items = p.Q * heads;
     const auto head_of = [&](int64_t i) { return (b * p.Q + i / heads) * p.M + m + i % heads; };
     const auto make = [&](int64_t i) {
       RowBase of_head = base;
@@ -363,18 +376,11 @@ struct Kernel {
       if (i + 1 < items) make(i + 1);
       scatter(s, group, s.tables[i % 2], head_of(i));
     }
-    T* grad_value = static_cast<T*>(p.grad_value) + ((b * p.S + group.first_row) * p.M + m) * p.D;
+    if (in_place(p)) return;
     for (int64_t r = 0; r < group.rows; ++r) {
       for (int64_t head = 0; head < heads; ++head) {
-        const char* row = rows + r * row_bytes + head * head_bytes;
-        T* to = grad_value + (r * p.M + head) * p.D;
-        if constexpr (kVectors > 0) {
-          V lanes[kVectors];
-          for (int v = 0; v < kVectors; ++v) lanes[v] = load<V>(row + v * sizeof(V));
-          Row::store(to, p.D, lanes);
-        } else {
-          Row::store(to, p.D, reinterpret_cast<const V*>(row));
-        }
+        Row::store(grad_value + (r * p.M + head) * p.D, p.D,
+                   reinterpret_cast<const V*>(rows + r * row_bytes + head * head_bytes));
       }
     }
   }

@@ -59,6 +59,7 @@ struct MSDeformAttnParams {
   const LevelGroup* groups;      // [number_of_groups]
   int64_t number_of_groups;
   int64_t heads_together;        // whose grad_value a task accumulates in one pass over the queries
+  bool few_samples;              // per row of value: filling and copying sums costs more than making them
 };
 
 }  // namespace dino_kernels

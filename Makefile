@@ -1,0 +1,52 @@
+PYTHON ?= python
+CXX ?= c++
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
+
+# The sanitized library lives apart, with a copy of the package, so that the normal build stays as it is.
+SANITIZED := build/sanitized
+# Compilers and other people's models are slow or noisy under a sanitizer, and are not what it is for.
+SANITIZED_TESTS := $(filter-out tests/test_install.py tests/test_compile% tests/test_integrations_%, \
+  $(wildcard tests/test_*.py))
+# Python itself is not instrumented, so the runtime has to be there before it; libstdc++ too, to see exceptions.
+SANITIZED_PYTHON = PYTHONPATH=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" $(PYTHON) -P
+
+GPU_RESULTS ?= build/gpu/results.json
+
+.PHONY: help install test bench lint format types sanitize gpu
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install:  ## the package, editable, with everything to test, measure and develop it
+	$(PYTHON) -m pip install -e ".[bench,test,dev]"
+
+test:  ## all tests
+	$(PYTHON) -m pytest
+
+bench:  ## speed and memory of every kernel and installed peer
+	$(PYTHON) -m pytest benchmarks/
+
+lint:  ## style of Python and C++
+	ruff check .
+	ruff format --check .
+	clang-format --dry-run -Werror $(CSRC)
+
+format:  ## put style right
+	ruff check --fix .
+	ruff format .
+	clang-format -i $(CSRC)
+
+types:  ## pyright
+	pyright --pythonpath "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
+
+sanitize:  ## the op tests on a CPU library with AddressSanitizer and UndefinedBehaviorSanitizer
+	DINO_KERNELS_SANITIZE=address $(PYTHON) setup.py -q build --build-lib $(SANITIZED)
+	$(SANITIZED_PYTHON) -c 'from dino_kernels import _native; assert _native.build_info()["sanitize"] == "address"'
+	$(SANITIZED_PYTHON) -m pytest -q -p no:cacheprovider $(SANITIZED_TESTS)
+
+gpu:  ## on a machine with a GPU, without network: install, test, measure into GPU_RESULTS
+	$(PYTHON) -m pip install --no-build-isolation --no-deps -e .
+	$(PYTHON) -m dino_kernels
+	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest benchmarks/ --device cuda --results $(GPU_RESULTS)

@@ -1,0 +1,124 @@
+"""`python -m dino_kernels`: what is installed, what was built, and which backend runs each op, or why it does not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import textwrap
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from dino_kernels import __version__, _dispatch, _native, explain, functional
+from dino_kernels.testing import Case, sample_inputs
+
+SAMPLE = Case("sample", batch=1, queries=4, heads=8, channels=32, shapes=((4, 4), (2, 2)), points=(4, 4))
+
+
+def report() -> dict[str, Any]:
+    """Everything the command prints, as plain data."""
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    return {
+        "versions": {
+            "dino_kernels": __version__,
+            "python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",
+            "torch": torch.__version__,
+            "torch's CUDA": torch.version.cuda or "none: torch is a CPU build",
+            "triton": _installed("triton"),
+        },
+        "devices": {
+            "cpu": f"{_processor()}, {torch.get_num_threads()} threads, {_native.C.cpu_capability()} kernels"
+            if _native.C
+            else f"{_processor()}, {torch.get_num_threads()} threads",
+            **{f"cuda:{i}": _gpu(i) for i in range(torch.cuda.device_count())},
+        },
+        "libraries": {"cpu": _native.CPU_MISSING or "loaded", "cuda": _native.CUDA_MISSING or "loaded", **_cuda()},
+        "build": _native.build_info(),
+        "ops": {name: {device: _backends(name, device) for device in devices} for name in _dispatch.ops()},
+    }
+
+
+def _installed(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # not Linux, or an Arm kernel that names no model
+        return platform.processor() or platform.machine()
+
+
+def _gpu(index: int) -> str:
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"{torch.cuda.get_device_name(index)}, sm_{major}{minor}"
+
+
+def _cuda() -> dict[str, str]:
+    if _native.CUDA is None:
+        return {}
+    driver = _native.version_text(_native.CUDA.driver) if _native.CUDA.driver else "none"
+    return {"cuda runtime": _native.version_text(_native.CUDA.runtime), "cuda driver": driver}
+
+
+def _backends(op: str, device: str) -> dict[str, Any]:
+    inputs = sample_inputs(op, SAMPLE, torch.float32, device, requires_grad=False)
+    explanation = explain(getattr(functional, op), **inputs)
+    return {"runs": explanation.backend, "reasons": explanation.reasons}
+
+
+def render(facts: dict[str, Any]) -> str:
+    """The report for people, within the terminal's width."""
+    lines: list[str] = []
+    for title in ("versions", "devices", "libraries"):
+        lines += [title, *_table(facts[title])]
+    build = facts["build"]
+    lines.append("build")
+    lines += _table(_build_table(build)) if build else ["  none"]
+    for op, devices in facts["ops"].items():
+        for device, backends in devices.items():
+            lines.append(f"{op} on {device}, float32: {backends['runs'] or 'no backend'}")
+            lines += _table({name: reason or "supported" for name, reason in backends["reasons"].items()})
+    return "\n".join(lines)
+
+
+def _build_table(build: dict[str, Any]) -> dict[str, str]:
+    cuda = build["cuda"]
+    return {
+        "compiler": build["compiler"],
+        "flags": " ".join(build["flags"]),
+        "cpu kernels": ", ".join(build["cpu_variants"]),
+        "torch": f"compiled against {build['torch_headers']}, runs with {build['runs_with_torch']}",
+        **({"sanitizer": build["sanitize"]} if build["sanitize"] else {}),
+        "cuda": f"skipped: {cuda['skipped']}" if "skipped" in cuda else f"nvcc {cuda['nvcc']}",
+        **({"cuda flags": " ".join(cuda["flags"])} if "flags" in cuda else {}),
+    }
+
+
+def _table(rows: dict[str, str]) -> list[str]:
+    width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+    indent = 2 + max(map(len, rows)) + 2
+    lines = []
+    for name, text in rows.items():
+        head = f"  {name}".ljust(indent)
+        lines += textwrap.wrap(text, width, initial_indent=head, subsequent_indent=" " * indent, break_on_hyphens=False)
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m dino_kernels", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    arguments = parser.parse_args()
+    facts = report()
+    print(json.dumps(facts, indent=2) if arguments.json else render(facts))
+
+
+if __name__ == "__main__":
+    main()

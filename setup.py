@@ -1,0 +1,299 @@
+"""Compiles csrc/ with ninja, into a build folder that persists so that touching one file recompiles one file.
+
+    dino_kernels/_C.<python>.so   CPU kernels and build_info(), always
+    dino_kernels/_cuda.so         every csrc/**/*.cu, where nvcc is found; else build_info() says why not
+
+Both use LibTorch's stable ABI only: they run under any torch from 2.10 on, whichever they were compiled against, and
+the CUDA library also loads beside a CPU torch. Everything is looked for inside build_ext, because this file also runs
+when a build front end merely asks for requirements.
+
+Environment: CXX, CXXFLAGS, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, and DINO_KERNELS_SANITIZE=address.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+sys.path.insert(0, str(CSRC))
+from build_backend import TORCH_REQUIREMENT, find_torch, package_folders, torch_version
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+CPU_LIBRARY, CUDA_LIBRARY = "dino_kernels._C", "dino_kernels._cuda"
+SANITIZE = os.environ.get("DINO_KERNELS_SANITIZE", "")
+
+# The oldest torch that may run the libraries, as torch/headeronly/version.h encodes it: 2.10.
+DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000", *(["-DDINO_KERNELS_X86=1"] if X86 else [])]
+# Written for Linux on x86-64; macOS and Arm get what their compilers document and are untested.
+# Not -ffast-math: the kernels must tell NaN and infinity from numbers.
+CXX_FLAGS = "-O3 -std=c++20 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast".split()
+# {.op = name} leaves the other members at their defaults on purpose.
+WARNINGS = ["-Wall", "-Wextra", "-Wno-missing-field-initializers"]
+# pybind11's type information crosses library borders, which the vptr check takes for an error.
+ADDRESS = "-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all".split()
+ADDRESS += ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize=vptr"]
+SANITIZERS = {"": [], "address": ADDRESS}
+# Files compiled for one instruction set; the kernel picks among them at run time. g++ 12 takes its own AVX-512
+# intrinsics for reads of uninitialised variables (GCC bug 105593).
+AVX2 = "-mavx2 -mfma -mf16c".split()
+AVX512 = [*"-mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512".split(), *AVX2]
+VARIANTS = {"cpu_avx512.cpp": [*AVX512, "-Wno-uninitialized", "-Wno-maybe-uninitialized"], "cpu_avx2.cpp": AVX2}
+# sm_80 and sm_90 machine code, and PTX that newer GPUs compile at load.
+CUDA_ARCHITECTURES = "8.0 9.0+PTX"
+NVCC_FLAGS = "-O3 -std=c++20 --expt-relaxed-constexpr -cudart=static -Xcompiler=-fPIC,-fvisibility=hidden".split()
+
+
+@dataclass(frozen=True)
+class Nvcc:
+    """A CUDA compiler that was seen to work."""
+
+    path: Path
+    version: str
+    flags: list[str]
+    libraries: list[str]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def find_compiler() -> list[str]:
+    chosen = os.environ.get("CXX")
+    for name in [chosen] if chosen else ["c++", "g++", "clang++"]:
+        command = shlex.split(name)
+        if shutil.which(command[0]):
+            return command
+    raise SystemExit(
+        f"dino-kernels: no C++ compiler found (looked for {chosen or 'c++, g++, clang++'}). Install one that knows "
+        "C++20, such as g++ >= 11 (Debian: apt install g++, conda: gxx), or name it in CXX."
+    )
+
+
+def find_ninja() -> str:
+    try:
+        import ninja
+
+        return str(Path(ninja.BIN_DIR) / "ninja")
+    except ImportError:
+        if found := shutil.which("ninja"):
+            return found
+    raise SystemExit("dino-kernels: ninja not found; pip install it, or leave out --no-build-isolation.")
+
+
+def torch_folder() -> Path:
+    if found := find_torch():
+        return found
+    seen = [f"{version[0]}.{version[1]} in {x}" for x in package_folders() if (version := torch_version(x))]
+    raise SystemExit(
+        f"dino-kernels: the C++ headers of {TORCH_REQUIREMENT} were not found (seen: {', '.join(seen) or 'no torch'}). "
+        f'Run pip install "{TORCH_REQUIREMENT}" first; any build of it will do, CPU or CUDA.'
+    )
+
+
+def pybind11_include() -> Path:
+    try:
+        import pybind11
+    except ImportError:  # the copy among torch's headers refuses to be used with its stable ABI
+        raise SystemExit(
+            "dino-kernels: pybind11 not found; pip install it, or leave out --no-build-isolation."
+        ) from None
+    return Path(pybind11.get_include())
+
+
+def architecture_flags() -> list[str]:
+    """TORCH_CUDA_ARCH_LIST in torch's notation, "8.0;9.0a+PTX", as nvcc's flags."""
+    flags = []
+    for name in os.environ.get("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES).replace(";", " ").split():
+        parts = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", name)
+        if parts is None:
+            raise SystemExit(f'dino-kernels: TORCH_CUDA_ARCH_LIST has {name!r}; write it as "8.0;9.0+PTX".')
+        number = parts[1] + parts[2]
+        code = f"[sm_{number},compute_{number}]" if parts[3] else f"sm_{number}"
+        flags.append(f"-gencode=arch=compute_{number},code={code}")
+    return flags
+
+
+def nvcc_candidates() -> list[Path]:
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    programs = [shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"]
+    paths = [Path(home) / "bin/nvcc" for home in homes if home] + [Path(program) for program in programs if program]
+    for folder in package_folders():  # the nvidia-cuda-nvcc packages of CUDA 13 and of CUDA 12
+        paths += [*sorted(folder.glob("nvidia/cu[0-9]*/bin/nvcc")), folder / "nvidia/cuda_nvcc/bin/nvcc"]
+    return [path for path in paths if os.access(path, os.X_OK)]
+
+
+def find_nvcc(compiler: list[str]) -> Nvcc | str:
+    """The first CUDA compiler that works, or why there is none."""
+    if SANITIZE:
+        return f"not part of a build with DINO_KERNELS_SANITIZE={SANITIZE}"
+    tried = [probe_nvcc(path, compiler) for path in nvcc_candidates()]
+    if not tried:
+        return "nvcc was not found (CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda, nvidia-cuda-nvcc packages)"
+    return next((found for found in tried if isinstance(found, Nvcc)), tried[0])
+
+
+def probe_nvcc(path: Path, compiler: list[str]) -> Nvcc | str:
+    """A toolkit that cannot compile an empty program is broken, and counts as none: the CPU library still installs.
+
+    Reasons are a host compiler it does not know, or a missing package. Once the empty program has compiled, an error
+    in our own sources fails the build.
+    """
+    release = re.search(r"release [\d.]+, V([\d.]+)", run([str(path), "--version"]).stdout)
+    home = path.resolve().parent.parent
+    libraries = [f"-L{folder}" for name in ("lib64", "lib") if (folder := home / name).is_dir()]
+    flags = [*NVCC_FLAGS, *(["-ccbin", *compiler] if len(compiler) == 1 else []), *architecture_flags()]
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch, "probe.cu")
+        source.write_text("#include <cuda_runtime.h>\n#include <vector>\n__global__ void nothing() {}\n")
+        probe = run([str(path), *flags, *libraries, "-shared", str(source), "-o", str(source.with_suffix(".so"))])
+    if probe.returncode != 0 or release is None:
+        said = [line.strip() for line in (probe.stderr + probe.stdout).splitlines() if re.search("error|fatal", line)]
+        return f"{path} cannot compile an empty program: {(said or ['no message'])[0]}"
+    return Nvcc(path, release[1], flags, libraries)
+
+
+def build_info(compiler: list[str], torch: Path, flags: list[str], nvcc: Nvcc | str) -> dict[str, object]:
+    """What `dino_kernels._C.build_info()` returns: nothing that differs between two equal builds."""
+    version = torch_version(torch.parent)
+    return {
+        "compiler": run([*compiler, "--version"]).stdout.partition("\n")[0],
+        "flags": flags,
+        "cpu_variants": ["plain", *(["avx2", "avx512"] if X86 else [])],
+        "torch_headers": ".".join(map(str, version or ())),
+        "runs_with_torch": TORCH_REQUIREMENT.removeprefix("torch"),
+        "sanitize": SANITIZE or None,
+        "cuda": {"skipped": nvcc} if isinstance(nvcc, str) else {"nvcc": nvcc.version, "flags": nvcc.flags},
+    }
+
+
+class NinjaFile:
+    """The text of a build.ninja."""
+
+    def __init__(self) -> None:
+        self.text = "ninja_required_version = 1.5\n"
+
+    def rule(self, name: str, command: list[str], depfile: bool = False) -> None:
+        """`command` may contain $in, $out and $flags, which ninja fills in (and quotes) for each edge."""
+        line = " ".join(part if part.startswith("$") else shlex.quote(part).replace("$", "$$") for part in command)
+        self.text += f"rule {name}\n  command = {line}\n  description = {name} $out\n"
+        if depfile:
+            self.text += "  depfile = $out.d\n  deps = gcc\n"
+
+    def edge(self, output: str, rule: str, inputs: list[str], flags: list[str] | None = None) -> str:
+        escaped = [re.sub(r"([$ :])", r"$\1", name) for name in [output, *inputs]]
+        self.text += f"build {escaped[0]}: {rule} {' '.join(escaped[1:])}\n  flags = {shlex.join(flags or [])}\n"
+        return output
+
+
+def link_to(target: Path, link: Path) -> Path:
+    """A path that stays the same although each isolated build has its headers in a new folder.
+
+    ninja recompiles what has a new command line, so without this every `pip install -e .` would compile everything.
+    """
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+    return link
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text() != text:
+        path.write_text(text)
+
+
+def plan(
+    build: Path, suffix: str, compiler: list[str], flags: list[str], nvcc: Nvcc | str
+) -> tuple[str, dict[str, str]]:
+    """The text of build.ninja, and the files that it makes by extension name."""
+    ninja = NinjaFile()
+    python = sysconfig.get_path("include")
+    torch_includes = ["-isystem", str(build / "torch/include")]
+    # pybind11 comes before torch, whose headers have a copy of it that the stable ABI may not use.
+    includes = [f"-I{CSRC}", f"-I{build}", "-isystem", str(build / "pybind11"), *torch_includes, "-isystem", python]
+    output = ["-MMD", "-MF", "$out.d", "$flags", "-c", "$in", "-o", "$out"]
+    torch_libraries = ["-shared", f"-L{build / 'torch/lib'}", "-ltorch_cpu", "-lc10"]
+    # Python's own symbols are the interpreter's; only macOS wants to be told.
+    python_symbols = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+
+    def compile_all(rule: str, sources: list[Path]) -> list[str]:
+        names = [str(path.relative_to(CSRC)) for path in sorted(sources)]
+        return [ninja.edge(f"{x}.o", rule, [str(CSRC / x)], VARIANTS.get(Path(x).name)) for x in names]
+
+    ninja.rule("compile", [*compiler, *flags, f"-ffile-prefix-map={ROOT}=.", *includes, *output], depfile=True)
+    ninja.rule("link", [*compiler, *SANITIZERS[SANITIZE], "$in", *torch_libraries, *python_symbols, "-o", "$out"])
+    sources = [path for path in CSRC.rglob("*.cpp") if X86 or path.name not in VARIANTS]
+    libraries = {CPU_LIBRARY: ninja.edge(f"_C{suffix}", "link", compile_all("compile", sources))}
+    if isinstance(nvcc, Nvcc):
+        command = [str(nvcc.path), *nvcc.flags]
+        ninja.rule("nvcc", [*command, *DEFINES, f"-I{CSRC}", *torch_includes, *output], depfile=True)
+        ninja.rule("nvcc_link", [*command, "$in", *torch_libraries, *nvcc.libraries, "-o", "$out"])
+        kernels = compile_all("nvcc", [*CSRC.rglob("*.cu")])
+        libraries[CUDA_LIBRARY] = ninja.edge("_cuda.so", "nvcc_link", kernels)
+    return ninja.text, libraries
+
+
+def compile_libraries(build: Path, suffix: str) -> dict[str, Path]:
+    if SANITIZE not in SANITIZERS:
+        raise SystemExit(f"dino-kernels: DINO_KERNELS_SANITIZE must be 'address' or unset, got {SANITIZE!r}")
+    compiler, ninja, torch = find_compiler(), find_ninja(), torch_folder()
+    nvcc = find_nvcc(compiler)
+    flags = [*CXX_FLAGS, *WARNINGS, *DEFINES, *SANITIZERS[SANITIZE], *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    build.mkdir(parents=True, exist_ok=True)
+    link_to(torch, build / "torch")
+    link_to(pybind11_include(), build / "pybind11")
+    info = json.dumps(build_info(compiler, torch, flags, nvcc), indent=1)
+    write_if_changed(build / "build_info.h", f'inline constexpr char BUILD_INFO_JSON[] = R"json({info})json";\n')
+    text, libraries = plan(build, suffix, compiler, flags, nvcc)
+    write_if_changed(build / "build.ninja", text)
+
+    command = [ninja, "-C", str(build)]
+    jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
+    if subprocess.run([*command, *jobs], check=False).returncode != 0:
+        raise SystemExit("dino-kernels: compiling csrc/ failed; the compiler's message is above (pip shows it with -v)")
+    (build / "compile_commands.json").write_text(run([*command, "-t", "compdb"]).stdout)
+    return {name: build / file for name, file in libraries.items()}
+
+
+class NinjaBuild(build_ext):
+    """build_ext that compiles nothing itself: it runs ninja and takes the libraries."""
+
+    def build_extensions(self) -> None:
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        tag = suffix.split(".")[1] + (f"-{SANITIZE}" if SANITIZE else "")
+        libraries = compile_libraries(ROOT / "build" / tag, suffix)
+        for name, library in libraries.items():
+            target = Path(self.get_ext_fullpath(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.copy_file(str(library), str(target))
+        self.extensions = [extension for extension in self.extensions if extension.name in libraries]
+
+    def copy_extensions_to_source(self) -> None:
+        # An earlier build's CUDA library would not be the one that this build_info() speaks of.
+        (ROOT / self.get_ext_filename(CUDA_LIBRARY)).unlink(missing_ok=True)
+        super().copy_extensions_to_source()
+
+    def get_ext_filename(self, fullname: str) -> str:
+        # The CUDA library is no Python module: loaded by path, it fits every Python.
+        if fullname.rpartition(".")[2] == "_cuda":
+            return fullname.replace(".", os.sep) + ".so"
+        return super().get_ext_filename(fullname)
+
+
+setup(
+    ext_modules=[Extension(CPU_LIBRARY, sources=[]), Extension(CUDA_LIBRARY, sources=[])],
+    cmdclass={"build_ext": NinjaBuild},
+)
