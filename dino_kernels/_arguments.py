@@ -117,6 +117,8 @@ def point_counts(op: str, name: str, samples: Tensor, trailing: int, levels: int
         samples: the tensor that carries the samples.
         trailing: how many dimensions follow the sample dimensions (1 for coordinates, 0 for weights).
     """
+    if num_points is not None and not _are_integers(num_points):
+        raise TypeError(f"{op}: num_points must be {levels} counts, a list of integers, got {num_points!r}")
     grid = "[B, Q, M, L, P, 2]" if trailing else "[B, Q, M, L, P]"
     flat = "[B, Q, M, K, 2]" if trailing else "[B, Q, M, K]"
     if trailing and (samples.dim() == 0 or samples.shape[-1] != 2):
@@ -142,6 +144,10 @@ def point_counts(op: str, name: str, samples: Tensor, trailing: int, levels: int
             f"of {name} {list(samples.shape)}, got {counts}"
         )
     return counts
+
+
+def _are_integers(counts: Sequence[int]) -> bool:
+    return isinstance(counts, (list, tuple)) and all(isinstance(count, (int, torch.SymInt)) for count in counts)
 
 
 def check_sample_tensor(op: str, name: str, tensor: Tensor, batch: int, queries: int | None, heads: int, samples: int):

@@ -123,6 +123,7 @@ def _is_plain_linear(layer: nn.Module) -> bool:
     """False where someone replaced, parametrised or hooked the layer (LoRA, quantisation): then it must be called."""
     return (
         type(layer) is nn.Linear
+        and "forward" not in layer.__dict__
         and layer.bias is not None
         and not layer._forward_hooks
         and not layer._forward_pre_hooks

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from dino_kernels import _arguments as check
@@ -67,9 +68,11 @@ def prepare(
         expected = f"[B, Q, L or 1, 2 or 4] = [{batch}, {queries}, {levels} or 1, 2 or 4]"
         raise check.shape_error(OP, "reference_points", expected, reference_points)
     if value_mask is not None:
+        if not isinstance(value_mask, Tensor):
+            raise TypeError(f"{OP}: value_mask must be a tensor or None, got {type(value_mask).__name__}")
         if list(value_mask.shape) != [batch, rows]:
             raise check.shape_error(OP, "value_mask", f"[B, S] = [{batch}, {rows}]", value_mask)
-        if value_mask.dtype != value_mask.new_empty(0).bool().dtype:
+        if value_mask.dtype != torch.bool:
             raise TypeError(f"{OP}: value_mask must be bool, True = padding, got {value_mask.dtype}")
         check.check_device(OP, "value_mask", value_mask, value)
     sampling_offsets = check.to_sample_dtype(sampling_offsets, value)

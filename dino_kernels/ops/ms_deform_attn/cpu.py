@@ -8,6 +8,10 @@ from torch import Tensor
 from dino_kernels import _native
 
 
+# Rows further apart are copied: the kernel multiplies row numbers with strides of at most 31 bits in bytes.
+MAX_ROW_STRIDE = 2**27
+
+
 def unsupported(value: Tensor, *rest: object) -> str | None:
     """Why the native CPU kernel cannot run this call."""
     if value.device.type != "cpu":
@@ -30,7 +34,8 @@ def rows(tensor: Tensor) -> Tensor:
 
 def heads(value: Tensor) -> Tensor:
     """[B, S, M, D] with dense rows of M * D; other strides are the kernel's business."""
-    return value if value.stride(3) == 1 and value.stride(2) == value.shape[3] else value.contiguous()
+    dense = value.stride(3) == 1 and value.stride(2) == value.shape[3]
+    return value if dense and value.stride(1) < MAX_ROW_STRIDE else value.contiguous()
 
 
 def forward(

@@ -31,15 +31,14 @@ def forward(
     batch, _, heads, channels = value.shape
     queries, samples = sampling_locations.shape[1], sampling_locations.shape[3]
     shapes = host_shapes(spatial_shapes, level_sizes)
-    starts = host_starts(shapes, level_start_index)
+    levels = split_levels(value, shapes, level_start_index)
     # Outside [-1, 2] a sample is outside the level whatever its size, so this changes no finite result;
     # it makes infinities and NaN contribute nothing, as in the original kernel, where grid_sample alone
     # would return NaN for some.
     grids = 2 * sampling_locations.nan_to_num(nan=-1.0).clamp(-1, 2) - 1
     grids = grids.transpose(1, 2).flatten(0, 1)  # [B * M, Q, K, 2]
     sampled = []
-    for (height, width), start, grid in zip(shapes, starts, grids.split(num_points, dim=2), strict=True):
-        level = value[:, start : start + height * width]
+    for (height, width), level, grid in zip(shapes, levels, grids.split(num_points, dim=2), strict=True):
         level = level.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
         sampled.append(F.grid_sample(level, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
     weights = attention_weights.to(compute).transpose(1, 2).reshape(batch * heads, 1, queries, samples)
@@ -53,10 +52,11 @@ def host_shapes(spatial_shapes: Tensor | None, level_sizes: list[int]) -> list[t
     return list(zip(level_sizes[::2], level_sizes[1::2], strict=True))
 
 
-def host_starts(shapes: list[tuple[int, int]], level_start_index: Tensor | None) -> list[int]:
-    if level_start_index is not None:
-        return level_start_index.tolist()
-    starts = [0]
-    for height, width in shapes[:-1]:
-        starts.append(starts[-1] + height * width)
-    return starts
+def split_levels(value: Tensor, shapes: list[tuple[int, int]], level_start_index: Tensor | None) -> list[Tensor]:
+    """The rows of each level, L tensors [B, H * W, M, D]."""
+    sizes = [height * width for height, width in shapes]
+    packed = [sum(sizes[:level]) for level in range(len(sizes))]
+    starts = packed if level_start_index is None else level_start_index.tolist()
+    if starts == packed and sum(sizes) == value.shape[1]:
+        return list(value.split(sizes, dim=1))  # whose backward is one concatenation, not a sum of padded slices
+    return [value[:, start : start + size] for start, size in zip(starts, sizes, strict=True)]

@@ -1,0 +1,118 @@
+"""Options, backend fixtures, and the list of what was skipped and why."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from dino_kernels import UnsupportedError
+from dino_kernels._dispatch import ops
+from dino_kernels.testing import DTYPES, Case, sample_inputs
+
+KERNELS = ("cpu", "triton", "cuda")
+# A library that did not build fails the tests, except where somebody says that he knows.
+ALLOW_MISSING = os.environ.get("DINO_KERNELS_ALLOW_MISSING") == "1"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("dino_kernels")
+    group.addoption("--fuzz", type=int, default=200, metavar="N", help="random cases of each fuzz test (200)")
+    group.addoption("--large", action="store_true", help="tensors of more than 2^31 elements (about 12 GB)")
+
+
+@pytest.fixture(params=("ms_deform_attn", "fused_ms_deform_attn"))
+def op(request: pytest.FixtureRequest) -> str:
+    """The name of a public function."""
+    return request.param
+
+
+@pytest.fixture(params=("reference", *KERNELS))
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend, the reference included."""
+    return request.param
+
+
+@pytest.fixture(params=KERNELS)
+def kernel(request: pytest.FixtureRequest) -> str:
+    """Every backend that is a kernel of our own."""
+    return request.param
+
+
+@pytest.fixture(params=list(DTYPES))
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return DTYPES[request.param]
+
+
+@pytest.fixture
+def make_inputs() -> Callable[..., dict[str, Any]]:
+    """`sample_inputs` on the device of a backend; skips the test where the backend cannot run the call."""
+
+    def make(op: str, case: Case, dtype: torch.dtype, backend: str, **options: Any) -> dict[str, Any]:
+        on_gpu = backend in ("triton", "cuda") and torch.cuda.is_available()
+        inputs = sample_inputs(op, case, dtype, "cuda" if on_gpu else "cpu", **options)
+        reason = ops()[op].unsupported(backend, ops()[op].prepare(**inputs))
+        if reason is not None:
+            if backend == "cpu" and not ALLOW_MISSING:
+                pytest.fail(f"{op}: the cpu backend must run every call: {reason}")
+            pytest.skip(f"{backend}: {reason}")
+        return inputs
+
+    return make
+
+
+@pytest.fixture
+def run_python() -> Callable[..., str]:
+    """Runs a program in a new Python that finds the same packages; returns what it printed."""
+
+    def run(program: str, *arguments: str, **environment: str) -> str:
+        command = [sys.executable, "-P", "-c", program, *arguments]
+        found = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        finished = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **found, **environment})
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout
+
+    return run
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    """Puts the number of threads back after a test that changes it."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """Deterministic algorithms, which also fill uninitialised memory with NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Green on a CPU must not pass for green: list each reason with the number of tests it skipped."""
+    reasons: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[reason.removeprefix("Skipped: ")] += 1
+    if reasons:
+        terminalreporter.section("not tested here, and why")
+        for reason, count in reasons.most_common():
+            terminalreporter.line(f"{count:6} {reason}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A backend that refuses a call for a reason it did not announce is an error, never a skip."""
+    try:
+        return (yield)
+    except UnsupportedError as error:
+        raise AssertionError(f"{item.name}: refused a call that unsupported() admits: {error}") from error

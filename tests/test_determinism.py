@@ -1,0 +1,129 @@
+"""Results depend on the inputs alone: not on threads, on earlier calls or on uninitialised memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dino_kernels import fused_ms_deform_attn
+from dino_kernels.testing import CASES, Case, Result, run
+
+ENCODER = Case("encoder", 2, 411, 8, 32, ((14, 20), (7, 10), (4, 5), (2, 3)), (4, 4, 4, 4), layout="local", mask=True)
+DECODER = Case("decoder", 1, 97, 8, 32, ((14, 20), (7, 10), (4, 5), (2, 3)), (4, 4, 4, 4), reference_coordinates=4)
+FEW_QUERIES = Case("few", 2, 11, 8, 32, ((14, 20), (7, 10), (4, 5), (2, 3)), (4, 4, 4, 4), reference_coordinates=4)
+ONE_IMAGE_ONE_HEAD = Case("one_head", 1, 411, 1, 36, ((14, 20), (7, 10)), (4, 3))
+
+
+def assert_identical(result: Result, expected: Result) -> None:
+    for (name, tensor), wanted in zip(result.named().items(), expected.named().values(), strict=True):
+        assert torch.equal(tensor, wanted), name
+
+
+@pytest.mark.parametrize("case", [ENCODER, DECODER, FEW_QUERIES, ONE_IMAGE_ONE_HEAD], ids=lambda case: case.id)
+def test_any_number_of_threads_gives_the_same_bits(make_inputs, restored_threads, op, dtype, case):
+    inputs = make_inputs(op, case, dtype, "cpu")
+    torch.set_num_threads(1)
+    alone = run(op, inputs, "cpu")
+    for threads in (2, 3, 8):
+        torch.set_num_threads(threads)
+        assert_identical(run(op, inputs, "cpu"), alone)
+
+
+def test_any_number_of_threads_gives_the_same_bits_with_gaps_between_levels(make_inputs, restored_threads, op):
+    inputs = make_inputs(op, ONE_IMAGE_ONE_HEAD, torch.float32, "cpu")
+    inputs["value"] = torch.randn(1, 400, 1, 36, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    inputs["level_start_index"] = torch.tensor([50, 30])  # and they share rows
+    torch.set_num_threads(1)
+    alone = run(op, inputs, "cpu")
+    for threads in (2, 5):
+        torch.set_num_threads(threads)
+        assert_identical(run(op, inputs, "cpu"), alone)
+
+
+@pytest.mark.parametrize("case", [ENCODER, DECODER], ids=lambda case: case.id)
+def test_repeated_calls_give_the_same_bits(make_inputs, op, case):
+    inputs = make_inputs(op, case, torch.float32, "cpu")
+    first = run(op, inputs, "cpu")
+    for _ in range(3):
+        assert_identical(run(op, inputs, "cpu"), first)
+
+
+def test_an_image_does_not_depend_on_its_batch(make_inputs, op):
+    inputs = make_inputs(op, ENCODER, torch.float32, "cpu")
+    both = run(op, inputs, "cpu")
+    grad_output = torch.ones_like(both.output)
+    both = run(op, inputs, "cpu", grad_output)
+    shared = ("spatial_shapes", "level_start_index", "num_points")
+    for image in range(2):
+        one = {
+            name: x if name in shared or x is None else x.detach()[image : image + 1].clone()
+            for name, x in inputs.items()
+        }
+        for name, argument in one.items():
+            if isinstance(argument, Tensor):
+                argument.requires_grad_(inputs[name].requires_grad)
+        alone = run(op, one, "cpu", grad_output[:1])
+        for (name, tensor), batched in zip(alone.named().items(), both.named().values(), strict=True):
+            assert torch.equal(tensor[0], batched[image]), name
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_every_element_of_every_result_is_written(make_inputs, op, kernel, deterministic, case):
+    """Deterministic mode fills new tensors with NaN, so what a kernel leaves out shows."""
+    result = run(op, make_inputs(op, case, torch.float32, kernel), kernel)
+    for name, tensor in result.named().items():
+        assert tensor.isfinite().all(), name
+
+
+def test_deterministic_mode_fills_new_memory_with_nan(deterministic):
+    """What the test above stands on."""
+    assert torch.empty(1000).isnan().all()
+
+
+def test_rows_without_queries_are_written_too(make_inputs, op, kernel, deterministic, dtype):
+    case = Case("idle", 3, 0, 2, 8, ((3, 4), (2, 2)), (2, 2), mask=True)
+    result = run(op, make_inputs(op, case, dtype, kernel), kernel)
+    assert result.output.shape == (3, 0, 16)
+    assert (result.grads["value"] == 0).all()
+
+
+def test_deterministic_mode_changes_no_bit(make_inputs, op, kernel):
+    inputs = make_inputs(op, ENCODER, torch.float32, kernel)
+    usual = run(op, inputs, kernel)
+    torch.use_deterministic_algorithms(True)
+    try:
+        strict = run(op, inputs, kernel)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_identical(strict, usual)
+
+
+def test_calls_from_several_python_threads_do_not_disturb_each_other(make_inputs):
+    from concurrent.futures import ThreadPoolExecutor
+
+    op = "fused_ms_deform_attn"
+    calls = [make_inputs(op, case, torch.float32, "cpu", seed=seed) for seed in range(3) for case in (ENCODER, DECODER)]
+    expected = [run(op, inputs, "cpu") for inputs in calls]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for result, wanted in zip(pool.map(lambda inputs: run(op, inputs, "cpu"), calls), expected, strict=True):
+                assert_identical(result, wanted)
+
+
+def test_a_call_inside_a_parallel_region_of_a_dataloader_worker(make_inputs, restored_threads):
+    """A forked worker has one thread; the pool of the parent must not be waited for."""
+    inputs = make_inputs("fused_ms_deform_attn", DECODER, torch.float32, "cpu", requires_grad=False)
+    torch.set_num_threads(2)
+    expected = fused_ms_deform_attn(**inputs, backend="cpu")
+
+    class Calls(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> Tensor:
+            return fused_ms_deform_attn(**inputs, backend="cpu")
+
+    loader = torch.utils.data.DataLoader(Calls(), batch_size=None, num_workers=1, timeout=60)
+    for result in loader:
+        assert torch.equal(result, expected)
