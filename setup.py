@@ -45,7 +45,8 @@ CXX_FLAGS = "-O3 -std=c++20 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapp
 # {.op = name} leaves the other members at their defaults on purpose.
 WARNINGS = ["-Wall", "-Wextra", "-Wno-missing-field-initializers"]
 # pybind11's type information crosses library borders, which the vptr check takes for an error.
-ADDRESS = "-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all".split()
+# -O0: with checks around every intrinsic, any optimisation takes minutes a file.
+ADDRESS = "-O0 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all".split()
 ADDRESS += ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize=vptr"]
 SANITIZERS = {"": [], "address": ADDRESS}
 # Files compiled for one instruction set; the kernel picks among them at run time. g++ 12 takes its own AVX-512

@@ -43,8 +43,7 @@ def check_floating(op: str, name: str, tensor: Tensor, value: Tensor) -> None:
 def check_device(op: str, name: str, tensor: Tensor, value: Tensor) -> None:
     if tensor.device != value.device:
         raise ValueError(
-            f"{op}: {name} is on {tensor.device} and value on {value.device}; "
-            f"move it with {name}.to(value.device)"
+            f"{op}: {name} is on {tensor.device} and value on {value.device}; move it with {name}.to(value.device)"
         )
 
 

@@ -111,12 +111,11 @@ class MSDeformAttn(nn.Module):
         weight = torch.cat([layer.weight for layer in layers])
         bias = torch.cat([layer.bias for layer in layers])
         projected = F.linear(query, weight, bias)
-        return projected.split([layer.out_features for layer in layers], dim=-1)
+        offsets, logits = projected.split([layer.out_features for layer in layers], dim=-1)
+        return offsets, logits
 
     def extra_repr(self) -> str:
-        return (
-            f"d_model={self.d_model}, n_levels={self.n_levels}, n_heads={self.n_heads}, n_points={self.n_points}"
-        )
+        return f"d_model={self.d_model}, n_levels={self.n_levels}, n_heads={self.n_heads}, n_points={self.n_points}"
 
 
 def _is_plain_linear(layer: nn.Module) -> bool:

@@ -8,6 +8,8 @@
 
 namespace dino_kernels::DINO_CPU_VARIANT {
 
+DINO_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
 DINO_INLINE Vector<float> widen(const BFloat16* from) {
   const auto bits = load<Vector<uint16_t, DINO_VECTOR_BYTES / 2>>(from);
   return bit_cast<Vector<float>>(__builtin_convertvector(bits, Vector<uint32_t>) << 16);
@@ -35,8 +37,12 @@ DINO_INLINE void narrow(Half* to, Vector<float> v) {
   store(to, _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
 }
 #elif defined(__F16C__)
-DINO_INLINE Vector<float> widen(const Half* from) { return (Vector<float>)_mm256_cvtph_ps(load<__m128i>(from)); }
-DINO_INLINE void narrow(Half* to, Vector<float> v) { store(to, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT)); }
+DINO_INLINE Vector<float> widen(const Half* from) {
+  return (Vector<float>)_mm256_cvtph_ps(load<__m128i>(from));
+}
+DINO_INLINE void narrow(Half* to, Vector<float> v) {
+  store(to, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+}
 #else
 // Exponent and mantissa go to their float32 place; one multiplication rebiases the exponent and makes
 // denormals exact. Infinities and NaN are put right afterwards.
@@ -112,5 +118,32 @@ DINO_INLINE void store_some(T* to, V lanes, int64_t count) {
   narrow(copy, lanes);
   for (int64_t i = 0; i < count; ++i) to[i] = copy[i];
 }
+
+// All D channels of a row as vectors. kVectors > 0: D is that many full vectors; 0: any D, last one partial.
+template <class T, int kVectors>
+struct Channels {
+  using A = typename Compute<T>::type;
+  static DINO_INLINE int64_t vectors(int64_t D) {
+    return kVectors ? kVectors : round_up(D, kLanes<A>) / kLanes<A>;
+  }
+  static DINO_INLINE void load(const T* row, int64_t D, Vector<A>* lanes) {
+    if constexpr (kVectors > 0) {
+      Block<T, kVectors>::load(row, lanes);
+    } else {
+      int64_t d = 0;
+      for (; d + kLanes<A> <= D; d += kLanes<A>) lanes[d / kLanes<A>] = widen(row + d);
+      if (d < D) lanes[d / kLanes<A>] = load_some(row + d, D - d);
+    }
+  }
+  static DINO_INLINE void store(T* row, int64_t D, const Vector<A>* lanes) {
+    if constexpr (kVectors > 0) {
+      Block<T, kVectors>::store(row, lanes);
+    } else {
+      int64_t d = 0;
+      for (; d + kLanes<A> <= D; d += kLanes<A>) narrow(row + d, lanes[d / kLanes<A>]);
+      if (d < D) store_some(row + d, lanes[d / kLanes<A>], D - d);
+    }
+  }
+};
 
 }  // namespace dino_kernels::DINO_CPU_VARIANT

@@ -61,14 +61,14 @@ constexpr int kLanes = DINO_VECTOR_BYTES / static_cast<int>(sizeof(A));
 
 namespace dino_kernels {
 
-#define DINO_NUMBER_VECTOR(A)                                                              \
-  template <>                                                                              \
-  struct Number<DINO_CPU_VARIANT::Vector<A>> {                                             \
-    using Element = A;                                                                     \
-    using Real = DINO_CPU_VARIANT::Vector<A>;                                              \
-    using Int = DINO_CPU_VARIANT::Vector<DINO_CPU_VARIANT::Integer<A>>;                    \
-    static DINO_INLINE Int truncate(Real x) { return __builtin_convertvector(x, Int); }    \
-    static DINO_INLINE Real from(Int i) { return __builtin_convertvector(i, Real); }       \
+#define DINO_NUMBER_VECTOR(A)                                                           \
+  template <>                                                                           \
+  struct Number<DINO_CPU_VARIANT::Vector<A>> {                                          \
+    using Element = A;                                                                  \
+    using Real = DINO_CPU_VARIANT::Vector<A>;                                           \
+    using Int = DINO_CPU_VARIANT::Vector<DINO_CPU_VARIANT::Integer<A>>;                 \
+    static DINO_INLINE Int truncate(Real x) { return __builtin_convertvector(x, Int); } \
+    static DINO_INLINE Real from(Int i) { return __builtin_convertvector(i, Real); }    \
   };
 DINO_NUMBER_VECTOR(float)
 DINO_NUMBER_VECTOR(double)
@@ -165,7 +165,8 @@ DINO_INLINE Vector<A> transposed_sums(const Vector<A>* parts, int stride = 1) {
     constexpr int kN = kLanes<A>;
     constexpr int kLaneBit = kN / kCount;
     using Sequence = std::make_integer_sequence<int, kN>;
-    return shuffle(a, b, keep_lanes<kLaneBit, kN>(Sequence{})) + shuffle(a, b, swap_lanes<kLaneBit, kN>(Sequence{}));
+    return shuffle(a, b, keep_lanes<kLaneBit, kN>(Sequence{})) +
+           shuffle(a, b, swap_lanes<kLaneBit, kN>(Sequence{}));
   }
 }
 
@@ -180,7 +181,8 @@ DINO_INLINE Vector<int64_t> address_part(Vector<Integer<A>> v, int part) {
   } else {
 #if defined(__AVX512F__)
     const __m512i lanes = (__m512i)v;
-    const __m256i half = part == 0 ? _mm512_castsi512_si256(lanes) : _mm512_maskz_extracti64x4_epi64(0xf, lanes, 1);
+    const __m256i half =
+        part == 0 ? _mm512_castsi512_si256(lanes) : _mm512_maskz_extracti64x4_epi64(0xf, lanes, 1);
     return (Vector<int64_t>)_mm512_maskz_cvtepi32_epi64(0xff, half);
 #elif defined(__AVX2__)
     const __m256i lanes = (__m256i)v;
@@ -196,7 +198,8 @@ DINO_INLINE Vector<int64_t> address_part(Vector<Integer<A>> v, int part) {
 }
 // a where the part's lanes of `mask` are set, else b.
 template <class A>
-DINO_INLINE Vector<int64_t> select_addresses(Vector<Integer<A>> mask, int part, Vector<int64_t> a, Vector<int64_t> b) {
+DINO_INLINE Vector<int64_t> select_addresses(Vector<Integer<A>> mask, int part, Vector<int64_t> a,
+                                             Vector<int64_t> b) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(A) == sizeof(int32_t)) {
     const auto lanes = static_cast<__mmask8>(_mm512_movepi32_mask((__m512i)mask) >> (part * 8));
@@ -252,7 +255,8 @@ DINO_INLINE Vector<A> exp_of_nonpositive(Vector<A> x) {
   constexpr A kLn2Low = kDouble ? A(1.90821492927058770002e-10) : A(-2.12194440054690583e-4);
   const auto vanishes = x < kSmallest;
   const Vector<A> bounded = vanishes ? Vector<A>{} : x;
-  const auto exponent = Number<Vector<A>>::truncate(bounded * kLog2e - A(0.5));  // truncation of a non-positive number: rounds
+  const auto exponent =
+      Number<Vector<A>>::truncate(bounded * kLog2e - A(0.5));  // truncation of a non-positive number: rounds
   const Vector<A> n = Number<Vector<A>>::from(exponent);
   const Vector<A> r = (bounded - n * kLn2High) - n * kLn2Low;
   Vector<A> e = broadcast(A(1));

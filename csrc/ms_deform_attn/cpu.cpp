@@ -29,8 +29,9 @@ const CpuKernels* choose_widest() {
   __builtin_cpu_init();
   const bool has_avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
+                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512vl");
   if (has_avx512 && wanted != "avx2" && wanted != "default") return &avx512::ms_deform_attn;
   if (has_avx2 && wanted != "default") return &avx2::ms_deform_attn;
 #endif
@@ -46,7 +47,8 @@ const CpuKernels* widest() {
 const CpuKernels& kernels_for(int64_t channels, int64_t compute_bytes) {
   const CpuKernels* best = widest();
 #if defined(DINO_KERNELS_X86)
-  for (const CpuKernels* narrower : {&avx512::ms_deform_attn, &avx2::ms_deform_attn, &plain::ms_deform_attn}) {
+  for (const CpuKernels* narrower :
+       {&avx512::ms_deform_attn, &avx2::ms_deform_attn, &plain::ms_deform_attn}) {
     if (narrower->vector_bytes > best->vector_bytes) continue;
     if (channels % (narrower->vector_bytes / compute_bytes) == 0) return *narrower;
   }
@@ -71,24 +73,33 @@ bool is_compute_dtype(ScalarType dtype, ScalarType value) {
 
 DType dtype_of(const char* op, const Tensor& value) {
   switch (value.scalar_type()) {
-    case ScalarType::Float: return DType::float32;
-    case ScalarType::Double: return DType::float64;
-    case ScalarType::BFloat16: return DType::bfloat16;
-    case ScalarType::Half: return DType::float16;
-    default: STD_TORCH_CHECK(false, op, ": value must be float32, float64, bfloat16 or float16");
+    case ScalarType::Float:
+      return DType::float32;
+    case ScalarType::Double:
+      return DType::float64;
+    case ScalarType::BFloat16:
+      return DType::bfloat16;
+    case ScalarType::Half:
+      return DType::float16;
+    default:
+      STD_TORCH_CHECK(false, op, ": value must be float32, float64, bfloat16 or float16");
   }
 }
 
-Rows rows_of(const char* op, const char* name, const Tensor& tensor, int64_t batch, int64_t rows, int64_t length) {
+Rows rows_of(const char* op, const char* name, const Tensor& tensor, int64_t batch, int64_t rows,
+             int64_t length) {
   STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
-  STD_TORCH_CHECK(tensor.dim() == 3 && tensor.size(0) == batch && tensor.size(1) == rows && tensor.size(2) == length,
-                  op, ": ", name, " must be [", batch, ", ", rows, ", ", length, "]");
-  STD_TORCH_CHECK(tensor.stride(2) == 1 || length <= 1 || tensor.numel() == 0, op, ": ", name, " must be dense in its last dimension");
+  STD_TORCH_CHECK(
+      tensor.dim() == 3 && tensor.size(0) == batch && tensor.size(1) == rows && tensor.size(2) == length, op,
+      ": ", name, " must be [", batch, ", ", rows, ", ", length, "]");
+  STD_TORCH_CHECK(tensor.stride(2) == 1 || length <= 1 || tensor.numel() == 0, op, ": ", name,
+                  " must be dense in its last dimension");
   return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)};
 }
 
 std::vector<int64_t> integers(const char* op, const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.is_contiguous(), op, ": ", name, " must be a contiguous CPU tensor");
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.is_contiguous(), op, ": ", name,
+                  " must be a contiguous CPU tensor");
   const int64_t count = tensor.numel();
   std::vector<int64_t> values(count);
   if (tensor.scalar_type() == ScalarType::Long) {
@@ -109,32 +120,35 @@ void set_levels(Call& call, const Tensor& spatial_shapes, const std::optional<Te
   const char* op = call.op;
   const std::vector<int64_t> sizes = integers(op, "spatial_shapes", spatial_shapes);
   p.L = static_cast<int64_t>(sizes.size()) / 2;
-  STD_TORCH_CHECK(static_cast<int64_t>(num_points.size()) == p.L, op, ": num_points must have one count a level");
+  STD_TORCH_CHECK(static_cast<int64_t>(num_points.size()) == p.L, op,
+                  ": num_points must have one count a level");
   std::vector<int64_t> starts;
   if (level_start_index) starts = integers(op, "level_start_index", *level_start_index);
   STD_TORCH_CHECK(!level_start_index || static_cast<int64_t>(starts.size()) == p.L, op,
                   ": level_start_index must have one entry a level");
   constexpr int64_t kLargest = int64_t{1} << 30;
-  STD_TORCH_CHECK(p.S < kLargest, op, ": value has S = ", p.S, " rows, at most ", kLargest - 1, " are allowed");
+  STD_TORCH_CHECK(p.S < kLargest, op, ": value has S = ", p.S, " rows, at most ", kLargest - 1,
+                  " are allowed");
   int64_t rows = 0;
   for (int64_t l = 0; l < p.L; ++l) {
     const int64_t height = sizes[2 * l], width = sizes[2 * l + 1];
-    STD_TORCH_CHECK(height >= 1 && width >= 1, op, ": spatial_shapes must be positive, got (", height, ", ", width,
-                    ") for level ", l);
-    STD_TORCH_CHECK(height <= p.S && width <= p.S && height * width <= p.S, op, ": spatial_shapes has (", height, ", ",
-                    width, ") for level ", l, ", but value has only S = ", p.S, " rows");
+    STD_TORCH_CHECK(height >= 1 && width >= 1, op, ": spatial_shapes must be positive, got (", height, ", ",
+                    width, ") for level ", l);
+    STD_TORCH_CHECK(height <= p.S && width <= p.S && height * width <= p.S, op, ": spatial_shapes has (",
+                    height, ", ", width, ") for level ", l, ", but value has only S = ", p.S, " rows");
     const int64_t start = level_start_index ? starts[l] : rows;
-    STD_TORCH_CHECK(start >= 0 && start + height * width <= p.S, op, ": level ", l, " (", height, " x ", width,
-                    ") starts at row ", start, " and ends after the S = ", p.S,
+    STD_TORCH_CHECK(start >= 0 && start + height * width <= p.S, op, ": level ", l, " (", height, " x ",
+                    width, ") starts at row ", start, " and ends after the S = ", p.S,
                     " rows of value; check spatial_shapes and level_start_index");
     call.packed = call.packed && start == rows;
-    call.levels.push_back({static_cast<int32_t>(height), static_cast<int32_t>(width), start, p.K, num_points[l]});
+    call.levels.push_back(
+        {static_cast<int32_t>(height), static_cast<int32_t>(width), start, p.K, num_points[l]});
     rows += height * width;
     p.K += num_points[l];
   }
   call.packed = call.packed && rows == p.S;
-  STD_TORCH_CHECK(level_start_index || rows == p.S, op, ": value has S = ", p.S, " rows, spatial_shapes describes ",
-                  rows, "; they must be equal (S = sum of H * W)");
+  STD_TORCH_CHECK(level_start_index || rows == p.S, op, ": value has S = ", p.S,
+                  " rows, spatial_shapes describes ", rows, "; they must be equal (S = sum of H * W)");
   p.levels = call.levels.data();
 }
 
@@ -148,7 +162,8 @@ void set_value(Call& call, const Tensor& value) {
   p.dtype = dtype_of(call.op, value);
   const bool dense = (value.stride(3) == 1 || p.D <= 1) && (value.stride(2) == p.D || p.M <= 1);
   STD_TORCH_CHECK(dense || value.numel() == 0, call.op, ": value must have dense rows of M * D");
-  STD_TORCH_CHECK(std::abs(value.stride(1)) < (int64_t{1} << 27), call.op, ": value's rows lie too far apart");
+  STD_TORCH_CHECK(std::abs(value.stride(1)) < (int64_t{1} << 27), call.op,
+                  ": value's rows lie too far apart");
   p.value = {value.const_data_ptr(), value.stride(0), value.stride(1)};
 }
 
@@ -171,9 +186,9 @@ void set_samples(Call& call, const Tensor& value, const Tensor& positions, const
 void set_reference(Call& call, const Tensor& value, const Tensor& reference_points,
                    const std::optional<Tensor>& value_mask) {
   MSDeformAttnParams& p = call.params;
-  STD_TORCH_CHECK(reference_points.is_cpu() && reference_points.is_contiguous() && reference_points.dim() == 4 &&
-                      reference_points.size(0) == p.B && reference_points.size(1) == p.Q &&
-                      reference_points.size(2) == p.L &&
+  STD_TORCH_CHECK(reference_points.is_cpu() && reference_points.is_contiguous() &&
+                      reference_points.dim() == 4 && reference_points.size(0) == p.B &&
+                      reference_points.size(1) == p.Q && reference_points.size(2) == p.L &&
                       (reference_points.size(3) == 2 || reference_points.size(3) == 4) &&
                       is_compute_dtype(reference_points.scalar_type(), value.scalar_type()),
                   call.op, ": reference_points must be a contiguous [B, Q, L, 2 or 4] in the compute dtype");
@@ -197,14 +212,13 @@ AlignedMemory aligned_memory(int64_t bytes) {
   return AlignedMemory(static_cast<char*>(::operator new(static_cast<size_t>(bytes), std::align_val_t{64})));
 }
 
-using RangeKernel = void (*)(const MSDeformAttnParams&, int64_t, int64_t, void*);
-
-void run(const MSDeformAttnParams& p, RangeKernel kernel, int64_t tasks, int64_t grain, int64_t scratch_bytes) {
+void run(const MSDeformAttnParams& p, const CpuKernel& kernel, int64_t tasks, int64_t grain) {
   if (tasks == 0) return;
+  const int64_t bytes = kernel.scratch_bytes(p);
   torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
     if (begin == end) return;
-    const AlignedMemory scratch = aligned_memory(scratch_bytes);
-    kernel(p, begin, end, scratch.get());
+    const AlignedMemory scratch = aligned_memory(bytes);
+    kernel.run(p, begin, end, scratch.get());
   });
 }
 
@@ -223,8 +237,7 @@ Tensor run_forward(Call& call, const Tensor& value) {
   Tensor output = torch::stable::new_empty(value, {p.B, p.Q, p.M * p.D});
   if (output.numel() == 0) return output;
   p.output = output.mutable_data_ptr();
-  const CpuKernels& kernels = kernels_for(p);
-  run(p, kernels.forward, p.B * p.Q, query_grain(p), kernels.forward_scratch(p));
+  run(p, kernels_for(p).forward, p.B * p.Q, query_grain(p));
   return output;
 }
 
@@ -238,10 +251,12 @@ void set_value_tasks(Call& call) {
   const int64_t threads = torch::stable::get_num_threads(), heads = p.B * p.M;
   const bool sums_have_its_dtype = p.dtype == DType::float32 || p.dtype == DType::float64;
   p.few_samples = sums_have_its_dtype && p.Q * p.K * 4 < kFewCornersPerRow * p.S;
-  p.heads_together = std::clamp<int64_t>(heads / threads, 1, p.few_samples ? p.M : std::min(kHeadsTogether, p.M));
+  p.heads_together =
+      std::clamp<int64_t>(heads / threads, 1, p.few_samples ? p.M : std::min(kHeadsTogether, p.M));
   if (call.packed && heads < threads) {
     for (const Level& level : call.levels) {
-      call.groups.push_back({level.start, int64_t{level.height} * level.width, level.first_point, level.points});
+      call.groups.push_back(
+          {level.start, int64_t{level.height} * level.width, level.first_point, level.points});
     }
   } else {
     call.groups.push_back({0, p.S, 0, p.K});
@@ -257,16 +272,17 @@ Tensor gradient_of(const Tensor& tensor, bool wanted) {
 void run_backward(Call& call, bool value_wanted, bool samples_wanted) {
   MSDeformAttnParams& p = call.params;
   const CpuKernels& kernels = kernels_for(p);
-  if (samples_wanted) run(p, kernels.backward_samples, p.B * p.Q, query_grain(p), kernels.forward_scratch(p));
+  if (samples_wanted) run(p, kernels.backward_samples, p.B * p.Q, query_grain(p));
   if (value_wanted) {
     set_value_tasks(call);
-    run(p, kernels.backward_value, p.B * p.number_of_groups * p.M, 1, kernels.backward_value_scratch(p));
+    run(p, kernels.backward_value, p.B * p.number_of_groups * p.M, 1);
   }
 }
 
 void set_grad_output(Call& call, const Tensor& grad_output, const Tensor& value) {
   MSDeformAttnParams& p = call.params;
-  STD_TORCH_CHECK(grad_output.scalar_type() == value.scalar_type(), call.op, ": grad_output must have value's dtype");
+  STD_TORCH_CHECK(grad_output.scalar_type() == value.scalar_type(), call.op,
+                  ": grad_output must have value's dtype");
   p.grad_output = rows_of(call.op, "grad_output", grad_output, p.B, p.Q, p.M * p.D);
 }
 
@@ -286,8 +302,8 @@ Tensor ms_deform_attn_forward(const Tensor& value, const Tensor& spatial_shapes,
 
 std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     const Tensor& grad_output, const Tensor& value, const Tensor& spatial_shapes,
-    const std::optional<Tensor>& level_start_index, std::vector<int64_t> num_points, const Tensor& sampling_locations,
-    const Tensor& attention_weights, std::vector<bool> wanted) {
+    const std::optional<Tensor>& level_start_index, std::vector<int64_t> num_points,
+    const Tensor& sampling_locations, const Tensor& attention_weights, std::vector<bool> wanted) {
   Call call("ms_deform_attn");
   set_value(call, value);
   set_levels(call, spatial_shapes, level_start_index, num_points);
@@ -304,9 +320,10 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
 }
 
 Tensor fused_ms_deform_attn_forward(const Tensor& value, const Tensor& spatial_shapes,
-                                    const std::optional<Tensor>& level_start_index, std::vector<int64_t> num_points,
-                                    const Tensor& reference_points, const Tensor& sampling_offsets,
-                                    const Tensor& attention_logits, const std::optional<Tensor>& value_mask) {
+                                    const std::optional<Tensor>& level_start_index,
+                                    std::vector<int64_t> num_points, const Tensor& reference_points,
+                                    const Tensor& sampling_offsets, const Tensor& attention_logits,
+                                    const std::optional<Tensor>& value_mask) {
   Call call("fused_ms_deform_attn");
   set_value(call, value);
   set_levels(call, spatial_shapes, level_start_index, num_points);
@@ -317,9 +334,9 @@ Tensor fused_ms_deform_attn_forward(const Tensor& value, const Tensor& spatial_s
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> fused_ms_deform_attn_backward(
     const Tensor& grad_output, const Tensor& value, const Tensor& spatial_shapes,
-    const std::optional<Tensor>& level_start_index, std::vector<int64_t> num_points, const Tensor& reference_points,
-    const Tensor& sampling_offsets, const Tensor& attention_logits, const std::optional<Tensor>& value_mask,
-    std::vector<bool> wanted) {
+    const std::optional<Tensor>& level_start_index, std::vector<int64_t> num_points,
+    const Tensor& reference_points, const Tensor& sampling_offsets, const Tensor& attention_logits,
+    const std::optional<Tensor>& value_mask, std::vector<bool> wanted) {
   Call call("fused_ms_deform_attn");
   set_value(call, value);
   set_levels(call, spatial_shapes, level_start_index, num_points);
@@ -343,9 +360,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fused_ms_deform_attn_backward(
 
 const char* cpu_capability() {
   switch (widest()->vector_bytes) {
-    case 64: return "avx512";
-    case 32: return "avx2";
-    default: return "plain";
+    case 64:
+      return "avx512";
+    case 32:
+      return "avx2";
+    default:
+      return "plain";
   }
 }
 

@@ -5,17 +5,19 @@
 
 namespace dino_kernels {
 
-// One instruction set's kernels. Each works on a range of tasks, alone in its scratch memory.
+// One kernel: it works on a range of tasks, alone in its scratch memory.
+struct CpuKernel {
+  int64_t (*scratch_bytes)(const MSDeformAttnParams&);  // 64-byte aligned
+  void (*run)(const MSDeformAttnParams&, int64_t begin, int64_t end, void* scratch);
+};
+
+// One instruction set's kernels.
 struct CpuKernels {
   int64_t vector_bytes;
-  int64_t (*forward_scratch)(const MSDeformAttnParams&);  // bytes, 64-byte aligned
-  // Tasks: the B * Q queries.
-  void (*forward)(const MSDeformAttnParams&, int64_t begin, int64_t end, void* scratch);
-  // Gradients of positions, weights and reference points, and softmax_statistics. Tasks: the B * Q queries.
-  void (*backward_samples)(const MSDeformAttnParams&, int64_t begin, int64_t end, void* scratch);
-  int64_t (*backward_value_scratch)(const MSDeformAttnParams&);
-  // Gradient of value. Tasks: the B * number_of_groups * M (image, level group, head) slices of it.
-  void (*backward_value)(const MSDeformAttnParams&, int64_t begin, int64_t end, void* scratch);
+  CpuKernel forward;  // tasks: the B * Q queries
+  CpuKernel
+      backward_samples;      // tasks: the B * Q queries; gradients of positions, weights and reference points
+  CpuKernel backward_value;  // tasks: the B * number_of_groups * M slices of grad_value
 };
 
 namespace plain {

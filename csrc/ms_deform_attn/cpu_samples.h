@@ -11,8 +11,6 @@
 
 namespace dino_kernels::DINO_CPU_VARIANT {
 
-DINO_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
 // Hands out 64-byte aligned pieces of a task's scratch memory; with a null base it only measures.
 struct Scratch {
   char* base;
@@ -118,7 +116,8 @@ struct RawSamples {
 };
 
 template <class T>
-DINO_INLINE void store_raw(void* data, bool as_value, int64_t i, Vector<typename Compute<T>::type> v, int64_t count) {
+DINO_INLINE void store_raw(void* data, bool as_value, int64_t i, Vector<typename Compute<T>::type> v,
+                           int64_t count) {
   using A = typename Compute<T>::type;
   if (as_value) {
     T* to = static_cast<T*>(data) + i;
@@ -165,9 +164,9 @@ DINO_INLINE void softmax(const RawSamples<T>& logits, int64_t i, int64_t count, 
 template <class A>
 struct SampleTable {
   int64_t padded;
-  char** rows;         // [4, padded] first channel of the corner's row, or the empty row
-  A* weights;          // [4, padded] bilinear weight times attention
-  A* attention;        // [padded]
+  char** rows;                 // [4, padded] first channel of the corner's row, or the empty row
+  A* weights;                  // [4, padded] bilinear weight times attention
+  A* attention;                // [padded]
   A *fraction_x, *fraction_y;  // [padded]
   A *raw_x, *raw_y;            // [padded]
   SampleTable(Scratch& scratch, int64_t padded_) : padded(padded_) {
@@ -191,7 +190,8 @@ struct RowBase {
 };
 
 template <class A>
-DINO_INLINE void store_row_pointers(char** to, Vector<Integer<A>> row, Vector<Integer<A>> valid, const RowBase& base) {
+DINO_INLINE void store_row_pointers(char** to, Vector<Integer<A>> row, Vector<Integer<A>> valid,
+                                    const RowBase& base) {
   using Address = Vector<int64_t>;
   const Address empty = broadcast(reinterpret_cast<int64_t>(base.empty));
   const Address first = broadcast(reinterpret_cast<int64_t>(base.first));
@@ -203,7 +203,8 @@ DINO_INLINE void store_row_pointers(char** to, Vector<Integer<A>> row, Vector<In
 }
 
 template <class A>
-DINO_INLINE void mask_row_pointers(char** rows, Vector<Integer<A>> row, Vector<Integer<A>> valid, const RowBase& base) {
+DINO_INLINE void mask_row_pointers(char** rows, Vector<Integer<A>> row, Vector<Integer<A>> valid,
+                                   const RowBase& base) {
   for (int i = 0; i < kLanes<A>; ++i) {
     if (valid[i] && base.mask[row[i]]) rows[i] = base.empty;
   }
@@ -211,8 +212,8 @@ DINO_INLINE void mask_row_pointers(char** rows, Vector<Integer<A>> row, Vector<I
 
 // Lanes [i, i + lanes) of the table, from pixel positions and attention.
 template <class A>
-DINO_INLINE void set_corners(SampleTable<A>& table, const SampleLevels<A>& levels, int64_t i, Vector<A> x, Vector<A> y,
-                             Vector<A> attention, const RowBase& base) {
+DINO_INLINE void set_corners(SampleTable<A>& table, const SampleLevels<A>& levels, int64_t i, Vector<A> x,
+                             Vector<A> y, Vector<A> attention, const RowBase& base) {
   using Int = Vector<Integer<A>>;
   const Corners<Vector<A>> corners =
       bilinear_corners<Vector<A>>(x, y, load<Int>(levels.width + i), load<Int>(levels.height + i));
@@ -227,5 +228,69 @@ DINO_INLINE void set_corners(SampleTable<A>& table, const SampleLevels<A>& level
   store(table.fraction_x + i, corners.fraction_x);
   store(table.fraction_y + i, corners.fraction_y);
 }
+
+// Makes the tables of heads from the call's raw positions and weights.
+template <class T>
+struct Source {
+  using A = typename Compute<T>::type;
+  using V = Vector<A>;
+  static constexpr int kWidth = kLanes<A>;
+  const MSDeformAttnParams& p;
+  RawSamples<T> positions, weights;
+  SampleLevels<A> levels;
+  Frame<A> frame;
+  char* empty_row;
+  int64_t frame_query = -1;
+
+  Source(const MSDeformAttnParams& p_, Scratch& scratch)
+      : p(p_),
+        positions(p_, p_.positions, p_.M * p_.K * 2, p_.positions_as_value),
+        weights(p_, p_.weights, p_.M * p_.K, p_.weights_as_value),
+        levels(scratch, p_.K),
+        frame(scratch, p_.K),
+        empty_row(scratch.take<char>(p_.D * sizeof(T))) {}
+
+  void begin() {
+    levels.fill(p);
+    frame_query = -1;
+    for (int64_t i = 0; i < p.D * static_cast<int64_t>(sizeof(T)); ++i) empty_row[i] = 0;
+  }
+
+  const T* grad_output(int64_t h) const {
+    const int64_t query = h / p.M;
+    return static_cast<const T*>(p.grad_output.data) + query / p.Q * p.grad_output.batch_stride +
+           query % p.Q * p.grad_output.row_stride + h % p.M * p.D;
+  }
+
+  // The table of head h = query * M + m, counting queries through the batch, over the rows of value.
+  DINO_INLINE void make_table(int64_t h, SampleTable<A>& table) {
+    const int64_t m = h % p.M, b = h / p.M / p.Q;
+    char* head = static_cast<char*>(const_cast<void*>(p.value.data)) +
+                 (b * p.value.batch_stride + m * p.D) * static_cast<int64_t>(sizeof(T));
+    const RowBase base{head, p.value.row_stride * static_cast<int64_t>(sizeof(T)), empty_row,
+                       p.value_mask ? p.value_mask + b * p.S : nullptr};
+    make_table(h, base, table);
+  }
+
+  // The same over any array of rows.
+  DINO_INLINE void make_table(int64_t h, const RowBase& base, SampleTable<A>& table) {
+    const int64_t query = h / p.M, m = h % p.M, b = query / p.Q, q = query % p.Q;
+    if (query != frame_query && (p.reference_points || frame_query < 0)) frame.set(p, query);
+    frame_query = query;
+    const int64_t first_weight = b * p.weights.batch_stride + q * p.weights.row_stride + m * p.K;
+    const int64_t first_position = b * p.positions.batch_stride + q * p.positions.row_stride + m * p.K * 2;
+    if (p.reference_points) softmax<T>(weights, first_weight, p.K, table.attention);
+    for (int64_t k = 0; k < p.K; k += kWidth) {
+      V x, y;
+      positions.load_pairs(first_position + 2 * k, x, y);
+      const V attention = p.reference_points ? load<V>(table.attention + k) : weights.load(first_weight + k);
+      store(table.raw_x + k, x);
+      store(table.raw_y + k, y);
+      x = load<V>(frame.base_x + k) + x * load<V>(frame.scale_x + k);
+      y = load<V>(frame.base_y + k) + y * load<V>(frame.scale_y + k);
+      set_corners<A>(table, levels, k, x, y, attention, base);
+    }
+  }
+};
 
 }  // namespace dino_kernels::DINO_CPU_VARIANT

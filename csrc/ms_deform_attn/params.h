@@ -51,15 +51,15 @@ struct MSDeformAttnParams {
   void* output;  // [B, Q, M * D]
 
   // Backward. A null gradient is not computed.
-  Rows grad_output;              // [B, Q, M * D]
-  void* grad_value;              // [B, S, M, D]
-  void* grad_positions;          // [B, Q, M, K, 2] dtype of positions
-  void* grad_weights;            // [B, Q, M, K] dtype of weights
-  void* grad_reference_points;   // [B, Q, L, reference_coordinates] compute dtype
-  const LevelGroup* groups;      // [number_of_groups]
+  Rows grad_output;             // [B, Q, M * D]
+  void* grad_value;             // [B, S, M, D]
+  void* grad_positions;         // [B, Q, M, K, 2] dtype of positions
+  void* grad_weights;           // [B, Q, M, K] dtype of weights
+  void* grad_reference_points;  // [B, Q, L, reference_coordinates] compute dtype
+  const LevelGroup* groups;     // [number_of_groups]
   int64_t number_of_groups;
-  int64_t heads_together;        // whose grad_value a task accumulates in one pass over the queries
-  bool few_samples;              // per row of value: filling and copying sums costs more than making them
+  int64_t heads_together;  // whose grad_value a task accumulates in one pass over the queries
+  bool few_samples;        // per row of value: filling and copying sums costs more than making them
 };
 
 }  // namespace dino_kernels

@@ -30,9 +30,7 @@ def forward(
     weights = attention_logits.to(compute).softmax(-1)
     shapes = classic.host_shapes(spatial_shapes, level_sizes)
     locations = sampling_locations(shapes, num_points, reference_points, sampling_offsets.to(compute))
-    return classic.forward(
-        value, spatial_shapes, level_sizes, level_start_index, num_points, locations, weights
-    )
+    return classic.forward(value, spatial_shapes, level_sizes, level_start_index, num_points, locations, weights)
 
 
 def sampling_locations(

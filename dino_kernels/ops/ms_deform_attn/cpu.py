@@ -7,7 +7,6 @@ from torch import Tensor
 
 from dino_kernels import _native
 
-
 # Rows further apart are copied: the kernel multiplies row numbers with strides of at most 31 bits in bytes.
 MAX_ROW_STRIDE = 2**27
 
