@@ -27,6 +27,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
@@ -294,7 +295,17 @@ class NinjaBuild(build_ext):
         return super().get_ext_filename(fullname)
 
 
+class FullSdist(sdist):
+    """A source distribution that can be built, tested and measured."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        folders = [path for name in ("csrc", "tests", "benchmarks") for path in (ROOT / name).rglob("*")]
+        skipped = {"__pycache__", "latest"}
+        more = [path.relative_to(ROOT) for path in folders if path.is_file() and not skipped & {*path.parts}]
+        super().make_release_tree(base_dir, sorted({*files, "Makefile", *map(str, more)}))
+
+
 setup(
     ext_modules=[Extension(CPU_LIBRARY, sources=[]), Extension(CUDA_LIBRARY, sources=[])],
-    cmdclass={"build_ext": NinjaBuild},
+    cmdclass={"build_ext": NinjaBuild, "sdist": FullSdist},
 )
