@@ -43,8 +43,7 @@ DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000", *(["-DDINO_KERNELS_X86=1
 # Written for Linux on x86-64; macOS and Arm get what their compilers document and are untested.
 # Not -ffast-math: the kernels must tell NaN and infinity from numbers.
 CXX_FLAGS = "-O3 -std=c++20 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast".split()
-# {.op = name} leaves the other members at their defaults on purpose.
-WARNINGS = ["-Wall", "-Wextra", "-Wno-missing-field-initializers"]
+WARNINGS = ["-Wall", "-Wextra"]
 # pybind11's type information crosses library borders, which the vptr check takes for an error.
 # -O0: with checks around every intrinsic, any optimisation takes minutes a file.
 ADDRESS = "-O0 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all".split()
