@@ -245,14 +245,10 @@ Tensor run_forward(Call& call, const Tensor& value) {
 // there are fewer (image, head) pairs than threads, each is divided by level as well.
 void set_value_tasks(Call& call) {
   MSDeformAttnParams& p = call.params;
-  // Measured, see README.md of the op: an encoder's sums are made in dense memory of their own, four heads
-  // a pass; a decoder's in place, all heads a pass.
-  constexpr int64_t kHeadsTogether = 4, kFewCornersPerRow = 8;
+  constexpr int64_t kHeadsTogether = 4;  // 8 measured slower in memory of their own, see README.md of the op
   const int64_t threads = torch::stable::get_num_threads(), heads = p.B * p.M;
-  const bool sums_have_its_dtype = p.dtype == DType::float32 || p.dtype == DType::float64;
-  p.few_samples = sums_have_its_dtype && p.Q * p.K * 4 < kFewCornersPerRow * p.S;
-  p.heads_together =
-      std::clamp<int64_t>(heads / threads, 1, p.few_samples ? p.M : std::min(kHeadsTogether, p.M));
+  const int64_t most = p.sums_in_place ? p.M : std::min(kHeadsTogether, p.M);
+  p.heads_together = std::clamp<int64_t>(heads / threads, 1, most);
   if (call.packed && heads < threads) {
     for (const Level& level : call.levels) {
       call.groups.push_back(
@@ -267,6 +263,19 @@ void set_value_tasks(Call& call) {
 
 Tensor gradient_of(const Tensor& tensor, bool wanted) {
   return wanted ? torch::stable::new_empty(tensor, tensor.sizes()) : torch::stable::new_empty(tensor, {0});
+}
+
+// Where there are few samples for each row, as in a decoder, filling sums of their own and copying them costs
+// more than adding them up; then they are made in grad_value, which has to begin at zero.
+Tensor gradient_of_value(Call& call, const Tensor& value, bool wanted) {
+  MSDeformAttnParams& p = call.params;
+  constexpr int64_t kFewCornersPerRow = 8;
+  const bool has_dtype_of_sums = p.dtype == DType::float32 || p.dtype == DType::float64;
+  p.sums_in_place = has_dtype_of_sums && p.Q * p.K * 4 < kFewCornersPerRow * p.S;
+  Tensor gradient =
+      wanted && p.sums_in_place ? torch::stable::new_zeros(value, value.sizes()) : gradient_of(value, wanted);
+  p.grad_value = wanted && gradient.numel() > 0 ? gradient.mutable_data_ptr() : nullptr;
+  return gradient;
 }
 
 void run_backward(Call& call, bool value_wanted, bool samples_wanted) {
@@ -309,10 +318,9 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
   set_levels(call, spatial_shapes, level_start_index, num_points);
   set_samples(call, value, sampling_locations, attention_weights);
   set_grad_output(call, grad_output, value);
-  Tensor grad_value = gradient_of(value, wanted[0]);
+  Tensor grad_value = gradient_of_value(call, value, wanted[0]);
   Tensor grad_locations = gradient_of(sampling_locations, wanted[1]);
   Tensor grad_weights = gradient_of(attention_weights, wanted[2]);
-  call.params.grad_value = data_if(wanted[0], grad_value);
   call.params.grad_positions = data_if(wanted[1], grad_locations);
   call.params.grad_weights = data_if(wanted[2], grad_weights);
   run_backward(call, call.params.grad_value, call.params.grad_positions || call.params.grad_weights);
@@ -343,12 +351,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fused_ms_deform_attn_backward(
   set_samples(call, value, sampling_offsets, attention_logits);
   set_reference(call, value, reference_points, value_mask);
   set_grad_output(call, grad_output, value);
-  Tensor grad_value = gradient_of(value, wanted[0]);
+  Tensor grad_value = gradient_of_value(call, value, wanted[0]);
   Tensor grad_reference_points = gradient_of(reference_points, wanted[1]);
   Tensor grad_offsets = gradient_of(sampling_offsets, wanted[2]);
   Tensor grad_logits = gradient_of(attention_logits, wanted[3]);
   MSDeformAttnParams& p = call.params;
-  p.grad_value = data_if(wanted[0], grad_value);
   p.grad_reference_points = data_if(wanted[1], grad_reference_points);
   p.grad_positions = data_if(wanted[2], grad_offsets);
   p.grad_weights = data_if(wanted[3], grad_logits);

@@ -45,9 +45,9 @@ struct BackwardValue {
     }
   }
 
-  // Sums can be made in grad_value itself where it has their dtype and rows of full vectors.
+  // Needs rows of full vectors in the dtype of the sums.
   static bool in_place(const MSDeformAttnParams& p) {
-    return p.few_samples && kVectors > 0 && sizeof(T) == sizeof(A);
+    return p.sums_in_place && kVectors > 0 && sizeof(T) == sizeof(A);
   }
 
   static int64_t most_rows(const MSDeformAttnParams& p) {
@@ -63,8 +63,8 @@ struct BackwardValue {
     T* grad_value = static_cast<T*>(p.grad_value) + ((b * p.S + group.first_row) * p.M + m) * p.D;
     const int64_t row_bytes = in_place(p) ? p.M * p.D * static_cast<int64_t>(sizeof(T)) : heads * head_bytes;
     char* rows = in_place(p) ? reinterpret_cast<char*>(grad_value) : reinterpret_cast<char*>(sums);
-    for (int64_t r = 0; r < group.rows; ++r) {
-      for (int64_t i = 0; i < heads * head_bytes; i += sizeof(V)) store(rows + r * row_bytes + i, V{});
+    if (!in_place(p)) {
+      for (int64_t i = 0; i < group.rows * row_bytes; i += sizeof(V)) store(rows + i, V{});
     }
     // Rows count from the beginning of S.
     const RowBase base{rows - group.first_row * row_bytes, row_bytes, outside,

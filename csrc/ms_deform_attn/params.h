@@ -59,7 +59,7 @@ struct MSDeformAttnParams {
   const LevelGroup* groups;     // [number_of_groups]
   int64_t number_of_groups;
   int64_t heads_together;  // whose grad_value a task accumulates in one pass over the queries
-  bool few_samples;        // per row of value: filling and copying sums costs more than making them
+  bool sums_in_place;      // grad_value begins at zero, and its sums may be made there
 };
 
 }  // namespace dino_kernels
