@@ -241,14 +241,12 @@ Tensor run_forward(Call& call, const Tensor& value) {
   return output;
 }
 
-// A thread accumulates several heads in one pass over the queries, whose inputs then come in long runs. Where
-// there are fewer (image, head) pairs than threads, each is divided by level as well.
+// A task is a head, or a level of one where there are fewer (image, head) pairs than threads. In place, a
+// thread takes its heads together, whose rows are neighbours.
 void set_value_tasks(Call& call) {
   MSDeformAttnParams& p = call.params;
-  constexpr int64_t kHeadsTogether = 4;  // 8 measured slower in memory of their own, see README.md of the op
   const int64_t threads = torch::stable::get_num_threads(), heads = p.B * p.M;
-  const int64_t most = p.sums_in_place ? p.M : std::min(kHeadsTogether, p.M);
-  p.heads_together = std::clamp<int64_t>(heads / threads, 1, most);
+  p.heads_together = p.sums_in_place ? std::clamp<int64_t>(heads / threads, 1, p.M) : 1;
   if (call.packed && heads < threads) {
     for (const Level& level : call.levels) {
       call.groups.push_back(
