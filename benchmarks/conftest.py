@@ -14,7 +14,7 @@ from benchmarks import plot, report
 from benchmarks.machine import slug
 from benchmarks.memory import unsupported as memory_unsupported
 from benchmarks.peers import BACKENDS, implementations
-from benchmarks.results import FILE_NAME, RESULTS, Results
+from benchmarks.results import FILE_NAME, LATEST, RESULTS, Results
 from benchmarks.stage import PASSES, Contestant, Outcome, contestants, measure
 from benchmarks.workloads import DEFAULT, FULL, OPS, SHORT, Effort
 from dino_kernels.testing import DTYPES, Case, sample_inputs
@@ -145,7 +145,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     results = config.stash[RESULTS_KEY]
     if not results.measured:
         return
-    path = config.getoption("--results") or RESULTS / "latest" / FILE_NAME
+    path = config.getoption("--results") or RESULTS / LATEST / FILE_NAME
     if config.getoption("--publish"):
         path = RESULTS / slug(results.document["machine"]) / FILE_NAME
     results.save(path)

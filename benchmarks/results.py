@@ -14,6 +14,7 @@ from benchmarks.stage import Contestant, Outcome, baseline
 from dino_kernels.testing import Case
 
 RESULTS = Path(__file__).resolve().parent / "results"
+LATEST = "latest"  # the folder of runs that are not published
 FILE_NAME = "results.json"
 
 
@@ -90,4 +91,4 @@ def spread(speedup: tuple[float, float, float]) -> dict[str, Any]:
 
 
 def published() -> list[Path]:
-    return sorted(RESULTS.glob(f"*/{FILE_NAME}"))
+    return sorted(path for path in RESULTS.glob(f"*/{FILE_NAME}") if path.parent.name != LATEST)
