@@ -1,0 +1,126 @@
+"""What a DINO model is made of: one frozen dataclass, and the presets of the paper."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+_CHOICES = {
+    "query_selection": ("mixed", "pure", "static"),
+    "look_forward": ("twice", "once"),
+    "denoising": ("contrastive", "plain", "off"),
+}
+
+
+def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A DINO model. The defaults are the paper's 4-scale ResNet-50."""
+
+    backbone: str = "resnet50"
+    """Feature extractor: resnet{18,34,50,101}, resnet_tiny, swin_{t,s,b,l}, convnext_{t,s,b,l,xl}."""
+    backbone_levels: tuple[int, ...] = (1, 2, 3)
+    """Backbone stages that are used; stage 0 has stride 4, stage 3 stride 32."""
+    num_levels: int = 4
+    """Feature levels L of the transformer; those past the backbone's come from stride-2 convolutions."""
+    pretrained_backbone: bool = True
+    """Start from ImageNet weights; False is the explicit choice of random ones."""
+    hidden_dim: int = 256
+    """Channels C of every token and query."""
+    num_heads: int = 8
+    """Attention heads M."""
+    num_points: int = 4
+    """Samples per head and level P of deformable attention."""
+    ffn_dim: int = 2048
+    """Inner width of the feed-forward networks."""
+    num_encoder_layers: int = 6
+    """Deformable encoder layers."""
+    num_decoder_layers: int = 6
+    """Decoder layers, each of which refines the boxes."""
+    num_queries: int = 900
+    """Matching queries K, detections per image before the top scores are taken."""
+    num_classes: int = 91
+    """Classes C; 91 is COCO with category ids used as class indices, as in the paper."""
+    query_selection: Literal["mixed", "pure", "static"] = "mixed"
+    """Anchors from the encoder with learned content (mixed), both from the encoder (pure), both learned (static)."""
+    look_forward: Literal["twice", "once"] = "twice"
+    """Whether the loss of a layer also reaches the box refinement of the layer before."""
+    denoising: Literal["contrastive", "plain", "off"] = "contrastive"
+    """Denoising queries in training: positives and negatives, positives alone, none."""
+    num_denoising: int = 100
+    """Denoising queries of one kind; as many groups as fit in 2 * num_denoising queries."""
+    label_noise: float = 0.5
+    """Strength of label noise; half of it is the share of denoising labels that are redrawn."""
+    box_noise: float = 1.0
+    """Strength of box noise, in halves of the box's width and height."""
+    gradient_checkpointing: bool = False
+    """Recompute backbone and encoder layers in the backward pass: less memory, more time."""
+
+    def __post_init__(self) -> None:
+        _require(self.hidden_dim % self.num_heads == 0, "hidden_dim", self.hidden_dim, "a multiple of num_heads")
+        _require(self.hidden_dim % 32 == 0, "hidden_dim", self.hidden_dim, "a multiple of 32 (group normalisation)")
+        _require(len(self.backbone_levels) > 0, "backbone_levels", self.backbone_levels, "at least one stage")
+        _require(
+            self.num_levels >= len(self.backbone_levels), "num_levels", self.num_levels, "at least len(backbone_levels)"
+        )
+        _require(self.num_decoder_layers >= 1, "num_decoder_layers", self.num_decoder_layers, "at least 1")
+        _require(self.num_encoder_layers >= 0, "num_encoder_layers", self.num_encoder_layers, "at least 0")
+        _require(self.num_queries >= 1, "num_queries", self.num_queries, "at least 1")
+        _require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
+        for name, allowed in _CHOICES.items():
+            _require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {allowed}")
+
+
+_FIVE_SCALES = {"backbone_levels": (0, 1, 2, 3), "num_levels": 5}
+
+PRESETS: dict[str, ModelConfig] = {
+    "dino_4scale_r50": ModelConfig(),
+    "dino_5scale_r50": ModelConfig(**_FIVE_SCALES),
+    "dino_4scale_r18": ModelConfig(backbone="resnet18"),
+    "dino_4scale_r101": ModelConfig(backbone="resnet101"),
+    "dino_4scale_swin_t": ModelConfig(backbone="swin_t"),
+    "dino_4scale_swin_l": ModelConfig(backbone="swin_l", gradient_checkpointing=True),
+    "dino_5scale_swin_l": ModelConfig(backbone="swin_l", gradient_checkpointing=True, **_FIVE_SCALES),
+    # Small enough to learn from scratch on two CPU cores: `python -m dino demo`.
+    "dino_tiny": ModelConfig(
+        backbone="resnet_tiny",
+        pretrained_backbone=False,
+        num_levels=3,
+        hidden_dim=128,
+        num_heads=4,
+        ffn_dim=256,
+        num_encoder_layers=1,
+        num_decoder_layers=3,
+        num_queries=60,
+        num_classes=10,
+        num_denoising=50,
+    ),
+}
+
+
+def model_config(preset: str | ModelConfig, **overrides: object) -> ModelConfig:
+    """The configuration of a preset (or one that is given), with some fields replaced.
+
+    Raises:
+        ValueError: an unknown preset or field, or a value that the field does not allow.
+    """
+    if isinstance(preset, str) and preset not in PRESETS:
+        raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}{_hint(preset, PRESETS)}")
+    config = PRESETS[preset] if isinstance(preset, str) else preset
+    fields = [field.name for field in dataclasses.fields(ModelConfig)]
+    for name in overrides:
+        if name not in fields:
+            raise ValueError(f"ModelConfig has no field {name!r}{_hint(name, fields)}; its fields are {fields}")
+    return dataclasses.replace(config, **overrides)
+
+
+def _hint(word: str, allowed: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(allowed), n=1)
+    return f" (perhaps you meant {close[0]!r})" if close else ""

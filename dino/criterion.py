@@ -1,0 +1,201 @@
+"""Losses of all predictions of a step: decoder layers, encoder, and denoising queries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dino.boxes import cxcywh_to_xyxy, generalized_iou
+from dino.config import ModelConfig, model_config
+from dino.denoising import Targets
+from dino.matching import ALPHA, GAMMA, MatchCost, Matches, hungarian_match
+from dino.outputs import DenoisingLayout, DetectionOutput
+
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the three losses, the same for every layer."""
+
+    classification: float = 1.0
+    l1: float = 5.0
+    giou: float = 2.0
+
+
+@dataclass
+class Assignment:
+    """Which query of which image stands for which box; the rest of an image's queries are background."""
+
+    image: Tensor  # [R]
+    query: Tensor  # [sets, R]
+    target: Tensor  # [sets, R] index in the concatenation of all images' boxes
+
+
+class SetCriterion(nn.Module):
+    """Focal, L1 and GIoU loss of every prediction against the box that it is matched with.
+
+    Args:
+        config: the model that is trained.
+        weights: of the losses in `weighted_total`.
+        cost: of the matching.
+    """
+
+    def __init__(self, config: ModelConfig, weights: LossWeights | None = None, cost: MatchCost | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.weights = weights or LossWeights()
+        self.cost = cost or MatchCost()
+
+    def forward(self, outputs: DetectionOutput, targets: Targets, num_boxes: float | None = None) -> Losses:
+        """The unweighted losses.
+
+        Args:
+            outputs: of the model.
+            targets: per image `boxes` [T, 4] cxcywh in 0..1 and `labels` [T].
+            num_boxes: the normaliser, in place of the mean number of boxes per process.
+
+        Returns:
+            The official names: `loss_ce`, `loss_bbox`, `loss_giou` for the last layer, with `_0`, `_1`... for earlier
+            ones, `_interm` for the encoder, `_dn`, `_dn_0`... for denoising; and, to look at only, without gradient,
+            `loss_xy`, `loss_hw` and `cardinality_error` in the same places and `class_error`.
+        """
+        logits, boxes = outputs.logits.float(), outputs.boxes_cxcywh.float()
+        layers = len(logits)
+        names = [f"_{i}" for i in range(layers - 1)] + [""]
+        device = logits.device
+        labels = torch.cat([target["labels"] for target in targets]).to(device)
+        truth = torch.cat([target["boxes"] for target in targets]).to(device).float()
+        counts = torch.tensor([len(target["labels"]) for target in targets])
+        normaliser = self._normaliser(len(labels), device) if num_boxes is None else max(num_boxes, 1.0)
+
+        sets, set_boxes, set_names = logits, boxes, names
+        if outputs.encoder_logits is not None and outputs.encoder_boxes_cxcywh is not None:
+            sets = torch.cat([logits, outputs.encoder_logits.float()[None]])
+            set_boxes = torch.cat([boxes, outputs.encoder_boxes_cxcywh.float()[None]])
+            set_names = names + ["_interm"]
+        matches = self.match(sets, set_boxes, targets)
+        losses = _named(set_losses(sets, set_boxes, matches, labels, truth, normaliser), set_names)
+        losses |= _named({"cardinality_error": cardinality_error(sets, counts)}, set_names)
+        losses["class_error"] = class_error(
+            logits[-1], matches.image, matches.query[layers - 1], labels[matches.target[layers - 1]]
+        )
+
+        dn_names = [f"_dn{name}" for name in names]
+        if outputs.denoising is None or outputs.denoising.layout.num_queries == 0:
+            zero = {name: logits.new_zeros(layers) for name in _LOGGED}
+            return losses | _named(zero, dn_names)
+        layout = outputs.denoising.layout
+        dn_logits, dn_boxes = outputs.denoising.logits.float(), outputs.denoising.boxes_cxcywh.float()
+        known = denoising_assignment(layout, counts.tolist(), layers, device)
+        values = set_losses(dn_logits, dn_boxes, known, labels, truth, normaliser * layout.num_groups)
+        losses |= _named(values | {"cardinality_error": cardinality_error(dn_logits, counts)}, dn_names)
+        return losses
+
+    def match(self, logits: Tensor, boxes_cxcywh: Tensor, targets: Targets) -> Matches:
+        """Hungarian matching of [sets, B, Q, C] logits and [sets, B, Q, 4] boxes, each set alone."""
+        return hungarian_match(logits, boxes_cxcywh, targets, self.cost)
+
+    def weighted_total(self, losses: Losses) -> Tensor:
+        """The training loss: a weighted sum of all classification, L1 and GIoU losses, scalar."""
+        weights = {"loss_ce": self.weights.classification, "loss_bbox": self.weights.l1, "loss_giou": self.weights.giou}
+        terms = [
+            weight * losses[name] for prefix, weight in weights.items() for name in losses if name.startswith(prefix)
+        ]
+        return torch.stack(terms).sum()
+
+    @staticmethod
+    def _normaliser(num_boxes: int, device: torch.device) -> Tensor:
+        """Mean number of boxes per process, at least 1."""
+        count = torch.tensor(float(num_boxes), device=device)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(count)
+            count /= torch.distributed.get_world_size()
+        return count.clamp(min=1)
+
+
+_LOGGED = ("loss_ce", "loss_bbox", "loss_giou", "loss_xy", "loss_hw", "cardinality_error")
+
+
+def _named(values: Losses, names: list[str]) -> Losses:
+    """One scalar per set under its official name, from one vector over all sets."""
+    return {f"{loss}{name}": v for loss, vector in values.items() for name, v in zip(names, vector, strict=True)}
+
+
+def set_losses(
+    logits: Tensor,  # [sets, B, Q, C]
+    boxes_cxcywh: Tensor,  # [sets, B, Q, 4]
+    assigned: Matches | Assignment,
+    labels: Tensor,  # [T] of all images
+    truth_cxcywh: Tensor,  # [T, 4]
+    normaliser: Tensor | float,
+) -> Losses:
+    """All losses of several sets of predictions at once, each a vector [sets]."""
+    row = torch.arange(len(logits), device=logits.device)[:, None]
+    place = (row, assigned.image, assigned.query)
+    one_hot = torch.zeros_like(logits)
+    one_hot[(*place, labels[assigned.target])] = 1
+    predicted, truth = boxes_cxcywh[place], truth_cxcywh[assigned.target]  # [sets, R, 4]
+    l1 = (predicted - truth).abs()
+    giou = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(truth))
+    return {
+        "loss_ce": focal_loss(logits, one_hot).sum((1, 2, 3)) / normaliser,
+        "loss_bbox": l1.sum((1, 2)) / normaliser,
+        "loss_giou": (1 - giou).sum(1) / normaliser,
+        "loss_xy": l1.detach()[..., :2].sum((1, 2)) / normaliser,
+        "loss_hw": l1.detach()[..., 2:].sum((1, 2)) / normaliser,
+    }
+
+
+def focal_loss(logits: Tensor, one_hot: Tensor) -> Tensor:
+    """Sigmoid focal loss of every logit, alpha 0.25 and gamma 2 (arXiv 1708.02002)."""
+    probability = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none")
+    confidence = probability * one_hot + (1 - probability) * (1 - one_hot)
+    alpha = ALPHA * one_hot + (1 - ALPHA) * (1 - one_hot)
+    return alpha * cross_entropy * (1 - confidence) ** GAMMA
+
+
+def denoising_assignment(layout: DenoisingLayout, counts: list[int], sets: int, device: torch.device) -> Assignment:
+    """Positives stand for the boxes they were made of. Negatives and empty slots stay background."""
+    total = sum(counts)
+    image = torch.repeat_interleave(torch.tensor(counts))
+    within = torch.cat([torch.arange(n) for n in counts])
+    group = torch.arange(layout.num_groups)[:, None] * layout.kinds * layout.group_size
+    query = (group + within).flatten()
+    target = torch.arange(total).repeat(layout.num_groups)
+    return Assignment(
+        image.repeat(layout.num_groups).to(device),
+        query.expand(sets, -1).to(device),
+        target.expand(sets, -1).to(device),
+    )
+
+
+@torch.no_grad()
+def cardinality_error(logits: Tensor, counts: Tensor) -> Tensor:
+    """Official logging value, [sets]: mean absolute difference of box counts, where "no object" is the last class."""
+    predicted = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1)
+    return (predicted - counts.to(logits.device)).abs().float().mean(1)
+
+
+@torch.no_grad()
+def class_error(logits: Tensor, image: Tensor, query: Tensor, labels: Tensor) -> Tensor:
+    """Share of matched queries whose best class is wrong, in percent; 100 where there are none."""
+    if len(labels) == 0:
+        return logits.new_tensor(100.0)
+    return 100 * (logits[image, query].argmax(-1) != labels).float().mean()
+
+
+def build_criterion(
+    preset: str | ModelConfig,
+    *,
+    weights: LossWeights | None = None,
+    cost: MatchCost | None = None,
+    **overrides: object,
+) -> SetCriterion:
+    """The losses that train a model of the same preset and overrides; see `dino.build_model`."""
+    return SetCriterion(model_config(preset, **overrides), weights, cost)

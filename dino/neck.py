@@ -1,0 +1,51 @@
+"""From backbone features to the levels of the transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Projection(nn.Module):
+    """Convolution to the transformer's width, then group normalisation."""
+
+    def __init__(self, in_channels: int, hidden_dim: int, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, hidden_dim, kernel_size, stride, kernel_size // 2)
+        self.norm = nn.GroupNorm(32, hidden_dim)
+        for parameter in self.conv.parameters():
+            nn.init.xavier_uniform_(parameter) if parameter.ndim > 1 else nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class Neck(nn.Module):
+    """One projection per level: 1x1 on the backbone's, then 3x3 with stride 2 for each further one.
+
+    The first further level is made of the backbone's last output, not of its projection; later ones of the level
+    before.
+    """
+
+    def __init__(self, in_channels: Sequence[int], hidden_dim: int, num_levels: int) -> None:
+        super().__init__()
+        extra = [in_channels[-1]] + [hidden_dim] * num_levels
+        self.projections = nn.ModuleList(
+            [Projection(channels, hidden_dim, 1, 1) for channels in in_channels]
+            + [Projection(channels, hidden_dim, 3, 2) for channels in extra[: num_levels - len(in_channels)]]
+        )
+
+    def forward(
+        self,
+        features: list[Tensor],  # of the backbone, [B, channels, H_l, W_l]
+        mask: Tensor,  # [B, H, W] bool, True = padding
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Maps [B, C, H_l, W_l] and padding masks [B, H_l, W_l] of all levels, fine to coarse."""
+        maps: list[Tensor] = []
+        sources = [*features, features[-1]]
+        for level, projection in enumerate(self.projections):
+            maps.append(projection(sources[level] if level < len(sources) else maps[-1]))
+        masks = [F.interpolate(mask[:, None].float(), m.shape[-2:]).squeeze(1).bool() for m in maps]
+        return maps, masks

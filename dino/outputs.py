@@ -1,0 +1,66 @@
+"""What the model returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class DenoisingLayout:
+    """Where denoising queries stand: `num_groups` groups of `kinds` blocks of `group_size` slots.
+
+    A slot's number is `group_size * (kinds * group + kind) + k` for box k of an image; kind 0 holds the positives,
+    kind 1 the negatives. Images with fewer boxes leave slots empty.
+    """
+
+    num_groups: int
+    group_size: int
+    kinds: int
+
+    @property
+    def num_queries(self) -> int:
+        return self.num_groups * self.kinds * self.group_size
+
+
+@dataclass
+class DenoisingOutput:
+    """Predictions of the denoising queries."""
+
+    logits: Tensor  # [layers, B, N, C]
+    boxes_cxcywh: Tensor  # [layers, B, N, 4]
+    layout: DenoisingLayout
+
+
+@dataclass
+class DetectionOutput:
+    """Predictions of every decoder layer (the last is the final one), of the encoder, and of denoising in training."""
+
+    logits: Tensor  # [layers, B, Q, C]
+    boxes_cxcywh: Tensor  # [layers, B, Q, 4] in 0..1
+    encoder_logits: Tensor | None = None  # [B, Q, C]; None with static queries
+    encoder_boxes_cxcywh: Tensor | None = None  # [B, Q, 4]
+    selected_indices: Tensor | None = None  # [B, Q] tokens that became queries
+    proposals_cxcywh: Tensor | None = None  # [B, Q, 4] their own boxes, before the encoder's box head
+    denoising: DenoisingOutput | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The dictionary of the official model: `pred_logits`, `pred_boxes`, `aux_outputs`, `interm_outputs`, `dn`."""
+        result: dict[str, Any] = _layers(self.logits, self.boxes_cxcywh)
+        if self.encoder_logits is not None:
+            result["interm_outputs"] = {"pred_logits": self.encoder_logits, "pred_boxes": self.encoder_boxes_cxcywh}
+            result["topk"] = self.selected_indices
+        if self.denoising is not None:
+            layout = self.denoising.layout
+            result["dn"] = _layers(self.denoising.logits, self.denoising.boxes_cxcywh) | {
+                "pad_size": layout.num_queries,
+                "num_groups": layout.num_groups,
+            }
+        return result
+
+
+def _layers(logits: Tensor, boxes_cxcywh: Tensor) -> dict[str, Any]:
+    layers = [{"pred_logits": a, "pred_boxes": b} for a, b in zip(logits, boxes_cxcywh, strict=True)]
+    return layers[-1] | {"aux_outputs": layers[:-1]}
