@@ -59,8 +59,7 @@ def mixed_query_selection(
     tokens = selection.norm(selection.project(memory.tokens.masked_fill(~usable[..., None], 0)))
     logits = selection.class_head(tokens)
     if indices is None:
-        count = min(selection.num_queries, logits.shape[1])
-        indices = logits.max(-1).values.topk(count, 1).indices
+        indices = _best_tokens(logits, selection.num_queries)
     features, logits, proposals = _chosen(tokens, indices), _chosen(logits, indices), _chosen(proposals, indices)
     anchors = selection.box_head(features).float() + proposals
     if selection.variant == "pure":
@@ -75,6 +74,10 @@ def mixed_query_selection(
         indices=indices,
         proposals_cxcywh=proposals.sigmoid(),
     )
+
+
+def _best_tokens(logits: Tensor, count: int) -> Tensor:
+    return logits.amax(-1).topk(min(count, logits.shape[1]), 1).indices
 
 
 def _chosen(x: Tensor, indices: Tensor) -> Tensor:
