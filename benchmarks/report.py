@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any
 
+from benchmarks import ablation
 from benchmarks.machine import ROOT, caption
 from benchmarks.results import FILE_NAME, RESULTS, published
 
 Document = dict[str, Any]
 Table = list[list[str]]  # the first row is the header
 MARKER = re.compile(r"(<!-- results:(\w+)(?: ([\w.-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
-WORDS = ("workload", "op", "by", "model", "pass")  # columns aligned to the left
+WORDS = ("workload", "op", "by", "model", "pass", "part")  # columns aligned to the left
 FORWARD, BOTH = "forward", "forward+backward"
 
 
@@ -124,11 +125,29 @@ def whole_model_table(document: Document) -> Table:
     return table
 
 
-TABLES: dict[str, Callable[[Document], Table]] = {
-    "speed": speed_table,
-    "whole_model": whole_model_table,
-    "ms_deform_attn": lambda document: full_table(document, "ms_deform_attn"),
-    "fused_ms_deform_attn": lambda document: full_table(document, "fused_ms_deform_attn"),
+def detector_table(document: Document) -> Table:
+    """Inference of this package's DINO by part, with the fastest kernel and with the reference."""
+    table = [["part", "reference ms", "with the kernel ms", "share", "ratio"]]
+    for row in document["detector"]:
+        before, after = row["parts_ms"]["reference"], row["parts_ms"]["kernel"]
+        whole = sum(after.values())
+        for part, ms in after.items():
+            table.append(
+                [part, f"{before[part]:.0f}", f"{ms:.0f}", f"{100 * ms / whole:.0f} %", f"{before[part] / ms:.1f}x"]
+            )
+        whole_row = [milliseconds(row["reference"]), milliseconds(row["kernel"]), "100 %", ratio(row["speedup"])]
+        table.append([f"whole: {row['model']}", *whole_row])
+    return table
+
+
+# Name of the table: the file of results that it is made of, and how.
+TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
+    "speed": (FILE_NAME, speed_table),
+    "whole_model": (FILE_NAME, whole_model_table),
+    "ms_deform_attn": (FILE_NAME, lambda document: full_table(document, "ms_deform_attn")),
+    "fused_ms_deform_attn": (FILE_NAME, lambda document: full_table(document, "fused_ms_deform_attn")),
+    "detector": (FILE_NAME, detector_table),
+    "ablation": (ablation.FILE_NAME, ablation.table),
 }
 
 
@@ -162,6 +181,8 @@ def summary(document: Document) -> str:
         )
     if document["whole_model"]:
         parts.append(as_text(whole_model_table(document)))
+    if document["detector"]:
+        parts.append(as_text(detector_table(document)))
     if any("inaccurate" in row for row in document["speed"]):
         parts.append("(!) misses the tolerance that this package's kernels must keep; the JSON says by how much.")
     reasons: dict[str, list[str]] = {}
@@ -174,26 +195,27 @@ def summary(document: Document) -> str:
     return "\n\n".join(parts)
 
 
-def update(text: str, load: Callable[[str | None], Document]) -> str:
+def update(text: str, load: Callable[[str | None, str], Document]) -> str:
     """`text` with the table after every marker made anew."""
 
     def replace(match: re.Match[str]) -> str:
         start, name, folder, end = match.groups()
         if name not in TABLES:
             raise SystemExit(f"report: a marker names the table {name!r}; known: {', '.join(TABLES)}")
-        document = load(folder)
-        return f"{start}\n{as_markdown(TABLES[name](document))}\n\n{caption(document['machine'])}\n\n{end}"
+        file, table = TABLES[name]
+        document = load(folder, file)
+        return f"{start}\n{as_markdown(table(document))}\n\n{caption(document['machine'])}\n\n{end}"
 
     return MARKER.sub(replace, text)
 
 
-def load(folder: str | None) -> Document:
+def load(folder: str | None, file: str) -> Document:
     if folder is None:
-        files = published()
+        files = published(file)
         if len(files) != 1:
             raise SystemExit(f"report: {len(files)} folders of results; a marker without a folder needs exactly one")
         return json.loads(files[0].read_text())
-    return json.loads((RESULTS / folder / FILE_NAME).read_text())
+    return json.loads((RESULTS / folder / file).read_text())
 
 
 def main() -> int:

@@ -29,6 +29,7 @@ class Results:
             "memory": [],
             "growth": [],
             "whole_model": [],
+            "detector": [],
             "not_run": {},  # contestant -> reason
             "wrong": [],
         }
@@ -36,7 +37,7 @@ class Results:
 
     @property
     def measured(self) -> bool:
-        return any(self.document[part] for part in ("speed", "memory", "growth", "whole_model"))
+        return any(self.document[part] for part in ("speed", "memory", "growth", "whole_model", "detector"))
 
     def add_speed(self, op: str, case: Case, which: str, contestant: Contestant, outcome: Outcome) -> dict[str, Any]:
         row = {"workload": case.id, "op": op} | self._times(which, contestant, outcome)
@@ -54,6 +55,12 @@ class Results:
     def add_whole_model(self, model: str, which: str, before: Timing, after: Timing) -> None:
         row = {"model": model, "pass": which, "before": times(before), "after": times(after)}
         self.document["whole_model"].append(row | {"speedup": spread(after.speedup_over(before))})
+
+    def add_detector(
+        self, model: str, reference: Timing, kernel: Timing, parts_ms: dict[str, dict[str, float]]
+    ) -> None:
+        row = {"model": model, "reference": times(reference), "kernel": times(kernel), "parts_ms": parts_ms}
+        self.document["detector"].append(row | {"speedup": spread(kernel.speedup_over(reference))})
 
     def _times(self, which: str, contestant: Contestant, outcome: Outcome) -> dict[str, Any]:
         timings = outcome.timings[which]
@@ -90,5 +97,5 @@ def spread(speedup: tuple[float, float, float]) -> dict[str, Any]:
     return {"median": middle, "quartiles": [low, high]}
 
 
-def published() -> list[Path]:
-    return sorted(path for path in RESULTS.glob(f"*/{FILE_NAME}") if path.parent.name != LATEST)
+def published(file: str = FILE_NAME) -> list[Path]:
+    return sorted(path for path in RESULTS.glob(f"*/{file}") if path.parent.name != LATEST)

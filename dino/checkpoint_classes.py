@@ -1,0 +1,80 @@
+"""Which row of a checkpoint's class heads belongs to which class of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dino.data.categories import NO_CATEGORY, Categories
+
+CLASS_HEADS = tuple(
+    f"{part}.class_head.{kind}" for part in ("decoder", "query_selection") for kind in ("weight", "bias")
+)
+LABEL_EMBED = "denoising.label_embed.weight"
+# Logit of a label that stands for no category: out of 300 detections none comes from it.
+_NEVER = -10.0
+
+
+def coco_categories(num_classes: int) -> Categories | None:
+    """COCO's 80 categories in a row, or in the official 91 rows where the row is the category id; None otherwise."""
+    official = Categories.official_coco()
+    if num_classes == official.num_classes:
+        return official
+    used = [(i, name) for i, name in zip(official.ids, official.names, strict=True) if name != NO_CATEGORY]
+    return Categories(*zip(*used, strict=True)) if num_classes == len(used) else None
+
+
+@dataclass(frozen=True)
+class ClassRows:
+    """Row of the checkpoint for each label of the model; -1 where it has none."""
+
+    rows: tuple[int, ...]
+    gaps: tuple[int, ...]
+    """Labels that stand for no category."""
+    new: tuple[str, ...]
+    """Names of the model's classes that the checkpoint does not have."""
+    num_source: int
+
+    @property
+    def same(self) -> bool:
+        return self.rows == tuple(range(self.num_source))
+
+
+def match_classes(
+    num_source: int, num_target: int, source: Categories | None, target: Categories | None
+) -> ClassRows | None:
+    """Pair classes by name; without names, by row if there are equally many; otherwise None."""
+    if source is None or target is None or source.names == target.names:
+        if num_source != num_target:
+            return None
+        return ClassRows(tuple(range(num_target)), (), (), num_source)
+    row_of = {name: row for row, name in enumerate(source.names) if name != NO_CATEGORY}
+    rows = tuple(row_of.get(name, -1) for name in target.names)
+    gaps = tuple(label for label, name in enumerate(target.names) if name == NO_CATEGORY)
+    new = tuple(name for name in target.names if name != NO_CATEGORY and name not in row_of)
+    return ClassRows(rows, gaps, new, num_source)
+
+
+def take_rows(name: str, own: Tensor, given: Tensor, classes: ClassRows) -> Tensor | None:
+    """`own` with the rows of `given` that belong there; None where the shapes do not allow it.
+
+    Args:
+        name: one of `CLASS_HEADS`, or `LABEL_EMBED`, which has a row more than there are classes (not so in detrex).
+        own: the model's tensor, whose remaining rows stay.
+        given: the checkpoint's.
+        classes: how they correspond.
+    """
+    extra = given.shape[0] - classes.num_source
+    if given.shape[1:] != own.shape[1:] or extra not in ((0, 1) if name == LABEL_EMBED else (0,)):
+        return None
+    taken = own.clone()
+    labels = [label for label, row in enumerate(classes.rows) if row >= 0]
+    taken[labels] = given[[classes.rows[label] for label in labels]].to(own)
+    if name == LABEL_EMBED:
+        if extra == 1:
+            taken[-1] = given[-1].to(own)
+    elif classes.gaps:
+        taken[list(classes.gaps)] = torch.full_like(taken[list(classes.gaps)], _NEVER if own.ndim == 1 else 0.0)
+    return taken

@@ -1,0 +1,121 @@
+"""Images and targets of a COCO index."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dino.data.categories import Categories
+from dino.data.coco import CocoIndex
+from dino.data.images import ImageError, open_image
+from dino.data.problems import DatasetError
+
+# So many unreadable images one after another are not bad luck but a disk that went away.
+_MOST_REPLACEMENTS = 20
+
+
+class Transform(Protocol):
+    """`TrainTransform`, `EvalTransform`, or a function of your own with the same arguments and results."""
+
+    def __call__(
+        self, image: Image.Image, boxes_xyxy: Tensor, labels: Tensor, rng: random.Random
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+class CocoDataset(Dataset):
+    """Normalised images with their boxes.
+
+    `dataset[i]` is `(image, target)`: image float32 [3, h, w], or None where it cannot be read; target with
+
+    - `boxes` float32 [T, 4], cxcywh in 0..1 of the augmented image, and `labels` int64 [T];
+    - `image_id`, an int, and `size_hw` int64 [2], height and width of the original image;
+    - `problems`, a list of text, where an image could not be read.
+
+    What is random depends on the seed, the epoch and the index alone, so neither the number of workers nor the order
+    matters. `dataset[epoch, i]` names the epoch; this is how an epoch reaches workers that keep running.
+
+    Args:
+        index: the annotations.
+        categories: which label a category id has.
+        transform: from an RGB image and pixel boxes to tensors.
+        train: an unreadable image is replaced by the next one that can be read. Otherwise its `image` is None, and
+            `collate` leaves it out.
+        seed: of the augmentation.
+        strict: an unreadable image raises ImageError instead.
+
+    Raises:
+        DatasetError: an annotation has a category id that `categories` lacks.
+    """
+
+    def __init__(
+        self,
+        index: CocoIndex,
+        categories: Categories,
+        transform: Transform,
+        *,
+        train: bool,
+        seed: int = 0,
+        strict: bool = False,
+    ) -> None:
+        unknown = sorted(set(np.unique(index.category_ids).tolist()) - set(categories.ids))
+        if unknown:
+            raise DatasetError(
+                f"{index.annotation_file.name}: annotations have category ids {unknown[:10]}, but the model's"
+                f" categories are {list(categories.ids[:10])}{'...' if categories.num_classes > 10 else ''}."
+            )
+        self.index = index
+        self.categories = categories
+        self.transform = transform
+        self.train = train
+        self.seed = seed
+        self.strict = strict
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of `dataset[i]`; `dataset[epoch, i]` does not need it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor | None, dict[str, Any]]:
+        epoch, position = key if isinstance(key, tuple) else (self.epoch, key)
+        if not 0 <= position < len(self):
+            raise IndexError(f"index must be one of 0..{len(self) - 1}, got {position}")
+        problems: list[str] = []
+        for candidate in range(position, position + min(len(self), _MOST_REPLACEMENTS)):
+            candidate %= len(self)
+            try:
+                image, target = self._load(candidate, random.Random(f"{self.seed}/{epoch}/{position}"))
+            except ImageError as error:
+                if self.strict:
+                    raise
+                problems.append(str(error))
+                if not self.train:
+                    return None, {**self._target(candidate), "problems": problems}
+            else:
+                return image, {**target, "problems": problems} if problems else target
+        raise DatasetError(
+            f"{self.index.annotation_file.name}: {len(problems)} images in a row cannot be read, the last one:"
+            f" {problems[-1]}"
+        )
+
+    def _load(self, position: int, rng: random.Random) -> tuple[Tensor, dict[str, Any]]:
+        target = self._target(position)
+        height, width = target["size_hw"].tolist()
+        path = self.index.image_path(position)
+        image = open_image(path, image_id=target["image_id"], size_wh=(width, height))
+        boxes_xyxy, category_ids = self.index.training_boxes(position)
+        labels = torch.tensor([self.categories.label_of(int(i)) for i in category_ids], dtype=torch.int64)
+        tensor, target["boxes"], target["labels"] = self.transform(image, torch.from_numpy(boxes_xyxy), labels, rng)
+        return tensor, target
+
+    def _target(self, position: int) -> dict[str, Any]:
+        width, height = self.index.sizes_wh[position].tolist()
+        return {"image_id": int(self.index.image_ids[position]), "size_hw": torch.tensor([height, width])}

@@ -1,0 +1,1 @@
+"""The parts of a training run; `dino.train` puts them together."""

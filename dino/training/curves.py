@@ -1,0 +1,116 @@
+"""The curves of a run as a picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+from dino.training.log import read_log
+
+_BLUE, _ORANGE, _GREEN, _GREY = "#1f5fa8", "#d9722b", "#3a8f4d", "#8a8a8a"
+_MOST_POINTS = 2000
+
+
+def matplotlib_is_installed() -> bool:
+    return find_spec("matplotlib") is not None
+
+
+def draw_curves(folder: Path, title: str = "") -> Path:
+    """Draw loss, learning rate and average precision over epochs from a run's log.csv.
+
+    Args:
+        folder: of the run.
+        title: what to write above.
+
+    Returns:
+        The picture, curves.png in the folder; an older one is replaced.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: the log has no row yet.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('curves need matplotlib: pip install -e ".[plots]"') from error
+    rows = read_log(folder / "log.csv")
+    steps = [row for row in rows if "loss" in row]
+    if not steps:
+        raise ValueError(f"{folder / 'log.csv'} has no rows of steps yet; curves need at least one")
+    evaluations = [row for row in rows if "AP" in row]
+
+    figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_losses(left, steps)
+    _draw_precision(right, evaluations)
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.set_xlim(0, max(row["epoch"] for row in rows))
+        axes.xaxis.get_major_locator().set_params(integer=max(row["epoch"] for row in rows) >= 2)
+        axes.grid(True, color="#e6e6e6", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    new = folder / ".curves.png"
+    figure.savefig(new, format="png")
+    path = folder / "curves.png"
+    os.replace(new, path)
+    return path
+
+
+def _draw_losses(axes: Any, steps: Sequence[dict[str, float]]) -> None:
+    epochs = [row["epoch"] for row in steps]
+    losses = [row["loss"] for row in steps]
+    thin = max(1, len(steps) // _MOST_POINTS)
+    axes.plot(epochs[::thin], losses[::thin], color=_BLUE, alpha=0.25, linewidth=0.8)
+    axes.plot(epochs[::thin], _smooth(losses)[::thin], color=_BLUE, linewidth=1.8, label="loss, smoothed")
+    axes.set_ylabel("training loss")
+    # The first steps are far above all others; they may leave the picture.
+    ordered = sorted(losses)
+    axes.set_ylim(0, 1.15 * ordered[min(len(ordered) - 1, int(0.98 * len(ordered)))])
+    drops = [after["epoch"] for before, after in pairwise(steps) if after["lr"] < 0.5 * before["lr"]]
+    for index, epoch in enumerate(drops):
+        label = "learning rate x 0.1" if index == 0 else None
+        axes.axvline(epoch, color=_GREY, linestyle="--", linewidth=1, label=label)
+    _legend(axes, "upper right")
+
+
+def _draw_precision(axes: Any, evaluations: Sequence[dict[str, float]]) -> None:
+    axes.set_ylabel("validation, per cent")
+    axes.set_ylim(0, 100)
+    if not evaluations:
+        axes.text(0.5, 0.5, "not evaluated yet", transform=axes.transAxes, ha="center", va="center", color=_GREY)
+        return
+    lines = (
+        ("AP", "AP", _BLUE, "-"),
+        ("AP50", "AP50", _ORANGE, "-"),
+        ("AP75", "AP75", _GREEN, "-"),
+        ("AP_ema", "AP, averaged weights", _BLUE, "--"),
+    )
+    marker = "o" if len(evaluations) <= 60 else None
+    for column, label, colour, style in lines:
+        points = [(row["epoch"], 100 * row[column]) for row in evaluations if column in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, color=colour, marker=marker, markersize=3.5, label=label)
+    highest = max(100 * row[column] for row in evaluations for column, *_ in lines if column in row)
+    axes.set_ylim(0, min(100, max(5, 1.15 * highest)))
+    _legend(axes, "lower right")
+
+
+def _legend(axes: Any, place: str) -> None:
+    axes.legend(fontsize=9, loc=place, facecolor="white", edgecolor="none", framealpha=0.9)
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """The mean of each value's neighbourhood, about a fortieth of the run to either side."""
+    reach = max(1, len(values) // 40)
+    sums = list(accumulate(values, initial=0.0))
+    smoothed = []
+    for i in range(len(values)):
+        first, last = max(0, i - reach), min(len(values), i + reach + 1)
+        smoothed.append((sums[last] - sums[first]) / (last - first))
+    return smoothed

@@ -1,0 +1,57 @@
+"""AdamW as the paper has it, and its step schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dino.train_config import TrainConfig
+from dino.training.distributed import whole
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over what trains: the backbone at its own rate, weight decay on everything, norms and biases too."""
+    backbone, rest = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (backbone if "backbone" in name else rest).append(parameter)
+    groups = [
+        {"params": rest, "lr": config.lr, "initial_lr": config.lr},
+        {"params": backbone, "lr": config.backbone_lr, "initial_lr": config.backbone_lr},
+    ]
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+
+
+def learning_rate_factor(epoch: int, step: int, drops: Sequence[int], warmup_steps: int = 0) -> float:
+    """What multiplies the base rates in a step: 0.1 for each of `drops` that is past, and the linear warm-up.
+
+    Args:
+        epoch: epochs completed.
+        step: optimisation steps completed.
+        drops: epochs after which the rates fall.
+        warmup_steps: steps until the full rate.
+    """
+    warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    return warmup * 0.1 ** sum(epoch >= drop for drop in drops)
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give each group its base rate times `factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def clip_gradients(model: nn.Module, largest_norm: float) -> Tensor:
+    """Scale the gradients of all parameters down to a norm of at most `largest_norm`; their norm before, a scalar."""
+    return whole(nn.utils.clip_grad_norm_(model.parameters(), largest_norm))
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as `<parameter>.<quantity>`; still sharded where parameters are."""
+    return {
+        f"{name}.{quantity}": value
+        for name, parameter in model.named_parameters()
+        for quantity, value in optimizer.state.get(parameter, {}).items()
+    }

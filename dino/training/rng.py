@@ -1,0 +1,67 @@
+"""Random numbers: seeding a process, and taking its generators' states along."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def seed_process(seed: int) -> None:
+    """Seed every generator of this process."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def numerics(*, deterministic: bool, tf32: bool) -> Iterator[None]:
+    """How PyTorch computes while the block runs; to be entered before the first use of a GPU."""
+    cudnn = torch.backends.cudnn
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+        (cudnn.deterministic, cudnn.allow_tf32),
+    )
+    if deterministic:
+        # cuBLAS asks for this, and reads it when it starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        cudnn.deterministic = True
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.set_float32_matmul_precision(before[1])
+        cudnn.deterministic, cudnn.allow_tf32 = before[2]
+
+
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """The states of this process's generators: JSON values, and tensors under names that end in `_state`."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    state = {
+        "python": random.getstate(),
+        "numpy": [name, keys.tolist(), *rest],  # pyright: ignore[reportAttributeAccessIssue]
+        "cpu_state": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda_state"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
+    """Go on from `rng_state()`, also after JSON has made lists of tuples."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["cpu_state"])
+    if device.type == "cuda" and "cuda_state" in state:
+        torch.cuda.set_rng_state(state["cuda_state"], device)

@@ -1,0 +1,158 @@
+"""The folder of a run: what it holds, and checkpoints that are there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from dino.training.step import TrainingError
+
+_CHECKPOINT = re.compile(r"step-\d{8,}")
+_UNFINISHED = ".unfinished-"
+_STATE = "state.json"
+_OWN = ("checkpoints", "last", "best", "final", "final_ema", "tensorboard", "config.json", "log.csv", "curves.png")
+
+
+class RunFolder:
+    """A run's files under `path`:
+
+    checkpoints/step-00001200/   models and all it takes to go on, complete by the time it has that name
+    last                         link to the newest checkpoint
+    best/, final/, final_ema/    models
+    config.json, log.csv, curves.png, tensorboard/
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+
+    def prepare(self, *, resume: bool, overwrite: bool) -> Path | None:
+        """Make the folder ready.
+
+        Returns:
+            The checkpoint to go on from, or None to start anew.
+
+        Raises:
+            ValueError: an earlier run is here and neither `resume` nor `overwrite` says what to do with it.
+        """
+        found = [name for name in _OWN if os.path.lexists(self.path / name)]
+        if found and not resume and not overwrite:
+            raise ValueError(
+                f"output: {self.path} holds an earlier run ({', '.join(found)}); pass --resume to go on with it, "
+                "--overwrite to delete it, or another --output"
+            )
+        if overwrite:
+            for name in found:
+                _delete(self.path / name)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        for unfinished in self.checkpoints.glob(f"{_UNFINISHED}*"):
+            _delete(unfinished)
+        return self.last_complete() if resume else None
+
+    def last_complete(self) -> Path | None:
+        """The checkpoint of the highest step of which every file has its full size."""
+        return next((checkpoint for checkpoint in reversed(self._all()) if _is_complete(checkpoint)), None)
+
+    def write(self, step: int, write_files: Callable[[Path], None], state: dict[str, Any], keep: int) -> Path:
+        """Write a checkpoint and delete all but the last `keep`.
+
+        A kill at any moment leaves the checkpoints before and maybe this one, each of them whole.
+
+        Args:
+            step: which names it.
+            write_files: writes everything but the state into a folder.
+            state: JSON values; the file sizes are added.
+            keep: how many to keep, at least 1.
+
+        Raises:
+            TrainingError: it could not be written; earlier ones are untouched.
+        """
+        final = self.checkpoints / f"step-{step:08}"
+        unfinished = self.checkpoints / f"{_UNFINISHED}{final.name}"
+        try:
+            _delete(unfinished)
+            unfinished.mkdir(parents=True)
+            write_files(unfinished)
+            sizes = {
+                str(file.relative_to(unfinished)): file.stat().st_size
+                for file in sorted(unfinished.rglob("*"))
+                if file.is_file()
+            }
+            (unfinished / _STATE).write_text(json.dumps({**state, "files": sizes}), encoding="utf-8")
+            for entry in (*unfinished.rglob("*"), unfinished):
+                _flush(entry)
+            _delete(final)
+            os.rename(unfinished, final)
+            _flush(self.checkpoints)
+            self._link_last(final)
+        except (OSError, SafetensorError) as error:
+            _delete(unfinished)
+            raise TrainingError(
+                f"the checkpoint of step {step} could not be written to {self.checkpoints}: {error}. Earlier ones "
+                "are whole; make room there and go on with --resume"
+            ) from error
+        for old in self._all()[:-keep]:
+            _delete(old)
+        return final
+
+    def update(self, **entries: Any) -> None:
+        """Replace entries of the last complete checkpoint's state."""
+        checkpoint = self.last_complete()
+        if checkpoint is not None:
+            replace_text(checkpoint / _STATE, json.dumps(self.state(checkpoint) | entries))
+
+    def state(self, checkpoint: Path) -> dict[str, Any]:
+        """The state that a checkpoint was written with."""
+        return json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+
+    def _all(self) -> list[Path]:
+        if not self.checkpoints.exists():
+            return []
+        found = [path for path in self.checkpoints.iterdir() if _CHECKPOINT.fullmatch(path.name)]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+    def _link_last(self, checkpoint: Path) -> None:
+        new = self.path / ".last"
+        new.unlink(missing_ok=True)
+        new.symlink_to(checkpoint.relative_to(self.path))
+        os.replace(new, self.path / "last")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Give a file new content: whoever reads it, also after a crash, finds all of the old or all of the new."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    _flush(new)
+    os.replace(new, path)
+    _flush(path.parent)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        sizes = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))["files"]
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _flush(path: Path) -> None:
+    """Have the disk keep a file's content, or a folder's names, over a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _delete(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
