@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dino.boxes import cxcywh_to_xyxy, generalized_iou
 from dino.config import ModelConfig, model_config
-from dino.denoising import Targets
+from dino.denoising import Targets, box_places
 from dino.matching import ALPHA, GAMMA, MatchCost, Matches, hungarian_match
 from dino.outputs import DenoisingLayout, DetectionOutput
 
@@ -25,6 +25,18 @@ class LossWeights:
     classification: float = 1.0
     l1: float = 5.0
     giou: float = 2.0
+
+
+LOSSES = ("loss_ce", "loss_bbox", "loss_giou", "loss_xy", "loss_hw", "cardinality_error")
+
+
+@dataclass
+class Truth:
+    """The boxes of all images of a batch, one after the other."""
+
+    labels: Tensor  # [T]
+    boxes_cxcywh: Tensor  # [T, 4]
+    counts: list[int]  # boxes per image
 
 
 @dataclass
@@ -64,37 +76,31 @@ class SetCriterion(nn.Module):
             ones, `_interm` for the encoder, `_dn`, `_dn_0`... for denoising; and, to look at only, without gradient,
             `loss_xy`, `loss_hw` and `cardinality_error` in the same places and `class_error`.
         """
-        logits, boxes = outputs.logits.float(), outputs.boxes_cxcywh.float()
-        layers = len(logits)
-        names = [f"_{i}" for i in range(layers - 1)] + [""]
-        device = logits.device
-        labels = torch.cat([target["labels"] for target in targets]).to(device)
-        truth = torch.cat([target["boxes"] for target in targets]).to(device).float()
-        counts = torch.tensor([len(target["labels"]) for target in targets])
-        normaliser = self._normaliser(len(labels), device) if num_boxes is None else max(num_boxes, 1.0)
-
-        sets, set_boxes, set_names = logits, boxes, names
-        if outputs.encoder_logits is not None and outputs.encoder_boxes_cxcywh is not None:
-            sets = torch.cat([logits, outputs.encoder_logits.float()[None]])
-            set_boxes = torch.cat([boxes, outputs.encoder_boxes_cxcywh.float()[None]])
-            set_names = names + ["_interm"]
-        matches = self.match(sets, set_boxes, targets)
-        losses = _named(set_losses(sets, set_boxes, matches, labels, truth, normaliser), set_names)
-        losses |= _named({"cardinality_error": cardinality_error(sets, counts)}, set_names)
-        losses["class_error"] = class_error(
-            logits[-1], matches.image, matches.query[layers - 1], labels[matches.target[layers - 1]]
+        device = outputs.logits.device
+        truth = Truth(
+            torch.cat([target["labels"] for target in targets]).to(device),
+            torch.cat([target["boxes"] for target in targets]).to(device).float(),
+            [len(target["labels"]) for target in targets],
         )
+        normaliser = self._normaliser(len(truth.labels), device) if num_boxes is None else max(num_boxes, 1.0)
+        names = [f"_{layer}" for layer in range(len(outputs.logits) - 1)] + [""]
+        losses = self._matching_losses(outputs, targets, truth, normaliser, names)
+        return losses | _denoising_losses(outputs, truth, normaliser, [f"_dn{name}" for name in names])
 
-        dn_names = [f"_dn{name}" for name in names]
-        if outputs.denoising is None or outputs.denoising.layout.num_queries == 0:
-            zero = {name: logits.new_zeros(layers) for name in _LOGGED}
-            return losses | _named(zero, dn_names)
-        layout = outputs.denoising.layout
-        dn_logits, dn_boxes = outputs.denoising.logits.float(), outputs.denoising.boxes_cxcywh.float()
-        known = denoising_assignment(layout, counts.tolist(), layers, device)
-        values = set_losses(dn_logits, dn_boxes, known, labels, truth, normaliser * layout.num_groups)
-        losses |= _named(values | {"cardinality_error": cardinality_error(dn_logits, counts)}, dn_names)
-        return losses
+    def _matching_losses(
+        self, outputs: DetectionOutput, targets: Targets, truth: Truth, normaliser: Tensor | float, names: list[str]
+    ) -> Losses:
+        logits, boxes = outputs.logits.float(), outputs.boxes_cxcywh.float()
+        final = len(logits) - 1
+        if outputs.encoder_logits is not None and outputs.encoder_boxes_cxcywh is not None:
+            logits = torch.cat([logits, outputs.encoder_logits.float()[None]])
+            boxes = torch.cat([boxes, outputs.encoder_boxes_cxcywh.float()[None]])
+            names = names + ["_interm"]
+        matches = self.match(logits, boxes, targets)
+        wanted = truth.labels[matches.target[final]]
+        return _named(set_losses(logits, boxes, matches, truth, normaliser), names) | {
+            "class_error": class_error(logits[final], matches.image, matches.query[final], wanted)
+        }
 
     def match(self, logits: Tensor, boxes_cxcywh: Tensor, targets: Targets) -> Matches:
         """Hungarian matching of [sets, B, Q, C] logits and [sets, B, Q, 4] boxes, each set alone."""
@@ -118,7 +124,14 @@ class SetCriterion(nn.Module):
         return count.clamp(min=1)
 
 
-_LOGGED = ("loss_ce", "loss_bbox", "loss_giou", "loss_xy", "loss_hw", "cardinality_error")
+def _denoising_losses(outputs: DetectionOutput, truth: Truth, normaliser: Tensor | float, names: list[str]) -> Losses:
+    """Of denoising queries, whose boxes are known without matching; zeros where there are none."""
+    denoising = outputs.denoising
+    if denoising is None or denoising.layout.num_queries == 0:
+        return _named(dict.fromkeys(LOSSES, outputs.logits.new_zeros(len(names))), names)
+    known = denoising_assignment(denoising.layout, truth.counts, len(names), truth.labels.device)
+    logits, boxes = denoising.logits.float(), denoising.boxes_cxcywh.float()
+    return _named(set_losses(logits, boxes, known, truth, normaliser * denoising.layout.num_groups), names)
 
 
 def _named(values: Losses, names: list[str]) -> Losses:
@@ -130,24 +143,24 @@ def set_losses(
     logits: Tensor,  # [sets, B, Q, C]
     boxes_cxcywh: Tensor,  # [sets, B, Q, 4]
     assigned: Matches | Assignment,
-    labels: Tensor,  # [T] of all images
-    truth_cxcywh: Tensor,  # [T, 4]
+    truth: Truth,
     normaliser: Tensor | float,
 ) -> Losses:
-    """All losses of several sets of predictions at once, each a vector [sets]."""
+    """All of `LOSSES` for several sets of predictions at once, each a vector [sets]."""
     row = torch.arange(len(logits), device=logits.device)[:, None]
     place = (row, assigned.image, assigned.query)
     one_hot = torch.zeros_like(logits)
-    one_hot[(*place, labels[assigned.target])] = 1
-    predicted, truth = boxes_cxcywh[place], truth_cxcywh[assigned.target]  # [sets, R, 4]
-    l1 = (predicted - truth).abs()
-    giou = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(truth))
+    one_hot[(*place, truth.labels[assigned.target])] = 1
+    predicted, wanted = boxes_cxcywh[place], truth.boxes_cxcywh[assigned.target]  # [sets, R, 4]
+    l1 = (predicted - wanted).abs()
+    giou = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
     return {
         "loss_ce": focal_loss(logits, one_hot).sum((1, 2, 3)) / normaliser,
         "loss_bbox": l1.sum((1, 2)) / normaliser,
         "loss_giou": (1 - giou).sum(1) / normaliser,
         "loss_xy": l1.detach()[..., :2].sum((1, 2)) / normaliser,
         "loss_hw": l1.detach()[..., 2:].sum((1, 2)) / normaliser,
+        "cardinality_error": cardinality_error(logits, torch.tensor(truth.counts)),
     }
 
 
@@ -163,8 +176,7 @@ def focal_loss(logits: Tensor, one_hot: Tensor) -> Tensor:
 def denoising_assignment(layout: DenoisingLayout, counts: list[int], sets: int, device: torch.device) -> Assignment:
     """Positives stand for the boxes they were made of. Negatives and empty slots stay background."""
     total = sum(counts)
-    image = torch.repeat_interleave(torch.tensor(counts))
-    within = torch.cat([torch.arange(n) for n in counts])
+    image, within = box_places(counts)
     group = torch.arange(layout.num_groups)[:, None] * layout.kinds * layout.group_size
     query = (group + within).flatten()
     target = torch.arange(total).repeat(layout.num_groups)

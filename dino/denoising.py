@@ -125,13 +125,20 @@ def contrastive_denoising(
     noised_labels = _noise_labels(labels.repeat(blocks), noise, config.label_noise)
     noised_boxes = _noise_boxes(boxes.repeat(blocks, 1), negative, noise, config.box_noise)
 
-    image = torch.repeat_interleave(torch.tensor(counts)).to(boxes.device).repeat(blocks)
-    within = torch.cat([torch.arange(n) for n in counts]).to(boxes.device).repeat(blocks)
+    image, within = (index.to(boxes.device).repeat(blocks) for index in box_places(counts))
     place = (image, layout.group_size * block + within)
     shape = (len(targets), layout.num_queries)
     content = weight.new_zeros(*shape, weight.shape[1]).index_put(place, denoising.label_embed(noised_labels))
     anchors = boxes.new_zeros(*shape, 4).index_put(place, inverse_sigmoid(noised_boxes))
     return DenoisingQueries(content, anchors, layout)
+
+
+def box_places(counts: list[int]) -> tuple[Tensor, Tensor]:
+    """For every box of a batch, [T] each: the index of its image, and its number among that image's boxes."""
+    per_image = torch.tensor(counts)
+    image = torch.repeat_interleave(per_image)
+    first = per_image.cumsum(0) - per_image
+    return image, torch.arange(len(image)) - first[image]
 
 
 def _noise_labels(labels: Tensor, noise: Noise, label_noise: float) -> Tensor:

@@ -17,7 +17,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            x = layer(x).relu()
+            x = layer(x).relu_()
         return self.layers[-1](x)
 
 
@@ -31,4 +31,5 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x + self.linear2(self.linear1(x).relu()))
+        # In place: a second copy of the widest activation would be kept for the backward pass.
+        return self.norm(x + self.linear2(self.linear1(x).relu_()))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -101,17 +103,21 @@ def spread(model: nn.Module, strategy: Literal["ddp", "fsdp2"], ranks: Ranks) ->
     if ranks.size == 1:
         return model
     if strategy == "ddp":
+        # Frozen normalisation has no state to keep equal. PyTorch 2.13 renamed the option.
+        options = inspect.signature(DistributedDataParallel.__init__).parameters
+        sync = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
         return DistributedDataParallel(
             model,
             device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-            # Frozen normalisation has no state to keep equal, and every parameter is used in every step.
-            broadcast_buffers=False,
-            find_unused_parameters=False,
+            find_unused_parameters=False,  # every parameter gets a gradient in every step
             gradient_as_bucket_view=True,
+            **{sync: False},
         )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # It warns of changes in place to what the model returns; there are none.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     for name in ("backbone", "encoder.layers", "decoder.layers"):
         part = model.get_submodule(name)

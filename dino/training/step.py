@@ -125,7 +125,7 @@ class Step:
         return max(count / self.ranks.size, 1.0)
 
     def _add_gradient(self, batch: Batch, num_boxes: float, *, sync: bool) -> tuple[dict[str, Tensor], Tensor]:
-        on_device = batch.to(self.ranks.device)
+        on_device = batch.to(self.ranks.device, non_blocking=True)
         with gradient_sync(self.module, sync):
             with self.precision.autocast():
                 outputs = self.module(on_device.images, on_device.mask, on_device.targets)

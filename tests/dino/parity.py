@@ -126,8 +126,9 @@ def recorded_noise(stored: dict[str, np.ndarray], prefix: str) -> RecordedNoise:
     )
 
 
-def error(actual: Tensor, expected: np.ndarray) -> float:
+def error(actual: Tensor | None, expected: np.ndarray) -> float:
     """Largest absolute difference; shapes must agree, and infinities must be in the same places."""
+    assert actual is not None
     actual = actual.detach().double()
     wanted = tensor(expected).double()
     assert actual.shape == wanted.shape

@@ -10,8 +10,8 @@ import torch
 
 import dino
 from dino import backbone_weights
-from dino.backbone import ResNet
 from dino.backbone_convnext import ConvNeXt
+from dino.backbone_resnet import ResNet
 from dino.backbone_swin import Swin
 from dino.backbone_weights import URLS, load_backbone_weights
 from dino.checkpoint import CheckpointError

@@ -10,7 +10,7 @@ from parity import error, sample, tensor
 
 import dino
 from dino.boxes import inverse_sigmoid
-from dino.criterion import set_losses
+from dino.criterion import Truth, set_losses
 from dino.denoising import Denoising, contrastive_denoising
 from dino.encoder import encoder_reference_points, flatten_levels
 from dino.matching import MatchCost, hungarian_match, matching_cost
@@ -92,7 +92,8 @@ def test_losses_and_their_gradients(stored: dict) -> None:
     targets = targets_of(stored, "match.")
     labels, truth = (torch.cat([target[key] for target in targets]) for key in ("labels", "boxes"))
     matches = hungarian_match(logits[None], boxes[None], targets)
-    losses = set_losses(logits[None], boxes[None], matches, labels, truth, float(stored["match.num_boxes"]))
+    truth = Truth(labels, truth, [len(target["labels"]) for target in targets])
+    losses = set_losses(logits[None], boxes[None], matches, truth, float(stored["match.num_boxes"]))
     for name, value in losses.items():
         assert value.item() == pytest.approx(stored[f"match.loss.{name}"].item(), rel=1e-5), name
     # The stored gradients are of the weighted sum, as in training.

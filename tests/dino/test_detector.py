@@ -149,7 +149,7 @@ def test_other_types_and_broken_files_are_errors(detector, tmp_path):
 
 
 def test_to_coco_has_the_fields_of_a_result_file(detector, picture):
-    found = detector.predict(picture, 0.0).above(0.5)
+    found = detector.predict(picture, 0.0)
     results = found.to_coco(42)
     assert len(results) == len(found) > 0
     x0, y0, x1, y1 = found.boxes_xyxy[0].tolist()
@@ -220,7 +220,9 @@ def test_a_run_means_its_best_model_and_its_image_size(tmp_path, places, chosen)
     assert found.file == tmp_path / chosen / "model.safetensors"
     assert found.transform == EvalTransform(96, 160)
     assert load_trained(tmp_path / chosen).transform == EvalTransform(96, 160)
-    assert torch.equal(found.model.decoder.class_head.weight, tiny_model(seed=places.index(chosen)).decoder.class_head.weight)
+    assert torch.equal(
+        found.model.decoder.class_head.weight, tiny_model(seed=places.index(chosen)).decoder.class_head.weight
+    )
 
 
 def test_sizes_given_replace_those_of_the_run(tmp_path):

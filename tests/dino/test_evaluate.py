@@ -29,7 +29,7 @@ def test_perfect_detections_score_one():
     truth = ground_truth([(5, 3, [20, 10, 100, 50]), (9, 40, [0, 0, 200, 100])], [5, 9])
     found = [([[0.1, 0.1, 0.6, 0.6]], [0.9], [0]), ([[0.0, 0.0, 1.0, 1.0]], [0.8], [2])]
     metrics = run(found, [5, 9], truth)
-    assert (metrics.AP, metrics.AP50, metrics.AP75, metrics.AR1, metrics.AR100) == pytest.approx((1, 1, 1, 1, 1))
+    assert pytest.approx((1, 1, 1, 1, 1)) == (metrics.AP, metrics.AP50, metrics.AP75, metrics.AR1, metrics.AR100)
     assert metrics.per_class == pytest.approx({"cat": 1.0, "dog": math.nan, "a horse": 1.0}, nan_ok=True)
     assert (metrics.num_images, metrics.num_boxes) == (2, 2)
 
@@ -60,8 +60,8 @@ def test_no_detection_scores_zero_and_no_ground_truth_is_not_a_number():
 def test_an_image_without_boxes_counts_false_positives():
     truth = ground_truth([(5, 3, [20, 10, 100, 50])], [5, 9])
     right = ([[0.1, 0.1, 0.6, 0.6]], [0.5], [0])
-    assert run([right, ([], [], [])], [5, 9], truth).AP == pytest.approx(1)
-    assert run([right, ([[0.1, 0.1, 0.6, 0.6]], [0.9], [0])], [5, 9], truth).AP == pytest.approx(0.5)
+    assert pytest.approx(1) == run([right, ([], [], [])], [5, 9], truth).AP
+    assert pytest.approx(0.5) == run([right, ([[0.1, 0.1, 0.6, 0.6]], [0.9], [0])], [5, 9], truth).AP
 
 
 def test_a_detection_on_a_crowd_is_no_mistake():
@@ -69,14 +69,14 @@ def test_a_detection_on_a_crowd_is_no_mistake():
     truth["annotations"].append({"id": 9, "image_id": 5, "category_id": 3, "bbox": [100, 0, 100, 100], "iscrowd": 1})
     found = ([[0.6, 0.1, 0.9, 0.9], [0.1, 0.1, 0.4, 0.6]], [0.9, 0.5], [0, 0])
     metrics = run([found], [5], truth)
-    assert metrics.AP == pytest.approx(1)
+    assert pytest.approx(1) == metrics.AP
     assert metrics.num_boxes == 1
 
 
 def test_an_annotation_of_id_zero_can_be_found():
     truth = ground_truth([(5, 3, [20, 10, 100, 50])], [5])
     assert truth["annotations"][0]["id"] == 0
-    assert run([([[0.1, 0.1, 0.6, 0.6]], [0.9], [0])], [5], truth).AP == pytest.approx(1)
+    assert pytest.approx(1) == run([([[0.1, 0.1, 0.6, 0.6]], [0.9], [0])], [5], truth).AP
 
 
 def test_the_area_of_the_file_decides_the_size_class():
@@ -170,14 +170,14 @@ def test_numbers_agree_with_the_definition(seed):
                 results.append({"image_id": image, "category_id": 3, "bbox": moved, "score": rng.random()})
     metrics = score(results, range(1, 7), ground_truth(truth, list(range(1, 7))))
     expected = [average_precision(truth, results, threshold) for threshold in np.linspace(0.5, 0.95, 10)]
-    assert metrics.AP == pytest.approx(np.mean([ap for ap, _ in expected]), abs=1e-9)
-    assert metrics.AP50 == pytest.approx(expected[0][0], abs=1e-9)
-    assert metrics.AP75 == pytest.approx(expected[5][0], abs=1e-9)
-    assert metrics.AR100 == pytest.approx(np.mean([recall for _, recall in expected]), abs=1e-9)
+    assert pytest.approx(np.mean([ap for ap, _ in expected]), abs=1e-9) == metrics.AP
+    assert pytest.approx(expected[0][0], abs=1e-9) == metrics.AP50
+    assert pytest.approx(expected[5][0], abs=1e-9) == metrics.AP75
+    assert pytest.approx(np.mean([recall for _, recall in expected]), abs=1e-9) == metrics.AR100
 
 
 def test_the_twelve_numbers_are_fields_in_cocos_order():
-    assert NUMBERS == tuple(CocoMetrics.__dataclass_fields__)[:12]
+    assert tuple(CocoMetrics.__dataclass_fields__)[:12] == NUMBERS
     assert NUMBERS[:6] == ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
     assert NUMBERS[6:] == ("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
 

@@ -85,9 +85,8 @@ def giou_without_eps(model: dino.DINO, patch: Patch) -> None:
 
 def whole_offsets(model: dino.DINO, patch: Patch) -> None:
     # Offsets count half of the box in the fused op; twice the projection is an offset without that factor.
-    for layer in model.decoder.layers:
-        offsets = layer.cross_attn.sampling_offsets
-        for parameter in offsets.parameters():
+    for name, parameter in model.named_parameters():
+        if "cross_attn.sampling_offsets" in name:
             parameter.data.mul_(2)
 
 

@@ -49,16 +49,16 @@ def killed_training(config: TrainConfig, event: int | None) -> None:
 
 
 def test_train_four_epochs_equals_two_and_two_resumed(data, tmp_path):
-    options = {"evaluate_every": 1, "ema_decay": 0.9, "accumulate": 2, "batch_size": 1}
+    options = {"evaluate_every": 2, "ema_decay": 0.9, "accumulate": 2, "batch_size": 1}
     train(toy_config(data, tmp_path / "whole", epochs=4, **options), quiet=True)
     half = train(toy_config(data, tmp_path / "parts", epochs=2, **options), quiet=True)
     assert (half.step, half.epochs) == (8, 2)
     result = train(toy_config(data, tmp_path / "parts", epochs=4, resume=True, **options), quiet=True)
     for model in ("final", "final_ema", "best", "checkpoints/step-00000012"):
         assert_same_weights(tmp_path / "whole" / model, tmp_path / "parts" / model)
-    assert [entry["step"] for entry in result.history] == [4, 8, 12, 16]
+    assert [entry["step"] for entry in result.history] == [8, 16]
     whole, parts = (read_log(tmp_path / run / "log.csv") for run in ("whole", "parts"))
-    assert len(whole) == 20
+    assert len(whole) == 18
     assert [without_speed(row) for row in whole] == [without_speed(row) for row in parts]
 
 
@@ -114,13 +114,15 @@ def command_line(arguments: list[str], output: Path) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_with_a_checkpoint_and_the_command_to_go_on(data, tmp_path, number):
-    options = f"--data {data} --output {tmp_path / 'run'} --preset dino_tiny --model.hidden-dim 32 --model.num-queries 10"
-    options += " --epochs 500 --device cpu --workers 1 --short-sides 64 --long-side 96 --log-every 1 --no-tensorboard"
+    options = (
+        f"--data {data} --output {tmp_path / 'run'} --preset dino_tiny --model.hidden-dim 32 --model.num-queries 10"
+    )
+    options += " --epochs 500 --short-sides 64 --long-side 96 --device cpu --workers 1 --log-every 1 --evaluate-every 0"
     process = child_process(command_line, options.split(), tmp_path / "out.txt")
     log = tmp_path / "run/log.csv"
     wait_for(lambda: len(read_log(log)) >= 2 or process.exitcode is not None)
     os.kill(process.pid, number)
-    process.join(30)
+    process.join(120)
     assert process.exitcode == 128 + number
     text = (tmp_path / "out.txt").read_text()
     steps = read_log(log)[-1]["step"]
@@ -131,15 +133,15 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_the_command_to_go_on(data, 
     command = shlex.split(text.strip().splitlines()[-1].partition("go on with: ")[2])
     assert command[:4] == ["python", "-m", "dino", "train"]
     process = child_process(command_line, [*command[4:], "--max-steps", str(steps + 2)], tmp_path / "out.txt")
-    process.join(30)
+    process.join(120)
     assert process.exitcode == 0
     assert [row["step"] for row in read_log(log) if "loss" in row] == list(range(1, int(steps) + 3))
 
 
 def wait_for(condition) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < deadline, "waited 30 seconds in vain"
+        assert time.monotonic() < deadline, "waited 120 seconds in vain"
         time.sleep(0.01)
 
 

@@ -126,7 +126,7 @@ def run_ranks(count: int, function: Any, *arguments: Any) -> None:
         child_process(function, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in range(count)
     ]
     for process in processes:
-        process.join(60)
+        process.join(120)
         if process.exitcode is None:
             process.kill()
     assert [process.exitcode for process in processes] == [0] * count

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from dino.backbone import CONVNEXTS, SWINS, build_backbone
 from dino.backbone_convnext import ConvNeXt
 from dino.backbone_swin import Block, Swin, shifted_window_mask
-from dino.backbone_transformers import CONVNEXTS, SWINS, build_transformers_backbone
 from dino.backbone_weights import load_backbone_weights
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -239,7 +239,7 @@ def test_a_convnext_names_the_smallest_image_it_takes():
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"swin_t.*convnext_xl.*got 'swin_xxl'"):
-        build_transformers_backbone("swin_xxl", (1, 2, 3))
+        build_backbone("swin_xxl", (1, 2, 3))
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_parameters_have_the_official_names_and_shapes(name, levels, keys):
         if key.startswith("backbone.0.") and not key.startswith("backbone.0.norm0" if 0 not in levels else "-")
     }
     with torch.device("meta"):
-        model = build_transformers_backbone(name, levels)
+        model = build_backbone(name, levels)
     assert {key: list(value.shape) for key, value in model.state_dict().items()} == official
 
 
@@ -269,12 +269,12 @@ def test_every_name_builds_at_its_published_size(name):
         "convnext_b": 87.6, "convnext_l": 196.2, "convnext_xl": 348.1,
     }  # fmt: skip
     with torch.device("meta"):
-        model = build_transformers_backbone(name, (1, 2, 3))
+        model = build_backbone(name, (1, 2, 3))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(published[name], abs=0.06)
 
 
 def test_random_weights_are_drawn_from_the_published_distribution():
-    weights = build_transformers_backbone("swin_t", (1, 2, 3)).state_dict()
+    weights = build_backbone("swin_t", (1, 2, 3)).state_dict()
     assert weights["layers.0.blocks.0.mlp.fc1.weight"].std() == pytest.approx(0.02, rel=0.05)
     assert weights["layers.0.blocks.0.attn.relative_position_bias_table"].std() == pytest.approx(0.02, rel=0.1)
     assert not weights["layers.0.blocks.0.mlp.fc1.bias"].any()
