@@ -37,7 +37,6 @@ def open_image(path: str | Path, *, image_id: int | None = None, size_wh: tuple[
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image = _orient(image, size_wh)
-                image.load()
                 if size_wh is None or image.size == tuple(size_wh):
                     return to_rgb(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:

@@ -138,7 +138,7 @@ class Loop:
             numbers = {name: value for name, value in entry.items() if name not in ("step", "epoch")}
             self.log.write(state.step, entry["epoch"], numbers)
             self.draw()
-            run.folder.update(run=dataclasses.asdict(state))
+            run.folder.update(state.step, run=dataclasses.asdict(state))
         run.ranks.wait()
 
     def draw(self) -> None:
@@ -148,7 +148,9 @@ class Loop:
 
     def _save(self) -> None:
         run = self.run
-        if run.state.step == self._saved_step:
+        # Weights after which no step was finite yet would in time displace the last good checkpoint.
+        is_doubtful = self._in_a_row > 0 and self.stopped is None
+        if run.state.step == self._saved_step or is_doubtful:
             return
         save_checkpoint(run)
         self._saved_step = run.state.step
@@ -165,9 +167,10 @@ class Loop:
         fine = [row for row in rows if row.skipped is None]
         values: dict[str, float] = {
             "lr": self.run.optimizer.param_groups[0]["lr"],
-            "images_per_second": self._pace.images_per_second,
             "skipped": self.run.state.skipped,
         }
+        if self._pace.known:
+            values["images_per_second"] = self._pace.images_per_second
         if fine:
             values |= {name: sum(row.losses[name] for row in fine) / len(fine) for name in LOSS_PARTS}
             values["gradient_norm"] = sum(row.norm for row in fine) / len(fine)

@@ -82,7 +82,9 @@ def closing(run: Run) -> str:
     lines = [f"finished: {state.step:,} steps{skipped} in {duration(state.seconds)}"]
     if state.best is not None:
         which = ", averaged weights" if state.best["averaged"] else ""
-        lines.append(f"best model: {path / 'best'} (AP {_per_cent(state.best['AP'])}, epoch {state.best['epoch']:g}{which})")
+        lines.append(
+            f"best model: {path / 'best'} (AP {_per_cent(state.best['AP'])}, epoch {state.best['epoch']:g}{which})"
+        )
     lines.append(f"final model: {path / 'final'}")
     files = [name for name in ("log.csv", "curves.png", "final_ema") if (path / name).exists()]
     lines.append(f"also there: {', '.join(files)}; checkpoints to go on from: {path / 'last'}")

@@ -74,7 +74,7 @@ class RunFolder:
         Raises:
             TrainingError: it could not be written; earlier ones are untouched.
         """
-        final = self.checkpoints / f"step-{step:08}"
+        final = self._of(step)
         unfinished = self.checkpoints / f"{_UNFINISHED}{final.name}"
         try:
             _delete(unfinished)
@@ -102,15 +102,18 @@ class RunFolder:
             _delete(old)
         return final
 
-    def update(self, **entries: Any) -> None:
-        """Replace entries of the last complete checkpoint's state."""
-        checkpoint = self.last_complete()
-        if checkpoint is not None:
+    def update(self, step: int, **entries: Any) -> None:
+        """Replace entries of the state of the checkpoint of a step, if there is a complete one."""
+        checkpoint = self._of(step)
+        if _is_complete(checkpoint):
             replace_text(checkpoint / _STATE, json.dumps(self.state(checkpoint) | entries))
 
     def state(self, checkpoint: Path) -> dict[str, Any]:
         """The state that a checkpoint was written with."""
         return json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+
+    def _of(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08}"
 
     def _all(self) -> list[Path]:
         if not self.checkpoints.exists():

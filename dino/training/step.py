@@ -22,6 +22,9 @@ LOSS_PARTS = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_encoder", "loss
 """The training loss; the last layer's three losses, unweighted; the shares of encoder and denoising, weighted."""
 
 
+_TERMS = ("loss_ce", "loss_bbox", "loss_giou")
+
+
 class TrainingError(RuntimeError):
     """A run that cannot go on, and what to do about it."""
 
@@ -38,9 +41,8 @@ class SkippedStep:
     """Norm of the gradient."""
 
     def __str__(self) -> str:
-        what = ", ".join(self.terms) if self.terms else "all losses are finite, but the gradient"
-        images = ", ".join(map(str, self.image_ids[:16])) + (", ..." if len(self.image_ids) > 16 else "")
-        return f"{what} not finite (gradient norm {self.norm}); images {images}"
+        what = f"{_shortened(self.terms, 4)} not finite" if self.terms else "gradient not finite, though all losses are"
+        return f"{what} (gradient norm {self.norm}); images {_shortened(self.image_ids, 16)}"
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class Step:
         terms: set[str] = set()
         blamed: list[int] = []
         for batch, losses in zip(batches, all_losses, strict=True):
-            broken = {name for name, loss in losses.items() if not math.isfinite(loss.item())}
+            broken = {name for name in losses if name.startswith(_TERMS) and not math.isfinite(losses[name].item())}
             terms |= broken
             if broken:
                 blamed += image_ids(batch)
@@ -154,9 +156,9 @@ def loss_parts(criterion: SetCriterion, losses: dict[str, Tensor], total: Tensor
     by_place: dict[str, dict[str, Tensor]] = {"_interm": {}, "_dn": {}}
     for name, loss in losses.items():
         for place, found in by_place.items():
-            if place in name and name.startswith(("loss_ce", "loss_bbox", "loss_giou")):
+            if place in name and name.startswith(_TERMS):
                 found[name] = loss
-    last_layer = [losses[name] for name in ("loss_ce", "loss_bbox", "loss_giou")]
+    last_layer = [losses[name] for name in _TERMS]
     shares = [criterion.weighted_total(found) if found else total.new_zeros(()) for found in by_place.values()]
     return torch.stack([total, *last_layer, *shares]).double()
 
@@ -164,3 +166,8 @@ def loss_parts(criterion: SetCriterion, losses: dict[str, Tensor], total: Tensor
 def image_ids(batch: Any) -> list[int]:
     """The ids of a batch's images, as in the annotation file."""
     return [int(target["image_id"]) for target in batch.targets]
+
+
+def _shortened(values: Sequence[object], most: int) -> str:
+    shown = ", ".join(map(str, values[:most]))
+    return shown + (f" and {len(values) - most} more" if len(values) > most else "")

@@ -33,9 +33,9 @@ MODES = {
     "grey.jpg": lambda: Image.fromarray(GREY),
     "grey_alpha.png": lambda: Image.fromarray(GREY).convert("LA"),
     "bits.png": lambda: Image.fromarray(GREY).point([255 if v > 99 else 0 for v in range(256)]).convert("1"),
-    "grey16.png": lambda: Image.fromarray(GREY.astype(np.uint16) * 257),
-    "grey16.tif": lambda: Image.fromarray(GREY.astype(np.uint16) * 257),
-    "grey32.tif": lambda: Image.fromarray(GREY.astype(np.int32) * 257),
+    "grey16.png": lambda: Image.fromarray(GREY.astype(np.uint16) * 256 + 99),
+    "grey16.tif": lambda: Image.fromarray(GREY.astype(np.uint16) * 256 + 99),
+    "grey32.tif": lambda: Image.fromarray(GREY.astype(np.int32) * 256 + 99),
 }
 COLOUR_MODES = {
     "colour.png": rgb,
@@ -73,7 +73,7 @@ def test_colour_images_of_every_mode_keep_their_colours(name: str, tmp_path: Pat
 
 def test_a_palette_with_transparency_opens_without_a_warning(tmp_path: Path) -> None:
     image = rgb().quantize(16)
-    image.save(tmp_path / "p.png", transparency=bytes([0] + [255] * 15))
+    image.save(tmp_path / "p.png", transparency=bytes([0, 128] + [255] * 14))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert open_image(tmp_path / "p.png").mode == "RGB"

@@ -14,6 +14,8 @@ from torch import Tensor
 import dino
 from dino.denoising import DenoisingQueries, DrawnNoise, contrastive_denoising
 from dino.encoder import Memory
+from dino.outputs import DenoisingLayout
+from dino_kernels.nn import MSDeformAttn
 
 TINY: dict[str, Any] = {
     "hidden_dim": 32,
@@ -83,7 +85,7 @@ def test_every_trained_parameter_gets_a_gradient_in_every_variant(variant: dict,
     loss.backward()
     assert loss.isfinite()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def test_equal_queries_get_equal_predictions_in_either_branch() -> None:
     maps, masks = model.neck(model.backbone(batch()[0]), batch()[1])
     memory: Memory = model.encoder(maps, masks)
     content, anchors = torch.randn(2, 6, 32), torch.randn(2, 6, 4)
-    pair = DenoisingQueries(content, anchors, dino.outputs.DenoisingLayout(1, 3, 2))
+    pair = DenoisingQueries(content, anchors, DenoisingLayout(1, 3, 2))
     blocked = pair.blocked(6)
     blocked[:6, 6:] = True  # in the model, denoising queries see matching ones; alone, the branches are twins
     states, references = model.decoder(content.repeat(1, 2, 1), anchors.repeat(1, 2, 1), memory, blocked)
@@ -241,7 +243,8 @@ def test_look_forward_once_stops_the_gradient_at_the_layer_before() -> None:
         model = grown(look_forward=look_forward, denoising="off").train()
         outputs = model(*batch())
         last = outputs.boxes_cxcywh[-1].sum()
-        (gradients[look_forward],) = torch.autograd.grad(last, [model.decoder.box_head.layers[0].weight])
+        last.backward()
+        gradients[look_forward] = model.decoder.box_head.get_parameter("layers.0.weight").grad
         assert outputs.boxes_cxcywh.isfinite().all()
     assert not torch.allclose(gradients["twice"], gradients["once"])
 
@@ -386,7 +389,7 @@ def test_model_uses_the_kernels_backend_that_is_named() -> None:
     model = tiny().eval()
     exact = model(*batch())
     for module in model.modules():
-        if isinstance(module, dino.encoder.MSDeformAttn):
+        if isinstance(module, MSDeformAttn):
             module.backend = "reference"
     reference = model(*batch())
     torch.testing.assert_close(reference.logits, exact.logits, rtol=1e-4, atol=1e-5)

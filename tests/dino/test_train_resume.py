@@ -151,7 +151,7 @@ def test_an_interrupted_evaluation_is_repeated(data, tmp_path):
     folder = RunFolder(config.output)
     state = folder.state(config.output / "last")["run"]
     # As a kill between the end of the epoch and the end of its evaluation leaves it.
-    folder.update(run={**state, "evaluated_step": -1, "history": [], "best": None})
+    folder.update(4, run={**state, "evaluated_step": -1, "history": [], "best": None})
     result = train(dataclasses.replace(config, resume=True), quiet=True)
     assert [entry["step"] for entry in result.history] == [4]
     assert sum("AP" in row for row in read_log(config.output / "log.csv")) == 1
