@@ -224,7 +224,7 @@ def main() -> int:
     check = parser.parse_args().check
     stale = []
     for path in sorted(ROOT.glob("*.md")) + sorted(
-        p for part in ("dino_kernels", "benchmarks") for p in (ROOT / part).rglob("*.md")
+        p for part in ("dino", "dino_kernels", "benchmarks") for p in (ROOT / part).rglob("*.md")
     ):
         before = path.read_text()
         after = update(before, load)

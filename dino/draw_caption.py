@@ -9,10 +9,10 @@ from typing import Literal
 from PIL import Image, ImageDraw, ImageFont
 
 from dino.draw import Colour, dashed_box, load_font, outline_box
+from dino.view import GROUND
 
 INK: Colour = (24, 24, 24)
 PAPER: Colour = (250, 250, 248)
-GROUND: Colour = (110, 110, 110)
 
 
 @dataclass(frozen=True)
@@ -22,20 +22,6 @@ class Key:
     text: str
     colour: Colour
     mark: Literal["box", "dashes", "dot"] = "box"
-
-
-def display_size(size: tuple[int, int], least: int = 960, most: int = 1280) -> tuple[int, int]:
-    """A picture's (width, height) scaled so that its longer side is within `least` and `most` pixels."""
-    longer = max(size)
-    scale = min(max(longer, least), most) / longer
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-def faded(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture at `size`, with less colour and contrast, as ground for marks."""
-    resized = picture.resize(size, Image.Resampling.BICUBIC)
-    grey = Image.blend(resized, resized.convert("L").convert("RGB"), 0.6)
-    return Image.blend(grey, Image.new("RGB", size, GROUND), 0.35)
 
 
 def add_caption(picture: Image.Image, title: str, text: str, legend: Sequence[Key] = ()) -> Image.Image:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
-from dino.boxes import cxcywh_to_xyxy
+from dino.boxes import cxcywh_to_xyxy, generalized_iou
 from dino.denoising import DrawnNoise, contrastive_denoising
 from dino.detector import Detector
-from dino.draw import PALETTE, WHITE, Box, Colour, clip_box, dashed_box, draw_tags, line_width, outline_box
-from dino.draw_caption import Key, add_caption, display_size, faded
+from dino.draw import PALETTE, WHITE, Box, Colour, dashed_box, draw_tags, outline_box
+from dino.draw_caption import Key, add_caption
 from dino.pictures import Picture, load_picture
+from dino.view import View
 from dino.watch import Watched, watch
 
 TRUTH, POSITIVE, NEGATIVE = WHITE, PALETTE[2], PALETTE[3]
@@ -57,31 +58,27 @@ def draw_denoising(
         queries = contrastive_denoising(denoising, [target], noise)
     noised = cxcywh_to_xyxy(queries.anchors[0].float().sigmoid()).cpu()
     redrawn = noise.p < 0.5 * config.label_noise
-    ground = faded(picture, display_size(picture.size))
-    pen = ImageDraw.Draw(ground, "RGBA")
-    width = line_width(ground.size)
-    scale = torch.tensor([ground.width / picture.width, ground.height / picture.height] * 2)
+    view = View(picture)
     shown = ((high - low).prod(1)).argsort(descending=True)[:most].tolist()
     tagged: list[tuple[Box, Colour, str]] = []
     for number, k in enumerate(shown, start=1):
-        name = detector.categories.name_of(int(labels[k]))
-        kinds = ((POSITIVE, 0), (NEGATIVE, 1))[: layout.kinds]
-        for colour, kind in reversed(kinds):
-            slot = count * kind + k
-            box = clip_box((noised[slot] * size * scale).tolist(), ground.size)
-            if box is None:
-                continue
-            (dashed_box if kind else outline_box)(pen, box, colour, width)
-            new = f" as {detector.categories.name_of(int(noise.new_label[slot]))}" if redrawn[slot] else ""
-            tagged.append((box, colour, f"{number}{new}"))
-        truth = clip_box((boxes_xyxy[k] * scale).tolist(), ground.size)
+        truth = view.box(boxes_xyxy[k] / size)
         if truth is not None:
-            tagged.append((truth, TRUTH, f"{number} {name}"))
-    draw_tags(pen, tagged, ground.size, width=width)
+            outline_box(view.pen, truth, TRUTH, view.line + 1)
+            tagged.append((truth, TRUTH, f"{number} {detector.categories.name_of(int(labels[k]))}"))
+        kinds = ((POSITIVE, 0, outline_box), (NEGATIVE, 1, dashed_box))
+        for colour, kind, outline in kinds[: layout.kinds]:
+            slot = count * kind + k
+            box = view.box(noised[slot])
+            if box is not None:
+                outline(view.pen, box, colour, view.line)
+                new = f" as {detector.categories.name_of(int(noise.new_label[slot]))}" if redrawn[slot] else ""
+                tagged.append((box, colour, f"{number}{new}"))
+    draw_tags(view.pen, tagged, view.size, width=view.line)
     legend = [Key("ground truth", TRUTH), Key("positive: to be restored", POSITIVE)]
     legend += [Key("negative: to be rejected", NEGATIVE, "dashes")] if layout.kinds == 2 else []
     return add_caption(
-        ground,
+        view.image,
         "Denoising queries, one group" + (f", {len(shown)} of {count} boxes" if count > len(shown) else ""),
         f"In training the decoder also gets noised copies of the true boxes; this is 1 of {layout.num_groups} groups. "
         f"Equal numbers belong together. The sides of a positive move by up to {50 * config.box_noise:.0f} % of the "
@@ -111,23 +108,22 @@ def draw_query_selection(
     boxes = cxcywh_to_xyxy(outputs.encoder_boxes_cxcywh[0].float()).cpu()
     ends = torch.tensor([rows * columns for rows, columns in seen.level_shapes]).cumsum(0)
     levels = torch.searchsorted(ends, outputs.selected_indices[0].cpu(), right=True)
-    ground = faded(picture, display_size(picture.size))
-    pen = ImageDraw.Draw(ground, "RGBA")
-    pixels = boxes * torch.tensor([ground.width, ground.height] * 2)
-    width, radius = max(1, line_width(ground.size) - 1), max(1.5, line_width(ground.size) * 0.7)
+    view = View(picture)
+    radius = max(1.5, view.line * 0.7)
     for q in reversed(range(len(scores))):
-        x, y = ((pixels[q, :2] + pixels[q, 2:]) / 2).tolist()
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(*PALETTE[levels[q]], 150))
+        x, y = view.points((boxes[q, :2] + boxes[q, 2:]) / 2).tolist()
+        view.pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(*PALETTE[levels[q]], 150))
     count = min(most, len(scores))
     best = scores[:count].max().clamp(min=1e-6)
     for q in reversed(range(count)):
-        box = clip_box(pixels[q].tolist(), ground.size)
+        box = view.box(boxes[q])
         if box is not None:
-            outline_box(pen, box, PALETTE[levels[q]], width, float(0.12 + 0.88 * scores[q] / best))
+            opacity = float(0.12 + 0.88 * scores[q] / best)
+            outline_box(view.pen, box, PALETTE[levels[q]], max(1, view.line - 1), opacity)
     chosen = torch.bincount(levels, minlength=len(seen.strides)).tolist()
     legend = [Key(f"stride {s}: {n}", PALETTE[i]) for i, (s, n) in enumerate(zip(seen.strides, chosen, strict=True))]
     return add_caption(
-        ground,
+        view.image,
         "Query selection",
         f"Of {int(ends[-1]):,} tokens the encoder scores, the {len(scores)} best become the decoder's first anchors. "
         f"Dots: their centres. Boxes: the best {count}, opaque for a high score (the highest is {scores.max():.2f}). "
@@ -145,37 +141,44 @@ def draw_refinement(
     outputs = seen.outputs
     probabilities = outputs.logits[:, 0].float().sigmoid().cpu()  # [layers, Q, C]
     layers = len(probabilities)
-    best = probabilities[-1].max(-1).values.topk(min(most, probabilities.shape[1])).indices.tolist()
-    steps = torch.cat([seen.anchors_cxcywh[None], outputs.boxes_cxcywh[:, 0].float().cpu()])  # [1 + layers, Q, 4]
-    ground = faded(picture, display_size(picture.size))
-    pen = ImageDraw.Draw(ground, "RGBA")
-    pixels = cxcywh_to_xyxy(steps) * torch.tensor([ground.width, ground.height] * 2)
-    width = line_width(ground.size)
+    steps = torch.cat([seen.anchors_cxcywh[None], outputs.boxes_cxcywh[:, 0].float().cpu()])
+    boxes = cxcywh_to_xyxy(steps)  # [1 + layers, Q, 4]
+    best = _of_different_objects(boxes[-1], probabilities[-1].max(-1).values, most)
+    view = View(picture, around=boxes[:, best].reshape(-1, 2))
     colours = [WHITE, *(RAMP[round(i * (len(RAMP) - 1) / max(1, layers - 1))] for i in range(layers))]
     tagged = []
     for q in best:
         for step in range(layers + 1):
-            box = clip_box(pixels[step, q].tolist(), ground.size)
-            if box is None:
-                continue
-            if step == 0:
-                dashed_box(pen, box, WHITE, width)
-            else:
-                outline_box(pen, box, colours[step], max(1, width - 1) if step < layers else width + 1)
+            box = view.box(boxes[step, q])
+            if box is not None and step == 0:
+                dashed_box(view.pen, box, WHITE, view.line)
+            elif box is not None:
+                last = step == layers
+                outline_box(view.pen, box, colours[step], view.line + 1 if last else max(1, view.line - 1))
         score, label = probabilities[-1, q].max(0)
-        final = clip_box(pixels[-1, q].tolist(), ground.size)
+        final = view.box(boxes[-1, q])
         if final is not None:
-            early = probabilities[0, q, label]
-            name = detector.categories.name_of(int(label))
+            name, early = detector.categories.name_of(int(label)), probabilities[0, q, label]
             tagged.append((final, colours[-1], f"{name} {early:.2f} to {score:.2f}"))
+    draw_tags(view.pen, tagged, view.size, width=view.line)
     legend = [Key("anchor", WHITE, "dashes")]
     legend += [Key(f"layer {i}", colours[i]) for i in range(1, layers + 1)]
-    draw_tags(pen, tagged, ground.size, width=width)
     return add_caption(
-        ground,
-        f"Box refinement of the {len(best)} best queries",
+        view.image,
+        "Box refinement",
         f"Each of the {layers} decoder layers moves the box that it gets from the one before, from the anchor that "
         f"query selection chose (dashed) to the detection (thick). Tags: the class, and its score in the first and the "
-        f"last layer.",
+        f"last layer. Shown are the {len(best)} best queries with boxes apart from each other.",
         legend,
     )
+
+
+def _of_different_objects(boxes_xyxy: Tensor, scores: Tensor, most: int) -> list[int]:
+    """The best queries of which no two boxes have a generalised IoU above 0.5."""
+    chosen: list[int] = []
+    for q in scores.argsort(descending=True).tolist():
+        if len(chosen) == most:
+            break
+        if not (generalized_iou(boxes_xyxy[chosen], boxes_xyxy[q]) > 0.5).any():
+            chosen.append(q)
+    return chosen

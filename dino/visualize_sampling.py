@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from dino.boxes import cxcywh_to_xyxy
 from dino.detector import Detector
-from dino.draw import PALETTE, WHITE, clip_box, line_width, outline_box
-from dino.draw_caption import Key, add_caption, display_size, faded
+from dino.draw import PALETTE, WHITE, outline_box
+from dino.draw_caption import Key, add_caption
 from dino.pictures import Picture, load_picture
+from dino.view import View
 from dino.watch import Attention, Watched, watch
 
 
@@ -94,35 +95,17 @@ def _draw(picture: Image.Image, attention: Attention, query: int, box_xyxy: Tens
     locations = attention.locations[query].flatten(0, 1)
     weights = attention.weights[query].flatten()
     levels = attention.levels.repeat(len(attention.weights[query]))
-    corner, share = _view(torch.cat([locations, box_xyxy.view(2, 2)]))
-    (left, top), (wide, high) = corner, picture.size
-    cut = (left * wide, top * high, (left + share) * wide, (top + share) * high)
-    size = display_size(picture.size)
-    ground = faded(picture.resize(size, Image.Resampling.BICUBIC, box=cut), size)
-    pen, width = ImageDraw.Draw(ground, "RGBA"), line_width(size)
-    scale = torch.tensor(size) / share
-    points = (locations - torch.tensor(corner)) * scale
-    radii = (weights / weights.max()).sqrt() * 0.011 * (size[0] * size[1]) ** 0.5 + 1.5
+    view = View(picture, around=torch.cat([locations, box_xyxy.view(2, 2)]))
+    points = view.points(locations)
+    radii = (weights / weights.max()).sqrt() * 0.011 * (view.size[0] * view.size[1]) ** 0.5 + 1.5
     for k in weights.argsort(descending=True).tolist():  # small ones last, so that large ones do not hide them
         (x, y), radius = points[k].tolist(), float(radii[k])
         dot = (x - radius, y - radius, x + radius, y + radius)
-        pen.ellipse(dot, fill=(*PALETTE[int(levels[k])], 225), outline=(0, 0, 0, 170))
-    box = clip_box(((box_xyxy.view(2, 2) - torch.tensor(corner)) * scale).flatten().tolist(), size)
+        view.pen.ellipse(dot, fill=(*PALETTE[int(levels[k])], 225), outline=(0, 0, 0, 170))
+    box = view.box(box_xyxy)
     if box is not None:
-        outline_box(pen, box, WHITE, width)
-    return ground
-
-
-def _view(points: Tensor) -> tuple[tuple[float, float], float]:
-    """The part of the picture to show: its upper left corner, and its share of both sides, all in 0..1.
-
-    Room around all the points, and at least 30 % of the picture, so that one sees where it is.
-    """
-    points = points.clamp(0, 1)
-    low, high = points.amin(0), points.amax(0)
-    share = min(1.0, max(0.3, 1.3 * float((high - low).max())))
-    corner = ((low + high) / 2 - share / 2).clamp(0, 1 - share)
-    return (float(corner[0]), float(corner[1])), share
+        outline_box(view.pen, box, WHITE, view.line)
+    return view.image
 
 
 def _counts(attention: Attention) -> str:

@@ -45,7 +45,7 @@ def open_image(path: str | Path, *, image_id: int | None = None, size_wh: tuple[
         raise ImageError(f"{name}: the file does not exist.") from error
     # A broken file can make a decoder raise nearly anything: OSError, SyntaxError, struct.error, IndexError, ...
     except Exception as error:
-        raise ImageError(f"{name}: cannot be read as an image: {error or type(error).__name__}.") from error
+        raise ImageError(f"{name}: cannot be read as an image: {str(error) or type(error).__name__}.") from error
     stated = f"{size_wh[0]}x{size_wh[1]}"
     raise ImageError(f"{name}: has {image.width}x{image.height} pixels, but the annotation file states {stated}.")
 

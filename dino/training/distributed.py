@@ -104,14 +104,15 @@ def spread(model: nn.Module, strategy: Literal["ddp", "fsdp2"], ranks: Ranks) ->
         return model
     if strategy == "ddp":
         # Frozen normalisation has no state to keep equal. PyTorch 2.13 renamed the option.
-        options = inspect.signature(DistributedDataParallel.__init__).parameters
-        sync = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {sync: False}
         return DistributedDataParallel(
             model,
             device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
             find_unused_parameters=False,  # every parameter gets a gradient in every step
             gradient_as_bucket_view=True,
-            **{sync: False},
+            **options,
         )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -18,6 +18,7 @@ from dino.training.run import Run
 from dino.training.signals import StopRequest
 from dino.training.step import LOSS_PARTS, StepReport, TrainingError
 
+DOUBTFUL_SKIPPED_IN_A_ROW = 3
 MOST_SKIPPED_IN_A_ROW = 20
 
 
@@ -148,8 +149,8 @@ class Loop:
 
     def _save(self) -> None:
         run = self.run
-        # Weights after which no step was finite yet would in time displace the last good checkpoint.
-        is_doubtful = self._in_a_row > 0 and self.stopped is None
+        # Weights after which no step is finite would in time displace the last good checkpoint.
+        is_doubtful = self._in_a_row >= DOUBTFUL_SKIPPED_IN_A_ROW and self.stopped is None
         if run.state.step == self._saved_step or is_doubtful:
             return
         save_checkpoint(run)

@@ -82,9 +82,8 @@ def closing(run: Run) -> str:
     lines = [f"finished: {state.step:,} steps{skipped} in {duration(state.seconds)}"]
     if state.best is not None:
         which = ", averaged weights" if state.best["averaged"] else ""
-        lines.append(
-            f"best model: {path / 'best'} (AP {_per_cent(state.best['AP'])}, epoch {state.best['epoch']:g}{which})"
-        )
+        numbers = f"AP {_per_cent(state.best['AP'])}, epoch {state.best['epoch']:g}{which}"
+        lines.append(f"best model: {path / 'best'} ({numbers})")
     lines.append(f"final model: {path / 'final'}")
     files = [name for name in ("log.csv", "curves.png", "final_ema") if (path / name).exists()]
     lines.append(f"also there: {', '.join(files)}; checkpoints to go on from: {path / 'last'}")
@@ -133,7 +132,8 @@ def never_finite(run: Run, count: int, last: SkippedStep) -> str:
     better = {"fp16": "--amp bf16 or off; ", "bf16": "--amp off; ", "off": ""}[run.config.amp]
     return (
         f"{count} steps in a row were not finite, the last one {run.state.step}: {last}. What helps: {better}a lower "
-        f"--lr, or --warmup-steps 1000; a look at the boxes of these images. {last_checkpoint(run)}"
+        f"--lr, or --warmup-steps 1000; a look at the boxes of these images. {last_checkpoint(run)}. If the weights are "
+        "broken there already, delete it, and the one before is taken"
     )
 
 

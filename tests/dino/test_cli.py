@@ -72,7 +72,8 @@ def test_help_imports_neither_torch_nor_tyro(run_python):
         "import sys, runpy; sys.argv = ['dino', '--help']\n"
         "try: runpy.run_module('dino', run_name='__main__')\n"
         "except SystemExit as end: print('exit', end.code)\n"
-        "print('imported', *sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'tyro', 'numpy', 'PIL'}))"
+        "roots = {name.partition('.')[0] for name in sys.modules}\n"
+        "print('imported', *sorted(roots & {'torch', 'tyro', 'numpy', 'PIL'}))"
     )
     assert run_python(program).splitlines()[-2:] == ["exit 0", "imported"]
 
@@ -155,7 +156,7 @@ def test_a_bug_keeps_its_traceback(plain):
 
 def test_errors_of_this_package_and_of_files_are_the_users(plain, tmp_path, capsys):
     assert cli.run(raising(DatasetError("bad data"))) == 2
-    assert cli.run(lambda: open(tmp_path / "missing")) == 2
+    assert cli.run(lambda: (tmp_path / "missing").read_text()) == 2
     assert "missing" in capsys.readouterr().err
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -50,6 +51,19 @@ def test_digits_lie_inside_and_apart(digits: Path) -> None:
             assert 24 <= max(width, height) <= 48
             coverage[y : y + height, x : x + width] += 1
         assert coverage.max() == 1
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_digits_stay_apart_where_there_is_hardly_room(seed: int) -> None:
+    sources = digit_pictures.load_sources()["train"]
+    picture, digits = digit_pictures.compose(
+        random.Random(seed), sources, image_size=72, digit_size=(24, 36), max_digits=9
+    )
+    assert picture.size == (72, 72) and 1 <= len(digits) <= 9
+    coverage = np.zeros((72, 72), int)
+    for _, (x, y, width, height) in digits:
+        coverage[y : y + height, x : x + width] += 1
+    assert coverage.max() == 1
 
 
 def test_digits_stand_out_from_what_is_around_them(digits: Path) -> None:

@@ -241,7 +241,7 @@ def test_the_link_to_the_last_checkpoint_finds_the_runs_size(tmp_path):
 def test_paths_without_a_model_say_what_was_looked_for(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         find_model(tmp_path / "nothing")
-    with pytest.raises(FileNotFoundError, match="looked for model.safetensors, best/model.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"looked for model\.safetensors, best/model\.safetensors"):
         find_model(tmp_path)
     save_run(tmp_path, ["best"])
     (tmp_path / "config.json").write_text("{}")

@@ -80,7 +80,7 @@ def test_an_annotation_of_id_zero_can_be_found():
 
 
 def test_the_area_of_the_file_decides_the_size_class():
-    box = [20, 10, 40, 40]
+    box = [20.0, 10.0, 40.0, 40.0]
     found = ([[0.1, 0.1, 0.3, 0.5]], [0.9], [0])
     by_box = run([found], [5], ground_truth([(5, 3, box)], [5]))
     by_area = run([found], [5], ground_truth([(5, 3, box)], [5], area=500.0))
@@ -147,7 +147,7 @@ def average_precision(truth, results, iou_threshold):
     recall = positives / len(truth)
     precision = np.maximum.accumulate((positives / np.arange(1, len(hits) + 1))[::-1])[::-1]
     index = np.searchsorted(recall, np.linspace(0, 1, 101), side="left")
-    return np.mean([precision[i] if i < len(precision) else 0.0 for i in index]), recall[-1]
+    return float(np.mean([float(precision[i]) if i < len(precision) else 0.0 for i in index])), recall[-1]
 
 
 def overlap(a, b):

@@ -15,6 +15,7 @@ import dino
 from dino.denoising import DenoisingQueries, DrawnNoise, contrastive_denoising
 from dino.encoder import Memory
 from dino.outputs import DenoisingLayout
+from dino.query_selection import token_proposals
 from dino_kernels.nn import MSDeformAttn
 
 TINY: dict[str, Any] = {
@@ -272,6 +273,18 @@ def test_padding_changes_nothing_for_an_image() -> None:
     memory = model.encoder(*model.neck(model.backbone(wide), wide_mask))
     assert memory.valid_ratios[0].tolist() == [[0.5, 1.0]] * 3
     assert alone.logits.shape == model(wide, wide_mask).logits[:, :1].shape
+
+
+def test_selected_padding_has_the_box_of_the_whole_image_and_finite_gradients() -> None:
+    model = grown().train()
+    memory = model.encoder(*model.neck(model.backbone(batch()[0]), batch()[1]))
+    unusable = (~token_proposals(memory)[1]).int().topk(12).indices  # of the smaller image, padding
+    outputs = model(*batch(), targets(2, 3), query_indices=unusable)
+    assert outputs.encoder_boxes_cxcywh is not None
+    assert (outputs.encoder_boxes_cxcywh[1] == 1).all()
+    criterion = dino.build_criterion(model.config)
+    criterion.weighted_total(criterion(outputs, targets(2, 3))).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("name", ["dino_4scale_r18", "dino_5scale_r50", "dino_4scale_r101"])

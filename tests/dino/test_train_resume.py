@@ -121,6 +121,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_the_command_to_go_on(data, 
     process = child_process(command_line, options.split(), tmp_path / "out.txt")
     log = tmp_path / "run/log.csv"
     wait_for(lambda: len(read_log(log)) >= 2 or process.exitcode is not None)
+    assert process.pid is not None
     os.kill(process.pid, number)
     process.join(120)
     assert process.exitcode == 128 + number
@@ -189,9 +190,9 @@ def test_a_run_is_neither_mixed_with_another_nor_deleted_unasked(data, tmp_path)
         train(config, quiet=True)
     result = train(dataclasses.replace(config, overwrite=True, max_steps=1), quiet=True)
     assert result.step == 1 and (tmp_path / "run/notes.txt").read_text() == "mine"
+    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, ffn_dim=64), resume=True)
     with pytest.raises(TrainingError, match=r"another model: .* differ"):
-        model = dataclasses.replace(config.model, ffn_dim=64)
-        train(dataclasses.replace(config, model=model, resume=True), quiet=True)
+        train(wider, quiet=True)
 
 
 def test_resuming_without_a_checkpoint_starts_anew(data, tmp_path):

@@ -10,7 +10,8 @@ import torch
 from tools_toys import TINY, noise_picture, tiny_detector
 
 from dino.data import collate
-from dino.draw_caption import Key, add_caption, display_size, faded
+from dino.draw_caption import Key, add_caption
+from dino.view import View, display_size
 from dino.visualize import NEGATIVE, POSITIVE, draw_denoising, draw_query_selection, draw_refinement
 from dino.visualize_sampling import draw_encoder_sampling_points, draw_sampling_points
 from dino.watch import attention_of, watch
@@ -38,7 +39,7 @@ def pixels(image):
 def changed(drawn, picture):
     """The part of a drawing above its caption, and where it differs from the faded picture."""
     size = display_size(picture.size)
-    ground = pixels(faded(picture, size))
+    ground = pixels(View(picture).image)
     shown = pixels(drawn)[: size[1], : size[0]]
     return shown, (shown != ground).any(-1)
 
@@ -192,6 +193,25 @@ def test_a_caption_holds_all_its_words_within_the_width():
     assert (pixels(long)[:, -5:] == pixels(long)[-1, -1]).all()  # nothing reaches the right margin
     left = (560 - 100) // 2
     assert np.array_equal(pixels(short)[:50, left : left + 100], pixels(picture))
+
+
+def test_a_view_holds_what_it_is_around_and_keeps_the_shape(picture):
+    for points in ([[0.2, 0.3], [0.25, 0.9]], [[0.5, 0.5]], [[-1.0, 0.1], [2.0, 0.2]], [[0.99, 0.01]]):
+        view = View(picture, around=torch.tensor(points))
+        assert view.size == (960, 720) and 0.3 <= view.share <= 1
+        pixel = view.points(torch.tensor(points).clamp(0, 1))
+        assert (pixel >= -0.01).all() and (pixel <= torch.tensor([960.01, 720.01])).all()
+    whole = View(picture)
+    assert whole.points(torch.tensor([0.25, 0.5])).tolist() == [240, 360]
+    assert whole.box(torch.tensor([0.25, 0.5, 2.0, 0.75])) == (240, 360, 959, 540)
+    assert whole.box(torch.tensor([1.25, 0.5, 2.0, 0.75])) is None
+
+
+def test_a_part_shows_that_part_of_the_picture():
+    picture = noise_picture(100, 100)
+    picture.paste((255, 0, 0), (50, 50, 100, 100))
+    part = pixels(View(picture, around=torch.tensor([[0.6, 0.6], [0.9, 0.9]])).image)
+    assert (part[..., 0] > part[..., 1]).mean() > 0.95
 
 
 def test_small_pictures_are_enlarged_and_large_ones_reduced():
