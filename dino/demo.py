@@ -89,12 +89,13 @@ def demo_config(options: DemoOptions) -> TrainConfig:
     return TrainConfig(
         data=options.output / "data",
         output=options.output / "run",
-        model=dataclasses.replace(PRESETS["dino_tiny"]),
+        model=PRESETS["dino_tiny"],
         epochs=options.epochs,
         batch_size=8,
         lr=1e-3,
         backbone_lr=1e-3,
         warmup_steps=50,
+        lr_drop_epochs=(max(1, options.epochs - 1),),
         seed=options.seed,
         workers=0,
         short_sides=(IMAGE_SIZE,),
@@ -153,7 +154,7 @@ def _sheet(pairs: list[tuple[Image.Image, Image.Image]]) -> Image.Image:
     for place, pair in enumerate(pairs):
         left, top = gap + place % 4 * (tile + gap), gap + place // 4 * row
         if place % 4 == 0:
-            pen.text((left, top), "above: the truth; below: detections with their scores", "black", font)
+            pen.text((left, top), "above: the truth; below: what the detector finds, with scores", "black", font)
         for line, picture in enumerate(pair):
             sheet.paste(picture, (left, top + caption + line * (tile + gap)))
     return sheet
