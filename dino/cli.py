@@ -17,6 +17,8 @@ Options = TypeVar("Options")
 TRACEBACK_VARIABLE = "DINO_TRACEBACK"
 INTERRUPTED = 130
 USER_ERROR = 2
+FAILED = 1
+MEMORY_ADVICE = "What helps: --amp bf16, a smaller --short-side and --long-side, --batch-size 1, --device cpu"
 
 
 def parse(options: type[Options], command: str, argv: Sequence[str]) -> Options:
@@ -60,6 +62,9 @@ def run(command: Callable[[], Any], *, show_traceback: bool = False) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            print(f"error: out of GPU memory: {error}. {MEMORY_ADVICE}", file=sys.stderr)
+            return FAILED
         if not is_users(error):
             raise
         if show_traceback:

@@ -17,7 +17,7 @@ from dino.evaluate import Amp, autocast
 from dino.model import DINO, build_model
 from dino.model_files import default_categories, load_trained
 from dino.pictures import Picture, load_picture
-from dino.postprocess import postprocess
+from dino.postprocessing import postprocess
 
 
 class Detector:
@@ -36,7 +36,7 @@ class Detector:
         amp: "bf16" or "fp16" run the model under autocast.
 
     Raises:
-        ValueError: the model has another number of classes than `categories`.
+        ValueError: the model has another number of classes than `categories`, or there is no such device.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Detector:
                 f"Detector: the model has {model.config.num_classes} classes, but categories has "
                 f"{categories.num_classes}; pass the categories that it was trained on"
             )
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = choose_device(device)
         self.model = model.to(self.device).eval()
         self.categories = categories
         self.transform = transform or EvalTransform()
@@ -135,7 +135,7 @@ class Detector:
             top_k: most detections of one picture, before the threshold.
 
         Returns:
-            `Detections` for one picture, a list of them for a list.
+            `Detections` for one picture, a list of them for a list. Each keeps its picture.
 
         Raises:
             ImageError: a file that cannot be read as a picture.
@@ -188,3 +188,18 @@ class Detector:
             f"{parameters / 1e6:.1f}M parameters, {len(names)} classes: {shown}; images {transform.short_side} to "
             f"{transform.long_side} pixels, {self.device})"
         )
+
+
+def choose_device(device: torch.device | str | None) -> torch.device:
+    """The device that is meant; None is a GPU where there is one.
+
+    Raises:
+        ValueError: not a device, or a GPU where there is none.
+    """
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"device must be cpu, cuda, cuda:1, ..., got {device!r}") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, but PyTorch finds no GPU; use cpu, or install a CUDA build of PyTorch")
+    return chosen

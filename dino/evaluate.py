@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dino.coco_metrics import CocoMetrics, score
 from dino.data import Batch, Categories, CocoIndex
-from dino.postprocess import postprocess
+from dino.postprocessing import postprocess
 
 Item = TypeVar("Item")
 Amp = Literal["off", "bf16", "fp16"]

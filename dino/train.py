@@ -72,11 +72,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> TrainResult:
         DatasetError, CheckpointError: data or weights that cannot be used.
         TrainingError: the run cannot go on: out of memory, no finite step any more, no room for a checkpoint.
     """
-    with (
-        numerics(deterministic=config.deterministic, tf32=config.tf32),
-        StopRequest() as stop,
-        joined_ranks(config.device) as ranks,
-    ):
+    with numerics(deterministic=config.deterministic, tf32=config.tf32), joined_ranks(config.device) as ranks:
         console = Console(sys.stdout if ranks.first and not quiet else None)
         folder = RunFolder(config.output)
         checkpoint = _prepare(folder, config, ranks)
@@ -90,9 +86,11 @@ def train(config: TrainConfig, *, quiet: bool = False) -> TrainResult:
         elif config.resume:
             console.say("there is no complete checkpoint to resume from: starting anew")
         log = _open_log(run) if ranks.first else None
-        loop = Loop(run, log, stop)
         try:
-            loop()
+            # Not earlier: until the first step, Ctrl-C loses nothing and ends the run at once.
+            with StopRequest() as stop:
+                loop = Loop(run, log, stop)
+                loop()
             loop.draw()
         finally:
             if log is not None:
@@ -115,23 +113,23 @@ def train_command(argv: Sequence[str]) -> int:
 
 def _prepare(folder: RunFolder, config: TrainConfig, ranks: Ranks) -> Path | None:
     """Make the folder ready on the first process; the outcome, or the error, is the same on all."""
-    outcome: Path | ValueError | None = None
+    outcome: Path | ValueError | OSError | None = None
     if ranks.first:
         try:
             outcome = folder.prepare(resume=config.resume, overwrite=config.overwrite)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             outcome = error
-        else:
-            saved = dataclasses.replace(config, resume=False, overwrite=False)
-            replace_text(folder.path / "config.json", json.dumps(saved.to_dict(), indent=1) + "\n")
     outcome = ranks.from_first(outcome)
-    if isinstance(outcome, ValueError):
+    if isinstance(outcome, ValueError | OSError):
         raise outcome
     return outcome
 
 
 def _open_log(run: Run) -> Log:
+    """Write config.json, now that the run is known to be possible, and open log.csv."""
     config, state = run.config, run.state
+    saved = dataclasses.replace(config, resume=False, overwrite=False)
+    replace_text(run.folder.path / "config.json", json.dumps(saved.to_dict(), indent=1) + "\n")
     if config.tensorboard and not tensorboard_is_installed():
         run.console.say("no TensorBoard files: tensorboard is not installed (pip install tensorboard)")
     if not matplotlib_is_installed():

@@ -109,7 +109,7 @@ def draw_query_selection(
     ends = torch.tensor([rows * columns for rows, columns in seen.level_shapes]).cumsum(0)
     levels = torch.searchsorted(ends, outputs.selected_indices[0].cpu(), right=True)
     view = View(picture)
-    radius = max(1.5, view.line * 0.7)
+    radius = max(1.5, view.line * 0.8)
     for q in reversed(range(len(scores))):
         x, y = view.points((boxes[q, :2] + boxes[q, 2:]) / 2).tolist()
         view.pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(*PALETTE[levels[q]], 150))
@@ -127,7 +127,7 @@ def draw_query_selection(
         "Query selection",
         f"Of {int(ends[-1]):,} tokens the encoder scores, the {len(scores)} best become the decoder's first anchors. "
         f"Dots: their centres. Boxes: the best {count}, opaque for a high score (the highest is {scores.max():.2f}). "
-        f"Colour: the level that a token is from, and how many are.",
+        f"Colour: the level that a token is from, with their number.",
         legend,
     )
 

@@ -28,7 +28,7 @@ PARTS = (
         "backbone_convnext",
     ),
     *("neck", "encoder", "query_selection", "decoder", "look_forward", "denoising", "initialize"),
-    *("matching", "criterion", "postprocess"),
+    *("matching", "criterion", "postprocessing"),
 )
 MODEL_PARTS = tuple(f"dino.{part}" for part in PARTS)
 # First pattern that matches a module wins: what of this repository, and what from outside, it may import.

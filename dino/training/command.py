@@ -64,7 +64,7 @@ def _defaults(arguments: list[str]) -> Options:
 
 def _given(arguments: list[str], option: str) -> str | None:
     """The value of an option, read before all options are known."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if argument == option:
             return following
         if argument.startswith(f"{option}="):

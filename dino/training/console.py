@@ -30,11 +30,6 @@ class Console:
         self._next = -math.inf
         self._status_shown = False
 
-    @property
-    def live(self) -> bool:
-        """Whether the status is one updating line."""
-        return self._live
-
     def say(self, text: str) -> None:
         """Write lines that stay."""
         if self._stream is None:

@@ -89,6 +89,8 @@ def _device(device: str, local_rank: int | None) -> torch.device:
     chosen = torch.device(name)
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, but PyTorch finds no GPU; use cpu or auto, or install a CUDA PyTorch")
+    if chosen.type == "cuda" and chosen.index is not None and local_rank is not None:
+        raise ValueError(f"device is {device!r}, one GPU for all processes of torchrun; use cuda, and each has its own")
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", local_rank or 0)
     return chosen

@@ -46,12 +46,12 @@ def measure(run: Run, stop: StopRequest) -> dict[str, float]:
             )
             metrics = evaluate(
                 run.model,
-                ValidationBatches(loader, len(run.data.valid), run.ranks.size, stop),
+                ValidationBatches(loader, len(run.data.valid), run, stop),
                 run.data.valid.index,
                 run.data.categories,
                 device=run.ranks.device,
                 amp=run.config.amp,
-                progress=run.console.live,
+                progress=False,
             )
             numbers = metrics.numbers()
             entry |= {f"{name}{suffix}": value for name, value in numbers.items()}
@@ -78,7 +78,9 @@ class ValidationBatches:
     comes twice counts once.
     """
 
-    def __init__(self, loader: Loader, num_images: int, ranks: int, stop: StopRequest) -> None:
+    def __init__(self, loader: Loader, num_images: int, run: Run, stop: StopRequest) -> None:
+        ranks = run.ranks.size
+        self._console = run.console
         self._loader = loader
         self._length = -(-num_images // ranks) if ranks > 1 else len(loader)
         # One of several processes cannot leave: the others would wait for its results.
@@ -94,6 +96,7 @@ class ValidationBatches:
             if self._stop.signal is not None:
                 raise EvaluationStopped
             count += 1
+            self._console.status(lambda count=count: f"evaluating: {count} of {self._length} batches")
             yield batch
         if batch is None:
             raise TrainingError("evaluation: a process has no validation image that can be read; use fewer processes")

@@ -134,13 +134,13 @@ class Loop:
             return
         is_best = state.best is not None and state.best["step"] == state.step and state.best["AP"] > 0
         run.console.say(report.evaluation_line(entry, is_best))
-        self._pace.pause()
         if self.log is not None:
             numbers = {name: value for name, value in entry.items() if name not in ("step", "epoch")}
             self.log.write(state.step, entry["epoch"], numbers)
             self.draw()
             run.folder.update(state.step, run=dataclasses.asdict(state))
         run.ranks.wait()
+        self._pace.pause()
 
     def draw(self) -> None:
         """Draw the curves, where that is possible."""

@@ -52,15 +52,15 @@ def changes(run: Run, saved: dict[str, Any]) -> list[str]:
 def status(run: Run, pace: Pace, evaluations_left: int) -> str:
     """One line: where the run is, its losses, its speed, and the time left."""
     state = run.state
-    best = f"  AP {100 * state.best['AP']:.1f}" if state.best else ""
-    losses = " ".join(f"{name.removeprefix('loss_')} {pace.smoothed(name):.3f}" for name in _SHOWN)
     memory = f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if run.ranks.device.type == "cuda" else ""
+    best = f"  AP {100 * state.best['AP']:.1f}" if state.best else ""
+    losses = "  ".join(f"{name.removeprefix('loss_')} {pace.smoothed(name):.3f}" for name in _SHOWN)
     left = duration(pace.seconds_left(run.steps_left, evaluations_left))
+    # What matters most comes first: a narrow terminal cuts the rest.
     return (
-        f"epoch {min(state.epoch + 1, run.config.epochs)}/{run.config.epochs}  step {state.step}"
-        f"/{state.step + run.steps_left}  loss {pace.smoothed('loss'):.2f} ({losses})"
-        f"  lr {run.optimizer.param_groups[0]['lr']:.1e}"
-        f"  {pace.images_per_second:.1f} images/s{memory}{best}  {left} left"
+        f"epoch {min(state.epoch + 1, run.config.epochs)}/{run.config.epochs}"
+        f"  step {state.step}/{state.step + run.steps_left}  loss {pace.smoothed('loss'):.2f}{best}  {left} left"
+        f"  {pace.images_per_second:.1f} images/s{memory}  lr {run.optimizer.param_groups[0]['lr']:.1e}  {losses}"
     )
 
 
@@ -132,8 +132,8 @@ def never_finite(run: Run, count: int, last: SkippedStep) -> str:
     better = {"fp16": "--amp bf16 or off; ", "bf16": "--amp off; ", "off": ""}[run.config.amp]
     return (
         f"{count} steps in a row were not finite, the last one {run.state.step}: {last}. What helps: {better}a lower "
-        f"--lr, or --warmup-steps 1000; a look at the boxes of these images. {last_checkpoint(run)}. If the weights are "
-        "broken there already, delete it, and the one before is taken"
+        f"--lr, or --warmup-steps 1000; a look at the boxes of these images. {last_checkpoint(run)}. If the weights "
+        "are broken there already, delete it, and the one before is taken"
     )
 
 

@@ -18,6 +18,8 @@ from dino.training.rng import rng_state, seed_process, set_rng_state
 from dino.training.run import Run, RunState
 from dino.training.step import TrainingError
 
+_FORMAT = 1
+
 
 def save_checkpoint(run: Run) -> Path | None:
     """Write a checkpoint of the run as it is now; all processes must ask.
@@ -76,6 +78,8 @@ def go_on_from(run: Run, checkpoint: Path) -> None:
         TrainingError: the checkpoint is of another model or of other data.
     """
     saved = run.folder.state(checkpoint)
+    if saved.get("format") != _FORMAT:
+        raise TrainingError(f"{checkpoint} was written by another version; use its model with --finetune")
     run.state = RunState(**saved["run"])
     if saved["num_images"] != len(run.data.train):
         raise TrainingError(
@@ -106,7 +110,7 @@ def go_on_from(run: Run, checkpoint: Path) -> None:
 
 def _state(run: Run, generators: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "format": 1,
+        "format": _FORMAT,
         "run": dataclasses.asdict(run.state),
         "num_images": len(run.data.train),
         "config": run.config.to_dict(),

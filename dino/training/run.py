@@ -104,6 +104,13 @@ def assemble(config: TrainConfig, ranks: Ranks, console: Console, folder: RunFol
         resumed: the weights come from a checkpoint of the run; the backbone's need not be fetched.
     """
     data = load_data(config)
+    window = config.batch_size * config.accumulate * ranks.size
+    if len(data.train) < window:
+        raise ValueError(
+            f"{config.data}: {len(data.train)} training images are fewer than one step takes, {window} (batch_size "
+            f"{config.batch_size} x accumulate {config.accumulate} x {ranks.size} processes); lower batch_size or "
+            "accumulate"
+        )
     loader = build_loader(
         data.train,
         config.batch_size,

@@ -40,18 +40,20 @@ class RunFolder:
             The checkpoint to go on from, or None to start anew.
 
         Raises:
-            ValueError: an earlier run is here and neither `resume` nor `overwrite` says what to do with it.
+            ValueError: an earlier run is here and neither `resume` nor `overwrite` says what to do with it. What a run
+                leaves that failed before its first checkpoint does not count.
         """
         found = [name for name in _OWN if os.path.lexists(self.path / name)]
-        if found and not resume and not overwrite:
-            raise ValueError(
-                f"output: {self.path} holds an earlier run ({', '.join(found)}); pass --resume to go on with it, "
-                "--overwrite to delete it, or another --output"
-            )
+        if set(found) & {"best", "final"} or self._all():
+            if not resume and not overwrite:
+                raise ValueError(
+                    f"output: {self.path} holds an earlier run ({', '.join(found)}); pass --resume to go on with it, "
+                    "--overwrite to delete it, or another --output"
+                )
         if overwrite:
             for name in found:
                 _delete(self.path / name)
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         for unfinished in self.checkpoints.glob(f"{_UNFINISHED}*"):
             _delete(unfinished)
         return self.last_complete() if resume else None

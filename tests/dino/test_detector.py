@@ -17,7 +17,7 @@ from dino.data import Categories, EvalTransform, ImageError, collate
 from dino.detector import Detector
 from dino.model_files import find_model, load_trained
 from dino.pictures import load_picture
-from dino.postprocess import postprocess
+from dino.postprocessing import postprocess
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,12 @@ def test_grey_is_three_equal_channels(picture):
     for given in (grey, grey[..., None], torch.from_numpy(grey.copy()), torch.from_numpy(grey.copy())[None]):
         assert np.array_equal(np.asarray(load_picture(given)), expected)
     assert np.array_equal(np.asarray(load_picture(picture.convert("L"))), expected)
+
+
+def test_floating_point_is_rounded_to_the_nearest_of_256():
+    given = np.full((4, 4, 3), 100.6 / 255)
+    assert (np.asarray(load_picture(given)) == 101).all()
+    assert (np.asarray(load_picture(torch.full((3, 4, 4), 100.4 / 255))) == 100).all()
 
 
 def test_files_are_read_by_str_and_path(detector, picture, tmp_path):
@@ -185,6 +191,14 @@ def test_the_model_is_in_evaluation_mode_whatever_it_was():
     assert not Detector(model, CATEGORIES, device="cpu").model.training
     with pytest.raises(ValueError, match="3 classes, but categories has 2"):
         Detector(model, Categories((1, 2), ("a", "b")))
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="device must be cpu, cuda"):
+        Detector(tiny_model(), CATEGORIES, device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="finds no GPU"):
+            Detector(tiny_model(), CATEGORIES, device="cuda")
 
 
 def test_from_preset_knows_coco_names():

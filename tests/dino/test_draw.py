@@ -80,7 +80,7 @@ def places(boxes, texts, size):
     return taken
 
 
-corners_and_sizes = st.tuples(*[st.floats(0, 560)] * 2, *[st.floats(1, 80)] * 2)
+corners_and_sizes = st.tuples(*[st.floats(0, 630)] * 2, *[st.floats(1, 80)] * 2)
 box_strategy = corners_and_sizes.map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
 
 

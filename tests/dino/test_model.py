@@ -406,3 +406,10 @@ def test_model_uses_the_kernels_backend_that_is_named() -> None:
             module.backend = "reference"
     reference = model(*batch())
     torch.testing.assert_close(reference.logits, exact.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_everything_that_the_package_offers_is_there() -> None:
+    for name in dino.__all__:
+        assert getattr(dino, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'build_modell'"):
+        dino.build_modell  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from train_toys import TINY, assert_same_weights, quick_runs, run_ranks, toy_config, weights, write_rectangles
 
 from dino.train import TrainConfig, train
@@ -45,20 +46,23 @@ def one_process(data, tmp_path_factory) -> Path:
     return run
 
 
+# Each process has a batch of one, accumulated twice.
+TWICE_TWO = {"batch_size": 1, "accumulate": 2, "ema_decay": 0.9, "evaluate_every": 1, "checkpoint_every": 1}
+
+
 @pytest.fixture(scope="module")
 def replicated(data, tmp_path_factory) -> Path:
-    """The same by two processes, each with a batch of one, accumulated twice."""
+    """The same by two processes."""
     run = tmp_path_factory.mktemp("ddp") / "run"
-    options = {"batch_size": 1, "accumulate": 2, "ema_decay": 0.9, "evaluate_every": 1}
-    run_ranks(2, train_quietly, toy_config(data, run, **options, **COMPARABLE))
+    run_ranks(2, train_quietly, toy_config(data, run, **TWICE_TWO, **COMPARABLE))
     return run
 
 
 @pytest.fixture(scope="module")
 def sharded(data, tmp_path_factory) -> Path:
+    """The same by two processes, of which each has half of every parameter."""
     run = tmp_path_factory.mktemp("fsdp") / "run"
-    options = {"batch_size": 1, "accumulate": 2, "ema_decay": 0.9, "evaluate_every": 1, "strategy": "fsdp2"}
-    run_ranks(2, train_quietly, toy_config(data, run, **options, **COMPARABLE))
+    run_ranks(2, train_quietly, toy_config(data, run, strategy="fsdp2", **TWICE_TWO, **COMPARABLE))
     return run
 
 
@@ -87,6 +91,12 @@ def test_sharded_steps_match_replicated_ones(replicated, sharded):
             torch.testing.assert_close(a[name], b[name], rtol=0, atol=5e-6, msg=name)
 
 
+def test_processes_draw_different_noise(replicated):
+    states = load_file(replicated / "last/rng.safetensors")
+    assert sorted(states) == ["0.cpu_state", "1.cpu_state"]
+    assert not torch.equal(states["0.cpu_state"], states["1.cpu_state"])
+
+
 def test_processes_agree_on_the_evaluation_of_all_images(replicated, sharded):
     for run in (replicated, sharded):
         (entry,) = [row for row in read_log(run / "log.csv") if "AP" in row]
@@ -108,18 +118,17 @@ def test_one_process_goes_on_where_two_sharded_ones_were(data, sharded, replicat
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_resumed_processes_end_where_uninterrupted_ones_do(data, tmp_path, strategy):
-    options = {"strategy": strategy, "batch_size": 2, "max_steps": 4}
-    run_ranks(2, train_quietly, toy_config(data, tmp_path / "whole", checkpoint_every=3, keep_checkpoints=9, **options))
-    (tmp_path / "parts").mkdir()
-    shutil.copytree(tmp_path / "whole/checkpoints", tmp_path / "parts/checkpoints")
-    shutil.rmtree(tmp_path / "parts/checkpoints/step-00000004")
-    run_ranks(2, train_quietly, toy_config(data, tmp_path / "parts", resume=True, **options))
-    assert_same_weights(tmp_path / "whole/final", tmp_path / "parts/final")
+def test_resumed_processes_end_where_uninterrupted_ones_do(data, tmp_path, strategy, request):
+    whole = request.getfixturevalue({"ddp": "replicated", "fsdp2": "sharded"}[strategy])
+    run = tmp_path / "run"
+    shutil.copytree(whole / "checkpoints/step-00000001", run / "checkpoints/step-00000001")
+    run_ranks(2, train_quietly, toy_config(data, run, strategy=strategy, resume=True, **TWICE_TWO, **COMPARABLE))
+    for model in ("final", "final_ema"):
+        assert_same_weights(whole / model, run / model)
 
 
 def test_all_processes_learn_what_went_wrong_on_the_first(data, tmp_path):
-    (tmp_path / "log.csv").touch()
+    (tmp_path / "final").mkdir()
     run_ranks(2, fails_to_train, toy_config(data, tmp_path), "holds an earlier run")
 
 

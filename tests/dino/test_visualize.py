@@ -116,6 +116,17 @@ def test_the_positive_keeps_near_its_box(detector, picture):
         assert rows.min() >= 36 * scale - slack and rows.max() <= 84 * scale + slack
 
 
+def test_the_negative_is_another_box_than_the_positive(detector, picture):
+    boxes = torch.tensor([[64.0, 48, 96, 72]])
+    differ = []
+    for seed in range(5):
+        shown, _ = changed(draw_denoising(detector, picture, boxes, torch.tensor([0]), seed=seed), picture)
+        places = [np.nonzero((shown == colour).all(-1)) for colour in (POSITIVE, NEGATIVE)]
+        bounds = [(rows.min(), rows.max(), columns.min(), columns.max()) for rows, columns in places]
+        differ.append(np.abs(np.array(bounds[0]) - np.array(bounds[1])).max())
+    assert min(differ) > 40  # each of its sides is at least half a size, 96 pixels, from the true one
+
+
 def test_denoising_does_not_touch_the_random_numbers_of_others(detector, picture):
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -201,6 +212,8 @@ def test_a_view_holds_what_it_is_around_and_keeps_the_shape(picture):
         assert view.size == (960, 720) and 0.3 <= view.share <= 1
         pixel = view.points(torch.tensor(points).clamp(0, 1))
         assert (pixel >= -0.01).all() and (pixel <= torch.tensor([960.01, 720.01])).all()
+    # A point far outside does not make what is inside small.
+    assert View(picture, around=torch.tensor([[-3.0, 0.1], [0.1, 0.2]])).share == pytest.approx(0.3)
     whole = View(picture)
     assert whole.points(torch.tensor([0.25, 0.5])).tolist() == [240, 360]
     assert whole.box(torch.tensor([0.25, 0.5, 2.0, 0.75])) == (240, 360, 959, 540)
