@@ -44,12 +44,12 @@ class RunFolder:
                 leaves that failed before its first checkpoint does not count.
         """
         found = [name for name in _OWN if os.path.lexists(self.path / name)]
-        if set(found) & {"best", "final"} or self._all():
-            if not resume and not overwrite:
-                raise ValueError(
-                    f"output: {self.path} holds an earlier run ({', '.join(found)}); pass --resume to go on with it, "
-                    "--overwrite to delete it, or another --output"
-                )
+        has_run = bool(set(found) & {"best", "final"} or self._all())
+        if has_run and not resume and not overwrite:
+            raise ValueError(
+                f"output: {self.path} holds an earlier run ({', '.join(found)}); pass --resume to go on with it, "
+                "--overwrite to delete it, or another --output"
+            )
         if overwrite:
             for name in found:
                 _delete(self.path / name)

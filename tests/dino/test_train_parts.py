@@ -6,7 +6,9 @@ import dataclasses
 import io
 import json
 import math
+import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -14,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from train_toys import NAMES, TINY, quick_runs, toy_config, weights, write_rectangles
+from train_toys import NAMES, TINY, assert_same_weights, quick_runs, toy_config, weights, write_rectangles
 
 import dino.training.command
 import dino.training.evaluation
 from dino.checkpoint import load_model
+from dino.coco_metrics import NUMBERS, CocoMetrics
 from dino.config import PRESETS
 from dino.train import TrainConfig, train
 from dino.training.command import parse
@@ -266,6 +269,39 @@ def test_evaluation_does_not_change_the_training_that_follows(data, tmp_path, mo
         train(toy_config(data, tmp_path / run, evaluate_every=every), quiet=True)
     a, b = weights(tmp_path / "with/final"), weights(tmp_path / "without/final")
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_model_with_the_highest_precision_is_kept(data, tmp_path, monkeypatch):
+    quick_runs(monkeypatch)
+    precisions = iter([0.3, math.nan, 0.5, 0.4])
+
+    def scripted(*arguments, **options):
+        return CocoMetrics(**{**dict.fromkeys(NUMBERS, 0.1), "AP": next(precisions)})
+
+    monkeypatch.setattr(dino.training.evaluation, "evaluate", scripted)
+    config = toy_config(data, tmp_path / "run", epochs=4, evaluate_every=1, keep_checkpoints=9)
+    result = train(config, quiet=True)
+    assert result.best is not None and (result.best["AP"], result.best["epoch"]) == (0.5, 3)
+    assert_same_weights(tmp_path / "run/best", tmp_path / "run/checkpoints/step-00000012")
+    assert json.loads((tmp_path / "run/best/model.json").read_text())["extra"] == {"step": 12, "epoch": 3.0, "AP": 0.5}
+
+
+def test_a_signal_leaves_an_evaluation_at_once_and_the_resumed_run_repeats_it(data, tmp_path, monkeypatch):
+    quick_runs(monkeypatch)
+    evaluate = dino.training.evaluation.evaluate
+
+    def interrupted(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, **options)
+
+    config = toy_config(data, tmp_path / "run", epochs=1, evaluate_every=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(dino.training.evaluation, "evaluate", interrupted)
+        result = train(config, quiet=True)
+    assert (result.stopped_by, result.step, result.history) == ("SIGTERM", 4, [])
+    assert result.final_model is None and result.last_checkpoint is not None
+    resumed = train(dataclasses.replace(config, resume=True), quiet=True)
+    assert [entry["step"] for entry in resumed.history] == [4] and resumed.final_model is not None
 
 
 def test_fine_tuning_starts_from_the_trained_weights(data, tmp_path, monkeypatch, capsys):
