@@ -12,10 +12,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from dino.checkpoint_files import HEADER_KEY, MODEL_FILE, CheckpointError, TensorFile, read_tensors, write_whole
+from dino.checkpoint_files import HEADER_KEY, MODEL_FILE, CheckpointError, TensorFile, read_tensors
 from dino.checkpoint_keys import shorten
 from dino.config import ModelConfig
 from dino.data.categories import Categories
+from dino.files import write_text_whole, write_whole
 from dino.model import DINO
 
 JSON_FILE = "model.json"
@@ -65,7 +66,7 @@ def save_model(
     # another model's configuration.
     (directory / JSON_FILE).unlink(missing_ok=True)
     write_whole(directory / MODEL_FILE, lambda path: save_file(tensors, path, {HEADER_KEY: text}))
-    write_whole(directory / JSON_FILE, lambda path: _write_text(path, text + "\n"))
+    write_text_whole(directory / JSON_FILE, text + "\n")
     return directory / MODEL_FILE
 
 
@@ -142,7 +143,3 @@ def _config(file: TensorFile, fields: Any) -> ModelConfig:
         return ModelConfig(**values)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file.where}: {error}") from error
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)

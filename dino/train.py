@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dino.files import write_text_whole
 from dino.train_config import TrainConfig
 from dino.training import report
 from dino.training.console import Console
@@ -22,7 +23,7 @@ from dino.training.loop import Loop
 from dino.training.resume import go_on_from
 from dino.training.rng import numerics
 from dino.training.run import Run, assemble
-from dino.training.run_folder import RunFolder, replace_text
+from dino.training.run_folder import RunFolder
 from dino.training.signals import StopRequest
 from dino.training.step import TrainingError
 
@@ -79,6 +80,8 @@ def train(config: TrainConfig, *, quiet: bool = False) -> TrainResult:
         run = assemble(config, ranks, console, folder, resumed=checkpoint is not None)
         if checkpoint is not None:
             go_on_from(run, checkpoint)
+            if ranks.first:
+                folder.keep_last(config.keep_checkpoints)  # the run may have been killed before it could
         console.say(report.greeting(run))
         if checkpoint is not None:
             changes = report.changes(run, folder.state(checkpoint)["config"])
@@ -129,7 +132,7 @@ def _open_log(run: Run) -> Log:
     """Write config.json, now that the run is known to be possible, and open log.csv."""
     config, state = run.config, run.state
     saved = dataclasses.replace(config, resume=False, overwrite=False)
-    replace_text(run.folder.path / "config.json", json.dumps(saved.to_dict(), indent=1) + "\n")
+    write_text_whole(run.folder.path / "config.json", json.dumps(saved.to_dict(), indent=1) + "\n")
     if config.tensorboard and not tensorboard_is_installed():
         run.console.say("no TensorBoard files: tensorboard is not installed (pip install tensorboard)")
     if not matplotlib_is_installed():

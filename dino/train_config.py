@@ -12,6 +12,8 @@ from typing import Any, Literal
 from dino.config import PRESETS, ModelConfig
 
 PUBLISHED_LR_DROPS = {12: (11,), 24: (20,), 36: (30,)}
+_PATHS = ("data", "output", "finetune", "backbone_weights")
+_TUPLES = ("short_sides", "lr_drop_epochs")
 _CHOICES = {"amp": ("off", "bf16", "fp16"), "strategy": ("ddp", "fsdp2")}
 _AT_LEAST = {
     **dict.fromkeys(("epochs", "batch_size", "accumulate", "keep_checkpoints", "log_every", "long_side"), 1),
@@ -104,6 +106,11 @@ class TrainConfig:
     """Write TensorBoard files too, where the package is installed."""
 
     def __post_init__(self) -> None:
+        # As people write them, and as JSON has them.
+        for given, names, kind in ((str, _PATHS, Path), (list, _TUPLES, tuple)):
+            for name in names:
+                if isinstance(getattr(self, name), given):
+                    object.__setattr__(self, name, kind(getattr(self, name)))
         for name, low in _AT_LEAST.items():
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= low, name, value, f"at least {low}")
@@ -138,17 +145,10 @@ class TrainConfig:
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(TrainConfig)})
         if unknown:
             raise ValueError(f"TrainConfig has no fields {unknown}; the file comes from another version")
-        known = dict(fields)
-        for name in ("data", "output", "finetune", "backbone_weights"):
-            if known.get(name) is not None:
-                known[name] = Path(known[name])
-        for name in ("short_sides", "lr_drop_epochs"):
-            if known.get(name) is not None:
-                known[name] = tuple(known[name])
-        if "model" in known:
-            model = known["model"]
-            known["model"] = ModelConfig(**{**model, "backbone_levels": tuple(model["backbone_levels"])})
-        return TrainConfig(**known)
+        model = fields["model"]
+        return TrainConfig(
+            **{**fields, "model": ModelConfig(**{**model, "backbone_levels": tuple(model["backbone_levels"])})}
+        )
 
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,6 +98,7 @@ class Loader:
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_outlive_signals,
             pin_memory=pin_memory,
             # Its own, because a data loader draws a number whenever an iteration starts: from the global generator,
             # a run that was stopped and resumed would see other random numbers than one that was not.
@@ -137,6 +139,12 @@ class Loader:
             ValueError: the data, the seed or the global batch size differ.
         """
         self.sampler.load_state_dict(state)
+
+
+def _outlive_signals(_worker: int) -> None:
+    """A signal to the whole group of processes is for the trainer, which still needs its workers to end in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def build_loader(

@@ -98,7 +98,7 @@ def _draw_precision(axes: Any, evaluations: Sequence[dict[str, float]]) -> None:
             axes.plot(*zip(*points, strict=True), style, color=colour, marker=marker, markersize=3.5, label=label)
     highest = max(100 * row[column] for row in evaluations for column, *_ in lines if column in row)
     axes.set_ylim(0, min(100, max(5, 1.15 * highest)))
-    _legend(axes, "lower right")
+    _legend(axes, "best")
 
 
 def _legend(axes: Any, place: str) -> None:
@@ -107,7 +107,7 @@ def _legend(axes: Any, place: str) -> None:
 
 def _smooth(values: Sequence[float]) -> list[float]:
     """The mean of each value's neighbourhood, about a fortieth of the run to either side."""
-    reach = max(1, len(values) // 40)
+    reach = len(values) // 40
     sums = list(accumulate(values, initial=0.0))
     smoothed = []
     for i in range(len(values)):

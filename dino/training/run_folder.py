@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from dino.files import flush, write_text_whole
 from dino.training.step import TrainingError
 
 _CHECKPOINT = re.compile(r"step-\d{8,}")
@@ -89,10 +90,10 @@ class RunFolder:
             }
             (unfinished / _STATE).write_text(json.dumps({**state, "files": sizes}), encoding="utf-8")
             for entry in (*unfinished.rglob("*"), unfinished):
-                _flush(entry)
+                flush(entry)
             _delete(final)
             os.rename(unfinished, final)
-            _flush(self.checkpoints)
+            flush(self.checkpoints)
             self._link_last(final)
         except (OSError, SafetensorError) as error:
             _delete(unfinished)
@@ -100,15 +101,19 @@ class RunFolder:
                 f"the checkpoint of step {step} could not be written to {self.checkpoints}: {error}. Earlier ones "
                 "are whole; make room there and go on with --resume"
             ) from error
-        for old in self._all()[:-keep]:
-            _delete(old)
+        self.keep_last(keep)
         return final
+
+    def keep_last(self, count: int) -> None:
+        """Delete all complete checkpoints but the last `count`, at least 1."""
+        for old in [checkpoint for checkpoint in self._all() if _is_complete(checkpoint)][:-count]:
+            _delete(old)
 
     def update(self, step: int, **entries: Any) -> None:
         """Replace entries of the state of the checkpoint of a step, if there is a complete one."""
         checkpoint = self._of(step)
         if _is_complete(checkpoint):
-            replace_text(checkpoint / _STATE, json.dumps(self.state(checkpoint) | entries))
+            write_text_whole(checkpoint / _STATE, json.dumps(self.state(checkpoint) | entries))
 
     def state(self, checkpoint: Path) -> dict[str, Any]:
         """The state that a checkpoint was written with."""
@@ -130,30 +135,12 @@ class RunFolder:
         os.replace(new, self.path / "last")
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Give a file new content: whoever reads it, also after a crash, finds all of the old or all of the new."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    _flush(new)
-    os.replace(new, path)
-    _flush(path.parent)
-
-
 def _is_complete(checkpoint: Path) -> bool:
     try:
         sizes = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))["files"]
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _flush(path: Path) -> None:
-    """Have the disk keep a file's content, or a folder's names, over a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _delete(path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_save_interrupted_between_the_files_leaves_the_new_model(tmp_path, mon
         raise KeyboardInterrupt
 
     new = small()
-    monkeypatch.setattr(checkpoint_model, "_write_text", killed)
+    monkeypatch.setattr(checkpoint_model, "write_text_whole", killed)
     with pytest.raises(KeyboardInterrupt):
         save_model(new, tmp_path, CATEGORIES)
     loaded, categories = load_model(tmp_path)

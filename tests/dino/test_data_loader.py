@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -295,3 +298,14 @@ def test_pinned_batches_are_page_locked(tmp_path: Path) -> None:
     numbered_split(tmp_path, 4)
     for batch in make_loader(tmp_path, pin_memory=True):
         assert batch.images.is_pinned() and batch.mask.is_pinned() and batch.targets[0]["boxes"].is_pinned()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_outlive_a_signal_to_the_whole_group(number: signal.Signals, tmp_path: Path) -> None:
+    numbered_split(tmp_path, 8)
+    loader = make_loader(tmp_path, workers=1)
+    batches = iter(loader)
+    next(batches)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid or 0, number)
+    assert len(list(batches)) == len(loader) - 1

@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,6 +53,7 @@ def test_a_configuration_survives_json():
         data=Path("d"), model=PRESETS["dino_5scale_r50"], lr_drop_epochs=(3, 4), finetune=Path("x"), clip=math.inf
     )
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert TrainConfig(data="d", short_sides=[64]) == TrainConfig(data=Path("d"), short_sides=(64,))  # pyright: ignore
     with pytest.raises(ValueError, match=r"no fields \['learning_rate'\]"):
         TrainConfig.from_dict({**config.to_dict(), "learning_rate": 1})
 
@@ -276,7 +278,8 @@ def test_the_model_with_the_highest_precision_is_kept(data, tmp_path, monkeypatc
     precisions = iter([0.3, math.nan, 0.5, 0.4])
 
     def scripted(*arguments, **options):
-        return CocoMetrics(**{**dict.fromkeys(NUMBERS, 0.1), "AP": next(precisions)})
+        numbers: dict[str, Any] = {**dict.fromkeys(NUMBERS, 0.1), "AP": next(precisions)}
+        return CocoMetrics(**numbers)
 
     monkeypatch.setattr(dino.training.evaluation, "evaluate", scripted)
     config = toy_config(data, tmp_path / "run", epochs=4, evaluate_every=1, keep_checkpoints=9)

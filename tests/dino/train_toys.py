@@ -110,6 +110,8 @@ def child_process(function: Any, *arguments: Any, **environment: str) -> BasePro
 
 
 def _run_child(function: Any, arguments: tuple[Any, ...], environment: dict[str, str]) -> None:
+    # Loader processes must be children of this one: only then do they end when it is killed.
+    multiprocessing.set_start_method("fork", force=True)
     os.environ.update(environment)
     torch.set_num_threads(1)
     quick_runs(pytest.MonkeyPatch())
