@@ -36,7 +36,7 @@ def save_model(
         model: a `DINO`, not wrapped by DistributedDataParallel or torch.compile.
         directory: made if it is not there.
         categories: what the classes are called.
-        extra: anything that JSON can hold, for people: metrics, the step.
+        extra: anything that JSON can hold, what was measured, the step, the size of the images.
 
     Returns:
         The path of `model.safetensors`, which can also be used without the directory.
@@ -88,6 +88,11 @@ def load_model(path: str | os.PathLike[str]) -> tuple[DINO, Categories | None]:
     except RuntimeError as error:
         raise CheckpointError(f"{file.where}: the weights are not those of its own configuration: {error}") from error
     return model, read_categories(file)
+
+
+def read_extra(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `save_model` was given as `extra`; empty if that was nothing."""
+    return _description(read_tensors(path))["extra"] or {}
 
 
 def read_categories(file: TensorFile) -> Categories | None:

@@ -71,7 +71,7 @@ class ModelConfig:
             self.num_levels >= len(self.backbone_levels), "num_levels", self.num_levels, "at least len(backbone_levels)"
         )
         _require(self.num_decoder_layers >= 1, "num_decoder_layers", self.num_decoder_layers, "at least 1")
-        _require(self.num_encoder_layers >= 0, "num_encoder_layers", self.num_encoder_layers, "at least 0")
+        _require(self.num_encoder_layers >= 1, "num_encoder_layers", self.num_encoder_layers, "at least 1")
         _require(self.num_queries >= 1, "num_queries", self.num_queries, "at least 1")
         _require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
         for name, allowed in _CHOICES.items():

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dino.checkpoint import CheckpointError, LoadReport, load_checkpoint, load_model
+from dino.checkpoint_model import read_extra
 from dino.config import model_config
 from dino.data import Categories, EvalTransform
 from dino.model import DINO
 
 _MODEL = "model.safetensors"
+# In what a model is saved with: the arguments of EvalTransform.
+SIZE = "image_size"
 # Where a run keeps models, the one that people mean first.
 _OF_A_RUN = ("", "best", "final", "last")
 
@@ -87,18 +88,11 @@ def default_categories(num_classes: int) -> Categories:
 
 
 def _trained_size(file: Path) -> EvalTransform:
-    """The image size that the run evaluated with, from the configuration of the run that the file lies in."""
-    for folder in _up(file.resolve().parent, 3):
-        if (folder / "config.json").is_file():
-            try:
-                config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-                return EvalTransform(max(config["short_sides"]), config["long_side"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise CheckpointError(f"{folder / 'config.json'}: not the configuration of a run ({error})") from error
-    return EvalTransform()
-
-
-def _up(folder: Path, levels: int) -> Iterator[Path]:
-    for _ in range(levels + 1):
-        yield folder
-        folder = folder.parent
+    """The image size that the model was evaluated with in its training; the published one if nothing is known."""
+    extra = read_extra(file)
+    if SIZE not in extra:
+        return EvalTransform()
+    try:
+        return EvalTransform(**extra[SIZE])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: {SIZE} is not a size of images: {error}") from error

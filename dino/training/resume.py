@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dino.checkpoint import save_model
+from dino.model_files import SIZE
 from dino.training.distributed import device_name, fill, sharded_like, whole_on_cpu
 from dino.training.optimizer import optimizer_tensors
 from dino.training.rng import rng_state, seed_process, set_rng_state
@@ -68,7 +69,8 @@ def save_weights(run: Run, folder: Path, weights: dict[str, Tensor] | None, **ex
     if run.unsharded is not None and weights is not None:
         model = run.unsharded
         model.load_state_dict(weights)
-    save_model(model, folder, run.data.categories, extra or None)
+    size = {"short_side": max(run.config.short_sides), "long_side": run.config.long_side}
+    save_model(model, folder, run.data.categories, {**extra, SIZE: size})
 
 
 def go_on_from(run: Run, checkpoint: Path) -> None:

@@ -36,8 +36,7 @@ def plain(monkeypatch):
 @pytest.fixture
 def run_folder(tmp_path):
     """A run with a best model and small images, and data of two splits."""
-    save_model(tiny_model(), tmp_path / "run" / "best", CATEGORIES)
-    (tmp_path / "run" / "config.json").write_text(json.dumps({"short_sides": [64], "long_side": 96}))
+    save_model(tiny_model(), tmp_path / "run" / "best", CATEGORIES, {"image_size": {"short_side": 64, "long_side": 96}})
     write_split(tmp_path / "data" / "train")
     write_split(tmp_path / "data" / "valid")
     return tmp_path

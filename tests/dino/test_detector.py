@@ -15,7 +15,7 @@ from dino.checkpoint import CheckpointError, save_model, to_official
 from dino.config import PRESETS, model_config
 from dino.data import Categories, EvalTransform, ImageError, collate
 from dino.detector import Detector
-from dino.model_files import find_model, load_trained
+from dino.model_files import SIZE, find_model, load_trained
 from dino.pictures import load_picture
 from dino.postprocessing import postprocess
 
@@ -221,8 +221,7 @@ def test_a_saved_model_predicts_the_same(detector, picture, tmp_path):
 
 def save_run(folder: Path, places: list[str]) -> None:
     for seed, place in enumerate(places):
-        save_model(tiny_model(seed=seed), folder / place, CATEGORIES)
-    (folder / "config.json").write_text(json.dumps({"short_sides": [64, 96], "long_side": 160}))
+        save_model(tiny_model(seed=seed), folder / place, CATEGORIES, {SIZE: {"short_side": 96, "long_side": 160}})
 
 
 @pytest.mark.parametrize(
@@ -233,7 +232,8 @@ def test_a_run_means_its_best_model_and_its_image_size(tmp_path, places, chosen)
     found = load_trained(tmp_path)
     assert found.file == tmp_path / chosen / "model.safetensors"
     assert found.transform == EvalTransform(96, 160)
-    assert load_trained(tmp_path / chosen).transform == EvalTransform(96, 160)
+    (tmp_path / chosen).rename(tmp_path / "elsewhere")
+    assert load_trained(tmp_path / "elsewhere").transform == EvalTransform(96, 160)
     assert torch.equal(
         found.model.decoder.class_head.weight, tiny_model(seed=places.index(chosen)).decoder.class_head.weight
     )
@@ -257,9 +257,8 @@ def test_paths_without_a_model_say_what_was_looked_for(tmp_path):
         find_model(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match=r"looked for model\.safetensors, best/model\.safetensors"):
         find_model(tmp_path)
-    save_run(tmp_path, ["best"])
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"config\.json"):
+    save_model(tiny_model(), tmp_path / "best", CATEGORIES, {SIZE: {"side": 96}})
+    with pytest.raises(CheckpointError, match="image_size is not a size"):
         load_trained(tmp_path)
 
 

@@ -286,7 +286,9 @@ def test_the_model_with_the_highest_precision_is_kept(data, tmp_path, monkeypatc
     result = train(config, quiet=True)
     assert result.best is not None and (result.best["AP"], result.best["epoch"]) == (0.5, 3)
     assert_same_weights(tmp_path / "run/best", tmp_path / "run/checkpoints/step-00000012")
-    assert json.loads((tmp_path / "run/best/model.json").read_text())["extra"] == {"step": 12, "epoch": 3.0, "AP": 0.5}
+    size = {"short_side": 64, "long_side": 96}
+    extra = json.loads((tmp_path / "run/best/model.json").read_text())["extra"]
+    assert extra == {"step": 12, "epoch": 3.0, "AP": 0.5, "image_size": size}
 
 
 def test_a_signal_leaves_an_evaluation_at_once_and_the_resumed_run_repeats_it(data, tmp_path, monkeypatch):
