@@ -149,6 +149,7 @@ def _download(name: str) -> Path:
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise ConnectionError(
             f"{name}: could not download its ImageNet weights from {url} ({error}). Put that file at {path}, or pass "
-            "its path as backbone_weights; pretrained_backbone=False starts from random weights instead"
+            "its path as backbone_weights (--backbone-weights); pretrained_backbone=False "
+            "(--model.no-pretrained-backbone) starts from random weights instead"
         ) from error
     return path

@@ -72,7 +72,7 @@ class TrainConfig:
     """Where to train: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     """Under torchrun: replicate the model (ddp) or shard parameters, gradients and optimiser state (fsdp2)."""
-    workers: int = 4
+    workers: int = 2
     """Loader processes per process; 0 loads in the training process."""
 
     short_sides: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
