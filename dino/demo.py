@@ -41,7 +41,7 @@ class DemoOptions:
     """Training pictures to make."""
     valid_images: int = 200
     """Validation pictures to make."""
-    threshold: float = 0.4
+    threshold: float = 0.3
     """Least score of a detection in the picture."""
     seed: int = 0
     """The same seed gives the same pictures, and on the same machine the same model."""
