@@ -27,18 +27,8 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """[channels] each: normalising x is x * scale + shift."""
-        scale = self.weight * (self.running_var + 1e-5).rsqrt()
-        return scale, self.bias - self.running_mean * scale
-
-
-def _normalised(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(conv(x)). Constants of a frozen norm go into the kernel: a pass over x less, and no activation to save."""
-    if not (isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d)):
-        return norm(conv(x))
-    scale, shift = norm.scale_and_shift()
-    return F.conv2d(x, conv.weight * scale[:, None, None, None], shift, conv.stride, conv.padding)
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=1e-5)
 
 
 class BasicBlock(nn.Module):
@@ -55,9 +45,9 @@ class BasicBlock(nn.Module):
         self.downsample = _downsample(in_channels, width, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = _normalised(self.conv1, self.bn1, x).relu_()
-        out = _normalised(self.conv2, self.bn2, out)
-        return (out + _shortcut(self.downsample, x)).relu_()
+        out = self.bn1(self.conv1(x)).relu_()
+        out = self.bn2(self.conv2(out))
+        return (out + (x if self.downsample is None else self.downsample(x))).relu_()
 
 
 class Bottleneck(nn.Module):
@@ -77,17 +67,10 @@ class Bottleneck(nn.Module):
         self.downsample = _downsample(in_channels, channels, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = _normalised(self.conv1, self.bn1, x).relu_()
-        out = _normalised(self.conv2, self.bn2, out).relu_()
-        out = _normalised(self.conv3, self.bn3, out)
-        return (out + _shortcut(self.downsample, x)).relu_()
-
-
-def _shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
-    if downsample is None:
-        return x
-    conv, norm = downsample
-    return _normalised(conv, norm, x)
+        out = self.bn1(self.conv1(x)).relu_()
+        out = self.bn2(self.conv2(out)).relu_()
+        out = self.bn3(self.conv3(out))
+        return (out + (x if self.downsample is None else self.downsample(x))).relu_()
 
 
 def _downsample(in_channels: int, channels: int, stride: int, norm: type[nn.Module]) -> nn.Sequential | None:
@@ -151,7 +134,7 @@ class ResNet(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] to one [B, channels, ceil(H / stride), ceil(W / stride)] per level."""
-        x = _normalised(self.conv1, self.bn1, images).relu_()
+        x = self.bn1(self.conv1(images)).relu_()
         x = F.max_pool2d(x, 3, 2, 1)
         outputs = []
         for stage in range(max(self.levels) + 1):

@@ -39,15 +39,6 @@ class Truth:
     counts: list[int]  # boxes per image
 
 
-@dataclass
-class Assignment:
-    """Which query of which image stands for which box; the rest of an image's queries are background."""
-
-    image: Tensor  # [R]
-    query: Tensor  # [sets, R]
-    target: Tensor  # [sets, R] index in the concatenation of all images' boxes
-
-
 class SetCriterion(nn.Module):
     """Focal, L1 and GIoU loss of every prediction against the box that it is matched with.
 
@@ -142,16 +133,16 @@ def _named(values: Losses, names: list[str]) -> Losses:
 def set_losses(
     logits: Tensor,  # [sets, B, Q, C]
     boxes_cxcywh: Tensor,  # [sets, B, Q, 4]
-    assigned: Matches | Assignment,
+    matches: Matches,
     truth: Truth,
     normaliser: Tensor | float,
 ) -> Losses:
     """All of `LOSSES` for several sets of predictions at once, each a vector [sets]."""
     row = torch.arange(len(logits), device=logits.device)[:, None]
-    place = (row, assigned.image, assigned.query)
+    place = (row, matches.image, matches.query)
     one_hot = torch.zeros_like(logits)
-    one_hot[(*place, truth.labels[assigned.target])] = 1
-    predicted, wanted = boxes_cxcywh[place], truth.boxes_cxcywh[assigned.target]  # [sets, R, 4]
+    one_hot[(*place, truth.labels[matches.target])] = 1
+    predicted, wanted = boxes_cxcywh[place], truth.boxes_cxcywh[matches.target]  # [sets, R, 4]
     l1 = (predicted - wanted).abs()
     giou = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
     return {
@@ -173,14 +164,14 @@ def focal_loss(logits: Tensor, one_hot: Tensor) -> Tensor:
     return alpha * cross_entropy * (1 - confidence) ** GAMMA
 
 
-def denoising_assignment(layout: DenoisingLayout, counts: list[int], sets: int, device: torch.device) -> Assignment:
+def denoising_assignment(layout: DenoisingLayout, counts: list[int], sets: int, device: torch.device) -> Matches:
     """Positives stand for the boxes they were made of. Negatives and empty slots stay background."""
     total = sum(counts)
     image, within = box_places(counts)
     group = torch.arange(layout.num_groups)[:, None] * layout.kinds * layout.group_size
     query = (group + within).flatten()
     target = torch.arange(total).repeat(layout.num_groups)
-    return Assignment(
+    return Matches(
         image.repeat(layout.num_groups).to(device),
         query.expand(sets, -1).to(device),
         target.expand(sets, -1).to(device),

@@ -26,7 +26,10 @@ class MatchCost:
 
 @dataclass
 class Matches:
-    """Matched pairs of several sets of predictions; each set has the same number R of pairs, image after image."""
+    """Which query stands for which box, in several sets of predictions. The rest of an image's queries are background.
+
+    Each set has the same number R of pairs.
+    """
 
     image: Tensor  # [R] index of the image
     query: Tensor  # [sets, R] index of the query in its image

@@ -50,7 +50,7 @@ def official_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def filled_model(**overrides: Any) -> dino.DINO:
-    """The small model with the weights that the stored outputs were made with."""
+    """The small model with the weights that the stored outputs were made with, in float32."""
     model = dino.build_model("dino_4scale_r50", **SMALL | overrides)
     weights = {name: tensor(fill.tensor(name, shape, SALT)) for name, shape in official_shapes(model).items()}
     dino.load_checkpoint(model, weights)
@@ -96,7 +96,9 @@ class TrainingCase:
         model.train()
         criterion = dino.build_criterion(model.config)
         indices = self.indices if force_selection else None
-        outputs = model(*images(), self.targets, query_indices=indices, denoising_noise=self.noise)
+        pixels, mask = images()
+        pixels = pixels.to(model.encoder.level_embed.dtype)
+        outputs = model(pixels, mask, self.targets, query_indices=indices, denoising_noise=self.noise)
         losses = criterion(outputs, self.targets)
         return outputs, losses, criterion.weighted_total(losses)
 

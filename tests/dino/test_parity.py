@@ -177,19 +177,32 @@ def test_denoising_and_matching_branches_in_training(model: dino.DINO, case: str
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradients(model: dino.DINO, case: str) -> None:
+def test_gradients(case: str) -> None:
+    """In float64: the gradient of bilinear sampling jumps where a sample crosses from pixel to pixel.
+
+    One sample of the small model is 3e-7 pixels from such a border, which float32 crosses with some processors and
+    numbers of threads: then a few gradients change by up to 6e-4.
+    """
+    model = parity.filled_model().double()
     step = TrainingCase.load(case)
     errors = step.gradient_errors(model)
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
-    assert max(errors.values()) < 2e-5, max(errors.items(), key=lambda item: item[1])
+    assert max(errors.values()) < 2e-6, max(errors.items(), key=lambda item: item[1])
     gradients = dino.checkpoint.to_official({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     total = torch.stack([g.double().norm() for g in gradients.values()]).norm().item()
-    assert total == pytest.approx(step.stored["grad.total_norm"].item(), rel=1e-5)
+    assert total == pytest.approx(step.stored["grad.total_norm"].item(), rel=1e-6)
     for name, values in zip(step.stored["grad.names"], step.stored["grad.samples"], strict=True):
         actual = sample(gradients[str(name)], 16).double()
         expected = parity.tensor(values)[: len(actual)].double()
         scale = gradients[str(name)].abs().max().item()
-        assert (actual - expected).abs().max().item() <= 2e-5 * scale + 1e-12, name
+        assert (actual - expected).abs().max().item() <= 2e-6 * scale + 1e-12, name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_in_float32(model: dino.DINO, case: str) -> None:
+    errors = TrainingCase.load(case).gradient_errors(model)
+    assert max(errors.values()) < 2e-3, max(errors.items(), key=lambda item: item[1])
+    assert sorted(errors.values())[len(errors) // 2] < 2e-5
 
 
 def test_no_boxes_give_exactly_zero_gradient_to_box_heads_and_label_embedding(model: dino.DINO) -> None:
@@ -200,7 +213,7 @@ def test_no_boxes_give_exactly_zero_gradient_to_box_heads_and_label_embedding(mo
 
 
 def test_three_optimiser_steps() -> None:
-    model = parity.filled_model()
+    model = parity.filled_model().double()
     step = TrainingCase.load("gt3_5")
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
@@ -213,11 +226,12 @@ def test_three_optimiser_steps() -> None:
         step.stored["steps.loss_total"], step.stored["steps.grad_norm_preclip"], strict=True
     ):
         total = step.run(model, force_selection=False)[2]  # it changes with the weights
-        assert total.item() == pytest.approx(expected_loss, rel=1e-5)
+        assert total.item() == pytest.approx(expected_loss, rel=1e-6)
         optimizer.zero_grad()
         total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1).item()
-        assert norm == pytest.approx(expected_norm, rel=1e-4)  # PyTorch's own float32 norm is 2e-5 off
+        norms = [p.grad.double().norm() for p in model.parameters() if p.grad is not None]
+        assert torch.stack(norms).norm().item() == pytest.approx(expected_norm, rel=1e-5)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
     after = dino.checkpoint.to_official({n: p.detach() for n, p in model.named_parameters() if p.requires_grad})
     for name, norm in zip(step.stored["steps.param_names"], step.stored["steps.param_l2_after"], strict=True):

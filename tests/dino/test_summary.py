@@ -116,7 +116,7 @@ def test_sampling_is_counted_whichever_the_number_of_points():
         {"query_selection": "pure"},
         {"query_selection": "static"},
         {"denoising": "off"},
-        {"num_encoder_layers": 0},
+        {"num_encoder_layers": 1},
         {"backbone": "convnext_t", "num_levels": 5},
     ],
     ids=str,
