@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dino.checkpoint_files import CheckpointError, read_tensors
-from dino.checkpoint_keys import Table, rename, shorten
+from dino.checkpoint_keys import Table, rename
 from dino.checkpoint_layouts import NEEDLESS
+from dino.text import shorten
 
 _SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
 _CONVNEXT = "https://dl.fbaipublicfiles.com/convnext/"

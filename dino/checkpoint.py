@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from dino.checkpoint_classes import CLASS_HEADS, LABEL_EMBED, ClassRows, coco_categories, match_classes, take_rows
 from dino.checkpoint_files import CheckpointError, TensorFile, read_tensors
-from dino.checkpoint_keys import OURS_OFFICIAL, rename, shorten, to_official
+from dino.checkpoint_keys import OURS_OFFICIAL, rename, to_official
 from dino.checkpoint_layouts import NEEDLESS, SIGNATURES, layout_of, to_ours
 from dino.checkpoint_model import load_model, read_categories, save_model
 from dino.data.categories import Categories
+from dino.text import shorten
 
 __all__ = ["CheckpointError", "LoadReport", "load_checkpoint", "load_model", "save_model", "to_official"]
 

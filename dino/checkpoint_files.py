@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dino.checkpoint_keys import shorten
+from dino.text import shorten
 
 MODEL_FILE = "model.safetensors"
 HEADER_KEY = "dino"

@@ -12,6 +12,8 @@ from functools import cache
 
 import torch
 
+from dino.text import shorten
+
 Table = tuple[tuple[str, str], ...]
 
 _PLACES = {
@@ -117,12 +119,6 @@ def _aliases(official: Mapping[str, torch.Tensor], num_decoder_layers: int) -> d
             added[f"backbone.0.norm{stage}.weight"] = torch.ones_like(last)
             added[f"backbone.0.norm{stage}.bias"] = torch.zeros_like(last)
     return added
-
-
-def shorten(parts: Iterable[str], most: int = 8) -> str:
-    """A list as text that stays readable when it is long."""
-    parts = list(parts)
-    return ", ".join(parts[:most]) + (f" and {len(parts) - most} more" if len(parts) > most else "")
 
 
 def canonical(official: str) -> str:

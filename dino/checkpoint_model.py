@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dino.checkpoint_files import HEADER_KEY, MODEL_FILE, CheckpointError, TensorFile, read_tensors
-from dino.checkpoint_keys import shorten
 from dino.config import ModelConfig
 from dino.data.categories import Categories
 from dino.files import write_text_whole, write_whole
 from dino.model import DINO
+from dino.text import shorten
 
 JSON_FILE = "model.json"
 FORMAT_VERSION = 1
@@ -143,8 +143,6 @@ def _config(file: TensorFile, fields: Any) -> ModelConfig:
     if unknown:
         raise CheckpointError(f"{file.where}: unknown fields of the model's configuration: {shorten(unknown)}; upgrade")
     try:
-        # JSON has no tuples.
-        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-        return ModelConfig(**values)
+        return ModelConfig(**fields)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file.where}: {error}") from error

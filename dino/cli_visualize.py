@@ -55,17 +55,14 @@ def visualize_command(argv: Sequence[str]) -> None:
     picture = open_image(options.image)
     detector = options.detector()
     config = detector.model.config
+    level = min(options.level, config.num_levels - 1)
     drawings: dict[str, Callable[[], Image.Image]] = {
         "refinement": lambda: draw_refinement(detector, picture),
         "sampling": lambda: draw_sampling_points(detector, picture, query=options.query, layer=options.layer),
+        "encoder_sampling": lambda: draw_encoder_sampling_points(detector, picture, position=options.at, level=level),
     }
     if config.query_selection != "static":
         drawings["query_selection"] = lambda: draw_query_selection(detector, picture)
-    if config.num_encoder_layers > 0:
-        level = min(options.level, config.num_levels - 1)
-        drawings["encoder_sampling"] = lambda: draw_encoder_sampling_points(
-            detector, picture, position=options.at, level=level
-        )
     if options.annotations is not None and config.denoising != "off":
         truth = true_boxes(options.annotations, options.image, detector)
         drawings["denoising"] = lambda: draw_denoising(detector, picture, *truth)

@@ -15,7 +15,8 @@ _CHOICES = {
 }
 
 
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+def require(condition: bool, name: str, value: object, allowed: str) -> None:
+    """Raise a ValueError that names a field, its value and what is allowed, unless the condition holds."""
     if not condition:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
@@ -64,18 +65,19 @@ class ModelConfig:
     """Recompute backbone and encoder layers in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
-        _require(self.hidden_dim % self.num_heads == 0, "hidden_dim", self.hidden_dim, "a multiple of num_heads")
-        _require(self.hidden_dim % 32 == 0, "hidden_dim", self.hidden_dim, "a multiple of 32 (group normalisation)")
-        _require(len(self.backbone_levels) > 0, "backbone_levels", self.backbone_levels, "at least one stage")
-        _require(
+        object.__setattr__(self, "backbone_levels", tuple(self.backbone_levels))  # JSON has no tuples
+        require(self.hidden_dim % self.num_heads == 0, "hidden_dim", self.hidden_dim, "a multiple of num_heads")
+        require(self.hidden_dim % 32 == 0, "hidden_dim", self.hidden_dim, "a multiple of 32 (group normalisation)")
+        require(len(self.backbone_levels) > 0, "backbone_levels", self.backbone_levels, "at least one stage")
+        require(
             self.num_levels >= len(self.backbone_levels), "num_levels", self.num_levels, "at least len(backbone_levels)"
         )
-        _require(self.num_decoder_layers >= 1, "num_decoder_layers", self.num_decoder_layers, "at least 1")
-        _require(self.num_encoder_layers >= 1, "num_encoder_layers", self.num_encoder_layers, "at least 1")
-        _require(self.num_queries >= 1, "num_queries", self.num_queries, "at least 1")
-        _require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
+        require(self.num_decoder_layers >= 1, "num_decoder_layers", self.num_decoder_layers, "at least 1")
+        require(self.num_encoder_layers >= 1, "num_encoder_layers", self.num_encoder_layers, "at least 1")
+        require(self.num_queries >= 1, "num_queries", self.num_queries, "at least 1")
+        require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
         for name, allowed in _CHOICES.items():
-            _require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {allowed}")
+            require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {allowed}")
 
 
 _FIVE_SCALES = {"backbone_levels": (0, 1, 2, 3), "num_levels": 5}

@@ -13,6 +13,7 @@ from torch import Tensor
 from dino.config import ModelConfig
 from dino.data import NO_CATEGORY, Categories, EvalTransform, collate
 from dino.detections import Detections
+from dino.devices import choose_device
 from dino.evaluate import Amp, autocast
 from dino.model import DINO, build_model
 from dino.model_files import default_categories, load_trained
@@ -188,18 +189,3 @@ class Detector:
             f"{parameters / 1e6:.1f}M parameters, {len(names)} classes: {shown}; images {transform.short_side} to "
             f"{transform.long_side} pixels, {self.device})"
         )
-
-
-def choose_device(device: torch.device | str | None) -> torch.device:
-    """The device that is meant; None is a GPU where there is one.
-
-    Raises:
-        ValueError: not a device, or a GPU where there is none.
-    """
-    try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ValueError(f"device must be cpu, cuda, cuda:1, ..., got {device!r}") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but PyTorch finds no GPU; use cpu, or install a CUDA build of PyTorch")
-    return chosen

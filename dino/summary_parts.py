@@ -119,10 +119,8 @@ class _Table:
         stem = self.backbone.get_submodule("conv1")
         assert isinstance(stem, nn.Conv2d)
         output = (stem.out_channels, *self._map_shape("backbone.layer1.0")[1:])
-        # Frozen normalisation is folded into the convolution, which is then not called as a module.
-        flops = row.flops + self.trace.flops["backbone"]
         frozen = "" if row.trainable else ", frozen"
-        return dataclasses.replace(row, output=output, flops=flops, what=row.what + frozen)
+        return dataclasses.replace(row, output=output, what=row.what + frozen)
 
     def _map_shape(self, name: str) -> tuple[int, ...]:
         """[channels, H, W] of what a module of the backbone returned; Swin has the channels last."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dino.config import PRESETS, ModelConfig
+from dino.config import PRESETS, ModelConfig, require
 
 PUBLISHED_LR_DROPS = {12: (11,), 24: (20,), 36: (30,)}
 _PATHS = ("data", "output", "finetune", "backbone_weights")
@@ -113,16 +113,16 @@ class TrainConfig:
                     object.__setattr__(self, name, kind(getattr(self, name)))
         for name, low in _AT_LEAST.items():
             value = getattr(self, name)
-            _require(math.isfinite(value) and value >= low, name, value, f"at least {low}")
+            require(math.isfinite(value) and value >= low, name, value, f"at least {low}")
         for name, allowed in _CHOICES.items():
-            _require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {allowed}")
-        _require(self.clip > 0, "clip", self.clip, "above 0 (inf: no clipping)")
-        _require(self.ema_decay < 1, "ema_decay", self.ema_decay, "below 1 (0: no average; 0.9997 is usual)")
+            require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {allowed}")
+        require(self.clip > 0, "clip", self.clip, "above 0 (inf: no clipping)")
+        require(self.ema_decay < 1, "ema_decay", self.ema_decay, "below 1 (0: no average; 0.9997 is usual)")
         sides_fit = len(self.short_sides) > 0 and min(self.short_sides) >= 1
-        _require(sides_fit, "short_sides", self.short_sides, "one or more positive sizes in pixels")
+        require(sides_fit, "short_sides", self.short_sides, "one or more positive sizes in pixels")
         drops = self.lr_drop_epochs or ()
-        _require(all(epoch >= 1 for epoch in drops), "lr_drop_epochs", drops, "epochs counted from 1")
-        _require(not (self.resume and self.overwrite), "resume", True, "left out with overwrite, or overwrite with it")
+        require(all(epoch >= 1 for epoch in drops), "lr_drop_epochs", drops, "epochs counted from 1")
+        require(not (self.resume and self.overwrite), "resume", True, "left out with overwrite, or overwrite with it")
 
     @property
     def drops(self) -> tuple[int, ...]:
@@ -145,12 +145,4 @@ class TrainConfig:
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(TrainConfig)})
         if unknown:
             raise ValueError(f"TrainConfig has no fields {unknown}; the file comes from another version")
-        model = fields["model"]
-        return TrainConfig(
-            **{**fields, "model": ModelConfig(**{**model, "backbone_levels": tuple(model["backbone_levels"])})}
-        )
-
-
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        return TrainConfig(**{**fields, "model": ModelConfig(**fields["model"])})

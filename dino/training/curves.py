@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
+from dino.files import write_whole
 from dino.training.log import read_log
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#1f5fa8", "#d9722b", "#3a8f4d", "#8a8a8a"
@@ -55,10 +55,8 @@ def draw_curves(folder: Path, title: str = "") -> Path:
         axes.spines[["top", "right"]].set_visible(False)
     if title:
         figure.suptitle(title, fontsize=11)
-    new = folder / ".curves.png"
-    figure.savefig(new, format="png")
     path = folder / "curves.png"
-    os.replace(new, path)
+    write_whole(path, lambda new: figure.savefig(new, format="png"))
     return path
 
 

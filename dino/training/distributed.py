@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dino.devices import choose_device
+
 # The first process scores a whole validation set while the others wait for its numbers.
 TIMEOUT = timedelta(hours=1)
 
@@ -83,12 +85,7 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
 
 
 def _device(device: str, local_rank: int | None) -> torch.device:
-    name = device
-    if device == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(name)
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but PyTorch finds no GPU; use cpu or auto, or install a CUDA PyTorch")
+    chosen = choose_device(None if device == "auto" else device)
     if chosen.type == "cuda" and chosen.index is not None and local_rank is not None:
         raise ValueError(f"device is {device!r}, one GPU for all processes of torchrun; use cuda, and each has its own")
     if chosen.type == "cuda" and chosen.index is None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from dino.coco_metrics import NUMBERS
+from dino.files import write_whole
 from dino.training.step import LOSS_PARTS
 
 STEP_COLUMNS = ("lr", *LOSS_PARTS, "gradient_norm", "images_per_second", "skipped")
@@ -34,13 +34,7 @@ class Log:
     def __init__(self, folder: Path, *, step: int, evaluated: bool, tensorboard: bool) -> None:
         self._path = folder / "log.csv"
         kept = [row for row in _complete_rows(self._path) if _is_done(row, step, evaluated)]
-        # A new file takes the old one's place at once: a kill leaves one of them whole.
-        new = self._path.with_suffix(".csv.new")
-        with new.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(kept)
-        os.replace(new, self._path)
+        write_whole(self._path, lambda new: _write_rows(new, kept))
         self._board: Any = _board(folder, step) if tensorboard else None
 
     def write(self, step: int, epoch: float, values: Row) -> None:
@@ -81,6 +75,13 @@ def _complete_rows(path: Path) -> list[dict[str, str]]:
     text = path.read_text(encoding="utf-8")
     reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
     return [{name: row.get(name) or "" for name in COLUMNS} for row in reader if row.get("step") and row.get("epoch")]
+
+
+def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _is_done(row: Mapping[str, str], step: int, evaluated: bool) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from dino.evaluate import autocast
 
 
 class Precision:
@@ -20,13 +20,12 @@ class Precision:
     """
 
     def __init__(self, amp: str, device_type: str) -> None:
-        self._dtype = _DTYPES.get(amp)
-        self._device_type = device_type
+        self._context = autocast(device_type, amp)
         self.scaler = torch.amp.GradScaler(device_type, enabled=amp == "fp16")
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of the model's forward pass."""
-        return nullcontext() if self._dtype is None else torch.autocast(self._device_type, self._dtype)
+        return self._context()
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss, scaled."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dino.text import shorten
 from dino.training.distributed import Ranks, gradient_sync
 from dino.training.optimizer import clip_gradients
 from dino.training.precision import Precision
@@ -41,8 +42,8 @@ class SkippedStep:
     """Norm of the gradient."""
 
     def __str__(self) -> str:
-        what = f"{_shortened(self.terms, 4)} not finite" if self.terms else "gradient not finite, though all losses are"
-        return f"{what} (gradient norm {self.norm}); images {_shortened(self.image_ids, 16)}"
+        what = f"{shorten(self.terms, 4)} not finite" if self.terms else "gradient not finite, though all losses are"
+        return f"{what} (gradient norm {self.norm}); images {shorten(map(str, self.image_ids), 16)}"
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,3 @@ def loss_parts(criterion: SetCriterion, losses: dict[str, Tensor], total: Tensor
 def image_ids(batch: Any) -> list[int]:
     """The ids of a batch's images, as in the annotation file."""
     return [int(target["image_id"]) for target in batch.targets]
-
-
-def _shortened(values: Sequence[object], most: int) -> str:
-    shown = ", ".join(map(str, values[:most]))
-    return shown + (f" and {len(values) - most} more" if len(values) > most else "")
