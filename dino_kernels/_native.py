@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -70,6 +71,26 @@ def _why_unusable(cuda: CudaLibrary) -> str | None:
             f"{version_text(cuda.runtime)}: update the driver, or build with an older nvcc (set CUDA_HOME)"
         )
     return None
+
+
+@torch.compiler.assume_constant_result
+def unsupported_gpu(index: int) -> str | None:
+    """Why the machine code and PTX in the CUDA library do not run on this GPU."""
+    assert CUDA is not None
+    major, minor = torch.cuda.get_device_capability(index)
+    compiled = [(int(number) // 100, int(number) // 10 % 10) for number in CUDA.architectures.split(",")]
+    if any(major == other and minor >= least for other, least in compiled):
+        return None
+    # PTX of an older architecture is compiled by the driver when it is loaded.
+    flags = " ".join((build_info() or {}).get("cuda", {}).get("flags", []))
+    ptx = [(int(number[:-1]), int(number[-1])) for number in re.findall(r",compute_(\d+)\]", flags)]
+    if any((major, minor) >= least for least in ptx):
+        return None
+    names = ", ".join(f"sm_{other}{least}" for other, least in compiled)
+    return (
+        f"the kernels were compiled for {names}, and this GPU is sm_{major}{minor}: build again with "
+        f'TORCH_CUDA_ARCH_LIST="{major}.{minor}"'
+    )
 
 
 def version_text(version: int) -> str:

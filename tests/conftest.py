@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ import torch
 from dino_kernels import UnsupportedError
 from dino_kernels._dispatch import ops
 from dino_kernels.testing import DTYPES, Case, sample_inputs
+from tests.emulation import backend as emulation
 
-KERNELS = ("cpu", "triton", "cuda")
+# The CUDA kernels twice: on a GPU, and compiled for the CPU.
+KERNELS = ("cpu", "triton", "cuda", "emulated")
 # A library that did not build fails the tests, except where somebody says that he knows.
 ALLOW_MISSING = os.environ.get("DINO_KERNELS_ALLOW_MISSING") == "1"
 
@@ -25,6 +28,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("dino_kernels")
     group.addoption("--fuzz", type=int, default=200, metavar="N", help="random cases of each fuzz test (200)")
     group.addoption("--large", action="store_true", help="tensors of more than 2^31 elements (about 12 GB)")
+    group.addoption("--gpu", action="store_true", help="only tests with a parameter that is 'cuda' or 'triton'")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --gpu, a machine with a GPU runs what no other machine can, and nothing else."""
+    if not config.getoption("--gpu"):
+        return
+
+    def touches_the_gpu(item: pytest.Item) -> bool:
+        callspec = getattr(item, "callspec", None)
+        values = [value for value in callspec.params.values() if isinstance(value, str)] if callspec else []
+        return "cuda" in values or "triton" in values
+
+    config.hook.pytest_deselected(items=[item for item in items if not touches_the_gpu(item)])
+    items[:] = [item for item in items if touches_the_gpu(item)]
 
 
 @pytest.fixture(params=("ms_deform_attn", "fused_ms_deform_attn"))
@@ -51,16 +69,34 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 
 @pytest.fixture
-def make_inputs() -> Callable[..., dict[str, Any]]:
+def add_emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Adds the backend "emulated" to the ops until the test ends; "auto" never takes it.
+
+    Threads take turns at random, so that sums come in another order with every call, as on a GPU.
+    """
+    with ExitStack() as until_the_end:
+
+        def add() -> None:
+            for op, module in emulation.modules().items():
+                monkeypatch.setitem(ops()[op].modules, emulation.NAME, module)
+            until_the_end.enter_context(emulation.schedule(1))
+
+        yield add
+
+
+@pytest.fixture
+def make_inputs(add_emulated: Callable[[], None]) -> Callable[..., dict[str, Any]]:
     """`sample_inputs` on the device of a backend; skips the test where the backend cannot run the call."""
 
     def make(op: str, case: Case, dtype: torch.dtype, backend: str, **options: Any) -> dict[str, Any]:
+        if backend == emulation.NAME:
+            add_emulated()
         on_gpu = backend in ("triton", "cuda") and torch.cuda.is_available()
         inputs = sample_inputs(op, case, dtype, "cuda" if on_gpu else "cpu", **options)
         reason = ops()[op].unsupported(backend, ops()[op].prepare(**inputs))
         if reason is not None:
-            if backend == "cpu" and not ALLOW_MISSING:
-                pytest.fail(f"{op}: the cpu backend must run every call: {reason}")
+            if backend in ("cpu", emulation.NAME) and not ALLOW_MISSING:
+                pytest.fail(f"{op}: the {backend} backend must run every call: {reason}")
             pytest.skip(f"{backend}: {reason}")
         return inputs
 

@@ -35,7 +35,11 @@ MODEL_PARTS = tuple(f"dino.{part}" for part in PARTS)
 RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     # A backend knows its own kind in other ops, and nothing above it.
     *(
-        (f"dino_kernels.ops.*.{name}", ("dino_kernels._native", f"dino_kernels.ops.*.{name}"), ("torch", *outside))
+        (
+            f"dino_kernels.ops.*.{name}",
+            ("dino_kernels._native", "dino_kernels._layout", f"dino_kernels.ops.*.{name}"),
+            ("torch", *outside),
+        )
         for name, outside in (("cpu", ()), ("cuda", ()), ("triton", ("triton",)))
     ),
     ("dino_kernels.ops.*.reference", ("dino_kernels.ops.*.reference",), ("torch",)),

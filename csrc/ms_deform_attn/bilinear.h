@@ -46,8 +46,10 @@ DINO_HOST_DEVICE Corners<Real> bilinear_corners(Real x, Real y, typename Number<
   const Real right = corners.fraction_x, left = Element(1) - right;
   const Real below = corners.fraction_y, above = Element(1) - below;
   // Only the sides that `inside` leaves open: -2 <= x0 < width.
-  const auto left_valid = x0 >= 0, right_valid = (x0 >= -1) & (x0 + 1 < width);
-  const auto above_valid = y0 >= 0, below_valid = (y0 >= -1) & (y0 + 1 < height);
+  const auto left_valid = x0 >= 0;
+  const auto right_valid = (x0 >= -1) & (x0 + 1 < width);
+  const auto above_valid = y0 >= 0;
+  const auto below_valid = (y0 >= -1) & (y0 + 1 < height);
   const Int upper_left = y0 * width + x0;
   corners.row[0] = upper_left;
   corners.row[1] = upper_left + 1;

@@ -7,8 +7,8 @@ namespace dino_kernels {
 
 // One kernel: it works on a range of tasks, alone in its scratch memory.
 struct CpuKernel {
-  int64_t (*scratch_bytes)(const MSDeformAttnParams&);  // 64-byte aligned
-  void (*run)(const MSDeformAttnParams&, int64_t begin, int64_t end, void* scratch);
+  int64_t (*scratch_bytes)(const CpuParams&);  // 64-byte aligned
+  void (*run)(const CpuParams&, int64_t begin, int64_t end, void* scratch);
 };
 
 // One instruction set's kernels.

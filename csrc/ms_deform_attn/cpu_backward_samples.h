@@ -21,7 +21,7 @@ struct BackwardSamples {
   A* grad_attention;  // [K rounded up]
   int64_t bytes;      // of scratch
 
-  BackwardSamples(const MSDeformAttnParams& p, Scratch scratch)
+  BackwardSamples(const CpuParams& p, Scratch scratch)
       : source(p, scratch),
         tables{{scratch, source.levels.padded}, {scratch, source.levels.padded}},
         any_grad_head(scratch.take<V>(Row::vectors(p.D))),
@@ -30,7 +30,7 @@ struct BackwardSamples {
 
   // Queries [begin, end), counted through the batch.
   void run(int64_t begin, int64_t end) {
-    const MSDeformAttnParams& p = source.p;
+    const CpuParams& p = source.p;
     source.begin();
     const int64_t first = begin * p.M, last = end * p.M;
     source.make_table(first, tables[0]);
@@ -68,7 +68,7 @@ struct BackwardSamples {
   }
 
   DINO_INLINE void head_gradients(const SampleTable<A>& table, int64_t h) {
-    const MSDeformAttnParams& p = source.p;
+    const CpuParams& p = source.p;
     const int64_t query = h / p.M, m = h % p.M;
     V registers[kVectors ? kVectors : 1];
     V* grad_head = kVectors ? registers : any_grad_head;
@@ -124,7 +124,7 @@ struct BackwardSamples {
 
   DINO_INLINE void add_reference_gradients(const SampleTable<A>& table, int64_t k, V grad_x, V grad_y,
                                            A* grad_reference) const {
-    const MSDeformAttnParams& p = source.p;
+    const CpuParams& p = source.p;
     const V by_width = chain(grad_x, load<V>(table.raw_x + k)),
             by_height = chain(grad_y, load<V>(table.raw_y + k));
     for (int64_t l = 0; l < p.L; ++l) {

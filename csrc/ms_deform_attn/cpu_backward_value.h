@@ -23,7 +23,7 @@ struct BackwardValue {
   char* outside;     // takes what falls outside of the levels
   int64_t bytes;     // of scratch
 
-  BackwardValue(const MSDeformAttnParams& p, Scratch scratch)
+  BackwardValue(const CpuParams& p, Scratch scratch)
       : source(p, scratch),
         tables{{scratch, source.levels.padded}, {scratch, source.levels.padded}},
         any_grad_head(scratch.take<V>(Row::vectors(p.D))),
@@ -33,7 +33,7 @@ struct BackwardValue {
 
   // Slices [begin, end) of B * number_of_groups * M.
   void run(int64_t begin, int64_t end) {
-    const MSDeformAttnParams& p = source.p;
+    const CpuParams& p = source.p;
     source.begin();
     while (begin < end) {
       const int64_t m = begin % p.M, group = begin / p.M % p.number_of_groups,
@@ -46,11 +46,11 @@ struct BackwardValue {
   }
 
   // Needs rows of full vectors in the dtype of the sums.
-  static bool in_place(const MSDeformAttnParams& p) {
+  static bool in_place(const CpuParams& p) {
     return p.sums_in_place && kVectors > 0 && sizeof(T) == sizeof(A);
   }
 
-  static int64_t most_rows(const MSDeformAttnParams& p) {
+  static int64_t most_rows(const CpuParams& p) {
     int64_t rows = 0;
     for (int64_t g = 0; g < p.number_of_groups; ++g) rows = p.groups[g].rows > rows ? p.groups[g].rows : rows;
     return rows;
@@ -58,7 +58,7 @@ struct BackwardValue {
 
   // Heads [m, m + heads) of image b, the levels of a group.
   void accumulate(const LevelGroup& group, int64_t b, int64_t m, int64_t heads) {
-    const MSDeformAttnParams& p = source.p;
+    const CpuParams& p = source.p;
     const int64_t head_bytes = Row::vectors(p.D) * static_cast<int64_t>(sizeof(V));
     T* grad_value = static_cast<T*>(p.grad_value) + ((b * p.S + group.first_row) * p.M + m) * p.D;
     const int64_t row_bytes = in_place(p) ? p.M * p.D * static_cast<int64_t>(sizeof(T)) : heads * head_bytes;
@@ -91,7 +91,7 @@ struct BackwardValue {
   }
 
   DINO_INLINE void scatter(const LevelGroup& group, const SampleTable<A>& table, int64_t h) {
-    const MSDeformAttnParams& p = source.p;
+    const CpuParams& p = source.p;
     V registers[kVectors ? kVectors : 1];
     V* grad_head = kVectors ? registers : any_grad_head;
     Row::load(source.grad_output(h), p.D, grad_head);

@@ -21,7 +21,7 @@ struct Forward {
   V* sum;
   int64_t bytes;  // of scratch
 
-  Forward(const MSDeformAttnParams& p, Scratch scratch)
+  Forward(const CpuParams& p, Scratch scratch)
       : source(p, scratch),
         tables{{scratch, source.levels.padded}, {scratch, source.levels.padded}},
         sum(scratch.take<V>(Row::vectors(p.D))),
@@ -29,7 +29,7 @@ struct Forward {
 
   // Queries [begin, end), counted through the batch.
   void run(int64_t begin, int64_t end) {
-    const MSDeformAttnParams& p = source.p;
+    const CpuParams& p = source.p;
     source.begin();
     T* output = static_cast<T*>(p.output);
     const int64_t first = begin * p.M, last = end * p.M;

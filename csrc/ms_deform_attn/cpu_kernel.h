@@ -11,7 +11,7 @@ namespace dino_kernels::DINO_CPU_VARIANT {
 
 // Calls f with the Channels for the call's dtype and number of channels.
 template <class F>
-DINO_INLINE auto with_channels(const MSDeformAttnParams& p, F f) {
+DINO_INLINE auto with_channels(const CpuParams& p, F f) {
   const auto with_dtype = [&]<class T>(T) {
     constexpr int kWidth = kLanes<typename Compute<T>::type>;
     switch (p.D % kWidth ? 0 : p.D / kWidth) {
@@ -40,13 +40,13 @@ DINO_INLINE auto with_channels(const MSDeformAttnParams& p, F f) {
 }
 
 template <template <class, int> class Kernel>
-static int64_t scratch_bytes(const MSDeformAttnParams& p) {
+static int64_t scratch_bytes(const CpuParams& p) {
   return with_channels(p, [&]<class T, int kVectors>(Channels<T, kVectors>) {
     return Kernel<T, kVectors>(p, Scratch{nullptr}).bytes;
   });
 }
 template <template <class, int> class Kernel>
-static void run(const MSDeformAttnParams& p, int64_t begin, int64_t end, void* scratch) {
+static void run(const CpuParams& p, int64_t begin, int64_t end, void* scratch) {
   with_channels(p, [&]<class T, int kVectors>(Channels<T, kVectors>) {
     Kernel<T, kVectors>(p, Scratch{static_cast<char*>(scratch)}).run(begin, end);
   });

@@ -34,7 +34,7 @@ struct SampleLevels {
     height = scratch.take<Integer<A>>(padded);
     start = scratch.take<Integer<A>>(padded);
   }
-  void fill(const MSDeformAttnParams& p) {
+  void fill(const CpuParams& p) {
     for (int64_t i = 0; i < padded; ++i) width[i] = height[i] = start[i] = 0;
     for (int64_t l = 0; l < p.L; ++l) {
       const Level& level = p.levels[l];
@@ -58,7 +58,7 @@ struct Frame {
     scale_x = scratch.take<A>(padded);
     scale_y = scratch.take<A>(padded);
   }
-  void set(const MSDeformAttnParams& p, int64_t query) {
+  void set(const CpuParams& p, int64_t query) {
     const A* reference = static_cast<const A*>(p.reference_points);
     const int64_t coordinates = p.reference_coordinates;
     for (int64_t l = 0; l < p.L; ++l) {
@@ -93,7 +93,7 @@ struct RawSamples {
   const void* data;
   bool as_value;
   int64_t extent;  // elements from data to the end of the tensor
-  RawSamples(const MSDeformAttnParams& p, const Rows& rows, int64_t row_length, bool as_value_)
+  RawSamples(const CpuParams& p, const Rows& rows, int64_t row_length, bool as_value_)
       : data(rows.data),
         as_value(as_value_),
         extent((p.B - 1) * rows.batch_stride + (p.Q - 1) * rows.row_stride + row_length) {}
@@ -235,14 +235,14 @@ struct Source {
   using A = typename Compute<T>::type;
   using V = Vector<A>;
   static constexpr int kWidth = kLanes<A>;
-  const MSDeformAttnParams& p;
+  const CpuParams& p;
   RawSamples<T> positions, weights;
   SampleLevels<A> levels;
   Frame<A> frame;
   char* empty_row;
   int64_t frame_query = -1;
 
-  Source(const MSDeformAttnParams& p_, Scratch& scratch)
+  Source(const CpuParams& p_, Scratch& scratch)
       : p(p_),
         positions(p_, p_.positions, p_.M * p_.K * 2, p_.positions_as_value),
         weights(p_, p_.weights, p_.M * p_.K, p_.weights_as_value),

@@ -36,10 +36,9 @@ struct MSDeformAttnParams {
   int64_t B, S, M, D, Q, L, K;
   DType dtype;  // of value, grad_output, output and grad_value
 
-  const Level* levels;  // [L]
-  Rows value;           // [B, S, M * D]
-  Rows positions;       // [B, Q, M * K * 2] sampling locations, or raw offsets where reference_points is set
-  Rows weights;         // [B, Q, M * K] attention weights, or logits where reference_points is set
+  Rows value;      // [B, S, M * D]
+  Rows positions;  // [B, Q, M * K * 2] sampling locations, or raw offsets where reference_points is set
+  Rows weights;    // [B, Q, M * K] attention weights, or logits where reference_points is set
   // In value's dtype rather than the compute dtype (float64 for float64, else float32).
   bool positions_as_value;
   bool weights_as_value;
@@ -51,12 +50,19 @@ struct MSDeformAttnParams {
   void* output;  // [B, Q, M * D]
 
   // Backward. A null gradient is not computed.
-  Rows grad_output;             // [B, Q, M * D]
-  void* grad_value;             // [B, S, M, D]
-  void* grad_positions;         // [B, Q, M, K, 2] dtype of positions
-  void* grad_weights;           // [B, Q, M, K] dtype of weights
-  void* grad_reference_points;  // [B, Q, L, reference_coordinates] compute dtype
-  const LevelGroup* groups;     // [number_of_groups]
+  Rows grad_output;      // [B, Q, M * D]
+  void* grad_value;      // [B, S, M, D]
+  void* grad_positions;  // [B, Q, M, K, 2] dtype of positions
+  void* grad_weights;    // [B, Q, M, K] dtype of weights
+  // [B, Q, L, reference_coordinates] compute dtype; on CUDA [B, Q, M, L, reference_coordinates], not yet
+  // summed
+  void* grad_reference_points;
+};
+
+// What the CPU kernels know besides.
+struct CpuParams : MSDeformAttnParams {
+  const Level* levels;       // [L]
+  const LevelGroup* groups;  // [number_of_groups]
   int64_t number_of_groups;
   int64_t heads_together;  // whose grad_value a task accumulates in one pass over the queries
   bool sums_in_place;      // grad_value begins at zero, and its sums may be made there

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dino_kernels.ops.ms_deform_attn.cpu import heads, level_tensor, rows, unsupported
+from dino_kernels._layout import contiguous, heads, rows
+from dino_kernels.ops.ms_deform_attn.cpu import unsupported
 
 __all__ = ["backward", "forward", "unsupported"]
 
@@ -24,13 +25,14 @@ def forward(
     """The value-weighted sum of samples, [B, Q, M * D]."""
     return torch.ops.dino_kernels_native.fused_ms_deform_attn_forward(
         heads(value),
-        level_tensor(spatial_shapes, level_sizes),
-        level_start_index,
+        contiguous(spatial_shapes),
+        level_sizes,
+        contiguous(level_start_index),
         num_points,
         reference_points.contiguous(),
         rows(sampling_offsets),
         rows(attention_logits),
-        None if value_mask is None else value_mask.contiguous(),
+        contiguous(value_mask),
     )
 
 
@@ -52,14 +54,16 @@ def backward(
         torch.ops.dino_kernels_native.fused_ms_deform_attn_backward(
             rows(grad_output),
             heads(value),
-            level_tensor(spatial_shapes, level_sizes),
-            level_start_index,
+            contiguous(spatial_shapes),
+            level_sizes,
+            contiguous(level_start_index),
             num_points,
             reference_points.contiguous(),
             rows(sampling_offsets),
             rows(attention_logits),
-            None if value_mask is None else value_mask.contiguous(),
+            contiguous(value_mask),
             wanted,
+            None,
         )
     )
     if wanted[2]:

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from dino_kernels import _native
-
-# Rows further apart are copied: the kernel multiplies row numbers with strides of at most 31 bits in bytes.
-MAX_ROW_STRIDE = 2**27
+from dino_kernels._layout import contiguous, heads, rows
 
 
 def unsupported(value: Tensor, *rest: object) -> str | None:
@@ -16,25 +14,6 @@ def unsupported(value: Tensor, *rest: object) -> str | None:
     if value.device.type != "cpu":
         return f"it runs on CPU tensors, value is on {value.device}"
     return _native.CPU_MISSING
-
-
-def level_tensor(spatial_shapes: Tensor | None, level_sizes: list[int]) -> Tensor:
-    """The table of levels as a tensor [L, 2] on the CPU."""
-    if spatial_shapes is not None:
-        return spatial_shapes.contiguous()
-    return torch.tensor(level_sizes).view(-1, 2)
-
-
-def rows(tensor: Tensor) -> Tensor:
-    """[B, Q, ...] as [B, Q, n] with a dense last dimension; other strides are the kernel's business."""
-    tensor = tensor.flatten(2)
-    return tensor if tensor.stride(2) == 1 else tensor.contiguous()
-
-
-def heads(value: Tensor) -> Tensor:
-    """[B, S, M, D] with dense rows of M * D; other strides are the kernel's business."""
-    dense = value.stride(3) == 1 and value.stride(2) == value.shape[3]
-    return value if dense and value.stride(1) < MAX_ROW_STRIDE else value.contiguous()
 
 
 def forward(
@@ -49,8 +28,9 @@ def forward(
     """The value-weighted sum of samples, [B, Q, M * D]."""
     return torch.ops.dino_kernels_native.ms_deform_attn_forward(
         heads(value),
-        level_tensor(spatial_shapes, level_sizes),
-        level_start_index,
+        contiguous(spatial_shapes),
+        level_sizes,
+        contiguous(level_start_index),
         num_points,
         rows(sampling_locations),
         rows(attention_weights),
@@ -72,12 +52,14 @@ def backward(
     grad_value, grad_locations, grad_weights = torch.ops.dino_kernels_native.ms_deform_attn_backward(
         rows(grad_output),
         heads(value),
-        level_tensor(spatial_shapes, level_sizes),
-        level_start_index,
+        contiguous(spatial_shapes),
+        level_sizes,
+        contiguous(level_start_index),
         num_points,
         rows(sampling_locations),
         rows(attention_weights),
         wanted,
+        None,
     )
     if wanted[1]:
         grad_locations = grad_locations.view(sampling_locations.shape)

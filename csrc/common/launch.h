@@ -1,0 +1,115 @@
+// The one place that launches kernels: device guard, current stream, shared memory limit, launch check.
+// Without nvcc, the same sources run under tests/emulation.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+
+// The CUDA half of PyTorch's stable interface. A CPU build of torch lacks it, and the library must load there
+// too.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
+                                                                                   void** stream);
+
+#define DINO_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(dino_kernels_native, CUDA, m)
+#define DINO_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+
+#else
+
+#define DINO_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(dino_kernels_emulated, CPU, m)
+#define DINO_DYNAMIC_SHARED(name) \
+  unsigned char* const name = static_cast<unsigned char*>(emulation::dynamic_shared())
+
+#endif
+
+namespace dino_kernels {
+
+// What a launch configuration depends on.
+struct DeviceFacts {
+  int multiprocessors;
+  int64_t shared_bytes;  // that a block may have
+};
+
+struct LaunchShape {
+  const char* op;  // for messages
+  int64_t blocks;
+  int threads;
+  int64_t shared_bytes;  // dynamic
+};
+
+#if defined(__CUDACC__)
+
+inline void check_cuda(const char* op, cudaError_t status) {
+  STD_TORCH_CHECK(status == cudaSuccess, op, ": ", cudaGetErrorString(status));
+}
+
+inline bool on_kernel_device(const torch::stable::Tensor& tensor) { return tensor.is_cuda(); }
+
+// Of the device that a guard has made current.
+inline DeviceFacts device_facts(const char* op, int device) {
+  DeviceFacts facts{};
+  int bytes = 0;
+  check_cuda(op, cudaDeviceGetAttribute(&facts.multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  check_cuda(op, cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  facts.shared_bytes = bytes;
+  return facts;
+}
+
+template <class... Parameters>
+void launch(const LaunchShape& shape, int device, void (*kernel)(Parameters...),
+            const Parameters&... arguments) {
+  STD_TORCH_CHECK(shape.blocks < (int64_t{1} << 31), shape.op, ": ", shape.blocks,
+                  " blocks are more than a launch can have; split the batch");
+  if (shape.blocks == 0) return;
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  constexpr int64_t kWithoutAsking = 48 << 10;
+  if (shape.shared_bytes > kWithoutAsking) {
+    check_cuda(shape.op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                              static_cast<int>(shape.shared_bytes)));
+  }
+  kernel<<<static_cast<unsigned>(shape.blocks), shape.threads, shape.shared_bytes,
+           static_cast<cudaStream_t>(stream)>>>(arguments...);
+  check_cuda(shape.op, cudaGetLastError());
+}
+
+#else
+
+inline bool on_kernel_device(const torch::stable::Tensor& tensor) { return tensor.is_cpu(); }
+
+// Set by tests, to choose the kernels that a small or a large device would get.
+inline int emulated_multiprocessors = 1;
+
+inline DeviceFacts device_facts(const char*, int) { return {emulated_multiprocessors, 96 << 10}; }
+
+template <class... Parameters>
+void launch(const LaunchShape& shape, int, void (*kernel)(Parameters...), const Parameters&... arguments) {
+  if (shape.blocks == 0) return;
+  emulation::launch(static_cast<unsigned>(shape.blocks), shape.threads, shape.shared_bytes,
+                    [&] { kernel(arguments...); });
+}
+
+#endif
+
+// Makes a tensor's device the current one while it lives.
+class OnDevice {
+ public:
+#if defined(__CUDACC__)
+  explicit OnDevice(const torch::stable::Tensor& tensor)
+      : index(tensor.get_device_index()), guard_(tensor.get_device_index()) {}
+  const int index;
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+#else
+  explicit OnDevice(const torch::stable::Tensor&) {}
+  const int index = 0;
+#endif
+};
+
+}  // namespace dino_kernels

@@ -1,0 +1,235 @@
+// From tensors to parameters: the checks and the entry points that the CPU and the CUDA library share.
+//
+// A `Call` is one library's half: its Params, where its tensors must be, its level table, and how it runs.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdlib>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "params.h"
+
+namespace dino_kernels {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The feature levels as they come: exactly one of `shapes` and `sizes` is given.
+struct LevelArguments {
+  const std::optional<Tensor>& shapes;  // [L, 2] (H, W)
+  const std::vector<int64_t>& sizes;    // [H0, W0, H1, W1, ...]
+  const std::optional<Tensor>& starts;  // [L]; none: the exclusive cumulative sum of H * W
+  const std::vector<int64_t>& points;   // [L]
+};
+
+inline bool is_compute_dtype(ScalarType dtype, ScalarType value) {
+  return dtype == (value == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
+}
+
+inline DType dtype_of(const char* op, const Tensor& value) {
+  switch (value.scalar_type()) {
+    case ScalarType::Float:
+      return DType::float32;
+    case ScalarType::Double:
+      return DType::float64;
+    case ScalarType::BFloat16:
+      return DType::bfloat16;
+    case ScalarType::Half:
+      return DType::float16;
+    default:
+      STD_TORCH_CHECK(false, op, ": value must be float32, float64, bfloat16 or float16");
+  }
+}
+
+template <class Call>
+void check_place(const Call& call, const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(Call::is_here(tensor), call.op, ": ", name, " must be on ", Call::kHere);
+}
+
+template <class Call>
+Rows rows_of(const Call& call, const char* name, const Tensor& tensor, int64_t rows, int64_t length) {
+  check_place(call, name, tensor);
+  const int64_t batch = call.params.B;
+  STD_TORCH_CHECK(
+      tensor.dim() == 3 && tensor.size(0) == batch && tensor.size(1) == rows && tensor.size(2) == length,
+      call.op, ": ", name, " must be [", batch, ", ", rows, ", ", length, "]");
+  STD_TORCH_CHECK(tensor.stride(2) == 1 || length <= 1 || tensor.numel() == 0, call.op, ": ", name,
+                  " must be dense in its last dimension");
+  return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)};
+}
+
+template <class Call>
+void set_value(Call& call, const Tensor& value) {
+  MSDeformAttnParams& p = call.params;
+  check_place(call, "value", value);
+  STD_TORCH_CHECK(value.dim() == 4, call.op, ": value must be [B, S, M, D]");
+  p.B = value.size(0);
+  p.S = value.size(1);
+  p.M = value.size(2);
+  p.D = value.size(3);
+  p.dtype = dtype_of(call.op, value);
+  constexpr int64_t kMostRows = (int64_t{1} << 30) - 1;
+  STD_TORCH_CHECK(p.S <= kMostRows, call.op, ": value has S = ", p.S, " rows, at most ", kMostRows,
+                  " are allowed");
+  const bool dense = (value.stride(3) == 1 || p.D <= 1) && (value.stride(2) == p.D || p.M <= 1);
+  STD_TORCH_CHECK(dense || value.numel() == 0, call.op, ": value must have dense rows of M * D");
+  STD_TORCH_CHECK(std::abs(value.stride(1)) < (int64_t{1} << 27), call.op,
+                  ": value's rows lie too far apart");
+  p.value = {value.const_data_ptr(), value.stride(0), value.stride(1)};
+}
+
+// Checks one level against the S rows of value; every row that a kernel can read follows from this.
+template <class Call>
+void check_level(const Call& call, size_t level, int64_t height, int64_t width) {
+  const int64_t S = call.params.S;
+  STD_TORCH_CHECK(height >= 1 && width >= 1, call.op, ": spatial_shapes must be positive, got (", height,
+                  ", ", width, ") for level ", level);
+  STD_TORCH_CHECK(height <= S && width <= S && height * width <= S, call.op, ": spatial_shapes has (", height,
+                  ", ", width, ") for level ", level, ", but value has only S = ", S, " rows");
+}
+
+template <class Call>
+void check_rows(const Call& call, int64_t rows) {
+  STD_TORCH_CHECK(rows == call.params.S, call.op, ": value has S = ", call.params.S,
+                  " rows, spatial_shapes describes ", rows, "; they must be equal (S = sum of H * W)");
+}
+
+template <class Call>
+bool in_value_dtype(const Call& call, const char* name, const Tensor& tensor, const Tensor& value) {
+  if (is_compute_dtype(tensor.scalar_type(), value.scalar_type())) return false;
+  STD_TORCH_CHECK(tensor.scalar_type() == value.scalar_type(), call.op, ": ", name,
+                  " must have value's dtype or the compute dtype");
+  return true;
+}
+
+template <class Call>
+void set_samples(Call& call, const Tensor& value, const Tensor& positions, const Tensor& weights) {
+  MSDeformAttnParams& p = call.params;
+  p.Q = positions.size(1);
+  p.positions = rows_of(call, "positions", positions, p.Q, p.M * p.K * 2);
+  p.weights = rows_of(call, "weights", weights, p.Q, p.M * p.K);
+  p.positions_as_value = in_value_dtype(call, "positions", positions, value);
+  p.weights_as_value = in_value_dtype(call, "weights", weights, value);
+}
+
+template <class Call>
+void set_reference(Call& call, const Tensor& value, const Tensor& reference_points,
+                   const std::optional<Tensor>& value_mask) {
+  MSDeformAttnParams& p = call.params;
+  check_place(call, "reference_points", reference_points);
+  STD_TORCH_CHECK(reference_points.is_contiguous() && reference_points.dim() == 4 &&
+                      reference_points.size(0) == p.B && reference_points.size(1) == p.Q &&
+                      reference_points.size(2) == p.L &&
+                      (reference_points.size(3) == 2 || reference_points.size(3) == 4) &&
+                      is_compute_dtype(reference_points.scalar_type(), value.scalar_type()),
+                  call.op, ": reference_points must be a contiguous [B, Q, L, 2 or 4] in the compute dtype");
+  p.reference_points = reference_points.const_data_ptr();
+  p.reference_coordinates = reference_points.size(3);
+  if (value_mask) {
+    check_place(call, "value_mask", *value_mask);
+    STD_TORCH_CHECK(value_mask->is_contiguous() && value_mask->dim() == 2 && value_mask->size(0) == p.B &&
+                        value_mask->size(1) == p.S && value_mask->scalar_type() == ScalarType::Bool,
+                    call.op, ": value_mask must be a contiguous bool [B, S]");
+    p.value_mask = static_cast<const bool*>(value_mask->const_data_ptr());
+  }
+}
+
+template <class Call>
+void set_grad_output(Call& call, const Tensor& grad_output, const Tensor& value) {
+  MSDeformAttnParams& p = call.params;
+  STD_TORCH_CHECK(grad_output.scalar_type() == value.scalar_type(), call.op,
+                  ": grad_output must have value's dtype");
+  p.grad_output = rows_of(call, "grad_output", grad_output, p.Q, p.M * p.D);
+}
+
+// A new gradient like `tensor`, or an empty one where it is not wanted.
+inline Tensor gradient_of(const Tensor& tensor, bool wanted) {
+  return wanted ? torch::stable::new_empty(tensor, tensor.sizes()) : torch::stable::new_empty(tensor, {0});
+}
+
+inline void* data_if(bool wanted, const Tensor& tensor) {
+  return wanted && tensor.numel() > 0 ? tensor.mutable_data_ptr() : nullptr;
+}
+
+template <class Call>
+Tensor ms_deform_attn_forward(const Tensor& value, const std::optional<Tensor>& spatial_shapes,
+                              std::vector<int64_t> level_sizes,
+                              const std::optional<Tensor>& level_start_index, std::vector<int64_t> num_points,
+                              const Tensor& sampling_locations, const Tensor& attention_weights) {
+  Call call("ms_deform_attn", value);
+  set_value(call, value);
+  call.set_levels({spatial_shapes, level_sizes, level_start_index, num_points});
+  set_samples(call, value, sampling_locations, attention_weights);
+  return call.run_forward(value);
+}
+
+// `sum_bound`: on CUDA, asks for sums that do not depend on their order; see cuda_grad_value.cuh.
+template <class Call>
+std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
+    const Tensor& grad_output, const Tensor& value, const std::optional<Tensor>& spatial_shapes,
+    std::vector<int64_t> level_sizes, const std::optional<Tensor>& level_start_index,
+    std::vector<int64_t> num_points, const Tensor& sampling_locations, const Tensor& attention_weights,
+    std::vector<bool> wanted, const std::optional<Tensor>& sum_bound) {
+  Call call("ms_deform_attn", value);
+  set_value(call, value);
+  call.set_levels({spatial_shapes, level_sizes, level_start_index, num_points});
+  set_samples(call, value, sampling_locations, attention_weights);
+  set_grad_output(call, grad_output, value);
+  Tensor grad_locations = gradient_of(sampling_locations, wanted[1]);
+  Tensor grad_weights = gradient_of(attention_weights, wanted[2]);
+  call.params.grad_positions = data_if(wanted[1], grad_locations);
+  call.params.grad_weights = data_if(wanted[2], grad_weights);
+  return {call.run_backward(value, wanted[0], sum_bound), grad_locations, grad_weights};
+}
+
+template <class Call>
+Tensor fused_ms_deform_attn_forward(const Tensor& value, const std::optional<Tensor>& spatial_shapes,
+                                    std::vector<int64_t> level_sizes,
+                                    const std::optional<Tensor>& level_start_index,
+                                    std::vector<int64_t> num_points, const Tensor& reference_points,
+                                    const Tensor& sampling_offsets, const Tensor& attention_logits,
+                                    const std::optional<Tensor>& value_mask) {
+  Call call("fused_ms_deform_attn", value);
+  set_value(call, value);
+  call.set_levels({spatial_shapes, level_sizes, level_start_index, num_points});
+  set_samples(call, value, sampling_offsets, attention_logits);
+  set_reference(call, value, reference_points, value_mask);
+  return call.run_forward(value);
+}
+
+template <class Call>
+std::tuple<Tensor, Tensor, Tensor, Tensor> fused_ms_deform_attn_backward(
+    const Tensor& grad_output, const Tensor& value, const std::optional<Tensor>& spatial_shapes,
+    std::vector<int64_t> level_sizes, const std::optional<Tensor>& level_start_index,
+    std::vector<int64_t> num_points, const Tensor& reference_points, const Tensor& sampling_offsets,
+    const Tensor& attention_logits, const std::optional<Tensor>& value_mask, std::vector<bool> wanted,
+    const std::optional<Tensor>& sum_bound) {
+  Call call("fused_ms_deform_attn", value);
+  set_value(call, value);
+  call.set_levels({spatial_shapes, level_sizes, level_start_index, num_points});
+  set_samples(call, value, sampling_offsets, attention_logits);
+  set_reference(call, value, reference_points, value_mask);
+  set_grad_output(call, grad_output, value);
+  MSDeformAttnParams& p = call.params;
+  Tensor grad_reference_points = call.gradient_of_reference_points(reference_points, wanted[1]);
+  Tensor grad_offsets = gradient_of(sampling_offsets, wanted[2]);
+  Tensor grad_logits = gradient_of(attention_logits, wanted[3]);
+  p.grad_reference_points = data_if(wanted[1], grad_reference_points);
+  p.grad_positions = data_if(wanted[2], grad_offsets);
+  p.grad_weights = data_if(wanted[3], grad_logits);
+  return {call.run_backward(value, wanted[0], sum_bound), grad_reference_points, grad_offsets, grad_logits};
+}
+
+}  // namespace dino_kernels
+
+// Registers one library's entry points, in a STABLE_TORCH_LIBRARY_IMPL block.
+#define DINO_IMPLEMENT_MS_DEFORM_ATTN(m, Call)                                                          \
+  m.impl("ms_deform_attn_forward", TORCH_BOX(&dino_kernels::ms_deform_attn_forward<Call>));             \
+  m.impl("ms_deform_attn_backward", TORCH_BOX(&dino_kernels::ms_deform_attn_backward<Call>));           \
+  m.impl("fused_ms_deform_attn_forward", TORCH_BOX(&dino_kernels::fused_ms_deform_attn_forward<Call>)); \
+  m.impl("fused_ms_deform_attn_backward", TORCH_BOX(&dino_kernels::fused_ms_deform_attn_backward<Call>))

@@ -1,0 +1,310 @@
+// Backward: all gradients in one kernel, from the inputs alone.
+//
+// Of each sample the groups compute four dot products, of its rows with the head's output gradient; a
+// transposing reduction brings them to the lane that located the sample, which turns them into the gradients
+// of its position and weight. The softmax needs the sum of all of an item's weight gradients first: they wait
+// in shared memory, in float32. The gradient of value: cuda_grad_value.cuh.
+#pragma once
+
+#include "cuda_grad_value.cuh"
+
+namespace dino_kernels {
+
+template <int kSplit>
+constexpr int kBackwardThreads = kSplit > 1 ? 128 : 256;
+// Blocks that a multiprocessor must have room for: at most 80 registers a thread for tiles, where blocks wait
+// at barriers and others have to fill in. ptxas then spills next to nothing; with four blocks it spills a lot.
+template <int kSplit, bool kTiles>
+constexpr int kBackwardBlocks = kTiles       ? 3
+                                : kSplit > 1 ? 5
+                                             : 2;
+
+// What the lanes keep of their samples until an item's last: [chunk][thread].
+template <class A>
+struct Kept {
+  A* attention = nullptr;
+  A* grad_attention = nullptr;
+  A* grad_reference = nullptr;  // [coordinates, chunk, thread]
+  int stride;                   // from one coordinate to the next
+
+  __host__ __device__ Kept(Carver& carver, const CudaParams& p, int threads, int chunks)
+      : stride(chunks * threads) {
+    if (p.reference_points && p.grad_weights) {
+      attention = carver.take<A>(stride);
+      grad_attention = carver.take<A>(stride);
+    }
+    if (p.grad_reference_points) grad_reference = carver.take<A>(p.reference_coordinates * stride);
+  }
+};
+
+template <class T, bool kTiles>
+struct BackwardShared {
+  using A = typename Compute<T>::type;
+  Levels levels;
+  Corner4<A>* corners;  // [threads]
+  Kept<A> kept;
+  RowLists lists;  // of tiles, as the next
+  T* grads;        // [threads, V]: output gradients of the block's items
+  __host__ __device__ BackwardShared(Carver& carver, const CudaParams& p, int threads, int chunks)
+      : levels(carver, p),
+        corners(carver.take<Corner4<A>>(threads)),
+        kept(carver, p, threads, chunks),
+        lists(carver, kTiles ? threads : 0),
+        grads(carver.take<T>(kTiles ? threads * (16 / sizeof(T)) : 0)) {}
+};
+
+// Chain rule. A sample outside has no gradient, not even 0 * NaN where its position is not finite.
+template <class A>
+__device__ __forceinline__ A chain(A gradient, A factor) {
+  return gradient == A(0) ? A(0) : gradient * factor;
+}
+
+// parts[i][c]: this lane's share of corner c's dot product for the group's i-th sample. Each step halves the
+// samples a lane is in charge of, until it has the sums for its own. Recursive, so that every index is a
+// constant.
+template <int kHalf, int kGroup, class A>
+__device__ __forceinline__ void sum_and_transpose(A (&parts)[kGroup][4], int member) {
+  if constexpr (kHalf > 0) {
+    const bool upper = member & kHalf;
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const A given = upper ? parts[i][c] : parts[i + kHalf][c];
+        const A kept = upper ? parts[i + kHalf][c] : parts[i][c];
+        parts[i][c] = kept + __shfl_xor_sync(kWholeWarp, given, kHalf);
+      }
+    }
+    sum_and_transpose<kHalf / 2>(parts, member);
+  }
+}
+
+// One item's lanes at work. The template parameters are the kernel's.
+template <class T, int V, int kGroup, int kSplit, bool kFused, bool kTiles>
+struct Backward {
+  using A = typename Compute<T>::type;
+  const CudaParams& p;
+  const BackwardShared<T, kTiles> shared;
+  const Lanes<kGroup, kSplit> lanes;
+  const Item item;
+  const Source<T, kFused> source;
+  const Sums<A, kGroup == 0> sums;
+  const HeadRows<T> rows;  // of value, from this lane's first channel on
+  Corner4<A>& own;
+  const bool wants_samples, wants_value;
+  A grad[V] = {};  // of the output, where a group covers a row
+
+  __device__ Backward(const CudaParams& p_, const BackwardShared<T, kTiles>& shared_)
+      : p(p_),
+        shared(shared_),
+        lanes(p_),
+        item(p_, shared_.levels, lanes.per_item()),
+        source(p_, shared_.levels, item, threadIdx.x % lanes.per_item(), lanes.per_item()),
+        sums(p_, item.b, item.m, lanes.member * V),
+        rows(p_.value, item.b, item.m * p_.D + lanes.member * V),
+        own(shared_.corners[threadIdx.x]),
+        wants_samples(p_.grad_positions || p_.grad_weights || p_.grad_reference_points),
+        wants_value(p_.sums) {}
+
+  // From this lane's first channel on.
+  __device__ __forceinline__ const T* grad_output() const {
+    return static_cast<const T*>(p.grad_output.data) + item.b * p.grad_output.batch_stride +
+           item.q * p.grad_output.row_stride + item.m * p.D + lanes.member * V;
+  }
+
+  // Shares of the dot products of one sample, over V of this lane's channels: those that lie `ahead` of its
+  // first.
+  __device__ __forceinline__ void dot(const Corner4<A>& corners, int ahead, const A (&g)[V],
+                                      A (&part)[4]) const {
+    Packed<T, V> packed[4];
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      packed[c] = Packed<T, V>{};
+      if (corners.row[c] >= 0) packed[c] = load_packed<T, V>(rows.row(corners.row[c]) + ahead);
+    }
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      A numbers[V];
+      widen<T, V>(packed[c], numbers);
+#pragma unroll
+      for (int v = 0; v < V; ++v) part[c] += numbers[v] * g[v];
+    }
+  }
+
+  __device__ __forceinline__ void add_rows(const Corner4<A>& corners, int ahead, const A (&g)[V]) const {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      if (corners.row[c] < 0) continue;
+      A numbers[V];
+#pragma unroll
+      for (int v = 0; v < V; ++v) numbers[v] = corners.weight[c] * g[v];
+      sums.add(corners.row[c], ahead, numbers);
+    }
+  }
+
+  // The group walks over its samples; `dots` of this lane's own sample result.
+  __device__ __forceinline__ void walk(int samples, A (&dots)[4]) const {
+    const Corner4<A>* walked = &own - lanes.member;
+    const int steps = lanes.steps(samples);
+    if constexpr (kGroup > 0) {
+      A parts[kGroup][4] = {};
+#pragma unroll
+      for (int step = 0; step < kGroup; ++step) {
+        if (step < steps && wants_samples) dot(walked[step], 0, grad, parts[step]);
+        if (step < steps && wants_value && !kTiles) add_rows(walked[step], 0, grad);
+      }
+      if (!wants_samples) return;
+      sum_and_transpose<kGroup / 2>(parts, lanes.member);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) dots[c] = parts[0][c];
+    } else {
+      for (int step = 0; step < steps; ++step) {
+        A part[4] = {};
+        for (int ahead = 0; lanes.member * V + ahead < p.D; ahead += lanes.group * V) {
+          A g[V] = {};
+          if (item.alive) load_numbers<T, V>(grad_output() + ahead, g);
+          if (wants_samples) dot(walked[step], ahead, g, part);
+          if (wants_value) add_rows(walked[step], ahead, g);
+        }
+        if (!wants_samples) continue;
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          for (int bit = lanes.group / 2; bit > 0; bit /= 2)
+            part[c] += __shfl_xor_sync(kWholeWarp, part[c], bit);
+          if (step == lanes.member) dots[c] = part[c];
+        }
+      }
+    }
+  }
+
+  // Gradients of this lane's own sample k, from its dot products. Returns its share in the softmax's mean.
+  __device__ __forceinline__ A finish_sample(const Sample<A>& sample, int k, const A (&d)[4],
+                                             int kept) const {
+    const Corners<A>& corners = sample.corners;
+    const A right = corners.fraction_x, below = corners.fraction_y;
+    const A upper_slope = d[1] - d[0], lower_slope = d[3] - d[2];
+    const A upper = d[0] + right * upper_slope, lower = d[2] + right * lower_slope;
+    const A sampled = upper + below * (lower - upper);
+    const A grad_x = sample.attention * (upper_slope + below * (lower_slope - upper_slope));  // per pixel
+    const A grad_y = sample.attention * (lower - upper);
+    const int64_t i = item.index * p.K + k;
+    if (p.grad_positions) {
+      store_raw<T, A>(p.grad_positions, p.positions_as_value, 2 * i, chain(grad_x, sample.scale_x));
+      store_raw<T, A>(p.grad_positions, p.positions_as_value, 2 * i + 1, chain(grad_y, sample.scale_y));
+    }
+    if constexpr (!kFused) {
+      if (p.grad_weights) store_raw<T, A>(p.grad_weights, p.weights_as_value, i, sampled);
+    } else {
+      if (shared.kept.attention) {
+        shared.kept.attention[kept] = sample.attention;
+        shared.kept.grad_attention[kept] = sampled;
+      }
+      if (p.grad_reference_points) {
+        const LevelInShared level = shared.levels.level[sample.level];
+        const A width = static_cast<A>(level.width), height = static_cast<A>(level.height);
+        A* const to = shared.kept.grad_reference + kept;
+        const int stride = shared.kept.stride;
+        to[0] = grad_x * width;
+        to[stride] = grad_y * height;
+        if (p.reference_coordinates == 4) {
+          const A half = A(0.5) / static_cast<A>(level.points);
+          to[2 * stride] = chain(grad_x, sample.raw_x) * width * half;
+          to[3 * stride] = chain(grad_y, sample.raw_y) * height * half;
+        }
+      }
+    }
+    return sample.attention * sampled;
+  }
+
+  // The softmax's gradient, once the mean over the item's samples is known.
+  __device__ __forceinline__ void finish_logits(A mean) const {
+    for (int bit = lanes.per_item() / 2; bit > 0; bit /= 2) mean += __shfl_xor_sync(kWholeWarp, mean, bit);
+    int kept = threadIdx.x;
+    for (int k = lanes.own_sample(); k < p.K; k += lanes.per_item(), kept += blockDim.x) {
+      if (!item.alive) break;
+      const A gradient = shared.kept.attention[kept] * (shared.kept.grad_attention[kept] - mean);
+      store_raw<T, A>(p.grad_weights, p.weights_as_value, item.index * p.K + k, gradient);
+    }
+  }
+
+  // This head's share in the gradient of its query's reference points: [B, Q, M, L, coordinates].
+  __device__ __forceinline__ void finish_reference_points() const {
+    __syncwarp();
+    const int coordinates = static_cast<int>(p.reference_coordinates), per_item = lanes.per_item();
+    const int lane = threadIdx.x % per_item, first_thread = threadIdx.x - lane;
+    A* to = static_cast<A*>(p.grad_reference_points) + item.index * p.L * coordinates;
+    for (int i = lane; i < p.L * coordinates && item.alive; i += per_item) {
+      const int level = i / coordinates, coordinate = i % coordinates;
+      int first = 0;
+      for (int l = 0; l < level; ++l) first += shared.levels.level[l].points;
+      A sum = 0;
+      for (int k = first; k < first + shared.levels.level[level].points; ++k) {
+        const int in_chunk = k % per_item;  // own_sample() backwards
+        const int thread = first_thread + in_chunk % kSplit * lanes.group + in_chunk / kSplit;
+        sum +=
+            shared.kept.grad_reference[coordinate * shared.kept.stride + k / per_item * blockDim.x + thread];
+      }
+      to[i] = sum;
+    }
+  }
+
+  __device__ __forceinline__ void run() {
+    const int K = static_cast<int>(p.K);
+    if constexpr (kGroup > 0) {
+      if (item.alive) load_numbers<T, V>(grad_output(), grad);
+    }
+    if constexpr (kTiles) {
+      store_numbers<T, V>(shared.grads + threadIdx.x * V, grad);
+      shared.lists.clear();
+      __syncthreads();
+    }
+    A mean = 0;
+    int kept = threadIdx.x;
+    for (int chunk = 0, turn = 0; chunk < K; chunk += lanes.per_item(), kept += blockDim.x, turn ^= 1) {
+      const int k = chunk + lanes.own_sample();
+      const Sample<A> sample = source.locate(k);
+      source.leave(sample, own);
+      if constexpr (kTiles) {
+        if (wants_value) list_rows(turn);
+      }
+      __syncwarp();
+      A dots[4] = {};
+      walk(K - chunk, dots);
+      if (wants_samples && item.alive && k < K) mean += finish_sample(sample, k, dots, kept);
+      if constexpr (kTiles) {
+        if (wants_value) {
+          __syncthreads();
+          shared.lists.template add_up<V, kGroup>(shared.corners, shared.grads, lanes.member, sums, turn);
+          __syncthreads();
+        }
+      }
+      __syncwarp();
+    }
+    if constexpr (kFused) {
+      if (shared.kept.attention) finish_logits(mean);
+      if (p.grad_reference_points) finish_reference_points();
+    }
+  }
+
+  __device__ __forceinline__ void list_rows(int turn) const {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      if (own.row[c] >= 0) shared.lists.insert(own.row[c], static_cast<int32_t>(4 * threadIdx.x + c), turn);
+    }
+  }
+};
+
+// kTiles: queries are on a grid, and the block adds up grad_value for all of them together.
+template <class T, int V, int kGroup, int kSplit, bool kFused, bool kTiles>
+__global__ void __launch_bounds__(kBackwardThreads<kSplit>, kBackwardBlocks<kSplit, kTiles>)
+    backward_kernel(const __grid_constant__ CudaParams p) {
+  DINO_DYNAMIC_SHARED(memory);
+  Carver carver{memory};
+  const int per_item = (kGroup ? kGroup : p.group) * kSplit;
+  const BackwardShared<T, kTiles> shared(carver, p, blockDim.x,
+                                         static_cast<int>((p.K + per_item - 1) / per_item));
+  shared.levels.fill(p);
+  Backward<T, V, kGroup, kSplit, kFused, kTiles>(p, shared).run();
+}
+
+}  // namespace dino_kernels

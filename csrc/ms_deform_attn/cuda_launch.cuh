@@ -1,0 +1,141 @@
+// Which kernel runs a call, and with how many threads. Included once per dtype of value.
+#pragma once
+
+#include "cuda_backward.cuh"
+#include "cuda_forward.cuh"
+
+namespace dino_kernels {
+
+// One call on one device.
+struct CudaLaunch {
+  const char* op;
+  int device;
+  DeviceFacts facts;
+};
+
+// Compiled once per T, in cuda_<dtype>.cu.
+template <class T>
+void launch_forward(const CudaParams& p, const CudaLaunch& where);
+template <class T>
+void launch_backward(const CudaParams& p, const CudaLaunch& where);
+template <class T>
+void launch_finish(const CudaParams& p, const CudaLaunch& where);
+
+// A row of one head is 64 or 128 bytes: 32 channels, what nearly all models have.
+constexpr int kCommonChannels = 32;
+
+// True where every row of a head begins at a multiple of 16 bytes and is one in length.
+template <class T>
+bool rows_aligned(const CudaParams& p, const Rows& rows) {
+  const int64_t unit = 16 / sizeof(T);
+  return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && p.D % unit == 0 &&
+         rows.batch_stride % unit == 0 && rows.row_stride % unit == 0;
+}
+
+// Too few items to occupy the device with one group each: then several groups share an item.
+// Half of the 2048 threads of a multiprocessor is a guess; no GPU has been asked yet.
+inline bool is_small(const CudaParams& p, int group, const DeviceFacts& facts) {
+  return p.B * p.Q * p.M * group <= int64_t{1024} * facts.multiprocessors;
+}
+
+// Lanes for the channels of any row: a power of two, at most a warp.
+inline int group_for(int64_t channels, int per_lane) {
+  int group = 1;
+  while (group < 32 && int64_t{group} * per_lane < channels) group *= 2;
+  return group;
+}
+
+inline int64_t blocks_for(const CudaParams& p, int threads, int lanes_per_item) {
+  const int64_t per_block = threads / lanes_per_item;
+  return p.B * p.M * ((p.Q + per_block - 1) / per_block);
+}
+
+template <class T, int V, int kGroup, int kSplit, bool kFused>
+void start_forward(CudaParams p, const CudaLaunch& where) {
+  constexpr int threads = kForwardThreads<kSplit>;
+  if (!kGroup) p.group = group_for(p.D, V);
+  Carver measure{nullptr};
+  const ForwardShared<typename Compute<T>::type> shared(measure, p, threads);
+  const int lanes = (kGroup ? kGroup : p.group) * kSplit;
+  launch({where.op, blocks_for(p, threads, lanes), threads, measure.used}, where.device,
+         &forward_kernel<T, V, kGroup, kSplit, kFused>, p);
+}
+
+template <class T, int V, int kGroup, int kSplit, bool kFused, bool kTiles>
+void start_backward(CudaParams p, const CudaLaunch& where) {
+  int threads = kBackwardThreads<kSplit>;
+  if (!kGroup) p.group = group_for(p.D, V);
+  int64_t bytes = 0;
+  int lanes = 0;
+  const auto measure = [&] {
+    lanes = (kGroup ? kGroup : p.group) * kSplit;
+    Carver carver{nullptr};
+    const BackwardShared<T, kTiles> shared(carver, p, threads, static_cast<int>((p.K + lanes - 1) / lanes));
+    bytes = carver.used;
+  };
+  measure();
+  // Hundreds of samples per head: what is kept of them fits for fewer threads, or with more lanes an item.
+  for (; bytes > where.facts.shared_bytes && threads > 32 && !kTiles; measure()) threads /= 2;
+  for (; bytes > where.facts.shared_bytes && !kGroup && p.group < 32; measure()) p.group *= 2;
+  STD_TORCH_CHECK(bytes <= where.facts.shared_bytes, where.op, ": K = ", p.K,
+                  " samples per head need more shared memory than this GPU has; use fewer");
+  launch({where.op, blocks_for(p, threads, lanes), threads, bytes}, where.device,
+         &backward_kernel<T, V, kGroup, kSplit, kFused, kTiles>, p);
+}
+
+template <class T, bool kFused>
+void choose_forward(const CudaParams& p, const CudaLaunch& where) {
+  if constexpr (sizeof(T) <= 4) {
+    constexpr int kVector = 16 / sizeof(T), kGroup = kCommonChannels / kVector;
+    if (rows_aligned<T>(p, p.value)) {
+      if (p.D != kCommonChannels) return start_forward<T, kVector, 0, 1, kFused>(p, where);
+      if (!is_small(p, kGroup, where.facts)) {
+        return start_forward<T, kVector, kGroup, 1, kFused>(p, where);
+      }
+      return start_forward<T, kVector, kGroup, kVector, kFused>(p, where);
+    }
+  }
+  start_forward<T, 1, 0, 1, kFused>(p, where);
+}
+
+template <class T, bool kFused>
+void choose_backward(const CudaParams& p, const CudaLaunch& where) {
+  if constexpr (sizeof(T) <= 4) {
+    constexpr int kVector = 16 / sizeof(T), kGroup = kCommonChannels / kVector;
+    if (rows_aligned<T>(p, p.value) && rows_aligned<T>(p, p.grad_output)) {
+      if (p.D != kCommonChannels || p.bound) {
+        return start_backward<T, kVector, 0, 1, kFused, false>(p, where);
+      }
+      Carver measure{nullptr};
+      const int chunks = static_cast<int>((p.K + kGroup - 1) / kGroup);
+      const BackwardShared<T, true> shared(measure, p, kBackwardThreads<1>, chunks);
+      const bool tiles = p.queries_on_grid && !is_small(p, kGroup, where.facts) && p.sums;
+      if (tiles && measure.used <= where.facts.shared_bytes) {
+        return start_backward<T, kVector, kGroup, 1, kFused, true>(p, where);
+      }
+      return start_backward<T, kVector, kGroup, kVector, kFused, false>(p, where);
+    }
+  }
+  start_backward<T, 1, 0, 1, kFused, false>(p, where);
+}
+
+}  // namespace dino_kernels
+
+// The body of cuda_<dtype>.cu.
+#define DINO_COMPILE_MS_DEFORM_ATTN(T)                                                                      \
+  namespace dino_kernels {                                                                                  \
+  template <>                                                                                               \
+  void launch_forward<T>(const CudaParams& p, const CudaLaunch& where) {                                    \
+    p.reference_points ? choose_forward<T, true>(p, where) : choose_forward<T, false>(p, where);            \
+  }                                                                                                         \
+  template <>                                                                                               \
+  void launch_backward<T>(const CudaParams& p, const CudaLaunch& where) {                                   \
+    p.reference_points ? choose_backward<T, true>(p, where) : choose_backward<T, false>(p, where);          \
+  }                                                                                                         \
+  template <>                                                                                               \
+  void launch_finish<T>(const CudaParams& p, const CudaLaunch& where) {                                     \
+    constexpr int kBlocksEach = 8;                                                                          \
+    launch({where.op, int64_t{where.facts.multiprocessors} * kBlocksEach, kFinishThreads, 0}, where.device, \
+           &finish_kernel<T>, p);                                                                           \
+  }                                                                                                         \
+  }

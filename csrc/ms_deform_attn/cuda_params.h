@@ -1,0 +1,32 @@
+// What the CUDA kernels know besides MSDeformAttnParams. Passed by value: no copy to the device precedes a
+// launch.
+#pragma once
+
+#include "params.h"
+
+namespace dino_kernels {
+
+constexpr int kMaxLevels = 32;
+
+struct LevelTable {
+  const void* shapes;  // [L, 2] (H, W) on the device; null: they are in sizes
+  const void* starts;  // [L] first rows, on the device; null: the exclusive cumulative sum of H * W
+  bool shapes_int64;   // else int32
+  bool starts_int64;   // else int32
+  int32_t sizes[2 * kMaxLevels];  // [L, 2] (H, W)
+  int32_t points[kMaxLevels];     // [L] samples per head
+};
+
+struct CudaParams : MSDeformAttnParams {
+  LevelTable table;
+  int32_t group;         // lanes that share a row's channels, where the kernel is not compiled for one number
+  bool pairs_aligned;    // x and y of a position can be loaded together
+  bool queries_on_grid;  // Q == S: queries are probably the pixels of the levels
+
+  // Backward.
+  void* sums;            // [B, S, M, D] of grad_value: compute dtype, or int64 (two each for float64)
+  const void* bound;     // [1] compute dtype: no sum exceeds bound * Q * K; null: sums in floating point
+  int32_t sum_headroom;  // bits of Q * K
+};
+
+}  // namespace dino_kernels

@@ -1,0 +1,298 @@
+// Where a head's samples read and with which weight: what forward and backward share.
+//
+// A group of lanes holds the D channels of one row, 16 bytes a lane. An item, one (image, query, head),
+// belongs to one group, or to several that share its samples. Samples are handled in chunks of as many as the
+// item has lanes: each lane locates one (position, corners, weight) and leaves it in shared memory, then
+// every group walks over those of its own lanes.
+#pragma once
+
+#include "../common/launch.h"
+#include "../common/vec.cuh"
+#include "bilinear.h"
+#include "cuda_params.h"
+
+namespace dino_kernels {
+
+constexpr unsigned kWholeWarp = 0xffffffffu;
+
+// Hands out pieces of shared memory, 16-byte aligned; with a null base it only measures.
+struct Carver {
+  unsigned char* base;
+  int64_t used = 0;
+  template <class U>
+  __host__ __device__ U* take(int64_t count) {
+    U* piece = reinterpret_cast<U*>(base + used);
+    used += (count * static_cast<int64_t>(sizeof(U)) + 15) / 16 * 16;
+    return piece;
+  }
+};
+
+struct LevelInShared {
+  int32_t width, height;  // pixels
+  int32_t start;          // first row in S
+  int32_t points;         // samples per head
+};
+
+__device__ __forceinline__ int64_t read_index(const void* from, bool is_int64, int i) {
+  return is_int64 ? static_cast<const long long*>(from)[i] : static_cast<const int32_t*>(from)[i];
+}
+
+// The level table of a block.
+struct Levels {
+  LevelInShared* level;  // [L]
+  uint8_t* of_sample;    // [K]
+  int32_t* on_grid;      // [1]: the levels fill S, and Q == S
+
+  __host__ __device__ Levels(Carver& carver, const CudaParams& p)
+      : level(carver.take<LevelInShared>(p.L)),
+        of_sample(carver.take<uint8_t>(p.K)),
+        on_grid(carver.take<int32_t>(1)) {}
+
+  // By all threads of the block; ends with a barrier. A table on the device cannot be checked before the
+  // launch, so it is checked here: a level that is not inside value would be read out of bounds.
+  __device__ void fill(const CudaParams& p) const {
+    const LevelTable& table = p.table;
+    const int L = static_cast<int>(p.L), K = static_cast<int>(p.K);
+    for (int l = threadIdx.x; l < L; l += blockDim.x) {
+      const int64_t height =
+          table.shapes ? read_index(table.shapes, table.shapes_int64, 2 * l) : table.sizes[2 * l];
+      const int64_t width =
+          table.shapes ? read_index(table.shapes, table.shapes_int64, 2 * l + 1) : table.sizes[2 * l + 1];
+      const bool fits = height >= 1 && width >= 1 && height <= p.S && width <= p.S && height * width <= p.S;
+      level[l] = {fits ? static_cast<int32_t>(width) : 0, fits ? static_cast<int32_t>(height) : 0, 0,
+                  table.points[l]};
+    }
+    __syncthreads();
+    for (int l = threadIdx.x; l < L; l += blockDim.x) {
+      int64_t start = 0;
+      for (int before = 0; before < l; ++before) start += int64_t{level[before].width} * level[before].height;
+      const int64_t packed_start = start, rows = int64_t{level[l].width} * level[l].height;
+      if (table.starts) start = read_index(table.starts, table.starts_int64, l);
+      const bool last = l == L - 1;
+      const bool inside = rows > 0 && start >= 0 && start + rows <= p.S;
+      if (!inside || (last && !table.starts && start + rows != p.S)) {
+        printf(
+            "dino_kernels: level %d of spatial_shapes, at row %lld, does not fit the S = %lld rows of "
+            "value\n",
+            l, static_cast<long long>(start), static_cast<long long>(p.S));
+        __trap();
+      }
+      level[l].start = static_cast<int32_t>(start);
+      if (last) on_grid[0] = p.queries_on_grid && start == packed_start && start + rows == p.S;
+    }
+    for (int k = threadIdx.x; k < K; k += blockDim.x) {
+      int l = 0;
+      for (int end = table.points[0]; k >= end; end += table.points[l]) ++l;
+      of_sample[k] = static_cast<uint8_t>(l);
+    }
+    __syncthreads();
+  }
+
+  // The query that comes i-th. On a grid: strips of 8 pixel rows, column by column, so that 64 queries in a
+  // row are a tile of 8 x 8 pixels, whose samples share most of their rows.
+  __device__ int64_t query(int64_t i, int L) const {
+    if (!*on_grid) return i;
+    int l = 0;
+    while (l + 1 < L && i >= level[l + 1].start) ++l;
+    const int32_t width = level[l].width, height = level[l].height;
+    const int32_t pixel = static_cast<int32_t>(i) - level[l].start;
+    constexpr int32_t kStrip = 8;
+    const int32_t strip = pixel / (kStrip * width), in_strip = pixel - strip * kStrip * width;
+    const int32_t rows = min(kStrip, height - strip * kStrip);
+    return level[l].start + int64_t{strip * kStrip + in_strip % rows} * width + in_strip / rows;
+  }
+};
+
+// The lanes of a warp. kGroup 0: p.group lanes.
+template <int kGroup, int kSplit>
+struct Lanes {
+  int group;   // lanes of a group
+  int member;  // of the group
+  int part;    // of the item: its groups are numbered
+  __device__ explicit Lanes(const CudaParams& p) : group(kGroup ? kGroup : p.group) {
+    member = threadIdx.x & (group - 1);
+    part = kSplit == 1 ? 0 : (threadIdx.x / group) % kSplit;
+  }
+  __device__ int per_item() const { return group * kSplit; }
+  // The sample of a chunk that this lane locates. Groups take turns, so that few samples occupy all groups.
+  __device__ int own_sample() const { return part + kSplit * member; }
+  // How far a group has to walk for `samples` samples left.
+  __device__ int steps(int samples) const { return min(group, (samples + kSplit - 1) / kSplit); }
+};
+
+// One (image, query, head).
+struct Item {
+  int64_t b, m, q;
+  bool alive;     // false beyond the last query of the block's image
+  int64_t index;  // (b * Q + q) * M + m
+
+  // A block has one head of one image, and consecutive queries.
+  __device__ Item(const CudaParams& p, const Levels& levels, int lanes_per_item) {
+    const int64_t per_block = blockDim.x / lanes_per_item, tiles = (p.Q + per_block - 1) / per_block;
+    const int64_t block = blockIdx.x, head = block / tiles;
+    m = head % p.M;
+    b = head / p.M;
+    q = (block - head * tiles) * per_block + threadIdx.x / lanes_per_item;
+    alive = q < p.Q;
+    if (alive) q = levels.query(q, static_cast<int>(p.L));
+    index = (b * p.Q + q) * p.M + m;
+  }
+};
+
+template <class T, class A>
+__device__ __forceinline__ A load_raw(const void* from, bool as_value, int64_t i) {
+  return as_value ? widen(static_cast<const T*>(from)[i]) : static_cast<const A*>(from)[i];
+}
+
+template <class T, class A>
+__device__ __forceinline__ void store_raw(void* to, bool as_value, int64_t i, A number) {
+  if (as_value) {
+    static_cast<T*>(to)[i] = narrow<T>(number);
+  } else {
+    static_cast<A*>(to)[i] = number;
+  }
+}
+
+__device__ __forceinline__ float exponential(float x) { return expf(x); }
+__device__ __forceinline__ double exponential(double x) { return exp(x); }
+
+// One sample, in the registers of the lane that located it.
+template <class A>
+struct Sample {
+  A raw_x, raw_y;      // as given: a location, or an offset
+  A scale_x, scale_y;  // pixels per unit of it
+  A attention;
+  int level;
+  Corners<A> corners;
+};
+
+// The same for the lanes of its group: rows of S to read, and what to multiply them with.
+template <class A>
+struct alignas(16) Corner4 {
+  int32_t row[4];  // -1: nothing to read (outside, or padding)
+  A weight[4];     // bilinear times attention
+};
+
+// The raw samples of an item. Classic op: locations and weights. Fused: offsets around a reference, and
+// logits.
+template <class T, bool kFused>
+struct Source {
+  using A = typename Compute<T>::type;
+  const CudaParams& p;
+  // Copies: a reference from one member of an object to another would keep the whole object out of registers.
+  const Levels levels;
+  const Item item;
+  int64_t first_position, first_weight;
+  A maximum, inverse_sum;  // of the softmax
+
+  __device__ Source(const CudaParams& p_, const Levels& levels_, const Item& item_, int lane, int lanes)
+      : p(p_), levels(levels_), item(item_) {
+    first_position = item.b * p.positions.batch_stride + item.q * p.positions.row_stride + item.m * p.K * 2;
+    first_weight = item.b * p.weights.batch_stride + item.q * p.weights.row_stride + item.m * p.K;
+    if constexpr (kFused) softmax(lane, lanes);
+  }
+
+  __device__ A raw_weight(int k) const {
+    return load_raw<T, A>(p.weights.data, p.weights_as_value, first_weight + k);
+  }
+
+  __device__ void softmax(int lane, int lanes) {
+    const int K = item.alive ? static_cast<int>(p.K) : 0;
+    maximum = -static_cast<A>(INFINITY);
+    for (int k = lane; k < K; k += lanes) {
+      const A logit = raw_weight(k);
+      maximum = logit > maximum ? logit : maximum;
+    }
+    for (int bit = lanes / 2; bit > 0; bit /= 2) {
+      const A other = __shfl_xor_sync(kWholeWarp, maximum, bit);
+      maximum = other > maximum ? other : maximum;
+    }
+    A sum = 0;
+    for (int k = lane; k < K; k += lanes) sum += exponential(raw_weight(k) - maximum);
+    for (int bit = lanes / 2; bit > 0; bit /= 2) sum += __shfl_xor_sync(kWholeWarp, sum, bit);
+    inverse_sum = A(1) / sum;
+  }
+
+  // Sample k. Beyond the last, or of an item that is not alive: one without a valid corner.
+  __device__ Sample<A> locate(int k) const {
+    Sample<A> sample{};
+    if (!item.alive || k >= p.K) return sample;
+    sample.level = levels.of_sample[k];
+    const LevelInShared level = levels.level[sample.level];
+    const A width = static_cast<A>(level.width), height = static_cast<A>(level.height);
+    load_position(first_position + 2 * int64_t{k}, sample.raw_x, sample.raw_y);
+    A base_x = A(-0.5), base_y = A(-0.5);
+    sample.scale_x = width;
+    sample.scale_y = height;
+    if constexpr (kFused) {
+      const A* reference = static_cast<const A*>(p.reference_points) +
+                           ((item.b * p.Q + item.q) * p.L + sample.level) * p.reference_coordinates;
+      base_x = reference[0] * width - A(0.5);
+      base_y = reference[1] * height - A(0.5);
+      sample.scale_x = sample.scale_y = A(1);
+      if (p.reference_coordinates == 4) {
+        const A half = A(0.5) / static_cast<A>(level.points);
+        sample.scale_x = reference[2] * half * width;
+        sample.scale_y = reference[3] * half * height;
+      }
+      sample.attention = exponential(raw_weight(k) - maximum) * inverse_sum;
+    } else {
+      sample.attention = raw_weight(k);
+    }
+    sample.corners = bilinear_corners<A>(base_x + sample.raw_x * sample.scale_x,
+                                         base_y + sample.raw_y * sample.scale_y, level.width, level.height);
+    return sample;
+  }
+
+  // Leaves a sample for its group. Returns whether all four corners are to be read.
+  __device__ bool leave(const Sample<A>& sample, Corner4<A>& corner4) const {
+    const int32_t start = levels.level[sample.level].start;
+    const bool* mask = kFused && p.value_mask ? p.value_mask + item.b * p.S : nullptr;
+    Corner4<A> corners;
+    bool all = true;
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const int32_t row = start + static_cast<int32_t>(sample.corners.row[c]);
+      const bool read = sample.corners.valid[c] && !(mask && mask[row]);
+      corners.row[c] = read ? row : -1;
+      corners.weight[c] = read ? sample.corners.weight[c] * sample.attention : A(0);
+      all = all && read;
+    }
+    corner4 = corners;
+    return all;
+  }
+
+ private:
+  __device__ void load_position(int64_t i, A& x, A& y) const {
+    if (p.pairs_aligned && p.positions_as_value) {
+      load_two<T>(i, x, y);
+    } else if (p.pairs_aligned) {
+      load_two<A>(i, x, y);
+    } else {
+      x = load_raw<T, A>(p.positions.data, p.positions_as_value, i);
+      y = load_raw<T, A>(p.positions.data, p.positions_as_value, i + 1);
+    }
+  }
+  template <class U>
+  __device__ void load_two(int64_t i, A& x, A& y) const {
+    A pair[2];
+    load_numbers<U, 2>(static_cast<const U*>(p.positions.data) + i, pair);
+    x = pair[0];
+    y = pair[1];
+  }
+};
+
+// Rows of one head of one image. The address of a row is one instruction: 32 bits times 32 bits plus 64 bits.
+template <class T>
+struct HeadRows {
+  const char* first;
+  uint32_t stride;  // bytes
+  __device__ HeadRows(const Rows& rows, int64_t b, int64_t column)
+      : first(static_cast<const char*>(rows.data) + (b * rows.batch_stride + column) * int64_t{sizeof(T)}),
+        stride(static_cast<uint32_t>(rows.row_stride * int64_t{sizeof(T)})) {}
+  __device__ __forceinline__ const T* row(int32_t r) const {
+    return reinterpret_cast<const T*>(first + uint64_t{static_cast<uint32_t>(r)} * stride);
+  }
+};
+
+}  // namespace dino_kernels

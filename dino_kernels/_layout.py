@@ -1,0 +1,24 @@
+"""What the native kernels ask of a tensor's strides; the rest of them is the kernels' business."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+# Rows further apart are copied: the kernels multiply row numbers with strides of at most 31 bits in bytes.
+MAX_ROW_STRIDE = 2**27
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """[B, Q, ...] as [B, Q, n] with a dense last dimension."""
+    tensor = tensor.flatten(2)
+    return tensor if tensor.stride(2) == 1 else tensor.contiguous()
+
+
+def heads(value: Tensor) -> Tensor:
+    """[B, S, M, D] with dense rows of M * D."""
+    dense = value.stride(3) == 1 and value.stride(2) == value.shape[3]
+    return value if dense and value.stride(1) < MAX_ROW_STRIDE else value.contiguous()
+
+
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()

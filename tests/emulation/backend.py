@@ -1,0 +1,80 @@
+"""`backend="emulated"`: the CUDA backend's own Python files over the emulated library, on CPU tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from tests.emulation.build import build
+
+NAME = "emulated"
+NAMESPACE = "dino_kernels_emulated"
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The emulated library, compiled where it is not yet."""
+    path = str(build())
+    torch.ops.load_library(path)
+    return ctypes.CDLL(path)
+
+
+@contextmanager
+def schedule(seed: int) -> Iterator[None]:
+    """On this Python thread, CUDA threads and blocks take turns in an order drawn from `seed`; 0: in order."""
+    library().emulation_set_schedule(ctypes.c_uint64(seed))
+    try:
+        yield
+    finally:
+        library().emulation_set_schedule(ctypes.c_uint64(0))
+
+
+@contextmanager
+def multiprocessors(count: int) -> Iterator[None]:
+    """A device of this size: what is small for it gets the kernels for small calls."""
+    library().emulation_set_multiprocessors(count)
+    try:
+        yield
+    finally:
+        library().emulation_set_multiprocessors(1)
+
+
+def _copy(op: str, **replaced: Any) -> ModuleType:
+    """A second copy of an op's cuda.py, with other contents for some of its names."""
+    original = importlib.import_module(f"dino_kernels.ops.{op}.cuda")
+    assert original.__file__
+    spec = importlib.util.spec_from_file_location(f"{NAME}_{op}", original.__file__)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where torch.compile looks for it
+    spec.loader.exec_module(module)
+    vars(module).update(replaced)
+    return module
+
+
+@functools.cache
+def modules() -> dict[str, ModuleType]:
+    """The emulated backend of each op."""
+    library()
+    classic = _copy("ms_deform_attn", NATIVE=NAMESPACE)
+    limits = classic.unsupported_sizes
+
+    def unsupported(value: torch.Tensor, *rest: Any) -> str | None:
+        if value.device.type != "cpu":
+            return f"the emulation runs on CPU tensors, value is on {value.device}"
+        return limits(rest[3])
+
+    vars(classic)["unsupported"] = unsupported
+    return {
+        "ms_deform_attn": classic,
+        "fused_ms_deform_attn": _copy("fused_ms_deform_attn", native_op=classic.native_op, unsupported=unsupported),
+    }

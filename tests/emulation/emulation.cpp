@@ -1,0 +1,385 @@
+// CUDA threads as fibers of one OS thread. A thread runs until it must wait for others (a barrier, a
+// shuffle), then the scheduler resumes the next. Blocks run one after the other.
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <exception>
+#include <memory>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cuda_runtime.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+__thread uint3 threadIdx, blockIdx;
+__thread dim3 blockDim, gridDim;
+
+namespace emulation {
+namespace {
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t kStackBytes = 512 << 10;  // frames of unoptimised, instrumented code are large
+#else
+constexpr size_t kStackBytes = 64 << 10;
+#endif
+
+// A stack with a page below it that must not be touched.
+class Stack {
+ public:
+  Stack() {
+    void* map =
+        mmap(nullptr, guard() + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == MAP_FAILED) throw std::bad_alloc();
+    base_ = static_cast<char*>(map);
+    mprotect(base_, guard(), PROT_NONE);
+  }
+  ~Stack() {
+    if (base_) munmap(base_, guard() + kStackBytes);
+  }
+  Stack(Stack&& other) noexcept : base_(std::exchange(other.base_, nullptr)) {}
+  char* low() const { return base_ + guard(); }
+  char* high() const { return low() + kStackBytes; }
+
+ private:
+  static size_t guard() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
+  char* base_;
+};
+
+// Where execution goes on. AddressSanitizer is told of every change of stacks.
+struct Context {
+#if defined(__x86_64__)
+  void* stack_pointer = nullptr;
+#else
+  ucontext_t machine{};
+#endif
+  const void* stack_low = nullptr;
+  size_t stack_bytes = 0;
+  void* sanitizer = nullptr;
+};
+
+#if defined(__x86_64__)
+// Saves the registers that a call keeps, and continues where `to` was saved. ucontext would do, at a system
+// call each.
+extern "C" void emulation_switch(void** from, void* to);
+asm(R"(
+.text
+.hidden emulation_switch
+.type emulation_switch, @function
+emulation_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size emulation_switch, .-emulation_switch
+)");
+#endif
+
+void begin_at(Context& context, const Stack& stack, void (*entry)()) {
+  context.stack_low = stack.low();
+  context.stack_bytes = kStackBytes;
+#if defined(__SANITIZE_ADDRESS__)
+  ASAN_UNPOISON_MEMORY_REGION(stack.low(), kStackBytes);  // what an abandoned thread left
+#endif
+#if defined(__x86_64__)
+  void** top = reinterpret_cast<void**>(stack.high()) - 2;  // so that the stack is aligned as after a call
+  *top = reinterpret_cast<void*>(entry);
+  std::fill(top - 6, top, nullptr);
+  context.stack_pointer = top - 6;
+#else
+  getcontext(&context.machine);
+  context.machine.uc_stack = {stack.low(), 0, kStackBytes};
+  context.machine.uc_link = nullptr;
+  makecontext(&context.machine, entry, 0);
+#endif
+}
+
+// `leaving_for_good`: the stack of `from` will not be resumed.
+void switch_to(Context& from, Context& to, bool leaving_for_good = false) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(leaving_for_good ? nullptr : &from.sanitizer, to.stack_low, to.stack_bytes);
+#else
+  (void)leaving_for_good;
+#endif
+#if defined(__x86_64__)
+  emulation_switch(&from.stack_pointer, to.stack_pointer);
+#else
+  swapcontext(&from.machine, &to.machine);
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(from.sanitizer, nullptr, nullptr);
+#endif
+}
+
+// The lanes of one mask, in one warp. Two rounds alternate: a lane may begin the next while others still read
+// this.
+struct Group {
+  uint32_t mask = 0, arrived = 0;
+  uint64_t generation = 0;
+  Round rounds[2];
+};
+
+enum class State { ready, at_barrier, in_group, done };
+
+struct Thread {
+  Context context;
+  State state = State::ready;
+  uint3 index{};
+  Group* group = nullptr;  // while in_group
+};
+
+struct Warp {
+  std::vector<std::unique_ptr<Group>> groups;
+  Thread* threads = nullptr;  // the first of its lanes
+  uint32_t live = 0;
+};
+
+struct Block {
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  std::vector<int> order;
+  int live = 0, at_barrier = 0, votes = 0, result = 0;
+  bool has_reduce = false;
+  Reduce reduce = Reduce::none;
+  const std::function<void()>* kernel = nullptr;
+  std::exception_ptr error;
+  void* shared = nullptr;
+};
+
+struct Emulator {
+  std::vector<Stack> stacks;
+  Context scheduler;
+  Block* block = nullptr;
+  int running = -1;  // index of the thread that runs
+  bool shuffled = false;
+  uint64_t random = 1;
+
+  uint64_t draw() {  // xorshift
+    random ^= random << 13;
+    random ^= random >> 7;
+    return random ^= random << 17;
+  }
+  Thread& thread() { return block->threads[running]; }
+  void wait(State state) {
+    thread().state = state;
+    switch_to(thread().context, scheduler);
+  }
+};
+
+thread_local Emulator emulator;
+
+[[noreturn]] void broken(const std::string& message) {
+  const auto text = [](uint3 i) {
+    return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
+  };
+  throw std::runtime_error("emulated CUDA: " + message + ", in thread " + text(threadIdx) + " of block " +
+                           text(blockIdx));
+}
+
+void release_barrier(Block& block) {
+  if (block.at_barrier == 0 || block.at_barrier < block.live) return;
+  block.result = block.reduce == Reduce::all   ? block.votes == block.live
+                 : block.reduce == Reduce::any ? block.votes > 0
+                                               : block.votes;
+  block.at_barrier = block.votes = 0;
+  block.has_reduce = false;
+  for (Thread& thread : block.threads) {
+    if (thread.state == State::at_barrier) thread.state = State::ready;
+  }
+}
+
+void release_group(Warp& warp, Group& group) {
+  if (group.arrived == 0 || (group.arrived & warp.live) != (group.mask & warp.live)) return;
+  group.rounds[group.generation % 2].present = group.arrived;
+  for (int i = 0; i < 32; ++i) {
+    if (!(group.arrived >> i & 1)) continue;
+    Thread& thread = warp.threads[i];
+    if (thread.state == State::in_group && thread.group == &group) thread.state = State::ready;
+  }
+  group.arrived = 0;
+  ++group.generation;
+}
+
+// The first function on every fiber's stack.
+void thread_main() {
+  Emulator& e = emulator;
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &e.scheduler.stack_low, &e.scheduler.stack_bytes);
+#endif
+  try {
+    (*e.block->kernel)();
+  } catch (...) {
+    e.block->error = std::current_exception();
+  }
+  Block& block = *e.block;
+  Thread& thread = e.thread();
+  thread.state = State::done;
+  Warp& warp = block.warps[e.running / 32];
+  warp.live &= ~(1u << e.running % 32);
+  --block.live;
+  // As on the device, those who wait do not wait for a thread that has returned.
+  release_barrier(block);
+  for (auto& group : warp.groups) release_group(warp, *group);
+  switch_to(thread.context, e.scheduler, true);
+}
+
+std::string who_waits(const Block& block) {
+  int barrier = 0, group = 0;
+  for (const Thread& thread : block.threads) {
+    barrier += thread.state == State::at_barrier;
+    group += thread.state == State::in_group;
+  }
+  return "deadlock: " + std::to_string(barrier) + " threads wait at a barrier of the block and " +
+         std::to_string(group) + " for lanes of their warp";
+}
+
+void run_block(Block& block) {
+  Emulator& e = emulator;
+  e.block = &block;
+  const int count = static_cast<int>(block.threads.size());
+  block.live = count;
+  block.warps = std::vector<Warp>((count + 31) / 32);
+  for (int i = 0; i < count; ++i) {
+    Thread& thread = block.threads[i];
+    thread.state = State::ready;
+    begin_at(thread.context, e.stacks[i], thread_main);
+    if (i % 32 == 0) block.warps[i / 32].threads = &thread;
+    block.warps[i / 32].live |= 1u << i % 32;
+  }
+  while (block.live > 0) {
+    if (e.shuffled) {
+      for (int i = count - 1; i > 0; --i) std::swap(block.order[i], block.order[e.draw() % (i + 1)]);
+    }
+    bool progress = false;
+    for (int i : block.order) {
+      if (block.threads[i].state != State::ready) continue;
+      progress = true;
+      e.running = i;
+      threadIdx = block.threads[i].index;
+      switch_to(e.scheduler, block.threads[i].context);
+      if (block.error) std::rethrow_exception(std::exchange(block.error, nullptr));
+    }
+    if (!progress) broken(who_waits(block));
+  }
+}
+
+}  // namespace
+
+void launch(dim3 grid, dim3 size, size_t shared, const std::function<void()>& kernel) {
+  Emulator& e = emulator;
+  const int count = static_cast<int>(size.x * size.y * size.z);
+  const int64_t blocks = int64_t{grid.x} * grid.y * grid.z;
+  if (count < 1 || count > 1024 || blocks < 1)
+    throw std::runtime_error("emulated CUDA: bad launch configuration");
+  if (shared > 227 << 10) throw std::runtime_error("emulated CUDA: too much dynamic shared memory");
+  while (static_cast<int>(e.stacks.size()) < count) e.stacks.emplace_back();
+
+  constexpr std::align_val_t kAlignment{128};
+  const auto free_shared = [](void* memory) { operator delete(memory, kAlignment); };
+  const std::unique_ptr<void, decltype(free_shared)> memory(operator new(shared, kAlignment), free_shared);
+  Block block;
+  block.kernel = &kernel;
+  block.shared = memory.get();
+  block.threads.resize(count);
+  block.order.resize(count);
+  std::iota(block.order.begin(), block.order.end(), 0);
+  for (int i = 0; i < count; ++i) {
+    block.threads[i].index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
+  }
+  std::vector<int64_t> order(blocks);
+  std::iota(order.begin(), order.end(), 0);
+  if (e.shuffled) {
+    for (int64_t i = blocks - 1; i > 0; --i) std::swap(order[i], order[e.draw() % (i + 1)]);
+  }
+  gridDim = grid;
+  blockDim = size;
+  for (const int64_t b : order) {
+    blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+                static_cast<unsigned>(b / grid.x / grid.y)};
+    std::memset(memory.get(), 0xff, shared);
+    run_block(block);
+  }
+}
+
+void* dynamic_shared() { return emulator.block->shared; }
+
+void set_schedule(uint64_t seed) {
+  emulator.shuffled = seed != 0;
+  emulator.random = seed * 0x9e3779b97f4a7c15u + 1;
+}
+
+void give_way() {
+  Emulator& e = emulator;
+  if (e.shuffled && e.draw() % 8 == 0) e.wait(State::ready);
+}
+
+int lane() { return emulator.running % 32; }
+
+const Round& exchange(uint32_t mask, uint64_t value) {
+  Emulator& e = emulator;
+  Block& block = *e.block;
+  Warp& warp = block.warps[e.running / 32];
+  const int self = lane();
+  const int left = static_cast<int>(block.threads.size()) - e.running / 32 * 32;
+  if (left < 32) mask &= (1u << left) - 1;  // the last warp of a block may be short
+  if (!(mask >> self & 1)) broken("a thread is not in the mask of its own warp operation");
+  const auto same = [mask](const auto& group) { return group->mask == mask; };
+  auto found = std::find_if(warp.groups.begin(), warp.groups.end(), same);
+  if (found == warp.groups.end()) {
+    warp.groups.push_back(std::make_unique<Group>());
+    found = warp.groups.end() - 1;
+    (*found)->mask = mask;
+  }
+  Group& group = **found;
+  Round& round = group.rounds[group.generation % 2];
+  round.values[self] = value;
+  group.arrived |= 1u << self;
+  const uint64_t generation = group.generation;
+  release_group(warp, group);
+  if (group.generation == generation) {
+    e.thread().group = &group;
+    e.wait(State::in_group);
+  }
+  return round;
+}
+
+int barrier(Reduce how, bool predicate) {
+  Emulator& e = emulator;
+  Block& block = *e.block;
+  if (block.has_reduce && block.reduce != how)
+    broken("threads of a block meet at different kinds of barriers");
+  block.has_reduce = true;
+  block.reduce = how;
+  block.votes += predicate;
+  ++block.at_barrier;
+  e.thread().state = State::at_barrier;
+  release_barrier(block);
+  if (e.thread().state == State::at_barrier) e.wait(State::at_barrier);
+  return block.result;
+}
+
+}  // namespace emulation
+
+void emulation_trap() { emulation::broken("a device assertion failed"); }
