@@ -12,11 +12,17 @@ SANITIZED_PYTHON = PYTHONPATH=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPT
   LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" $(PYTHON) -P
 
 GPU_RESULTS ?= build/gpu/results.json
+# What `make gpu` may take in all, and of that its tests; what they leave is for the measurements.
+GPU_SECONDS ?= 530
+GPU_TEST_SECONDS ?= 160
+GPU_OPTIONS ?=
+# memcheck and racecheck, which finds races in shared memory; initcheck, reads of memory that nobody wrote.
+GPU_TOOLS ?= memcheck racecheck initcheck
 
-.PHONY: help install test bench lint format types sanitize gpu
+.PHONY: help install test bench lint format types sanitize gpu gpu-sanitize
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install:  ## the package, editable, with everything to test, measure and develop it
 	$(PYTHON) -m pip install -e ".[bench,test,dev]"
@@ -45,8 +51,18 @@ sanitize:  ## the op tests on a CPU library with AddressSanitizer and UndefinedB
 	$(SANITIZED_PYTHON) -c 'from dino_kernels import _native; assert _native.build_info()["sanitize"] == "address"'
 	$(SANITIZED_PYTHON) -m pytest -q -p no:cacheprovider $(SANITIZED_TESTS)
 
-gpu:  ## on a machine with a GPU, without network: install, test, measure into GPU_RESULTS
-	$(PYTHON) -m pip install --no-build-isolation --no-deps -e .
-	$(PYTHON) -m dino_kernels
-	$(PYTHON) -m pytest
-	$(PYTHON) -m pytest benchmarks/ --device cuda --results $(GPU_RESULTS)
+# A failing or endless test does not cost the measurements; the exit code tells of both.
+gpu:  ## on a machine with a GPU, without network, in 9 minutes: install, test, measure into GPU_RESULTS
+	@end=$$(($$(date +%s) + $(GPU_SECONDS))); set -ex; \
+	$(PYTHON) -m pip install --no-build-isolation --no-deps -e .; \
+	$(PYTHON) -m dino_kernels; \
+	status=0; \
+	timeout --kill-after=5 $(GPU_TEST_SECONDS) $(PYTHON) -m pytest --gpu --fuzz 50 -q --tb=short --maxfail=10 || status=$$?; \
+	$(PYTHON) -m benchmarks.gpu --results $(GPU_RESULTS) --budget $$((end - $$(date +%s))) $(GPU_OPTIONS) || status=$$?; \
+	exit $$status
+
+gpu-sanitize:  ## the CUDA kernels under compute-sanitizer, on the smallest cases
+	for tool in $(GPU_TOOLS); do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 --print-limit 20 \
+	    $(PYTHON) -m benchmarks.sanitize || exit 1; \
+	done

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import dino_kernels
+from dino_kernels import _native
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,6 +65,8 @@ def describe(device: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "triton": _version("triton"),
+        "nvcc": ((_native.build_info() or {}).get("cuda") or {}).get("nvcc"),
         "dino_kernels": dino_kernels.__version__,
         "peers": {name: version for name in ("transformers", "mmcv", "deformops") if (version := _version(name))},
         "commit": commit,
@@ -76,7 +79,9 @@ def _driver() -> str | None:
     if shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    # Within some containers it is there and fails; a result without the driver's version is better than none.
+    finished = subprocess.run(query, capture_output=True, text=True, check=False)
+    return finished.stdout.splitlines()[0] if finished.returncode == 0 else None
 
 
 def _version(package: str) -> str | None:

@@ -64,7 +64,11 @@ def _sizes(result: Result, peak: float) -> dict[str, float]:
 
 
 def _on_cuda(op: str, case: Case, implementation: str, dtype: str) -> dict[str, float]:
-    call = _prepare(op, case, implementation, dtype, "cuda")
+    return peak_on_cuda(_prepare(op, case, implementation, dtype, "cuda"))
+
+
+def peak_on_cuda(call: Callable[[], Result]) -> dict[str, float]:
+    """`peak` and `least` of a call that has run before, so that nothing is compiled or cached in it."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -38,6 +38,7 @@ def implementations() -> dict[str, Implementation]:
         _peer("mmcv", _mmcv, _mmcv_unsupported),
         Implementation("deformops", False, _deformops(), _deformops_unsupported),
         Implementation("deformops-fp32acc", False, _deformops(fp32acc=True), _deformops_fp32acc_unsupported),
+        Implementation("deformops-cuda", False, _deformops(backend="CUDA"), _deformops_cuda_unsupported),
         _peer("original", _original, _original_unsupported),
     ]
     return {implementation.name: implementation for implementation in everyone}
@@ -76,16 +77,26 @@ def classic_inputs(fused: dict[str, Any]) -> dict[str, Any]:
         reference, points = reference[:, :, None, :, None], offsets.shape[4]  # [B, Q, 1, L, 1, 2 or 4]
         sizes = fused["spatial_shapes"].flip(-1)[:, None]  # [L, 1, 2]
     else:
-        counts = torch.tensor(num_points, device=value.device)
-        reference = reference.repeat_interleave(counts, dim=2)[:, :, None]  # [B, Q, 1, K, 2 or 4]
-        points = counts.repeat_interleave(counts)[:, None]  # [K, 1]
-        sizes = fused["spatial_shapes"].flip(-1).repeat_interleave(counts, dim=0)  # [K, 2]
+        levels, points = _samples(tuple(num_points), value.device)
+        reference = reference[:, :, levels][:, :, None]  # [B, Q, 1, K, 2 or 4]
+        sizes = fused["spatial_shapes"].flip(-1)[levels]  # [K, 2]
     if reference.shape[-1] == 2:
         locations = reference + offsets / sizes
     else:
         locations = reference[..., :2] + offsets / points * reference[..., 2:] * 0.5
     classic = {name: fused[name] for name in ("spatial_shapes", "level_start_index", "num_points") if name in fused}
     return classic | {"value": value, "sampling_locations": locations, "attention_weights": logits}
+
+
+@functools.lru_cache(maxsize=4)
+def _samples(num_points: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The level of each sample, [K], and how many that level has, [K, 1].
+
+    A module has them as buffers; making them anew in each call would wait for the GPU.
+    """
+    counts = torch.tensor(num_points)
+    levels = torch.arange(len(num_points)).repeat_interleave(counts)
+    return levels.to(device), counts[levels][:, None].to(device)
 
 
 def _import_error(module: str) -> str | None:
@@ -126,7 +137,13 @@ def _transformers_unsupported(op: str, inputs: dict[str, Any]) -> str | None:
 
 
 def _mmcv(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
-    core = importlib.import_module(MMCV).multi_scale_deformable_attn_pytorch
+    module = importlib.import_module(MMCV)
+    if value.is_cuda:
+        # Its module casts like this before its compiled function, whose batches of 64 images hold any batch here.
+        samples = sampling_locations.type_as(value).contiguous(), attention_weights.type_as(value).contiguous()
+        function = module.MultiScaleDeformableAttnFunction
+        return function.apply(value, spatial_shapes, level_start_index, *samples, 64)
+    core = module.multi_scale_deformable_attn_pytorch
     return core(value, spatial_shapes, sampling_locations.to(value.dtype), attention_weights)
 
 
@@ -134,12 +151,19 @@ def _mmcv_unsupported(op: str, inputs: dict[str, Any]) -> str | None:
     return _import_error(MMCV) or _equal_points_only(inputs)
 
 
-def _deformops(**options: bool) -> Callable[[str, dict[str, Any]], Tensor]:
+def _deformops(backend: str | None = None, **options: bool) -> Callable[[str, dict[str, Any]], Tensor]:
+    """Without a backend its own policy chooses: on CUDA its Triton kernel, before its compiled one.
+
+    From sm_90 on the Triton kernel adds up 16-bit gradients of the value in 16 bit, unless fp32acc asks for float32;
+    the compiled kernel always does that in float32.
+    """
+
     def run(op: str, inputs: dict[str, Any]) -> Tensor:
         fused = op == "fused_ms_deform_attn"  # its kernel has the softmax inside
         classic = classic_inputs(inputs) if fused else inputs
-        msda = importlib.import_module(DEFORMOPS).msda
-        return msda(*(classic[name] for name in CLASSIC), softmax=fused, **options)
+        registry = importlib.import_module(DEFORMOPS)
+        chosen = options if backend is None else options | {"backend": registry.Backend[backend]}
+        return registry.msda(*(classic[name] for name in CLASSIC), softmax=fused, **chosen)
 
     return run
 
@@ -153,6 +177,22 @@ def _deformops_fp32acc_unsupported(op: str, inputs: dict[str, Any]) -> str | Non
     if value.device.type != "cuda" or value.dtype not in (torch.bfloat16, torch.float16):
         return "its accumulator is a choice on CUDA in 16 bit only"
     return _deformops_unsupported(op, inputs)
+
+
+def _deformops_cuda_unsupported(op: str, inputs: dict[str, Any]) -> str | None:
+    if inputs["value"].device.type != "cuda":
+        return "its compiled kernel runs on CUDA only"
+    return _deformops_unsupported(op, inputs) or _deformops_cuda_missing()
+
+
+@functools.cache
+def _deformops_cuda_missing() -> str | None:
+    registry = importlib.import_module(DEFORMOPS)
+    try:
+        registry.msda.load(registry.Backend.CUDA)
+    except RuntimeError as error:  # its wheel has no library; DEFORMOPS_COMPILE=1 lets it compile one
+        return f"its compiled kernel is not there: {error}"
+    return None
 
 
 class _OriginalFunction(torch.autograd.Function):
