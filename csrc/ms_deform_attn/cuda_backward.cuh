@@ -13,7 +13,8 @@ namespace dino_kernels {
 template <int kSplit>
 constexpr int kBackwardThreads = kSplit > 1 ? 128 : 256;
 // Blocks that a multiprocessor must have room for: at most 80 registers a thread for tiles, where blocks wait
-// at barriers and others have to fill in. ptxas then spills next to nothing; with four blocks it spills a lot.
+// at barriers and others have to fill in. ptxas then spills next to nothing; with four blocks it spills a
+// lot.
 template <int kSplit, bool kTiles>
 constexpr int kBackwardBlocks = kTiles       ? 3
                                 : kSplit > 1 ? 5
@@ -41,15 +42,15 @@ template <class T, bool kTiles>
 struct BackwardShared {
   using A = typename Compute<T>::type;
   Levels levels;
-  Corner4<A>* corners;  // [threads]
+  Hits<A>* hits;  // [threads]
   Kept<A> kept;
-  RowLists lists;  // of tiles, as the next
-  T* grads;        // [threads, V]: output gradients of the block's items
+  RowSort sort;  // of tiles, as the next
+  T* grads;      // [threads, V]: output gradients of the block's items
   __host__ __device__ BackwardShared(Carver& carver, const CudaParams& p, int threads, int chunks)
       : levels(carver, p),
-        corners(carver.take<Corner4<A>>(threads)),
+        hits(carver.take<Hits<A>>(threads)),
         kept(carver, p, threads, chunks),
-        lists(carver, kTiles ? threads : 0),
+        sort(carver, kTiles ? threads : 0),
         grads(carver.take<T>(kTiles ? threads * (16 / sizeof(T)) : 0)) {}
 };
 
@@ -90,7 +91,7 @@ struct Backward {
   const Source<T, kFused> source;
   const Sums<A, kGroup == 0> sums;
   const HeadRows<T> rows;  // of value, from this lane's first channel on
-  Corner4<A>& own;
+  Hits<A>& own;
   const bool wants_samples, wants_value;
   A grad[V] = {};  // of the output, where a group covers a row
 
@@ -102,7 +103,7 @@ struct Backward {
         source(p_, shared_.levels, item, threadIdx.x % lanes.per_item(), lanes.per_item()),
         sums(p_, item.b, item.m, lanes.member * V),
         rows(p_.value, item.b, item.m * p_.D + lanes.member * V),
-        own(shared_.corners[threadIdx.x]),
+        own(shared_.hits[threadIdx.x]),
         wants_samples(p_.grad_positions || p_.grad_weights || p_.grad_reference_points),
         wants_value(p_.sums) {}
 
@@ -114,13 +115,13 @@ struct Backward {
 
   // Shares of the dot products of one sample, over V of this lane's channels: those that lie `ahead` of its
   // first.
-  __device__ __forceinline__ void dot(const Corner4<A>& corners, int ahead, const A (&g)[V],
-                                      A (&part)[4]) const {
+  __device__ __forceinline__ void dot(const Hits<A>& hits, int ahead, const A (&g)[V], A (&part)[4]) const {
     Packed<T, V> packed[4];
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       packed[c] = Packed<T, V>{};
-      if (corners.row[c] >= 0) packed[c] = load_packed<T, V>(rows.row(corners.row[c]) + ahead);
+      const int32_t row = hits.corner[c].row;
+      if (row >= 0) packed[c] = load_packed<T, V>(rows.row(row) + ahead);
     }
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
@@ -131,27 +132,30 @@ struct Backward {
     }
   }
 
-  __device__ __forceinline__ void add_rows(const Corner4<A>& corners, int ahead, const A (&g)[V]) const {
+  __device__ __forceinline__ void add_rows(const Hits<A>& hits, int ahead, const A (&g)[V]) const {
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      if (corners.row[c] < 0) continue;
+      const Hit<A> hit = hits.corner[c];
+      if (hit.row < 0) continue;
       A numbers[V];
 #pragma unroll
-      for (int v = 0; v < V; ++v) numbers[v] = corners.weight[c] * g[v];
-      sums.add(corners.row[c], ahead, numbers);
+      for (int v = 0; v < V; ++v) numbers[v] = hit.weight * g[v];
+      sums.add(hit.row, ahead, numbers);
     }
   }
 
   // The group walks over its samples; `dots` of this lane's own sample result.
   __device__ __forceinline__ void walk(int samples, A (&dots)[4]) const {
-    const Corner4<A>* walked = &own - lanes.member;
+    const Hits<A>* walked = &own - lanes.member;
     const int steps = lanes.steps(samples);
     if constexpr (kGroup > 0) {
       A parts[kGroup][4] = {};
 #pragma unroll
       for (int step = 0; step < kGroup; ++step) {
-        if (step < steps && wants_samples) dot(walked[step], 0, grad, parts[step]);
-        if (step < steps && wants_value && !kTiles) add_rows(walked[step], 0, grad);
+        if (step >= steps) continue;
+        const Hits<A> hits = read_hits(walked[step]);
+        if (wants_samples) dot(hits, 0, grad, parts[step]);
+        if (!kTiles && wants_value) add_rows(hits, 0, grad);
       }
       if (!wants_samples) return;
       sum_and_transpose<kGroup / 2>(parts, lanes.member);
@@ -159,12 +163,13 @@ struct Backward {
       for (int c = 0; c < 4; ++c) dots[c] = parts[0][c];
     } else {
       for (int step = 0; step < steps; ++step) {
+        const Hits<A> hits = read_hits(walked[step]);
         A part[4] = {};
         for (int ahead = 0; lanes.member * V + ahead < p.D; ahead += lanes.group * V) {
           A g[V] = {};
           if (item.alive) load_numbers<T, V>(grad_output() + ahead, g);
-          if (wants_samples) dot(walked[step], ahead, g, part);
-          if (wants_value) add_rows(walked[step], ahead, g);
+          if (wants_samples) dot(hits, ahead, g, part);
+          if (wants_value) add_rows(hits, ahead, g);
         }
         if (!wants_samples) continue;
 #pragma unroll
@@ -255,7 +260,7 @@ struct Backward {
     }
     if constexpr (kTiles) {
       store_numbers<T, V>(shared.grads + threadIdx.x * V, grad);
-      shared.lists.clear();
+      shared.sort.clear();
       __syncthreads();
     }
     A mean = 0;
@@ -264,19 +269,15 @@ struct Backward {
       const int k = chunk + lanes.own_sample();
       const Sample<A> sample = source.locate(k);
       source.leave(sample, own);
-      if constexpr (kTiles) {
-        if (wants_value) list_rows(turn);
-      }
+      if constexpr (kTiles) sort_hits(turn);
       __syncwarp();
       A dots[4] = {};
-      walk(K - chunk, dots);
+      if (wants_samples || !kTiles) walk(K - chunk, dots);
       if (wants_samples && item.alive && k < K) mean += finish_sample(sample, k, dots, kept);
       if constexpr (kTiles) {
-        if (wants_value) {
-          __syncthreads();
-          shared.lists.template add_up<V, kGroup>(shared.corners, shared.grads, lanes.member, sums, turn);
-          __syncthreads();
-        }
+        __syncthreads();
+        shared.sort.template add_up<V, kGroup>(shared.hits, shared.grads, lanes.member, sums, turn);
+        __syncthreads();
       }
       __syncwarp();
     }
@@ -286,10 +287,19 @@ struct Backward {
     }
   }
 
-  __device__ __forceinline__ void list_rows(int turn) const {
+  // Tiles: the block's hits of this chunk, by row. add_up() may follow after a barrier.
+  __device__ __forceinline__ void sort_hits(int turn) const {
+    uint32_t inserted[4];
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      if (own.row[c] >= 0) shared.lists.insert(own.row[c], static_cast<int32_t>(4 * threadIdx.x + c), turn);
+      if (own.corner[c].row >= 0) inserted[c] = shared.sort.insert(own.corner[c].row);
+    }
+    __syncthreads();
+    shared.sort.place(turn);
+    __syncthreads();
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      if (own.corner[c].row >= 0) shared.sort.sort(inserted[c], 4 * threadIdx.x + c);
     }
   }
 };

@@ -17,27 +17,27 @@ constexpr int kForwardThreads = kSplit > 1 ? 128 : 256;
 template <class A>
 struct ForwardShared {
   Levels levels;
-  Corner4<A>* corners;  // [threads]
+  Hits<A>* hits;  // [threads]
   __host__ __device__ ForwardShared(Carver& carver, const CudaParams& p, int threads)
-      : levels(carver, p), corners(carver.take<Corner4<A>>(threads)) {}
+      : levels(carver, p), hits(carver.take<Hits<A>>(threads)) {}
 };
 
 // sums += the four corners of one sample. kAll: all are to be read, which spares the zeros for those that are
 // not.
 template <bool kAll, class T, int V, class A>
-__device__ __forceinline__ void add_sample(const HeadRows<T>& rows, const Corner4<A>& corners, A (&sums)[V]) {
+__device__ __forceinline__ void add_sample(const HeadRows<T>& rows, const Hits<A>& hits, A (&sums)[V]) {
   Packed<T, V> packed[4];
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
     if (!kAll) packed[c] = Packed<T, V>{};
-    if (kAll || corners.row[c] >= 0) packed[c] = load_packed<T, V>(rows.row(corners.row[c]));
+    if (kAll || hits.corner[c].row >= 0) packed[c] = load_packed<T, V>(rows.row(hits.corner[c].row));
   }
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
     A numbers[V];
     widen<T, V>(packed[c], numbers);
 #pragma unroll
-    for (int i = 0; i < V; ++i) sums[i] += corners.weight[c] * numbers[i];
+    for (int i = 0; i < V; ++i) sums[i] += hits.corner[c].weight * numbers[i];
   }
 }
 
@@ -70,8 +70,8 @@ __global__ void __launch_bounds__(kForwardThreads<kSplit>, 1024 / kForwardThread
   const Lanes<kGroup, kSplit> lanes(p);
   const Item item(p, shared.levels, lanes.per_item());
   const Source<T, kFused> source(p, shared.levels, item, threadIdx.x % lanes.per_item(), lanes.per_item());
-  Corner4<A>& own = shared.corners[threadIdx.x];
-  const Corner4<A>* walked = &own - lanes.member;
+  Hits<A>& own = shared.hits[threadIdx.x];
+  const Hits<A>* walked = &own - lanes.member;
   const int K = static_cast<int>(p.K), D = static_cast<int>(p.D);
 
   // One round where a group covers a whole row, as it does up to 32 lanes.
@@ -86,10 +86,10 @@ __global__ void __launch_bounds__(kForwardThreads<kSplit>, 1024 / kForwardThread
       __syncwarp();
       if (kGroup && kSplit == 1 && __all_sync(kWholeWarp, all)) {
 #pragma unroll
-        for (int step = 0; step < kGroup; ++step) add_sample<true>(rows, walked[step], sums);
+        for (int step = 0; step < kGroup; ++step) add_sample<true>(rows, read_hits(walked[step]), sums);
       } else {
         const int steps = lanes.steps(K - chunk);
-        for (int step = 0; step < steps; ++step) add_sample<false>(rows, walked[step], sums);
+        for (int step = 0; step < steps; ++step) add_sample<false>(rows, read_hits(walked[step]), sums);
       }
       __syncwarp();
     }

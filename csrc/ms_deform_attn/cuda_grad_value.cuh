@@ -61,68 +61,100 @@ struct Sums {
   }
 };
 
-// What the threads of a block add in one chunk, listed by row: a hash table of rows, each with a chain of
-// hits. A hit is a corner of the sample that a thread located: 4 * thread + corner.
-struct RowLists {
+// What the threads of a block add to grad_value in one chunk, sorted by row: a counting sort over a hash
+// table of rows. Hit number 4 * thread + corner is a corner of the sample that a thread located.
+//
+// Sorted hits are dealt out evenly, and a group adds up those of one row before it goes to global memory.
+// Whole rows for each group would leave most lanes idle: near a coarse level's few rows a tile has up to 60
+// hits, elsewhere one.
+struct RowSort {
   static constexpr int32_t kNone = -1;
-  int32_t slots;   // a power of two, and as many as hits: never full
-  int32_t* row;    // [slots] or kNone
-  int32_t* first;  // [slots] first hit of the row's chain
-  int32_t* next;   // [hits]
-  int32_t* used;   // [slots] the slots in use, in the order in which they were taken
-  int32_t* count;  // [2] of them; chunks take turns
+  int32_t slots;     // a power of two, and as many as hits: never full
+  int32_t* row;      // [slots] or kNone
+  int32_t* hits;     // [slots] of the row; from place() on, where they begin among the sorted
+  uint16_t* sorted;  // [slots] hit numbers
+  int32_t* count;    // [2] of sorted hits; chunks take turns
 
-  __host__ __device__ RowLists(Carver& carver, int threads)
+  __host__ __device__ RowSort(Carver& carver, int threads)
       : slots(4 * threads),
         row(carver.take<int32_t>(slots)),
-        first(carver.take<int32_t>(slots)),
-        next(carver.take<int32_t>(slots)),
-        used(carver.take<int32_t>(slots)),
+        hits(carver.take<int32_t>(slots)),
+        sorted(carver.take<uint16_t>(slots)),
         count(carver.take<int32_t>(2)) {}
 
-  // By all threads of the block; a barrier must follow.
+  // Each thread empties four slots.
+  __device__ __forceinline__ void clear_slots() const {
+    reinterpret_cast<int4*>(row)[threadIdx.x] = make_int4(kNone, kNone, kNone, kNone);
+    reinterpret_cast<int4*>(hits)[threadIdx.x] = make_int4(0, 0, 0, 0);
+  }
+  // By all threads; a barrier must follow.
   __device__ void clear() const {
-    for (int i = threadIdx.x; i < slots; i += blockDim.x) row[i] = first[i] = kNone;
+    clear_slots();
     if (threadIdx.x < 2) count[threadIdx.x] = 0;
   }
 
-  __device__ void insert(int32_t wanted, int32_t hit, int turn) const {
+  // Counts a hit on `wanted`. Returns its row's slot, and above it which of the row's hits it is.
+  __device__ __forceinline__ uint32_t insert(int32_t wanted) const {
     uint32_t slot = static_cast<uint32_t>(wanted) * 2654435761u >> 7;
     for (;; ++slot) {
       slot &= static_cast<uint32_t>(slots - 1);
-      const int32_t before = atomicCAS(row + slot, kNone, wanted);
-      if (before == kNone) used[atomicAdd(count + turn, 1)] = static_cast<int32_t>(slot);
-      if (before == kNone || before == wanted) break;
+      int32_t found = *reinterpret_cast<volatile int32_t*>(row + slot);
+      if (found == kNone) found = atomicCAS(row + slot, kNone, wanted);
+      if (found == kNone || found == wanted) break;
     }
-    next[hit] = atomicExch(first + slot, hit);
+    return slot | static_cast<uint32_t>(atomicAdd(hits + slot, 1)) << 16;
   }
 
-  // Every group of lanes takes rows in turn, sums their hits, adds each to global memory once, and leaves the
-  // table empty. `grads` has the output gradients of the block's items. Between two barriers.
-  template <int V, int kGroup, class T, class A>
-  __device__ void add_up(const Corner4<A>* corners, const T* grads, int member, const Sums<A, false>& sums,
-                         int turn) const {
-    const int groups = blockDim.x / kGroup, rows = count[turn], lane = threadIdx.x % warpSize;
-    const unsigned group_lanes = (kGroup == 32 ? kWholeWarp : (1u << kGroup % 32) - 1) << (lane - member);
-    if (threadIdx.x == 0) count[1 - turn] = 0;
-    for (int i = threadIdx.x / kGroup; i < rows; i += groups) {
-      const int32_t slot = used[i], this_row = row[slot];
-      int32_t hit = first[slot];
-      __syncwarp(group_lanes);
-      if (member == 0) row[slot] = first[slot] = kNone;
-      A numbers[V] = {};
-      while (hit != kNone) {
-        const int32_t following = next[hit];
-        const A weight = corners[hit / 4].weight[hit % 4];
-        const int item = hit / 4 / kGroup;
-        A grad[V];
-        widen<T, V>(*reinterpret_cast<const Packed<T, V>*>(grads + (item * kGroup + member) * V), grad);
+  // Between barriers: turns the counts of each row into where its hits begin. Rows come in any order: a
+  // warp's slots get the next places.
+  __device__ __forceinline__ void place(int turn) const {
+    int4& four = reinterpret_cast<int4*>(hits)[threadIdx.x];
+    const int4 n = four;
+    const int own = n.x + n.y + n.z + n.w, lane = threadIdx.x % warpSize;
+    int through = own;  // inclusive sum over the lanes
 #pragma unroll
-        for (int v = 0; v < V; ++v) numbers[v] += weight * grad[v];
-        hit = following;
-      }
-      sums.add(this_row, 0, numbers);
+    for (int distance = 1; distance < warpSize; distance *= 2) {
+      const int before = __shfl_up_sync(kWholeWarp, through, distance);
+      if (lane >= distance) through += before;
     }
+    int begin = lane == warpSize - 1 ? atomicAdd(count + turn, through) : 0;
+    begin = __shfl_sync(kWholeWarp, begin, warpSize - 1) + through - own;
+    four = make_int4(begin, begin + n.x, begin + n.x + n.y, begin + n.x + n.y + n.z);
+  }
+
+  __device__ __forceinline__ void sort(uint32_t inserted, int hit) const {
+    sorted[hits[inserted & 0xffff] + (inserted >> 16)] = static_cast<uint16_t>(hit);
+  }
+
+  // Between barriers: adds everything to global memory, and leaves the table empty. `grads` has the output
+  // gradients of the block's items.
+  template <int V, int kGroup, class T, class A>
+  __device__ __forceinline__ void add_up(const Hits<A>* of_thread, const T* grads, int member,
+                                         const Sums<A, false>& sums, int turn) const {
+    const Hit<A>* const all = of_thread->corner;
+    const int groups = blockDim.x / kGroup, each = (count[turn] + groups - 1) / groups;
+    const int begin = threadIdx.x / kGroup * each, end = min(begin + each, count[turn]);
+    clear_slots();
+    if (threadIdx.x == 0) count[1 - turn] = 0;
+    A numbers[V] = {};
+    int32_t last_row = kNone;
+    for (int i = begin; i < end; ++i) {
+      const int number = sorted[i];
+      const Hit<A> hit = all[number];
+      A grad[V];
+      widen<T, V>(
+          *reinterpret_cast<const Packed<T, V>*>(grads + (number / (4 * kGroup) * kGroup + member) * V),
+          grad);
+      if (hit.row != last_row) {
+        if (last_row != kNone) sums.add(last_row, 0, numbers);
+        last_row = hit.row;
+#pragma unroll
+        for (int v = 0; v < V; ++v) numbers[v] = A(0);
+      }
+#pragma unroll
+      for (int v = 0; v < V; ++v) numbers[v] += hit.weight * grad[v];
+    }
+    if (last_row != kNone) sums.add(last_row, 0, numbers);
   }
 };
 

@@ -166,12 +166,28 @@ struct Sample {
   Corners<A> corners;
 };
 
-// The same for the lanes of its group: rows of S to read, and what to multiply them with.
+// One of its corners, for the lanes of its group: what it adds to the output, and gains from grad_output.
 template <class A>
-struct alignas(16) Corner4 {
-  int32_t row[4];  // -1: nothing to read (outside, or padding)
-  A weight[4];     // bilinear times attention
+struct alignas(2 * sizeof(A)) Hit {
+  int32_t row;  // of S; -1: nothing to read (outside, or padding)
+  A weight;     // bilinear times attention
 };
+template <class A>
+struct alignas(16) Hits {
+  Hit<A> corner[4];
+};
+
+// Of a sample in shared memory, 16 bytes at a time.
+template <class A>
+__device__ __forceinline__ Hits<A> read_hits(const Hits<A>& from) {
+  int4 bits[sizeof(Hits<A>) / 16];
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(Hits<A>) / 16); ++i)
+    bits[i] = reinterpret_cast<const int4*>(&from)[i];
+  Hits<A> hits;
+  memcpy(&hits, bits, sizeof(hits));
+  return hits;
+}
 
 // The raw samples of an item. Classic op: locations and weights. Fused: offsets around a reference, and
 // logits.
@@ -245,20 +261,19 @@ struct Source {
   }
 
   // Leaves a sample for its group. Returns whether all four corners are to be read.
-  __device__ bool leave(const Sample<A>& sample, Corner4<A>& corner4) const {
+  __device__ bool leave(const Sample<A>& sample, Hits<A>& to) const {
     const int32_t start = levels.level[sample.level].start;
     const bool* mask = kFused && p.value_mask ? p.value_mask + item.b * p.S : nullptr;
-    Corner4<A> corners;
+    Hits<A> hits;
     bool all = true;
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       const int32_t row = start + static_cast<int32_t>(sample.corners.row[c]);
       const bool read = sample.corners.valid[c] && !(mask && mask[row]);
-      corners.row[c] = read ? row : -1;
-      corners.weight[c] = read ? sample.corners.weight[c] * sample.attention : A(0);
+      hits.corner[c] = {read ? row : -1, read ? sample.corners.weight[c] * sample.attention : A(0)};
       all = all && read;
     }
-    corner4 = corners;
+    to = hits;
     return all;
   }
 
