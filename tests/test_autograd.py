@@ -56,7 +56,7 @@ SUBSETS = {
     list(chain.from_iterable([(op, subset) for subset in subsets] for op, subsets in SUBSETS.items())),
     ids=lambda value: value if isinstance(value, str) else "+".join(value),
 )
-def test_any_subset_of_inputs_may_require_a_gradient(make_inputs, kernel, op, subset):
+def test_any_subset_of_inputs_may_require_a_gradient(make_inputs, deterministic, kernel, op, subset):
     case = Case("subset", 2, 23, 4, 16, ((9, 11), (5, 6)), (4, 4), 4, mask=True)
     inputs = make_inputs(op, case, torch.float32, kernel)
     everything = run(op, inputs, kernel)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import dino_kernels
 from dino_kernels import fused_ms_deform_attn
-from dino_kernels.testing import Case, random_grad_output, run
+from dino_kernels.testing import Case, Result, random_grad_output, run
+from tests.comparison import ORDERED, assert_same_bits
 
 CASE = Case("strided", 2, 23, 4, 16, ((9, 11), (5, 6)), (4, 4))
 BOXES = Case("strided_boxes", 2, 23, 4, 16, ((9, 11), (5, 6)), (4, 4), reference_coordinates=4, mask=True)
@@ -69,9 +70,16 @@ def assert_same(op: str, inputs: dict[str, Any], viewed: dict[str, Any], backend
         if isinstance(argument, Tensor):
             assert torch.equal(argument, inputs[name]), f"the test changed {name}"
             viewed[name] = argument.requires_grad_(inputs[name].requires_grad)
-    expected, result = run(op, inputs, backend), run(op, viewed, backend)
+    assert_close(run(op, viewed, backend), run(op, inputs, backend), backend)
+
+
+def assert_close(result: Result, expected: Result, backend: str) -> None:
+    """Other addresses may get another kernel: on a GPU, one that adds a dot product's channels in another order."""
     for (name, tensor), wanted in zip(result.named().items(), expected.named().values(), strict=True):
-        torch.testing.assert_close(tensor, wanted, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        rtol = atol = 1e-6
+        if backend not in ORDERED and tensor.dtype != torch.float64:
+            rtol, atol = max(1e-5, torch.finfo(tensor.dtype).eps), 1e-5
+        torch.testing.assert_close(tensor, wanted, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.__name__)
@@ -160,13 +168,15 @@ def spread(grad: Tensor, how: str) -> Tensor:
     + ["every second element", "misaligned"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_strided_grad_output(make_inputs, op, kernel, dtype, how):
+def test_strided_grad_output(make_inputs, deterministic, op, kernel, dtype, how):
     inputs = make_inputs(op, CASE, dtype, kernel)
     size = (CASE.batch, CASE.queries, CASE.heads * CASE.channels)
     grad = spread(random_grad_output(inputs["value"].new_empty(size)), how)
     result, expected = run(op, inputs, kernel, grad), run(op, inputs, kernel, grad.clone().contiguous())
-    for name, tensor in result.grads.items():
-        assert torch.equal(tensor, expected.grads[name]), name
+    if how == "misaligned":
+        assert_close(result, expected, kernel)
+    if how != "misaligned" or kernel in ORDERED:
+        assert_same_bits(result, expected)
 
 
 def odd_strides_at_size_one(tensor: Tensor) -> Tensor:

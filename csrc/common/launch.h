@@ -67,7 +67,8 @@ void launch(const LaunchShape& shape, int device, void (*kernel)(Parameters...),
                   " blocks are more than a launch can have; split the batch");
   if (shape.blocks == 0) return;
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == 0, shape.op,
+                  ": PyTorch gave no CUDA stream");
   constexpr int64_t kWithoutAsking = 48 << 10;
   if (shape.shared_bytes > kWithoutAsking) {
     check_cuda(shape.op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

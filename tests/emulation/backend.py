@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from dino_kernels import _native
 from tests.emulation.build import build
 
 NAME = "emulated"
@@ -22,20 +23,26 @@ NAMESPACE = "dino_kernels_emulated"
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The emulated library, compiled where it is not yet."""
-    path = str(build())
+    """The emulated library, compiled where it is not yet; with sanitizers where the package's own has them."""
+    path = str(build(sanitize=(_native.build_info() or {}).get("sanitize") == "address"))
     torch.ops.load_library(path)
     return ctypes.CDLL(path)
 
 
 @contextmanager
-def schedule(seed: int) -> Iterator[None]:
-    """On this Python thread, CUDA threads and blocks take turns in an order drawn from `seed`; 0: in order."""
-    library().emulation_set_schedule(ctypes.c_uint64(seed))
+def schedule(seed: int, of: ctypes.CDLL | None = None) -> Iterator[None]:
+    """On this Python thread, CUDA threads and blocks take turns in an order drawn from `seed`; 0: in order.
+
+    Args:
+        seed: the same gives the same order, from here on.
+        of: a library with its own emulation; usually the one with the ops' kernels.
+    """
+    chosen = of or library()
+    chosen.emulation_set_schedule(ctypes.c_uint64(seed))
     try:
         yield
     finally:
-        library().emulation_set_schedule(ctypes.c_uint64(0))
+        chosen.emulation_set_schedule(ctypes.c_uint64(0))
 
 
 @contextmanager

@@ -18,6 +18,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # cuda_info.cu describes the real CUDA library and has no kernels.
 KERNELS = sorted(path for path in (ROOT / "csrc").rglob("*.cu") if path.name != "cuda_info.cu")
+LIBRARIES = {
+    "emulated": [*KERNELS, HERE / "emulation.cpp", HERE / "ops.cpp"],
+    "test_kernels": [HERE / "test_kernels.cu", HERE / "emulation.cpp"],
+}
 FLAGS = [
     "-std=c++20",
     "-fPIC",
@@ -45,22 +49,13 @@ def ninja_program() -> str:
     raise RuntimeError("the emulation is compiled with ninja: pip install ninja")
 
 
-def build(sanitize: bool = False) -> Path:
-    """The path of the compiled library.
-
-    Raises:
-        RuntimeError: the sources do not compile; the message has what the compiler said.
-    """
-    folder = ROOT / "build" / ("emulation-sanitized" if sanitize else "emulation")
-    folder.mkdir(parents=True, exist_ok=True)
+def plan(sanitize: bool) -> str:
+    """What ninja is to do."""
     compiler = shlex.split(os.environ.get("CXX", "c++"))
-    torch_folder = Path(torch.__file__).parent
     mode = SANITIZED if sanitize else OPTIMISED
+    torch_folder = Path(torch.__file__).parent
     includes = [f"-I{HERE}", f"-I{ROOT / 'csrc'}", "-isystem", str(torch_folder / "include")]
     flags = [*FLAGS, *mode, "-DTORCH_TARGET_VERSION=0x020a000000000000", *includes]
-    torch_library = folder / "torch"  # a name that stays, for linking
-    torch_library.unlink(missing_ok=True)
-    torch_library.symlink_to(torch_folder / "lib")
     command = shlex.join([*compiler, *flags]).replace("$", "$$")
     link = shlex.join([*compiler, *mode]).replace("$", "$$")
     lines = [
@@ -68,19 +63,34 @@ def build(sanitize: bool = False) -> Path:
         f"rule compile\n  command = {command} -MMD -MF $out.d -x c++ -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
         f"rule link\n  command = {link} -shared $in -Ltorch -ltorch_cpu -lc10 -o $out",
     ]
-    objects = []
-    for source in [*KERNELS, HERE / "emulation.cpp", HERE / "ops.cpp"]:
-        objects.append(f"{source.stem}.o")
-        lines.append(f"build {objects[-1]}: compile {source}")
-    lines.append(f"build emulated.so: link {' '.join(objects)}")
-    text = "\n".join(lines) + "\n"
-    plan = folder / "build.ninja"
-    if not plan.is_file() or plan.read_text() != text:
-        plan.write_text(text)
-    finished = subprocess.run([ninja_program(), "-C", str(folder)], capture_output=True, text=True, check=False)
+    sources = dict.fromkeys(source for sources in LIBRARIES.values() for source in sources)
+    lines += [f"build {source.stem}.o: compile {source}" for source in sources]
+    for library, parts in LIBRARIES.items():
+        lines.append(f"build {library}.so: link {' '.join(f'{source.stem}.o' for source in parts)}")
+    return "\n".join(lines) + "\n"
+
+
+def build(library: str = "emulated", sanitize: bool = False) -> Path:
+    """The path of the compiled library: "emulated" or "test_kernels".
+
+    Raises:
+        RuntimeError: the sources do not compile; the message has what the compiler said.
+    """
+    folder = ROOT / "build" / ("emulation-sanitized" if sanitize else "emulation")
+    folder.mkdir(parents=True, exist_ok=True)
+    torch_library = folder / "torch"  # a name that stays, for linking
+    torch_library.unlink(missing_ok=True)
+    torch_library.symlink_to(Path(torch.__file__).parent / "lib")
+    file, text = folder / "build.ninja", plan(sanitize)
+    if not file.is_file() or file.read_text() != text:
+        file.write_text(text)
+    command = [ninja_program(), "-C", str(folder), f"{library}.so"]
+    # A sanitizer that is loaded into this process is not for the compiler.
+    environment = {name: setting for name, setting in os.environ.items() if name != "LD_PRELOAD"}
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if finished.returncode != 0:
-        raise RuntimeError(f"csrc/**/*.cu did not compile under tests/emulation:\n{finished.stdout}{finished.stderr}")
-    return folder / "emulated.so"
+        raise RuntimeError(f"{library} did not compile under tests/emulation:\n{finished.stdout}{finished.stderr}")
+    return folder / f"{library}.so"
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@
 #define __align__(n) alignas(n)
 
 // Vector types, with CUDA's alignment.
-#define EMULATION_VECTOR(T, name, alignment)                                  \
-  struct alignas(alignment / 4 >= 2 ? 2 * sizeof(T) : 1) name##2 { T x, y; }; \
-  struct name##3 { T x, y, z; };                                              \
-  struct alignas(alignment) name##4 { T x, y, z, w; };                        \
-  inline name##2 make_##name##2(T x, T y) { return {x, y}; }                  \
-  inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }          \
+#define EMULATION_VECTOR(T, name, alignment)                         \
+  struct alignas(2 * sizeof(T)) name##2 { T x, y; };                 \
+  struct name##3 { T x, y, z; };                                     \
+  struct alignas(alignment) name##4 { T x, y, z, w; };               \
+  inline name##2 make_##name##2(T x, T y) { return {x, y}; }         \
+  inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; } \
   inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 EMULATION_VECTOR(int8_t, char, 4)
 EMULATION_VECTOR(uint8_t, uchar, 4)
@@ -46,8 +46,10 @@ struct dim3 {
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
-extern __thread uint3 threadIdx, blockIdx;
-extern __thread dim3 blockDim, gridDim;
+// Found without a call, though the library is loaded late.
+#define EMULATION_THREAD_LOCAL __thread __attribute__((tls_model("initial-exec")))
+extern EMULATION_THREAD_LOCAL uint3 threadIdx, blockIdx;
+extern EMULATION_THREAD_LOCAL dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 
 namespace emulation {
@@ -72,7 +74,8 @@ struct Round {
   uint32_t present;     // lanes that took part; the others of the mask had returned from the kernel
   uint64_t values[32];  // what each of them brought
 };
-const Round& exchange(uint32_t mask, uint64_t value);
+enum class Meeting { sync, shuffle, shuffle_xor, shuffle_down, shuffle_up, vote, match, reduce };
+const Round& exchange(Meeting at, uint32_t mask, uint64_t value);
 int lane();
 
 enum class Reduce { none, any, all, count };
@@ -108,7 +111,8 @@ T atomic(T* address, Update update) {
 
 template <class T, class Combine>
 T reduce(uint32_t mask, T value, Combine combine) {
-  const Round& round = exchange(mask, to_bits(value));
+  static_assert(std::is_integral_v<T> && sizeof(T) == 4);
+  const Round& round = exchange(Meeting::reduce, mask, to_bits(value));
   bool first = true;
   T result{};
   for (int i = 0; i < 32; ++i) {
@@ -126,7 +130,9 @@ inline void __syncthreads() { emulation::barrier(emulation::Reduce::none, false)
 inline int __syncthreads_or(int p) { return emulation::barrier(emulation::Reduce::any, p != 0); }
 inline int __syncthreads_and(int p) { return emulation::barrier(emulation::Reduce::all, p != 0); }
 inline int __syncthreads_count(int p) { return emulation::barrier(emulation::Reduce::count, p != 0); }
-inline void __syncwarp(uint32_t mask = 0xffffffffu) { emulation::exchange(mask, 0); }
+inline void __syncwarp(uint32_t mask = 0xffffffffu) {
+  emulation::exchange(emulation::Meeting::sync, mask, 0);
+}
 inline void __threadfence() { emulation::give_way(); }
 inline void __threadfence_block() { emulation::give_way(); }
 
@@ -134,28 +140,33 @@ inline void __threadfence_block() { emulation::give_way(); }
 template <class T>
 T __shfl_sync(uint32_t mask, T value, int source, int width = 32) {
   const int first = emulation::lane() & ~(width - 1);
-  return emulation::read<T>(emulation::exchange(mask, emulation::to_bits(value)),
+  return emulation::read<T>(emulation::exchange(emulation::Meeting::shuffle, mask, emulation::to_bits(value)),
                             first + (source & (width - 1)));
 }
 template <class T>
 T __shfl_xor_sync(uint32_t mask, T value, int bits, int width = 32) {
   const int lane = emulation::lane(), from = lane ^ bits, end = (lane & ~(width - 1)) + width;
-  return emulation::read<T>(emulation::exchange(mask, emulation::to_bits(value)), from < end ? from : lane);
+  return emulation::read<T>(
+      emulation::exchange(emulation::Meeting::shuffle_xor, mask, emulation::to_bits(value)),
+      from < end ? from : lane);
 }
 template <class T>
 T __shfl_down_sync(uint32_t mask, T value, unsigned delta, int width = 32) {
   const int lane = emulation::lane(), from = lane + static_cast<int>(delta),
             end = (lane & ~(width - 1)) + width;
-  return emulation::read<T>(emulation::exchange(mask, emulation::to_bits(value)), from < end ? from : lane);
+  return emulation::read<T>(
+      emulation::exchange(emulation::Meeting::shuffle_down, mask, emulation::to_bits(value)),
+      from < end ? from : lane);
 }
 template <class T>
 T __shfl_up_sync(uint32_t mask, T value, unsigned delta, int width = 32) {
   const int lane = emulation::lane(), from = lane - static_cast<int>(delta), first = lane & ~(width - 1);
-  return emulation::read<T>(emulation::exchange(mask, emulation::to_bits(value)),
-                            from >= first ? from : lane);
+  return emulation::read<T>(
+      emulation::exchange(emulation::Meeting::shuffle_up, mask, emulation::to_bits(value)),
+      from >= first ? from : lane);
 }
 inline uint32_t __ballot_sync(uint32_t mask, int predicate) {
-  const emulation::Round& round = emulation::exchange(mask, predicate != 0);
+  const emulation::Round& round = emulation::exchange(emulation::Meeting::vote, mask, predicate != 0);
   uint32_t ballot = 0;
   for (int i = 0; i < 32; ++i)
     ballot |= (round.present >> i & 1 ? static_cast<uint32_t>(round.values[i]) : 0u) << i;
@@ -165,7 +176,8 @@ inline int __any_sync(uint32_t mask, int predicate) { return __ballot_sync(mask,
 inline int __all_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
 template <class T>
 uint32_t __match_any_sync(uint32_t mask, T value) {
-  const emulation::Round& round = emulation::exchange(mask, emulation::to_bits(value));
+  const emulation::Round& round =
+      emulation::exchange(emulation::Meeting::match, mask, emulation::to_bits(value));
   uint32_t equal = 0;
   for (int i = 0; i < 32; ++i)
     equal |= uint32_t{(round.present >> i & 1) && round.values[i] == emulation::to_bits(value)} << i;

@@ -1,5 +1,6 @@
 // CUDA threads as fibers of one OS thread. A thread runs until it must wait for others (a barrier, a
-// shuffle), then the scheduler resumes the next. Blocks run one after the other.
+// shuffle), then the scheduler resumes the next one of its warp, and at last the next warp. Blocks run one
+// after the other.
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -23,8 +24,8 @@
 #include <ucontext.h>
 #endif
 
-__thread uint3 threadIdx, blockIdx;
-__thread dim3 blockDim, gridDim;
+EMULATION_THREAD_LOCAL uint3 threadIdx, blockIdx;
+EMULATION_THREAD_LOCAL dim3 blockDim, gridDim;
 
 namespace emulation {
 namespace {
@@ -38,7 +39,8 @@ constexpr size_t kStackBytes = 64 << 10;
 // A stack with a page below it that must not be touched.
 class Stack {
  public:
-  Stack() {
+  // Tops at the same place of their pages would compete for the same lines of the cache.
+  explicit Stack(size_t index) : unused_(index % 16 * 256) {
     void* map =
         mmap(nullptr, guard() + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (map == MAP_FAILED) throw std::bad_alloc();
@@ -48,13 +50,14 @@ class Stack {
   ~Stack() {
     if (base_) munmap(base_, guard() + kStackBytes);
   }
-  Stack(Stack&& other) noexcept : base_(std::exchange(other.base_, nullptr)) {}
+  Stack(Stack&& other) noexcept : base_(std::exchange(other.base_, nullptr)), unused_(other.unused_) {}
   char* low() const { return base_ + guard(); }
-  char* high() const { return low() + kStackBytes; }
+  char* high() const { return low() + kStackBytes - unused_; }
 
  private:
   static size_t guard() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
   char* base_;
+  size_t unused_;
 };
 
 // Where execution goes on. AddressSanitizer is told of every change of stacks.
@@ -138,6 +141,7 @@ void switch_to(Context& from, Context& to, bool leaving_for_good = false) {
 struct Group {
   uint32_t mask = 0, arrived = 0;
   uint64_t generation = 0;
+  Meeting meeting = Meeting::sync;  // of those who have arrived
   Round rounds[2];
 };
 
@@ -153,13 +157,13 @@ struct Thread {
 struct Warp {
   std::vector<std::unique_ptr<Group>> groups;
   Thread* threads = nullptr;  // the first of its lanes
+  int first = 0, size = 0;    // of its lanes in the block
   uint32_t live = 0;
 };
 
 struct Block {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
-  std::vector<int> order;
   int live = 0, at_barrier = 0, votes = 0, result = 0;
   bool has_reduce = false;
   Reduce reduce = Reduce::none;
@@ -181,6 +185,12 @@ struct Emulator {
     random ^= random >> 7;
     return random ^= random << 17;
   }
+  // Numbers 0, 1, ... in the order of the next turn.
+  template <class Number>
+  void reorder(std::vector<Number>& order) {
+    if (!shuffled) return;
+    for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[(draw() >> 32) * i >> 32]);
+  }
   Thread& thread() { return block->threads[running]; }
   void wait(State state) {
     thread().state = state;
@@ -188,7 +198,7 @@ struct Emulator {
   }
 };
 
-thread_local Emulator emulator;
+thread_local Emulator emulator __attribute__((tls_model("initial-exec")));
 
 [[noreturn]] void broken(const std::string& message) {
   const auto text = [](uint3 i) {
@@ -213,9 +223,8 @@ void release_barrier(Block& block) {
 void release_group(Warp& warp, Group& group) {
   if (group.arrived == 0 || (group.arrived & warp.live) != (group.mask & warp.live)) return;
   group.rounds[group.generation % 2].present = group.arrived;
-  for (int i = 0; i < 32; ++i) {
-    if (!(group.arrived >> i & 1)) continue;
-    Thread& thread = warp.threads[i];
+  for (uint32_t lanes = group.arrived; lanes; lanes &= lanes - 1) {
+    Thread& thread = warp.threads[__builtin_ctz(lanes)];
     if (thread.state == State::in_group && thread.group == &group) thread.state = State::ready;
   }
   group.arrived = 0;
@@ -255,6 +264,25 @@ std::string who_waits(const Block& block) {
          std::to_string(group) + " for lanes of their warp";
 }
 
+// Until all its lanes wait; in a drawn schedule perhaps not so long. Returns whether any could run.
+bool run_warp(Block& block, const Warp& warp, std::vector<int>& order) {
+  Emulator& e = emulator;
+  bool progress = false;
+  for (bool again = true; again && !(progress && e.shuffled && e.draw() % 8 == 0);) {
+    again = false;
+    e.reorder(order);
+    for (int lane : order) {
+      if (lane >= warp.size || warp.threads[lane].state != State::ready) continue;
+      progress = again = true;
+      e.running = warp.first + lane;
+      threadIdx = warp.threads[lane].index;
+      switch_to(e.scheduler, warp.threads[lane].context);
+      if (block.error) std::rethrow_exception(std::exchange(block.error, nullptr));
+    }
+  }
+  return progress;
+}
+
 void run_block(Block& block) {
   Emulator& e = emulator;
   e.block = &block;
@@ -263,24 +291,23 @@ void run_block(Block& block) {
   block.warps = std::vector<Warp>((count + 31) / 32);
   for (int i = 0; i < count; ++i) {
     Thread& thread = block.threads[i];
+    Warp& warp = block.warps[i / 32];
     thread.state = State::ready;
     begin_at(thread.context, e.stacks[i], thread_main);
-    if (i % 32 == 0) block.warps[i / 32].threads = &thread;
-    block.warps[i / 32].live |= 1u << i % 32;
+    if (i % 32 == 0) {
+      warp.threads = &thread;
+      warp.first = i;
+    }
+    ++warp.size;
+    warp.live |= 1u << i % 32;
   }
+  std::vector<int> warps(block.warps.size()), lanes(32);
+  std::iota(warps.begin(), warps.end(), 0);
+  std::iota(lanes.begin(), lanes.end(), 0);
   while (block.live > 0) {
-    if (e.shuffled) {
-      for (int i = count - 1; i > 0; --i) std::swap(block.order[i], block.order[e.draw() % (i + 1)]);
-    }
     bool progress = false;
-    for (int i : block.order) {
-      if (block.threads[i].state != State::ready) continue;
-      progress = true;
-      e.running = i;
-      threadIdx = block.threads[i].index;
-      switch_to(e.scheduler, block.threads[i].context);
-      if (block.error) std::rethrow_exception(std::exchange(block.error, nullptr));
-    }
+    e.reorder(warps);
+    for (int warp : warps) progress |= run_warp(block, block.warps[warp], lanes);
     if (!progress) broken(who_waits(block));
   }
 }
@@ -294,7 +321,7 @@ void launch(dim3 grid, dim3 size, size_t shared, const std::function<void()>& ke
   if (count < 1 || count > 1024 || blocks < 1)
     throw std::runtime_error("emulated CUDA: bad launch configuration");
   if (shared > 227 << 10) throw std::runtime_error("emulated CUDA: too much dynamic shared memory");
-  while (static_cast<int>(e.stacks.size()) < count) e.stacks.emplace_back();
+  while (static_cast<int>(e.stacks.size()) < count) e.stacks.emplace_back(e.stacks.size());
 
   constexpr std::align_val_t kAlignment{128};
   const auto free_shared = [](void* memory) { operator delete(memory, kAlignment); };
@@ -303,16 +330,12 @@ void launch(dim3 grid, dim3 size, size_t shared, const std::function<void()>& ke
   block.kernel = &kernel;
   block.shared = memory.get();
   block.threads.resize(count);
-  block.order.resize(count);
-  std::iota(block.order.begin(), block.order.end(), 0);
   for (int i = 0; i < count; ++i) {
     block.threads[i].index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
   }
   std::vector<int64_t> order(blocks);
   std::iota(order.begin(), order.end(), 0);
-  if (e.shuffled) {
-    for (int64_t i = blocks - 1; i > 0; --i) std::swap(order[i], order[e.draw() % (i + 1)]);
-  }
+  e.reorder(order);
   gridDim = grid;
   blockDim = size;
   for (const int64_t b : order) {
@@ -327,7 +350,7 @@ void* dynamic_shared() { return emulator.block->shared; }
 
 void set_schedule(uint64_t seed) {
   emulator.shuffled = seed != 0;
-  emulator.random = seed * 0x9e3779b97f4a7c15u + 1;
+  emulator.random = seed * 0x9e3779b97f4a7c15u | 1;
 }
 
 void give_way() {
@@ -337,7 +360,7 @@ void give_way() {
 
 int lane() { return emulator.running % 32; }
 
-const Round& exchange(uint32_t mask, uint64_t value) {
+const Round& exchange(Meeting at, uint32_t mask, uint64_t value) {
   Emulator& e = emulator;
   Block& block = *e.block;
   Warp& warp = block.warps[e.running / 32];
@@ -353,6 +376,8 @@ const Round& exchange(uint32_t mask, uint64_t value) {
     (*found)->mask = mask;
   }
   Group& group = **found;
+  if (group.arrived && group.meeting != at) broken("lanes of a warp meet at different warp operations");
+  group.meeting = at;
   Round& round = group.rounds[group.generation % 2];
   round.values[self] = value;
   group.arrived |= 1u << self;
@@ -383,3 +408,7 @@ int barrier(Reduce how, bool predicate) {
 }  // namespace emulation
 
 void emulation_trap() { emulation::broken("a device assertion failed"); }
+
+extern "C" __attribute__((visibility("default"))) void emulation_set_schedule(uint64_t seed) {
+  emulation::set_schedule(seed);
+}

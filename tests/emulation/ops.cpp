@@ -1,5 +1,4 @@
-// The emulated kernels as PyTorch ops, torch.ops.dino_kernels_emulated, on CPU tensors; and what tests may
-// set.
+// The emulated kernels as PyTorch ops, torch.ops.dino_kernels_emulated, on CPU tensors.
 #include <torch/csrc/stable/library.h>
 
 #include "../../csrc/ms_deform_attn/schemas.h"
@@ -11,11 +10,6 @@ namespace dino_kernels {
 extern int emulated_multiprocessors;
 }
 
-extern "C" {
-__attribute__((visibility("default"))) void emulation_set_schedule(uint64_t seed) {
-  emulation::set_schedule(seed);
-}
-__attribute__((visibility("default"))) void emulation_set_multiprocessors(int count) {
+extern "C" __attribute__((visibility("default"))) void emulation_set_multiprocessors(int count) {
   dino_kernels::emulated_multiprocessors = count;
-}
 }

@@ -1,1 +1,0 @@
-"""CUDA kernels on a CPU: see README.md."""
