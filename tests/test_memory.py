@@ -106,23 +106,23 @@ def large(request: pytest.FixtureRequest) -> None:
         pytest.skip("tensors of more than 2^31 elements: pass --large (about 14 GB)")
 
 
-def test_value_rows_beyond_2_31_elements_are_addressed(make_inputs, large):
+def test_value_rows_beyond_2_31_elements_are_addressed(make_inputs, large, kernel):
     """The last pixel of a level of 2900 x 2900 pixels, 8 heads and 32 channels, forward and backward."""
-    make_inputs("fused_ms_deform_attn", Case("probe", 1, 1, 1, 1, ((1, 1),), (1,)), torch.float32, "cpu")
-    side, heads, channels = 2900, 8, 32
-    value = torch.zeros(1, side * side, heads, channels, dtype=torch.bfloat16)
+    probe = make_inputs("fused_ms_deform_attn", Case("probe", 1, 1, 1, 1, ((1, 1),), (1,)), torch.float32, kernel)
+    side, heads, channels, device = 2900, 8, 32, probe["value"].device
+    value = torch.zeros(1, side * side, heads, channels, dtype=torch.bfloat16, device=device)
     assert value.numel() > 2**31
-    last = torch.arange(heads * channels, dtype=torch.bfloat16).view(heads, channels)
+    last = torch.arange(heads * channels, dtype=torch.bfloat16, device=device).view(heads, channels)
     value[0, -1] = last
     value.requires_grad_()
-    reference = torch.full((1, 1, 1, 2), (side - 0.5) / side)
-    offsets = torch.zeros(1, 1, heads, 1, 1, 2, dtype=torch.bfloat16)
-    logits = torch.zeros(1, 1, heads, 1, 1, dtype=torch.bfloat16)
-    output = fused_ms_deform_attn(value, [(side, side)], None, reference, offsets, logits, backend="cpu")
+    reference = torch.full((1, 1, 1, 2), (side - 0.5) / side, device=device)
+    offsets = torch.zeros(1, 1, heads, 1, 1, 2, dtype=torch.bfloat16, device=device)
+    logits = torch.zeros(1, 1, heads, 1, 1, dtype=torch.bfloat16, device=device)
+    output = fused_ms_deform_attn(value, [(side, side)], None, reference, offsets, logits, backend=kernel)
     # (side - 0.5) / side in float32 may lie a thousandth of a pixel beside the centre.
     torch.testing.assert_close(output.view(heads, channels), last, rtol=0.01, atol=0.01)
     (grad,) = torch.autograd.grad(output, value, torch.ones_like(output))
-    torch.testing.assert_close(grad[0, -1], torch.ones(heads, channels, dtype=torch.bfloat16), rtol=0.01, atol=0)
+    torch.testing.assert_close(grad[0, -1], torch.ones_like(last), rtol=0.01, atol=0)
     assert (grad[0, : -side - 2] == 0).all()
 
 

@@ -61,14 +61,18 @@ constexpr int kLanes = DINO_VECTOR_BYTES / static_cast<int>(sizeof(A));
 
 namespace dino_kernels {
 
-#define DINO_NUMBER_VECTOR(A)                                                           \
-  template <>                                                                           \
-  struct Number<DINO_CPU_VARIANT::Vector<A>> {                                          \
-    using Element = A;                                                                  \
-    using Real = DINO_CPU_VARIANT::Vector<A>;                                           \
-    using Int = DINO_CPU_VARIANT::Vector<DINO_CPU_VARIANT::Integer<A>>;                 \
-    static DINO_INLINE Int truncate(Real x) { return __builtin_convertvector(x, Int); } \
-    static DINO_INLINE Real from(Int i) { return __builtin_convertvector(i, Real); }    \
+#define DINO_NUMBER_VECTOR(A)                                                        \
+  template <>                                                                        \
+  struct Number<DINO_CPU_VARIANT::Vector<A>> {                                       \
+    using Element = A;                                                               \
+    using Real = DINO_CPU_VARIANT::Vector<A>;                                        \
+    using Int = DINO_CPU_VARIANT::Vector<DINO_CPU_VARIANT::Integer<A>>;              \
+    using Mask = Int;                                                                \
+    static DINO_INLINE Real from(Int i) { return __builtin_convertvector(i, Real); } \
+    static DINO_INLINE Int floor(Real x) {                                           \
+      const Int truncated = __builtin_convertvector(x, Int);                         \
+      return x < from(truncated) ? truncated - 1 : truncated;                        \
+    }                                                                                \
   };
 DINO_NUMBER_VECTOR(float)
 DINO_NUMBER_VECTOR(double)

@@ -12,18 +12,13 @@ namespace dino_kernels {
 template <class Real>
 struct Corners {
   using Int = typename Number<Real>::Int;
+  using Mask = typename Number<Real>::Mask;
   Int row[4];       // index into the level's H * W pixels; only meaningful where valid
-  Int valid[4];     // non-zero (all bits, for vectors) inside the level; the others count as zero padding
+  Mask valid[4];    // inside the level (for vectors: all bits); the others count as zero padding
   Real weight[4];   // bilinear, sum 1
   Real fraction_x;  // of the way from left to right, [0, 1)
   Real fraction_y;  // of the way from top to bottom, [0, 1)
 };
-
-template <class Real>
-DINO_HOST_DEVICE typename Number<Real>::Int floor_to_integer(Real x) {
-  const auto truncated = Number<Real>::truncate(x);
-  return x < Number<Real>::from(truncated) ? truncated - 1 : truncated;
-}
 
 // A point at (x, y), in pixels, pixel centres at integers, of a level of width x height.
 //
@@ -39,7 +34,7 @@ DINO_HOST_DEVICE Corners<Real> bilinear_corners(Real x, Real y, typename Number<
   const Real outside = Real{} - Element(2);
   x = inside ? x : outside;
   y = inside ? y : outside;
-  const Int x0 = floor_to_integer(x), y0 = floor_to_integer(y);
+  const Int x0 = Number<Real>::floor(x), y0 = Number<Real>::floor(y);
   Corners<Real> corners;
   corners.fraction_x = x - Number<Real>::from(x0);
   corners.fraction_y = y - Number<Real>::from(y0);

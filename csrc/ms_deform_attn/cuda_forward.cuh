@@ -85,7 +85,8 @@ __global__ void __launch_bounds__(kForwardThreads<kSplit>, 1024 / kForwardThread
       const bool all = source.leave(sample, own);
       __syncwarp();
       if (kGroup && kSplit == 1 && __all_sync(kWholeWarp, all)) {
-#pragma unroll
+        // 16 loads in flight; with 32 the addresses alone would not fit the registers.
+#pragma unroll 4
         for (int step = 0; step < kGroup; ++step) add_sample<true>(rows, read_hits(walked[step]), sums);
       } else {
         const int steps = lanes.steps(K - chunk);

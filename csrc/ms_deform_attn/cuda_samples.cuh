@@ -134,15 +134,47 @@ struct Item {
     b = head / p.M;
     q = (block - head * tiles) * per_block + threadIdx.x / lanes_per_item;
     alive = q < p.Q;
-    if (alive) q = levels.query(q, static_cast<int>(p.L));
+    q = levels.query(alive ? q : p.Q - 1, static_cast<int>(p.L));
     index = (b * p.Q + q) * p.M + m;
   }
 };
 
-template <class T, class A>
-__device__ __forceinline__ A load_raw(const void* from, bool as_value, int64_t i) {
-  return as_value ? widen(static_cast<const T*>(from)[i]) : static_cast<const A*>(from)[i];
-}
+// Numbers in value's dtype or the compute dtype, from one item's first on.
+template <class T>
+struct RawNumbers {
+  using A = typename Compute<T>::type;
+  const char* first;
+  bool as_value;
+
+  __device__ RawNumbers(const Rows& rows, bool as_value_, int64_t b, int64_t q, int64_t column)
+      : first(static_cast<const char*>(rows.data) +
+              (b * rows.batch_stride + q * rows.row_stride + column) *
+                  static_cast<int64_t>(as_value_ ? sizeof(T) : sizeof(A))),
+        as_value(as_value_) {}
+  __device__ __forceinline__ A load(int i) const {
+    return as_value ? widen(reinterpret_cast<const T*>(first)[i]) : reinterpret_cast<const A*>(first)[i];
+  }
+  // Numbers i and i + 1, together where that is `aligned`.
+  __device__ __forceinline__ void load_pair(int i, bool aligned, A& x, A& y) const {
+    if (!aligned) {
+      x = load(i);
+      y = load(i + 1);
+    } else if (as_value) {
+      load_two(reinterpret_cast<const T*>(first) + i, x, y);
+    } else {
+      load_two(reinterpret_cast<const A*>(first) + i, x, y);
+    }
+  }
+
+ private:
+  template <class U>
+  static __device__ __forceinline__ void load_two(const U* from, A& x, A& y) {
+    A pair[2];
+    load_numbers<U, 2>(from, pair);
+    x = pair[0];
+    y = pair[1];
+  }
+};
 
 template <class T, class A>
 __device__ __forceinline__ void store_raw(void* to, bool as_value, int64_t i, A number) {
@@ -198,25 +230,28 @@ struct Source {
   // Copies: a reference from one member of an object to another would keep the whole object out of registers.
   const Levels levels;
   const Item item;
-  int64_t first_position, first_weight;
-  A maximum, inverse_sum;  // of the softmax
+  const RawNumbers<T> positions, weights;
+  const A* const reference;  // [L, coordinates] of the query
+  const bool* const mask;    // [S] of the image, or null
+  A maximum, inverse_sum;    // of the softmax
 
   __device__ Source(const CudaParams& p_, const Levels& levels_, const Item& item_, int lane, int lanes)
-      : p(p_), levels(levels_), item(item_) {
-    first_position = item.b * p.positions.batch_stride + item.q * p.positions.row_stride + item.m * p.K * 2;
-    first_weight = item.b * p.weights.batch_stride + item.q * p.weights.row_stride + item.m * p.K;
+      : p(p_),
+        levels(levels_),
+        item(item_),
+        positions(p_.positions, p_.positions_as_value, item_.b, item_.q, item_.m * p_.K * 2),
+        weights(p_.weights, p_.weights_as_value, item_.b, item_.q, item_.m * p_.K),
+        reference(static_cast<const A*>(p_.reference_points) +
+                  (item_.b * p_.Q + item_.q) * p_.L * p_.reference_coordinates),
+        mask(kFused && p_.value_mask ? p_.value_mask + item_.b * p_.S : nullptr) {
     if constexpr (kFused) softmax(lane, lanes);
   }
 
-  __device__ A raw_weight(int k) const {
-    return load_raw<T, A>(p.weights.data, p.weights_as_value, first_weight + k);
-  }
-
   __device__ void softmax(int lane, int lanes) {
-    const int K = item.alive ? static_cast<int>(p.K) : 0;
+    const int K = static_cast<int>(p.K);
     maximum = -static_cast<A>(INFINITY);
     for (int k = lane; k < K; k += lanes) {
-      const A logit = raw_weight(k);
+      const A logit = weights.load(k);
       maximum = logit > maximum ? logit : maximum;
     }
     for (int bit = lanes / 2; bit > 0; bit /= 2) {
@@ -224,76 +259,68 @@ struct Source {
       maximum = other > maximum ? other : maximum;
     }
     A sum = 0;
-    for (int k = lane; k < K; k += lanes) sum += exponential(raw_weight(k) - maximum);
+    for (int k = lane; k < K; k += lanes) sum += exponential(weights.load(k) - maximum);
     for (int bit = lanes / 2; bit > 0; bit /= 2) sum += __shfl_xor_sync(kWholeWarp, sum, bit);
     inverse_sum = A(1) / sum;
   }
 
-  // Sample k. Beyond the last, or of an item that is not alive: one without a valid corner.
+  // Sample k. Beyond the last, or of an item that is not alive: one without a valid corner. Without branches,
+  // which would send every part of it through registers.
   __device__ Sample<A> locate(int k) const {
-    Sample<A> sample{};
-    if (!item.alive || k >= p.K) return sample;
+    Sample<A> sample;
+    const int K = static_cast<int>(p.K);
+    const bool exists = item.alive && k < K;
+    k = min(k, K - 1);
     sample.level = levels.of_sample[k];
     const LevelInShared level = levels.level[sample.level];
     const A width = static_cast<A>(level.width), height = static_cast<A>(level.height);
-    load_position(first_position + 2 * int64_t{k}, sample.raw_x, sample.raw_y);
+    positions.load_pair(2 * k, p.pairs_aligned, sample.raw_x, sample.raw_y);
     A base_x = A(-0.5), base_y = A(-0.5);
     sample.scale_x = width;
     sample.scale_y = height;
     if constexpr (kFused) {
-      const A* reference = static_cast<const A*>(p.reference_points) +
-                           ((item.b * p.Q + item.q) * p.L + sample.level) * p.reference_coordinates;
-      base_x = reference[0] * width - A(0.5);
-      base_y = reference[1] * height - A(0.5);
+      const int coordinates = static_cast<int>(p.reference_coordinates);
+      const A* const at = reference + sample.level * coordinates;
+      base_x = at[0] * width - A(0.5);
+      base_y = at[1] * height - A(0.5);
       sample.scale_x = sample.scale_y = A(1);
-      if (p.reference_coordinates == 4) {
+      if (coordinates == 4) {
         const A half = A(0.5) / static_cast<A>(level.points);
-        sample.scale_x = reference[2] * half * width;
-        sample.scale_y = reference[3] * half * height;
+        sample.scale_x = at[2] * half * width;
+        sample.scale_y = at[3] * half * height;
       }
-      sample.attention = exponential(raw_weight(k) - maximum) * inverse_sum;
+      sample.attention = exponential(weights.load(k) - maximum) * inverse_sum;
     } else {
-      sample.attention = raw_weight(k);
+      sample.attention = weights.load(k);
     }
-    sample.corners = bilinear_corners<A>(base_x + sample.raw_x * sample.scale_x,
-                                         base_y + sample.raw_y * sample.scale_y, level.width, level.height);
+    const A x = base_x + sample.raw_x * sample.scale_x, y = base_y + sample.raw_y * sample.scale_y;
+    sample.corners = bilinear_corners<A>(exists ? x : A(-2), y, level.width, level.height);
     return sample;
   }
 
   // Leaves a sample for its group. Returns whether all four corners are to be read.
   __device__ bool leave(const Sample<A>& sample, Hits<A>& to) const {
     const int32_t start = levels.level[sample.level].start;
-    const bool* mask = kFused && p.value_mask ? p.value_mask + item.b * p.S : nullptr;
     Hits<A> hits;
-    bool all = true;
+    bool read[4];
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      const int32_t row = start + static_cast<int32_t>(sample.corners.row[c]);
-      const bool read = sample.corners.valid[c] && !(mask && mask[row]);
-      hits.corner[c] = {read ? row : -1, read ? sample.corners.weight[c] * sample.attention : A(0)};
-      all = all && read;
+      hits.corner[c].row = start + static_cast<int32_t>(sample.corners.row[c]);
+      read[c] = sample.corners.valid[c];
+    }
+    if (kFused && mask) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        if (read[c]) read[c] = !mask[hits.corner[c].row];
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      hits.corner[c].row = read[c] ? hits.corner[c].row : -1;
+      hits.corner[c].weight = read[c] ? sample.corners.weight[c] * sample.attention : A(0);
     }
     to = hits;
-    return all;
-  }
-
- private:
-  __device__ void load_position(int64_t i, A& x, A& y) const {
-    if (p.pairs_aligned && p.positions_as_value) {
-      load_two<T>(i, x, y);
-    } else if (p.pairs_aligned) {
-      load_two<A>(i, x, y);
-    } else {
-      x = load_raw<T, A>(p.positions.data, p.positions_as_value, i);
-      y = load_raw<T, A>(p.positions.data, p.positions_as_value, i + 1);
-    }
-  }
-  template <class U>
-  __device__ void load_two(int64_t i, A& x, A& y) const {
-    A pair[2];
-    load_numbers<U, 2>(static_cast<const U*>(p.positions.data) + i, pair);
-    x = pair[0];
-    y = pair[1];
+    return read[0] & read[1] & read[2] & read[3];
   }
 };
 
