@@ -259,8 +259,8 @@ DINO_INLINE Vector<A> exp_of_nonpositive(Vector<A> x) {
   constexpr A kLn2Low = kDouble ? A(1.90821492927058770002e-10) : A(-2.12194440054690583e-4);
   const auto vanishes = x < kSmallest;
   const Vector<A> bounded = vanishes ? Vector<A>{} : x;
-  const auto exponent =
-      Number<Vector<A>>::truncate(bounded * kLog2e - A(0.5));  // truncation of a non-positive number: rounds
+  const auto exponent = __builtin_convertvector(
+      bounded * kLog2e - A(0.5), Vector<Integer<A>>);  // truncation of a non-positive number: rounds
   const Vector<A> n = Number<Vector<A>>::from(exponent);
   const Vector<A> r = (bounded - n * kLn2High) - n * kLn2Low;
   Vector<A> e = broadcast(A(1));

@@ -19,12 +19,14 @@ from tests.emulation.build import build
 
 NAME = "emulated"
 NAMESPACE = "dino_kernels_emulated"
+# As the package's own library is.
+SANITIZED = (_native.build_info() or {}).get("sanitize") == "address"
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The emulated library, compiled where it is not yet; with sanitizers where the package's own has them."""
-    path = str(build(sanitize=(_native.build_info() or {}).get("sanitize") == "address"))
+    """The emulated library, compiled where it is not yet."""
+    path = str(build(sanitize=SANITIZED))
     torch.ops.load_library(path)
     return ctypes.CDLL(path)
 

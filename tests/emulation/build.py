@@ -49,24 +49,37 @@ def ninja_program() -> str:
     raise RuntimeError("the emulation is compiled with ninja: pip install ninja")
 
 
+def compiler() -> list[str]:
+    return shlex.split(os.environ.get("CXX", "c++"))
+
+
+def sanitizer_runtime() -> str | None:
+    """For LD_PRELOAD, where Python itself is not sanitized; libstdc++ too, to see exceptions."""
+    paths = []
+    for library in ("libasan.so", "libstdc++.so"):
+        command = [*compiler(), f"-print-file-name={library}"]
+        paths.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    return " ".join(paths) if all(Path(path).is_absolute() for path in paths) else None
+
+
 def plan(sanitize: bool) -> str:
     """What ninja is to do."""
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
     mode = SANITIZED if sanitize else OPTIMISED
     torch_folder = Path(torch.__file__).parent
     includes = [f"-I{HERE}", f"-I{ROOT / 'csrc'}", "-isystem", str(torch_folder / "include")]
     flags = [*FLAGS, *mode, "-DTORCH_TARGET_VERSION=0x020a000000000000", *includes]
-    command = shlex.join([*compiler, *flags]).replace("$", "$$")
-    link = shlex.join([*compiler, *mode]).replace("$", "$$")
+    command = shlex.join([*compiler(), *flags]).replace("$", "$$")
+    link = shlex.join([*compiler(), *mode]).replace("$", "$$")
     lines = [
         "ninja_required_version = 1.5",
         f"rule compile\n  command = {command} -MMD -MF $out.d -x c++ -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
-        f"rule link\n  command = {link} -shared $in -Ltorch -ltorch_cpu -lc10 -o $out",
+        f"rule link\n  command = {link} -shared $in $libraries -o $out",
     ]
     sources = dict.fromkeys(source for sources in LIBRARIES.values() for source in sources)
     lines += [f"build {source.stem}.o: compile {source}" for source in sources]
     for library, parts in LIBRARIES.items():
         lines.append(f"build {library}.so: link {' '.join(f'{source.stem}.o' for source in parts)}")
+        lines += ["  libraries = -Ltorch -ltorch_cpu -lc10"] if library == "emulated" else []
     return "\n".join(lines) + "\n"
 
 
