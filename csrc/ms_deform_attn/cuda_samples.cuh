@@ -51,41 +51,49 @@ struct Levels {
   // By all threads of the block; ends with a barrier. A table on the device cannot be checked before the
   // launch, so it is checked here: a level that is not inside value would be read out of bounds.
   __device__ void fill(const CudaParams& p) const {
-    const LevelTable& table = p.table;
-    const int L = static_cast<int>(p.L), K = static_cast<int>(p.K);
-    for (int l = threadIdx.x; l < L; l += blockDim.x) {
-      const int64_t height =
-          table.shapes ? read_index(table.shapes, table.shapes_int64, 2 * l) : table.sizes[2 * l];
-      const int64_t width =
-          table.shapes ? read_index(table.shapes, table.shapes_int64, 2 * l + 1) : table.sizes[2 * l + 1];
-      const bool fits = height >= 1 && width >= 1 && height <= p.S && width <= p.S && height * width <= p.S;
-      level[l] = {fits ? static_cast<int32_t>(width) : 0, fits ? static_cast<int32_t>(height) : 0, 0,
-                  table.points[l]};
-    }
-    __syncthreads();
-    for (int l = threadIdx.x; l < L; l += blockDim.x) {
-      int64_t start = 0;
-      for (int before = 0; before < l; ++before) start += int64_t{level[before].width} * level[before].height;
-      const int64_t packed_start = start, rows = int64_t{level[l].width} * level[l].height;
-      if (table.starts) start = read_index(table.starts, table.starts_int64, l);
-      const bool last = l == L - 1;
-      const bool inside = rows > 0 && start >= 0 && start + rows <= p.S;
-      if (!inside || (last && !table.starts && start + rows != p.S)) {
-        printf(
-            "dino_kernels: level %d of spatial_shapes, at row %lld, does not fit the S = %lld rows of "
-            "value\n",
-            l, static_cast<long long>(start), static_cast<long long>(p.S));
-        __trap();
-      }
-      level[l].start = static_cast<int32_t>(start);
-      if (last) on_grid[0] = p.queries_on_grid && start == packed_start && start + rows == p.S;
-    }
-    for (int k = threadIdx.x; k < K; k += blockDim.x) {
+    static_assert(kMaxLevels <= 32);
+    if (threadIdx.x < 32) fill_level(p, static_cast<int>(threadIdx.x));
+    for (int k = threadIdx.x; k < static_cast<int>(p.K); k += blockDim.x) {
       int l = 0;
-      for (int end = table.points[0]; k >= end; end += table.points[l]) ++l;
+      for (int end = p.table.points[0]; k >= end; end += p.table.points[l]) ++l;
       of_sample[k] = static_cast<uint8_t>(l);
     }
     __syncthreads();
+  }
+
+  // By the lanes of one warp, each with its level.
+  __device__ void fill_level(const CudaParams& p, int l) const {
+    const LevelTable& table = p.table;
+    const int L = static_cast<int>(p.L);
+    int64_t height = 0, width = 0, start = 0;
+    if (l < L) {
+      height = table.shapes ? read_index(table.shapes, table.shapes_int64, 2 * l) : table.sizes[2 * l];
+      width = table.shapes ? read_index(table.shapes, table.shapes_int64, 2 * l + 1) : table.sizes[2 * l + 1];
+      if (table.starts) start = read_index(table.starts, table.starts_int64, l);
+    }
+    const bool fits = height >= 1 && width >= 1 && height <= p.S && width <= p.S && height * width <= p.S;
+    const int64_t rows = fits ? height * width : 0;
+    int64_t end = rows;  // of the level, where levels are packed
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const int64_t before = __shfl_up_sync(kWholeWarp, end, distance);
+      if (l >= distance) end += before;
+    }
+    if (l >= L) return;
+    const int64_t packed_start = end - rows;
+    if (!table.starts) start = packed_start;
+    const bool inside = fits && start >= 0 && start + rows <= p.S, last = l == L - 1;
+    if (!inside || (last && !table.starts && end != p.S)) {
+      printf(
+          "dino_kernels: level %d of spatial_shapes, at row %lld, does not fit the S = %lld rows of value\n",
+          l, static_cast<long long>(start), static_cast<long long>(p.S));
+      __trap();
+    }
+    level[l] = {static_cast<int32_t>(width), static_cast<int32_t>(height), static_cast<int32_t>(start),
+                table.points[l]};
+    // Of all levels: each where the ones before it end, and the last at the end of value.
+    const bool all_packed = __all_sync(kWholeWarp >> (32 - L), start == packed_start);
+    if (last) on_grid[0] = p.queries_on_grid && all_packed && end == p.S;
   }
 
   // The query that comes i-th. On a grid: strips of 8 pixel rows, column by column, so that 64 queries in a
@@ -126,13 +134,16 @@ struct Item {
   bool alive;     // false beyond the last query of the block's image
   int64_t index;  // (b * Q + q) * M + m
 
-  // A block has one head of one image, and consecutive queries.
+  // A block has one head of one image, and consecutive queries. 32-bit divisions: 64-bit ones take a
+  // microsecond.
   __device__ Item(const CudaParams& p, const Levels& levels, int lanes_per_item) {
-    const int64_t per_block = blockDim.x / lanes_per_item, tiles = (p.Q + per_block - 1) / per_block;
-    const int64_t block = blockIdx.x, head = block / tiles;
-    m = head % p.M;
-    b = head / p.M;
-    q = (block - head * tiles) * per_block + threadIdx.x / lanes_per_item;
+    const uint32_t per_block = blockDim.x / static_cast<uint32_t>(lanes_per_item);
+    const uint32_t blocks_per_head = gridDim.x / static_cast<uint32_t>(p.B * p.M);
+    const uint32_t head = blockIdx.x / blocks_per_head, heads = static_cast<uint32_t>(p.M);
+    b = head / heads;
+    m = head - static_cast<uint32_t>(b) * heads;
+    q = int64_t{blockIdx.x - head * blocks_per_head} * per_block +
+        threadIdx.x / static_cast<uint32_t>(lanes_per_item);
     alive = q < p.Q;
     q = levels.query(alive ? q : p.Q - 1, static_cast<int>(p.L));
     index = (b * p.Q + q) * p.M + m;
