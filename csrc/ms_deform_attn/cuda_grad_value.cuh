@@ -1,13 +1,12 @@
 // The gradient of value: four rows of every sample gain weight * grad_output. Three ways to add them up:
 //
-// - Rows one by one: vectors of floating-point adds in global memory. For few samples, or scattered ones.
-// - A tile of queries together: the block lists by row what its tile adds, sums each row's list in registers,
-// and
-//   adds every distinct row to global memory once. In an encoder neighbouring queries sample the same rows.
-// - In fixed point, one by one: integer sums are the same in any order, hence deterministic.
+// 1. Rows one by one: vectors of floating-point adds in global memory. For few samples, or scattered ones.
+// 2. A tile of queries together: the block sorts by row what its tile adds, and sums hits on the same row in
+//    registers first. In an encoder neighbouring queries sample the same rows: 5 hits a row for 8 x 8 queries
+//    and 4 points.
+// 3. In fixed point, one by one: integer sums are the same in any order, hence deterministic.
 //
-// Sums are float32 or wider in all of them; `finish_kernel` turns them into value's dtype where that is
-// another.
+// Sums are float32 or wider in all of them; `finish_kernel` turns them into value's dtype where that differs.
 #pragma once
 
 #include "../common/atomics.cuh"
@@ -158,19 +157,31 @@ struct RowSort {
   }
 };
 
-// Sums to grad_value's dtype: from the compute dtype, or from fixed point.
+// Sums to grad_value's dtype, four at a time: from the compute dtype, or from fixed point.
 constexpr int kFinishThreads = 256;
 template <class T>
 __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_constant__ CudaParams p) {
   using A = typename Compute<T>::type;
-  const int64_t count = p.B * p.S * p.M * p.D, step = int64_t{gridDim.x} * kFinishThreads;
+  constexpr int kTogether = 4;
+  const int64_t count = p.B * p.S * p.M * p.D, step = int64_t{gridDim.x} * kFinishThreads * kTogether;
   const Sums<A, true> sums(p, 0, 0, 0);
+  const auto one = [&](int64_t i) {
+    const auto* integers = static_cast<const long long*>(p.sums) + i * sums.kIntegers;
+    return sums.fixed ? from_fixed(integers, sums.scale, sums.fine_scale) : static_cast<const A*>(p.sums)[i];
+  };
   T* const to = static_cast<T*>(p.grad_value);
-  for (int64_t i = int64_t{blockIdx.x} * kFinishThreads + threadIdx.x; i < count; i += step) {
-    const A sum = sums.fixed ? from_fixed(static_cast<const long long*>(p.sums) + i * sums.kIntegers,
-                                          sums.scale, sums.fine_scale)
-                             : static_cast<const A*>(p.sums)[i];
-    to[i] = narrow<T>(sum);
+  for (int64_t i = (int64_t{blockIdx.x} * kFinishThreads + threadIdx.x) * kTogether; i < count; i += step) {
+    A numbers[kTogether];
+    if (i + kTogether > count) {
+      for (int64_t rest = i; rest < count; ++rest) to[rest] = narrow<T>(one(rest));
+    } else {
+      if (sums.fixed || sizeof(T) != 2) {  // only 16-bit values have float32 sums of their own
+        for (int v = 0; v < kTogether; ++v) numbers[v] = one(i + v);
+      } else if constexpr (sizeof(T) == 2) {
+        load_numbers<float, kTogether>(static_cast<const float*>(p.sums) + i, numbers);
+      }
+      store_numbers<T, kTogether>(to + i, numbers);
+    }
   }
 }
 
