@@ -1,15 +1,22 @@
 PYTHON ?= python
 CXX ?= c++
-CSRC := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
+CSRC := $(shell find csrc tests/emulation -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
 # The sanitized library lives apart, with a copy of the package, so that the normal build stays as it is.
 SANITIZED := build/sanitized
 # Compilers and other people's models are slow or noisy under a sanitizer, and are not what it is for.
-SANITIZED_TESTS := $(filter-out tests/test_install.py tests/test_compile% tests/test_integrations_%, \
+SANITIZED_TESTS := $(filter-out tests/test_install.py tests/test_compile% tests/test_integrations_% \
+  tests/test_emulation.py tests/test_cuda_kernels.py, \
   $(wildcard tests/test_*.py))
 # Python itself is not instrumented, so the runtime has to be there before it; libstdc++ too, to see exceptions.
 SANITIZED_PYTHON = PYTHONPATH=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
   LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" $(PYTHON) -P
+# Before the "." of pyproject.toml, which has the package that is not sanitized. A sanitizer ends the process: what it
+# says must not be captured.
+SANITIZED_PYTEST = $(SANITIZED_PYTHON) -m pytest -q -p no:cacheprovider --capture=sys \
+  -o "pythonpath=$(SANITIZED) ."
+# Of the emulated CUDA kernels, which take ten times as long as the CPU's: each kernel, access and table.
+SANITIZED_EMULATION := tests/test_emulation.py tests/test_cuda_kernels.py tests/test_fuzz.py
 
 GPU_RESULTS ?= build/gpu/results.json
 # What `make gpu` may take in all, and of that its tests; what they leave is for the measurements.
@@ -46,10 +53,11 @@ format:  ## put style right
 types:  ## pyright
 	pyright --pythonpath "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
 
-sanitize:  ## the op tests on a CPU library with AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize:  ## the op tests with AddressSanitizer and UndefinedBehaviorSanitizer: CPU library, emulated CUDA kernels
 	DINO_KERNELS_SANITIZE=address $(PYTHON) setup.py -q build --build-lib $(SANITIZED)
 	$(SANITIZED_PYTHON) -c 'from dino_kernels import _native; assert _native.build_info()["sanitize"] == "address"'
-	$(SANITIZED_PYTHON) -m pytest -q -p no:cacheprovider $(SANITIZED_TESTS)
+	$(SANITIZED_PYTEST) -k "not emulated" $(SANITIZED_TESTS)
+	$(SANITIZED_PYTEST) -k "(emulated or test_emulation or test_cuda_kernels) and not subset" --fuzz 40 $(SANITIZED_EMULATION)
 
 # A failing or endless test does not cost the measurements; the exit code tells of both.
 gpu:  ## on a machine with a GPU, without network, in 9 minutes: install, test, measure into GPU_RESULTS

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import dino_kernels
 from dino_kernels import UnsupportedError
 from dino_kernels._dispatch import ops
 from dino_kernels.testing import DTYPES, Case, sample_inputs
@@ -29,6 +30,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--fuzz", type=int, default=200, metavar="N", help="random cases of each fuzz test (200)")
     group.addoption("--large", action="store_true", help="tensors of more than 2^31 elements (about 12 GB)")
     group.addoption("--gpu", action="store_true", help="only tests with a parameter that is 'cuda' or 'triton'")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "libasan" in os.environ.get("LD_PRELOAD", "") and not emulation.SANITIZED:
+        raise pytest.UsageError(
+            f"a sanitizer is loaded, but the tests would import {dino_kernels.__file__} without one"
+        )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

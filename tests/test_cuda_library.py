@@ -74,8 +74,8 @@ def test_asking_for_the_gpu_breaks_no_graph(on_gpu):
 def test_too_many_levels_or_samples_are_refused_with_the_number():
     assert cuda.unsupported_sizes([4] * 32) is None
     assert cuda.unsupported_sizes([1] * 33) == "it has room for 32 levels, got 33"
-    assert cuda.unsupported_sizes([2048]) is None
-    assert cuda.unsupported_sizes([2000, 49]) == "it has room for 2048 samples per head, got 2049"
+    assert cuda.unsupported_sizes([1024]) is None
+    assert cuda.unsupported_sizes([1000, 25]) == "it has room for 1024 samples per head, got 1025"
 
 
 def test_cpu_tensors_are_not_for_cuda():

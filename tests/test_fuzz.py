@@ -86,7 +86,7 @@ def run_fuzz(
             check(**rest)
 
     if library == "emulated":  # what is large for one device is small for another, and has other kernels
-        drawn["size"] = st.sampled_from([1, 10000])
+        drawn["size"] = st.sampled_from([1, 32])
     profile = settings(
         max_examples=examples,
         deadline=None,

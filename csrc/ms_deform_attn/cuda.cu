@@ -129,7 +129,9 @@ Tensor CudaCall::run_backward(const Tensor& value, bool value_wanted,
         sum_bound->numel() == 1 && is_compute_dtype(sum_bound->scalar_type(), value.scalar_type()), op,
         ": sum_bound must be one number of the compute dtype");
     p.bound = sum_bound->const_data_ptr();
-    while (int64_t{1} << p.sum_headroom < p.Q * p.K) ++p.sum_headroom;
+    // A query adds to a row K times at most, and with weights of a softmax no more than once its gradient.
+    const int64_t largest = p.reference_points ? p.Q : p.Q * p.K;
+    while (int64_t{1} << p.sum_headroom < largest) ++p.sum_headroom;
   }
   set_access();
   const auto run = [&](auto launch_samples, auto launch_conversion) {

@@ -234,7 +234,6 @@ struct Backward {
 
   // This head's share in the gradient of its query's reference points: [B, Q, M, L, coordinates].
   __device__ __forceinline__ void finish_reference_points() const {
-    __syncwarp();
     const int coordinates = static_cast<int>(p.reference_coordinates), per_item = lanes.per_item();
     const int lane = threadIdx.x % per_item, first_thread = threadIdx.x - lane;
     A* to = static_cast<A*>(p.grad_reference_points) + item.index * p.L * coordinates;

@@ -33,8 +33,8 @@ struct Sums {
     if (fixed) set_scale(p);
   }
 
-  // No sum exceeds bound * Q * K < 2^(ilogb(bound) + 1 + headroom); its integer stays below 2^61. A bound
-  // that is not finite makes every number that is added NaN.
+  // No sum exceeds 2^(ilogb(bound) + 1 + headroom); its integer stays below 2^61. A bound that is not finite
+  // makes every number that is added NaN.
   __device__ void set_scale(const CudaParams& p) {
     const A bound = *static_cast<const A*>(p.bound);
     // Finer than the smallest normal number there is nothing to resolve.

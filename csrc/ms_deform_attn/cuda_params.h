@@ -25,8 +25,8 @@ struct CudaParams : MSDeformAttnParams {
 
   // Backward.
   void* sums;            // [B, S, M, D] of grad_value: compute dtype, or int64 (two each for float64)
-  const void* bound;     // [1] compute dtype: no sum exceeds bound * Q * K; null: sums in floating point
-  int32_t sum_headroom;  // bits of Q * K
+  const void* bound;     // [1] compute dtype: no term of a sum exceeds it; null: sums in floating point
+  int32_t sum_headroom;  // no sum exceeds bound * 2^this
 };
 
 }  // namespace dino_kernels

@@ -82,7 +82,7 @@ struct Levels {
     if (l >= L) return;
     const int64_t packed_start = end - rows;
     if (!table.starts) start = packed_start;
-    const bool inside = fits && start >= 0 && start + rows <= p.S, last = l == L - 1;
+    const bool inside = fits && start >= 0 && start <= p.S - rows, last = l == L - 1;
     if (!inside || (last && !table.starts && end != p.S)) {
       printf(
           "dino_kernels: level %d of spatial_shapes, at row %lld, does not fit the S = %lld rows of value\n",

@@ -46,10 +46,8 @@ struct dim3 {
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
-// Found without a call, though the library is loaded late.
-#define EMULATION_THREAD_LOCAL __thread __attribute__((tls_model("initial-exec")))
-extern EMULATION_THREAD_LOCAL uint3 threadIdx, blockIdx;
-extern EMULATION_THREAD_LOCAL dim3 blockDim, gridDim;
+extern __thread uint3 threadIdx, blockIdx;
+extern __thread dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 
 namespace emulation {

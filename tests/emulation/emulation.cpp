@@ -24,8 +24,8 @@
 #include <ucontext.h>
 #endif
 
-EMULATION_THREAD_LOCAL uint3 threadIdx, blockIdx;
-EMULATION_THREAD_LOCAL dim3 blockDim, gridDim;
+__thread uint3 threadIdx, blockIdx;
+__thread dim3 blockDim, gridDim;
 
 namespace emulation {
 namespace {
@@ -48,11 +48,19 @@ class Stack {
     mprotect(base_, guard(), PROT_NONE);
   }
   ~Stack() {
-    if (base_) munmap(base_, guard() + kStackBytes);
+    if (!base_) return;
+    forget_frames();
+    munmap(base_, guard() + kStackBytes);
   }
   Stack(Stack&& other) noexcept : base_(std::exchange(other.base_, nullptr)), unused_(other.unused_) {}
   char* low() const { return base_ + guard(); }
   char* high() const { return low() + kStackBytes - unused_; }
+  // AddressSanitizer knows the frames of a thread that was abandoned, also when the memory has another use.
+  void forget_frames() const {
+#if defined(__SANITIZE_ADDRESS__)
+    ASAN_UNPOISON_MEMORY_REGION(low(), kStackBytes);
+#endif
+  }
 
  private:
   static size_t guard() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
@@ -103,9 +111,7 @@ emulation_switch:
 void begin_at(Context& context, const Stack& stack, void (*entry)()) {
   context.stack_low = stack.low();
   context.stack_bytes = kStackBytes;
-#if defined(__SANITIZE_ADDRESS__)
-  ASAN_UNPOISON_MEMORY_REGION(stack.low(), kStackBytes);  // what an abandoned thread left
-#endif
+  stack.forget_frames();
 #if defined(__x86_64__)
   void** top = reinterpret_cast<void**>(stack.high()) - 2;  // so that the stack is aligned as after a call
   *top = reinterpret_cast<void*>(entry);
@@ -198,7 +204,7 @@ struct Emulator {
   }
 };
 
-thread_local Emulator emulator __attribute__((tls_model("initial-exec")));
+thread_local Emulator emulator;
 
 [[noreturn]] void broken(const std::string& message) {
   const auto text = [](uint3 i) {

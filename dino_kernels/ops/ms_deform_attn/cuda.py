@@ -13,7 +13,7 @@ from dino_kernels._layout import contiguous, heads, rows
 # The namespace of the native ops; tests/emulation puts its own in place of it.
 NATIVE = "dino_kernels_native"
 MAX_LEVELS = 32
-MAX_SAMPLES = 2048  # per head: what the backward keeps of them has to fit a block's shared memory
+MAX_SAMPLES = 1024  # per head: what the backward keeps of them has to fit a block's shared memory
 
 
 def unsupported(value: Tensor, *rest: Any) -> str | None:

@@ -1,0 +1,245 @@
+// Small kernels with known results, and some that are wrong: what tests/test_emulation.py runs.
+//
+// Each becomes a C function run_<name>(launch, in, out, n), which returns what went wrong, or null.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <exception>
+#include <string>
+
+struct Launch {
+  unsigned grid[3], block[3];
+  size_t shared;
+};
+
+template <class Kernel>
+const char* run(const Launch& l, const Kernel& kernel) {
+  static thread_local std::string message;
+  try {
+    emulation::launch({l.grid[0], l.grid[1], l.grid[2]}, {l.block[0], l.block[1], l.block[2]}, l.shared,
+                      kernel);
+  } catch (const std::exception& error) {
+    message = error.what();
+    return message.c_str();
+  }
+  return nullptr;
+}
+
+#define KERNEL(name, In, Out)                                                                             \
+  __global__ void name(const In* in, Out* out, int n);                                                    \
+  extern "C" __attribute__((visibility("default"))) const char* run_##name(const Launch& l, const In* in, \
+                                                                           Out* out, int n) {             \
+    return run(l, [=] { name(in, out, n); });                                                             \
+  }                                                                                                       \
+  __global__ void name([[maybe_unused]] const In* in, [[maybe_unused]] Out* out, [[maybe_unused]] int n)
+
+#define DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(emulation::dynamic_shared())
+
+constexpr uint32_t kAll = 0xffffffffu;
+
+// Sums.
+
+KERNEL(block_sum_in_dynamic_shared_memory, int, int) {
+  DYNAMIC_SHARED(int, sums);
+  const int t = threadIdx.x, i = blockIdx.x * blockDim.x + t;
+  sums[t] = i < n ? in[i] : 0;
+  __syncthreads();
+  for (int half = blockDim.x / 2; half > 0; half /= 2) {
+    if (t < half) sums[t] += sums[t + half];
+    __syncthreads();
+  }
+  if (t == 0) out[blockIdx.x] = sums[0];
+}
+
+KERNEL(block_sum_in_static_shared_memory, int, int) {
+  __shared__ int of_warp[32];
+  const int t = threadIdx.x, i = blockIdx.x * blockDim.x + t;
+  int sum = i < n ? in[i] : 0;
+  for (int bit = 16; bit > 0; bit /= 2) sum += __shfl_xor_sync(kAll, sum, bit);
+  if (t % 32 == 0) of_warp[t / 32] = sum;
+  __syncthreads();
+  const int warps = blockDim.x / 32;
+  if (t == 0) {
+    for (int w = 1; w < warps; ++w) sum += of_warp[w];
+    out[blockIdx.x] = sum;
+  }
+}
+
+// Warps. `n` is the width of a shuffle; one row of `out` for each operation.
+
+KERNEL(shuffles, int, int) {
+  const int t = threadIdx.x, count = blockDim.x, x = in[t];
+  out[0 * count + t] = __shfl_sync(kAll, x, t * 7 + 3, n);
+  out[1 * count + t] = __shfl_xor_sync(kAll, x, 5, n);
+  out[2 * count + t] = __shfl_down_sync(kAll, x, 3, n);
+  out[3 * count + t] = __shfl_up_sync(kAll, x, 3, n);
+}
+
+KERNEL(shuffles_of_8_bytes, double, double) { out[threadIdx.x] = __shfl_xor_sync(kAll, in[threadIdx.x], 1); }
+
+// Lanes of a remainder by n go apart, and work together in masks of their own.
+KERNEL(partial_masks, int, int) {
+  const int t = threadIdx.x, count = blockDim.x, x = in[t];
+  uint32_t mask = 0;
+  for (int lane = t % 32 % n; lane < 32; lane += n) mask |= 1u << lane;
+  for (int i = 0; i < t % n; ++i) __syncwarp(mask);  // some meet more often than others
+  out[0 * count + t] = __reduce_add_sync(mask, x);
+  out[1 * count + t] = __reduce_min_sync(mask, x);
+  out[2 * count + t] = __reduce_max_sync(mask, x);
+  out[3 * count + t] = static_cast<int>(__ballot_sync(mask, x > 0));
+  out[4 * count + t] = __any_sync(mask, x > 0);
+  out[5 * count + t] = __all_sync(mask, x > 0);
+  out[6 * count + t] = static_cast<int>(__match_any_sync(mask, x));
+}
+
+// Threads from n on return at once. The others do not wait for them.
+KERNEL(early_exits, int, int) {
+  const int t = threadIdx.x, count = blockDim.x;
+  if (t >= n) return;
+  out[0 * count + t] = __syncthreads_count(in[t] > 0);
+  out[1 * count + t] = __syncthreads_or(in[t] > 0);
+  out[2 * count + t] = __syncthreads_and(in[t] > 0);
+  out[3 * count + t] = static_cast<int>(__ballot_sync(kAll, 1));
+}
+
+// Atomics: histogram, a sum of floats by compare and swap, a list by exchange, and the rest.
+
+KERNEL(histogram, int, int) { atomicAdd(out + in[blockIdx.x * blockDim.x + threadIdx.x], 1); }
+
+KERNEL(largest_by_compare_and_swap, float, float) {
+  int* const bits = reinterpret_cast<int*>(out);
+  const float x = in[blockIdx.x * blockDim.x + threadIdx.x];
+  int seen = *bits;
+  while (__int_as_float(seen) < x) {
+    const int before = atomicCAS(bits, seen, __float_as_int(x));
+    if (before == seen) break;
+    seen = before;
+  }
+}
+
+KERNEL(linked_list, int, int) {  // out[0]: the head; out[1 + i]: what follows i
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  out[1 + i] = atomicExch(out, i);
+}
+
+KERNEL(other_atomics, int, int) {
+  const int x = in[threadIdx.x];
+  atomicMin(out + 0, x);
+  atomicMax(out + 1, x);
+  atomicAnd(out + 2, x);
+  atomicOr(out + 3, x);
+  atomicXor(out + 4, x);
+  atomicSub(out + 5, x);
+}
+
+KERNEL(order_of_turns, int, int) { out[atomicAdd(out + n, 1)] = blockIdx.x * blockDim.x + threadIdx.x; }
+
+// Numbers.
+
+KERNEL(half_to_float, uint16_t, float) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) out[i] = __half2float(__half{in[i]});
+}
+KERNEL(float_to_half, float, uint16_t) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) out[i] = __float2half_rn(in[i]).bits;
+}
+KERNEL(bfloat16_to_float, uint16_t, float) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) out[i] = __bfloat162float(__nv_bfloat16{in[i]});
+}
+KERNEL(float_to_bfloat16, float, uint16_t) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) out[i] = __float2bfloat16_rn(in[i]).bits;
+}
+
+template <class... T>
+void layouts(int* out) {
+  ((*out++ = sizeof(T), *out++ = alignof(T)), ...);
+}
+KERNEL(vector_layouts, int, int) {
+  layouts<char2, char3, char4, uchar2, uchar4, short2, short3, short4, ushort2, ushort4, int2, int3, int4,
+          uint2, uint4, float2, float3, float4, longlong2, longlong4, ulonglong2, double2, double3, double4,
+          __half2, __nv_bfloat162>(out);
+}
+
+KERNEL(places, int, int) {
+  const unsigned block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+  const unsigned thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+  const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
+  out[block * threads + thread] += static_cast<int>(block * 1000 + thread);
+}
+
+// Wrong kernels.
+
+// Right where threads take turns in order: then in[t - 1] has been written.
+template <bool kBarrier>
+void left_neighbour(const int* in, int* out) {
+  DYNAMIC_SHARED(int, shared);
+  const int t = threadIdx.x;
+  shared[t] = in[t];
+  if (kBarrier) __syncthreads();
+  out[t] = t > 0 ? shared[t - 1] : 0;
+}
+KERNEL(with_syncthreads, int, int) { left_neighbour<true>(in, out); }
+KERNEL(without_syncthreads, int, int) { left_neighbour<false>(in, out); }
+
+template <bool kBarrier>
+void left_lane(const int* in, int* out) {
+  DYNAMIC_SHARED(int, shared);
+  const int t = threadIdx.x;
+  shared[t] = in[t];
+  if (kBarrier) __syncwarp();
+  out[t] = t % 32 > 0 ? shared[t - 1] : 0;
+}
+KERNEL(with_syncwarp, int, int) { left_lane<true>(in, out); }
+KERNEL(without_syncwarp, int, int) { left_lane<false>(in, out); }
+
+KERNEL(sum_of_earlier_blocks, int, int) {
+  out[blockIdx.x] = in[blockIdx.x] + (blockIdx.x > 0 ? out[blockIdx.x - 1] : 0);
+}
+
+KERNEL(add_without_atomics, int, int) {
+  const int before = *out;
+  __threadfence();
+  *out = before + 1;
+}
+
+KERNEL(divergent_barrier, int, int) {
+  if (threadIdx.x < 10) {
+    __syncthreads();
+  } else {
+    __syncwarp();
+  }
+}
+KERNEL(different_barriers, int, int) {
+  if (threadIdx.x < 10) {
+    __syncthreads();
+  } else {
+    __syncthreads_or(1);
+  }
+}
+KERNEL(different_warp_operations, int, int) {
+  if (threadIdx.x < 10) {
+    __syncwarp();
+  } else {
+    __shfl_sync(kAll, 1, 0);
+  }
+}
+KERNEL(foreign_mask, int, int) { __syncwarp(0x0000ffffu); }
+KERNEL(uninitialised_shared_memory, float, float) {
+  DYNAMIC_SHARED(float, shared);
+  out[blockIdx.x * blockDim.x + threadIdx.x] = shared[threadIdx.x];
+  __syncthreads();
+  shared[threadIdx.x] = 1;  // the next block does not see it
+}
+KERNEL(device_assertion, int, int) {
+  if (in[blockIdx.x * blockDim.x + threadIdx.x] < 0) __trap();
+  __syncthreads();
+  out[blockIdx.x * blockDim.x + threadIdx.x] = 1;
+}
+KERNEL(write_past_shared_memory, int, int) {
+  DYNAMIC_SHARED(int, shared);
+  shared[threadIdx.x + n] = 1;
+}
