@@ -37,11 +37,12 @@ RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     *(
         (
             f"dino_kernels.ops.*.{name}",
-            ("dino_kernels._native", "dino_kernels._layout", f"dino_kernels.ops.*.{name}"),
+            ("dino_kernels._native", "dino_kernels.ops.*.native", f"dino_kernels.ops.*.{name}"),
             ("torch", *outside),
         )
         for name, outside in (("cpu", ()), ("cuda", ()), ("triton", ("triton",)))
     ),
+    ("dino_kernels.ops.*.native", ("dino_kernels._layout", "dino_kernels.ops.*.native"), ("torch",)),
     ("dino_kernels.ops.*.reference", ("dino_kernels.ops.*.reference",), ("torch",)),
     (
         "dino_kernels.ops.*",

@@ -85,5 +85,5 @@ def modules() -> dict[str, ModuleType]:
     vars(classic)["unsupported"] = unsupported
     return {
         "ms_deform_attn": classic,
-        "fused_ms_deform_attn": _copy("fused_ms_deform_attn", native_op=classic.native_op, unsupported=unsupported),
+        "fused_ms_deform_attn": _copy("fused_ms_deform_attn", NATIVE=NAMESPACE, unsupported=unsupported),
     }

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from dino_kernels import _native
-from dino_kernels._layout import contiguous, heads, rows
+from dino_kernels.ops.ms_deform_attn import native
 
 # The namespace of the native ops; tests/emulation puts its own in place of it.
-NATIVE = "dino_kernels_native"
+NATIVE = native.NAMESPACE
 MAX_LEVELS = 32
 MAX_SAMPLES = 1024  # per head: what the backward keeps of them has to fit a block's shared memory
 
@@ -29,10 +29,6 @@ def unsupported_sizes(num_points: list[int]) -> str | None:
     if sum(num_points) > MAX_SAMPLES:
         return f"it has room for {MAX_SAMPLES} samples per head, got {sum(num_points)}"
     return None
-
-
-def native_op(name: str) -> Any:
-    return getattr(getattr(torch.ops, NATIVE), name)
 
 
 def sum_bound(grad_output: Tensor, weights: Tensor | None) -> Tensor | None:
@@ -56,53 +52,13 @@ def sum_bound(grad_output: Tensor, weights: Tensor | None) -> Tensor | None:
     return bound.view(1)
 
 
-def forward(
-    value: Tensor,  # [B, S, M, D]
-    spatial_shapes: Tensor | None,  # [L, 2]
-    level_sizes: list[int],  # [H0, W0, H1, W1, ...], or empty
-    level_start_index: Tensor | None,  # [L]
-    num_points: list[int],  # [L]
-    sampling_locations: Tensor,  # [B, Q, M, K, 2]
-    attention_weights: Tensor,  # [B, Q, M, K]
-) -> Tensor:
-    """The value-weighted sum of samples, [B, Q, M * D]."""
-    return native_op("ms_deform_attn_forward")(
-        heads(value),
-        contiguous(spatial_shapes),
-        level_sizes,
-        contiguous(level_start_index),
-        num_points,
-        rows(sampling_locations),
-        rows(attention_weights),
-    )
+def forward(*arguments: Any) -> Tensor:
+    """The value-weighted sum of samples, [B, Q, M * D]; arguments as in `native.forward`."""
+    return native.forward(*arguments, namespace=NATIVE)
 
 
-def backward(
-    grad_output: Tensor,  # [B, Q, M * D]
-    value: Tensor,  # [B, S, M, D]
-    spatial_shapes: Tensor | None,  # [L, 2]
-    level_sizes: list[int],  # [H0, W0, H1, W1, ...], or empty
-    level_start_index: Tensor | None,  # [L]
-    num_points: list[int],  # [L]
-    sampling_locations: Tensor,  # [B, Q, M, K, 2]
-    attention_weights: Tensor,  # [B, Q, M, K]
-    wanted: list[bool],  # [3]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, sampling_locations and attention_weights; those not wanted are empty."""
-    grad_value, grad_locations, grad_weights = native_op("ms_deform_attn_backward")(
-        rows(grad_output),
-        heads(value),
-        contiguous(spatial_shapes),
-        level_sizes,
-        contiguous(level_start_index),
-        num_points,
-        rows(sampling_locations),
-        rows(attention_weights),
-        wanted,
-        sum_bound(grad_output, attention_weights) if wanted[0] else None,
-    )
-    if wanted[1]:
-        grad_locations = grad_locations.view(sampling_locations.shape)
-    if wanted[2]:
-        grad_weights = grad_weights.view(attention_weights.shape)
-    return grad_value, grad_locations, grad_weights
+def backward(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value, sampling_locations and attention_weights; arguments as in `native.backward`."""
+    *_, attention_weights, wanted = arguments
+    bound = sum_bound(grad_output, attention_weights) if wanted[0] else None
+    return native.backward(grad_output, *arguments, sum_bound=bound, namespace=NATIVE)

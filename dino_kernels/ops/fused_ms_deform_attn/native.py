@@ -1,0 +1,79 @@
+"""The calls of the native ops, which the CPU and the CUDA backend share: the dispatcher picks the kernel by device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dino_kernels._layout import contiguous, heads, rows
+from dino_kernels.ops.ms_deform_attn.native import NAMESPACE
+
+
+def forward(
+    value: Tensor,  # [B, S, M, D]
+    spatial_shapes: Tensor | None,  # [L, 2]
+    level_sizes: list[int],  # [H0, W0, H1, W1, ...], or empty
+    level_start_index: Tensor | None,  # [L]
+    num_points: list[int],  # [L]
+    reference_points: Tensor,  # [B, Q, L, 2] or [B, Q, L, 4]
+    sampling_offsets: Tensor,  # [B, Q, M, K, 2]
+    attention_logits: Tensor,  # [B, Q, M, K]
+    value_mask: Tensor | None,  # [B, S]
+    *,
+    namespace: str = NAMESPACE,
+) -> Tensor:
+    """The value-weighted sum of samples, [B, Q, M * D]."""
+    return getattr(torch.ops, namespace).fused_ms_deform_attn_forward(
+        heads(value),
+        contiguous(spatial_shapes),
+        level_sizes,
+        contiguous(level_start_index),
+        num_points,
+        reference_points.contiguous(),
+        rows(sampling_offsets),
+        rows(attention_logits),
+        contiguous(value_mask),
+    )
+
+
+def backward(
+    grad_output: Tensor,  # [B, Q, M * D]
+    value: Tensor,  # [B, S, M, D]
+    spatial_shapes: Tensor | None,  # [L, 2]
+    level_sizes: list[int],  # [H0, W0, H1, W1, ...], or empty
+    level_start_index: Tensor | None,  # [L]
+    num_points: list[int],  # [L]
+    reference_points: Tensor,  # [B, Q, L, 2] or [B, Q, L, 4]
+    sampling_offsets: Tensor,  # [B, Q, M, K, 2]
+    attention_logits: Tensor,  # [B, Q, M, K]
+    value_mask: Tensor | None,  # [B, S]
+    wanted: list[bool],  # [4]
+    *,
+    sum_bound: Tensor | None = None,  # [1]; see `ms_deform_attn.cuda.sum_bound`
+    namespace: str = NAMESPACE,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of value, reference_points, offsets and logits; those not wanted are empty.
+
+    The CUDA kernels return that of reference_points by head, [B, Q, M, L, 2 or 4].
+    """
+    grad_value, grad_reference_points, grad_offsets, grad_logits = getattr(
+        torch.ops, namespace
+    ).fused_ms_deform_attn_backward(
+        rows(grad_output),
+        heads(value),
+        contiguous(spatial_shapes),
+        level_sizes,
+        contiguous(level_start_index),
+        num_points,
+        reference_points.contiguous(),
+        rows(sampling_offsets),
+        rows(attention_logits),
+        contiguous(value_mask),
+        wanted,
+        sum_bound,
+    )
+    if wanted[2]:
+        grad_offsets = grad_offsets.view(sampling_offsets.shape)
+    if wanted[3]:
+        grad_logits = grad_logits.view(attention_logits.shape)
+    return grad_value, grad_reference_points, grad_offsets, grad_logits
