@@ -20,7 +20,10 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
-#if !defined(__x86_64__)
+// EMULATION_UCONTEXT chooses the portable way where the other is there too, to test it.
+#if defined(__x86_64__) && defined(__ELF__) && !defined(EMULATION_UCONTEXT)
+#define EMULATION_ASSEMBLY 1
+#else
 #include <ucontext.h>
 #endif
 
@@ -70,7 +73,7 @@ class Stack {
 
 // Where execution goes on. AddressSanitizer is told of every change of stacks.
 struct Context {
-#if defined(__x86_64__)
+#if defined(EMULATION_ASSEMBLY)
   void* stack_pointer = nullptr;
 #else
   ucontext_t machine{};
@@ -80,7 +83,7 @@ struct Context {
   void* sanitizer = nullptr;
 };
 
-#if defined(__x86_64__)
+#if defined(EMULATION_ASSEMBLY)
 // Saves the registers that a call keeps, and continues where `to` was saved. ucontext would do, at a system
 // call each.
 extern "C" void emulation_switch(void** from, void* to);
@@ -112,14 +115,15 @@ void begin_at(Context& context, const Stack& stack, void (*entry)()) {
   context.stack_low = stack.low();
   context.stack_bytes = kStackBytes;
   stack.forget_frames();
-#if defined(__x86_64__)
+#if defined(EMULATION_ASSEMBLY)
   void** top = reinterpret_cast<void**>(stack.high()) - 2;  // so that the stack is aligned as after a call
   *top = reinterpret_cast<void*>(entry);
   std::fill(top - 6, top, nullptr);
   context.stack_pointer = top - 6;
 #else
   getcontext(&context.machine);
-  context.machine.uc_stack = {stack.low(), 0, kStackBytes};
+  context.machine.uc_stack.ss_sp = stack.low();
+  context.machine.uc_stack.ss_size = kStackBytes;
   context.machine.uc_link = nullptr;
   makecontext(&context.machine, entry, 0);
 #endif
@@ -132,7 +136,7 @@ void switch_to(Context& from, Context& to, bool leaving_for_good = false) {
 #else
   (void)leaving_for_good;
 #endif
-#if defined(__x86_64__)
+#if defined(EMULATION_ASSEMBLY)
   emulation_switch(&from.stack_pointer, to.stack_pointer);
 #else
   swapcontext(&from.machine, &to.machine);
