@@ -4,9 +4,10 @@ CSRC := $(shell find csrc tests/emulation -name '*.cpp' -o -name '*.cu' -o -name
 
 # The sanitized library lives apart, with a copy of the package, so that the normal build stays as it is.
 SANITIZED := build/sanitized
-# Compilers and other people's models are slow or noisy under a sanitizer, and are not what it is for.
+# Compilers, other people's models and processes that crash on purpose are slow or noisy under a sanitizer, and not
+# what it is for.
 SANITIZED_TESTS := $(filter-out tests/test_install.py tests/test_compile% tests/test_integrations_% \
-  tests/test_emulation.py tests/test_cuda_kernels.py, \
+  tests/test_gpu_suite.py tests/test_emulation.py tests/test_cuda_kernels.py, \
   $(wildcard tests/test_*.py))
 # Python itself is not instrumented, so the runtime has to be there before it; libstdc++ too, to see exceptions.
 SANITIZED_PYTHON = PYTHONPATH=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
