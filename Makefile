@@ -27,7 +27,7 @@ GPU_OPTIONS ?=
 # memcheck and racecheck, which finds races in shared memory; initcheck, reads of memory that nobody wrote.
 GPU_TOOLS ?= memcheck racecheck initcheck
 
-.PHONY: help install test bench lint format types sanitize gpu gpu-sanitize
+.PHONY: help install test bench lint format types sanitize sanitized-library sanitize-cpu sanitize-cuda gpu gpu-sanitize
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,10 +54,16 @@ format:  ## put style right
 types:  ## pyright
 	pyright --pythonpath "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
 
-sanitize:  ## the op tests with AddressSanitizer and UndefinedBehaviorSanitizer: CPU library, emulated CUDA kernels
+sanitize: sanitize-cpu sanitize-cuda  ## op tests with AddressSanitizer and UBSan: CPU library, emulated CUDA kernels
+
+sanitized-library:
 	DINO_KERNELS_SANITIZE=address $(PYTHON) setup.py -q build --build-lib $(SANITIZED)
 	$(SANITIZED_PYTHON) -c 'from dino_kernels import _native; assert _native.build_info()["sanitize"] == "address"'
+
+sanitize-cpu: sanitized-library
 	$(SANITIZED_PYTEST) -k "not emulated" $(SANITIZED_TESTS)
+
+sanitize-cuda: sanitized-library
 	$(SANITIZED_PYTEST) -k "(emulated or test_emulation or test_cuda_kernels) and not subset" --fuzz 40 $(SANITIZED_EMULATION)
 
 # A failing or endless test does not cost the measurements; the exit code tells of both.
