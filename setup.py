@@ -33,13 +33,13 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 sys.path.insert(0, str(CSRC))
 from build_backend import TORCH_REQUIREMENT, find_torch, package_folders, torch_version
+from toolchain import TORCH_TARGET, find_compiler, find_ninja
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 CPU_LIBRARY, CUDA_LIBRARY = "dino_kernels._C", "dino_kernels._cuda"
 SANITIZE = os.environ.get("DINO_KERNELS_SANITIZE", "")
 
-# The oldest torch that may run the libraries, as torch/headeronly/version.h encodes it: 2.10.
-DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000", *(["-DDINO_KERNELS_X86=1"] if X86 else [])]
+DEFINES = [TORCH_TARGET, *(["-DDINO_KERNELS_X86=1"] if X86 else [])]
 # Written for Linux on x86-64; macOS and Arm get what their compilers document and are untested.
 # Not -ffast-math: the kernels must tell NaN and infinity from numbers.
 CXX_FLAGS = "-O3 -std=c++20 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast".split()
@@ -71,29 +71,6 @@ class Nvcc:
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def find_compiler() -> list[str]:
-    chosen = os.environ.get("CXX")
-    for name in [chosen] if chosen else ["c++", "g++", "clang++"]:
-        command = shlex.split(name)
-        if shutil.which(command[0]):
-            return command
-    raise SystemExit(
-        f"dino-kernels: no C++ compiler found (looked for {chosen or 'c++, g++, clang++'}). Install one that knows "
-        "C++20, such as g++ >= 11 (Debian: apt install g++, conda: gxx), or name it in CXX."
-    )
-
-
-def find_ninja() -> str:
-    try:
-        import ninja
-
-        return str(Path(ninja.BIN_DIR) / "ninja")
-    except ImportError:
-        if found := shutil.which("ninja"):
-            return found
-    raise SystemExit("dino-kernels: ninja not found; pip install it, or leave out --no-build-isolation.")
 
 
 def torch_folder() -> Path:

@@ -168,9 +168,11 @@ def main() -> int:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no CUDA device here (torch.cuda.is_available() is False); --device cpu --short is a dry run")
-    parts = [part for part in plan(options.device, options.short) if options.only in part.name]
+    everything = plan(options.device, options.short)
+    parts = [part for part in everything if options.only in part.name]
     if not parts:
-        raise SystemExit(f"--only {options.only!r} names no part; there are:\n  " + "\n  ".join(plan_names(options)))
+        names = "\n  ".join(part.name for part in everything)
+        raise SystemExit(f"--only {options.only!r} names no part; there are:\n  {names}")
     if options.short:
         # Of the workers. Nobody reads the times, and threads that wait for each other take long on a busy machine.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -180,10 +182,6 @@ def main() -> int:
     print(summary(document, [part.name for part in parts]))
     print(f"written: {options.results}")
     return int(failed(document))
-
-
-def plan_names(options: argparse.Namespace) -> list[str]:
-    return [part.name for part in plan(options.device, options.short)]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from benchmarks.memory import peak_on_cuda
 from benchmarks.peers import Implementation, implementations
 from benchmarks.race import Call, Timing, race, stopwatch_for
 from benchmarks.results import times
-from benchmarks.stage import PASSES, Contestant, baseline
+from benchmarks.stage import PASSES, Contestant, baseline, call_of
 from benchmarks.workloads import OPS
 from dino_kernels._accuracy import _largest, _rms, random_grad_output
 from dino_kernels.testing import DTYPES, Case, Result
@@ -59,13 +59,14 @@ def speed(reporter: Reporter, op: str, case: Case, dtype: str, device: str, seco
             racers[contestant], notes[contestant] = implementation, verdict
     reference.cache_clear()
     about = {"workload": case.id, "op": op}
-    grad_output = random_grad_output(torch.empty(case.batch, case.queries, case.heads * case.channels)).to(device)
+    grad_of = functools.cache(lambda dtype: _grad_output(case, dtype, device))
+
+    def call(which: str, contestant: Contestant, implementation: Implementation) -> Call:
+        dtype = contestant.dtype
+        return _named(contestant, call_of(which, implementation, op, inputs_of(dtype), grad_of(dtype)))
 
     def calls(which: str) -> dict[Contestant, Call]:
-        return {
-            contestant: _named(contestant, _call(which, implementation, op, inputs_of(contestant.dtype), grad_output))
-            for contestant, implementation in racers.items()
-        }
+        return {contestant: call(which, contestant, implementation) for contestant, implementation in racers.items()}
 
     def rows(which: str, mode: str, timings: dict[Contestant, Timing]) -> list[dict[str, Any]]:
         return [
@@ -82,12 +83,9 @@ def speed(reporter: Reporter, op: str, case: Case, dtype: str, device: str, seco
     if device != "cuda":
         reporter.not_run("CUDA graphs and peak memory", f"they need a CUDA device; this is {device}")
         return
-    for contestant, call in calls("forward+backward").items():
+    for contestant, timed in calls("forward+backward").items():
         row = {"kind": "memory", **about, **_about(contestant)}
-        reporter.attempt(
-            f"memory {contestant.id}",
-            partial(_memory_row, row, call),
-        )
+        reporter.attempt(f"memory {contestant.id}", partial(_memory_row, row, timed))
     # Last, because a capture that fails spoils the process.
     for which in PASSES:
         for mode, each in modes(case).items():
@@ -133,10 +131,9 @@ def _check(
     return note
 
 
-def _call(which: str, implementation: Implementation, op: str, inputs: Inputs, grad_output: Tensor) -> Call:
-    if which == "forward":
-        return partial(gate.forward, implementation, op, inputs)
-    return partial(gate.forward_backward, implementation, op, inputs, grad_output.to(inputs["value"].dtype))
+def _grad_output(case: Case, dtype: str, device: str) -> Tensor:
+    output = torch.empty(case.batch, case.queries, case.heads * case.channels)
+    return random_grad_output(output).to(device, DTYPES[dtype])
 
 
 def _named(contestant: Contestant, call: Call) -> Call:
@@ -157,8 +154,7 @@ def accuracy(reporter: Reporter, case: Case, dtype: str, device: str) -> None:
 
     for op in OPS:
         inputs = gate.training_inputs(op, case, dtype, device)
-        grad_output = random_grad_output(torch.empty(case.batch, case.queries, case.heads * case.channels))
-        grad_output = grad_output.to(device, DTYPES[dtype])
+        grad_output = _grad_output(case, dtype, device)
         exact = _coarsest(implementations()["reference"], op, _cast(inputs, torch.float64), grad_output.double(), rows)
         everyone = [Contestant("reference", dtype), *line_up(dtype)[1:]]
         cast = functools.cache(lambda dtype, inputs=inputs: _cast(inputs, DTYPES[dtype]))
@@ -233,10 +229,10 @@ def deterministic(reporter: Reporter, case: Case, dtype: str, device: str, secon
     op = "fused_ms_deform_attn"
     inputs_of = functools.cache(lambda dtype: gate.training_inputs(op, case, dtype, device))
     everyone = [Contestant(name, dtype) for name in ("cuda", "triton", "cpu")]
-    grad_output = random_grad_output(torch.empty(case.batch, case.queries, case.heads * case.channels)).to(device)
+    grad_output = _grad_output(case, dtype, device)
 
     def compare(implementation: Implementation, contestant: Contestant) -> list[dict[str, Any]]:
-        call = _call("forward+backward", implementation, op, inputs_of(dtype), grad_output)
+        call = call_of("forward+backward", implementation, op, inputs_of(dtype), grad_output)
         calls = {
             "default": call,
             "deterministic": partial(_deterministically, call, True),

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks import gate
 from benchmarks.peers import Implementation, implementations
@@ -78,13 +79,17 @@ def measure(op: str, case: Case, everyone: Sequence[Contestant], effort: Effort,
     racers = [c for c in everyone if c not in refusals and not (c in errors and known[c.implementation].ours)]
     timings = {}
     for which in PASSES:
-        calls = {c: _call(which, known[c.implementation], op, inputs[c.dtype]) for c in racers}
+        calls = {c: call_of(which, known[c.implementation], op, inputs[c.dtype]) for c in racers}
         timings[which] = race(calls, stopwatch_for(device), effort.race_s, effort.laps)
     return Outcome(refusals, errors, timings)
 
 
-def _call(which: str, implementation: Implementation, op: str, inputs: dict[str, Any]) -> Call:
+def call_of(
+    which: str, implementation: Implementation, op: str, inputs: dict[str, Any], grad_output: Tensor | None = None
+) -> Call:
+    """One pass, ready to be timed; the output's gradient is drawn where none is given."""
     if which == "forward":
         return partial(gate.forward, implementation, op, inputs)
-    grad_output = torch.randn_like(gate.forward(implementation, op, inputs))
+    if grad_output is None:
+        grad_output = torch.randn_like(gate.forward(implementation, op, inputs))
     return partial(gate.forward_backward, implementation, op, inputs, grad_output)

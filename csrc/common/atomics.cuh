@@ -86,15 +86,16 @@ __device__ __forceinline__ void add_fixed(long long* to, double number, double s
   }
 }
 
+__device__ __forceinline__ bool is_poisoned(long long sum) {
+  constexpr long long kLargest = static_cast<long long>(kLargestSum);
+  return sum < -kLargest || sum > kLargest;
+}
+
 __device__ __forceinline__ float from_fixed(const long long* sum, float scale, float) {
-  if (sum[0] < -static_cast<long long>(kLargestSum) || sum[0] > static_cast<long long>(kLargestSum))
-    return NAN;
-  return static_cast<float>(__ll2double_rn(sum[0]) / scale);
+  return is_poisoned(sum[0]) ? NAN : static_cast<float>(__ll2double_rn(sum[0]) / scale);
 }
 __device__ __forceinline__ double from_fixed(const long long* sum, double scale, double fine_scale) {
-  if (sum[0] < -static_cast<long long>(kLargestSum) || sum[0] > static_cast<long long>(kLargestSum))
-    return NAN;
-  return (__ll2double_rn(sum[0]) + __ll2double_rn(sum[1]) / fine_scale) / scale;
+  return is_poisoned(sum[0]) ? NAN : (__ll2double_rn(sum[0]) + __ll2double_rn(sum[1]) / fine_scale) / scale;
 }
 
 }  // namespace dino_kernels

@@ -14,36 +14,38 @@ namespace dino_kernels {
 template <class Real>
 struct Number;  // vectors: see simd.h
 
-template <>
-struct Number<float> {
-  using Element = float;
-  using Int = int32_t;
+template <class Real, class Integer>
+struct ScalarNumber {
+  using Element = Real;
+  using Int = Integer;
   using Mask = bool;  // of a comparison
-  static DINO_HOST_DEVICE float from(Int i) { return static_cast<float>(i); }
-  static DINO_HOST_DEVICE Int floor(float x) {
+  static DINO_HOST_DEVICE Real from(Int i) { return static_cast<Real>(i); }
+  static DINO_HOST_DEVICE Int floor(Real x) {
 #if defined(__CUDA_ARCH__)
-    return __float2int_rd(x);
+    if constexpr (sizeof(Real) == 4) {
+      return __float2int_rd(x);
+    } else {
+      return __double2ll_rd(x);
+    }
 #else
     const Int truncated = static_cast<Int>(x);
     return x < from(truncated) ? truncated - 1 : truncated;
 #endif
   }
 };
-
 template <>
-struct Number<double> {
-  using Element = double;
-  using Int = int64_t;
-  using Mask = bool;
-  static DINO_HOST_DEVICE double from(Int i) { return static_cast<double>(i); }
-  static DINO_HOST_DEVICE Int floor(double x) {
-#if defined(__CUDA_ARCH__)
-    return __double2ll_rd(x);
-#else
-    const Int truncated = static_cast<Int>(x);
-    return x < from(truncated) ? truncated - 1 : truncated;
-#endif
-  }
+struct Number<float> : ScalarNumber<float, int32_t> {};
+template <>
+struct Number<double> : ScalarNumber<double, int64_t> {};
+
+// What each storage type computes in.
+template <class T>
+struct Compute {
+  using type = float;
+};
+template <>
+struct Compute<double> {
+  using type = double;
 };
 
 }  // namespace dino_kernels

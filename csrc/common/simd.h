@@ -32,15 +32,7 @@ struct VectorOf {
 template <class Lane, int kBytes = DINO_VECTOR_BYTES>
 using Vector = typename VectorOf<Lane, kBytes>::type;
 
-// What each storage type computes in, and an integer vector with as many lanes.
-template <class T>
-struct Compute {
-  using type = float;
-};
-template <>
-struct Compute<double> {
-  using type = double;
-};
+// The integers of a vector with as many lanes.
 template <class A>
 struct IntegerFor;
 template <>

@@ -9,20 +9,12 @@
 #include <cstring>
 #include <type_traits>
 
+#include "number.h"
+
 namespace dino_kernels {
 
 using BFloat16 = __nv_bfloat16;
 using Half = __half;
-
-// What each storage type computes in.
-template <class T>
-struct Compute {
-  using type = float;
-};
-template <>
-struct Compute<double> {
-  using type = double;
-};
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }

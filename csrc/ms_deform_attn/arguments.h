@@ -107,8 +107,12 @@ bool in_value_dtype(const Call& call, const char* name, const Tensor& tensor, co
   return true;
 }
 
+// What both ops and directions have.
 template <class Call>
-void set_samples(Call& call, const Tensor& value, const Tensor& positions, const Tensor& weights) {
+void set_inputs(Call& call, const Tensor& value, const LevelArguments& levels, const Tensor& positions,
+                const Tensor& weights) {
+  set_value(call, value);
+  call.set_levels(levels);
   MSDeformAttnParams& p = call.params;
   p.Q = positions.size(1);
   p.positions = rows_of(call, "positions", positions, p.Q, p.M * p.K * 2);
@@ -162,9 +166,8 @@ Tensor ms_deform_attn_forward(const Tensor& value, const std::optional<Tensor>& 
                               const std::optional<Tensor>& level_start_index, std::vector<int64_t> num_points,
                               const Tensor& sampling_locations, const Tensor& attention_weights) {
   Call call("ms_deform_attn", value);
-  set_value(call, value);
-  call.set_levels({spatial_shapes, level_sizes, level_start_index, num_points});
-  set_samples(call, value, sampling_locations, attention_weights);
+  set_inputs(call, value, {spatial_shapes, level_sizes, level_start_index, num_points}, sampling_locations,
+             attention_weights);
   return call.run_forward(value);
 }
 
@@ -176,9 +179,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     std::vector<int64_t> num_points, const Tensor& sampling_locations, const Tensor& attention_weights,
     std::vector<bool> wanted, const std::optional<Tensor>& sum_bound) {
   Call call("ms_deform_attn", value);
-  set_value(call, value);
-  call.set_levels({spatial_shapes, level_sizes, level_start_index, num_points});
-  set_samples(call, value, sampling_locations, attention_weights);
+  set_inputs(call, value, {spatial_shapes, level_sizes, level_start_index, num_points}, sampling_locations,
+             attention_weights);
   set_grad_output(call, grad_output, value);
   Tensor grad_locations = gradient_of(sampling_locations, wanted[1]);
   Tensor grad_weights = gradient_of(attention_weights, wanted[2]);
@@ -195,9 +197,8 @@ Tensor fused_ms_deform_attn_forward(const Tensor& value, const std::optional<Ten
                                     const Tensor& sampling_offsets, const Tensor& attention_logits,
                                     const std::optional<Tensor>& value_mask) {
   Call call("fused_ms_deform_attn", value);
-  set_value(call, value);
-  call.set_levels({spatial_shapes, level_sizes, level_start_index, num_points});
-  set_samples(call, value, sampling_offsets, attention_logits);
+  set_inputs(call, value, {spatial_shapes, level_sizes, level_start_index, num_points}, sampling_offsets,
+             attention_logits);
   set_reference(call, value, reference_points, value_mask);
   return call.run_forward(value);
 }
@@ -210,9 +211,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fused_ms_deform_attn_backward(
     const Tensor& attention_logits, const std::optional<Tensor>& value_mask, std::vector<bool> wanted,
     const std::optional<Tensor>& sum_bound) {
   Call call("fused_ms_deform_attn", value);
-  set_value(call, value);
-  call.set_levels({spatial_shapes, level_sizes, level_start_index, num_points});
-  set_samples(call, value, sampling_offsets, attention_logits);
+  set_inputs(call, value, {spatial_shapes, level_sizes, level_start_index, num_points}, sampling_offsets,
+             attention_logits);
   set_reference(call, value, reference_points, value_mask);
   set_grad_output(call, grad_output, value);
   MSDeformAttnParams& p = call.params;

@@ -5,6 +5,26 @@
 namespace dino_kernels {
 namespace {
 
+template <class T>
+struct ValueType {
+  using type = T;
+};
+
+// Calls `run` with the type that a dtype stands for.
+template <class Run>
+void with_type(DType dtype, Run run) {
+  switch (dtype) {
+    case DType::float32:
+      return run(ValueType<float>{});
+    case DType::float64:
+      return run(ValueType<double>{});
+    case DType::bfloat16:
+      return run(ValueType<BFloat16>{});
+    case DType::float16:
+      return run(ValueType<Half>{});
+  }
+}
+
 // One call's parameters.
 struct CudaCall {
   static constexpr const char* kHere = "a CUDA device";
@@ -24,6 +44,7 @@ struct CudaCall {
   CudaLaunch where() const { return {op, device.index, device_facts(op, device.index)}; }
   const void* indices(const char* name, const std::optional<Tensor>& tensor, int64_t count,
                       bool& int64) const;
+  template <class T>
   void set_access();
 };
 
@@ -65,11 +86,10 @@ void CudaCall::set_levels(const LevelArguments& given) {
 }
 
 // What the kernels may assume of addresses, once all tensors are known.
+template <class T>
 void CudaCall::set_access() {
   CudaParams& p = params;
-  const bool wide = p.dtype == DType::float64,
-             narrow = p.dtype != DType::float64 && p.dtype != DType::float32;
-  const uintptr_t bytes = wide ? 8 : narrow && p.positions_as_value ? 2 : 4;
+  const uintptr_t bytes = p.positions_as_value ? sizeof(T) : sizeof(typename Compute<T>::type);
   p.pairs_aligned = reinterpret_cast<uintptr_t>(p.positions.data) % (2 * bytes) == 0 &&
                     p.positions.batch_stride % 2 == 0 && p.positions.row_stride % 2 == 0;
   p.queries_on_grid = p.Q == p.S;
@@ -80,21 +100,11 @@ Tensor CudaCall::run_forward(const Tensor& value) {
   Tensor output = torch::stable::new_empty(value, {p.B, p.Q, p.M * p.D});
   if (output.numel() == 0) return output;
   p.output = output.mutable_data_ptr();
-  set_access();
-  switch (p.dtype) {
-    case DType::float32:
-      launch_forward<float>(p, where());
-      break;
-    case DType::float64:
-      launch_forward<double>(p, where());
-      break;
-    case DType::bfloat16:
-      launch_forward<BFloat16>(p, where());
-      break;
-    case DType::float16:
-      launch_forward<Half>(p, where());
-      break;
-  }
+  with_type(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    set_access<T>();
+    launch_forward<T>(p, where());
+  });
   return output;
 }
 
@@ -133,25 +143,13 @@ Tensor CudaCall::run_backward(const Tensor& value, bool value_wanted,
     const int64_t largest = p.reference_points ? p.Q : p.Q * p.K;
     while (int64_t{1} << p.sum_headroom < largest) ++p.sum_headroom;
   }
-  set_access();
-  const auto run = [&](auto launch_samples, auto launch_conversion) {
-    if (p.B * p.Q * p.M > 0) launch_samples(p, where());
-    if (p.sums && p.sums != p.grad_value) launch_conversion(p, where());
-  };
-  switch (p.dtype) {
-    case DType::float32:
-      run(launch_backward<float>, launch_finish<float>);
-      break;
-    case DType::float64:
-      run(launch_backward<double>, launch_finish<double>);
-      break;
-    case DType::bfloat16:
-      run(launch_backward<BFloat16>, launch_finish<BFloat16>);
-      break;
-    case DType::float16:
-      run(launch_backward<Half>, launch_finish<Half>);
-      break;
-  }
+  with_type(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    set_access<T>();
+    const CudaLaunch here = where();
+    if (p.B * p.Q * p.M > 0) launch_backward<T>(p, here);
+    if (p.sums && p.sums != p.grad_value) launch_finish<T>(p, here);
+  });
   return grad_value;
 }
 

@@ -277,8 +277,9 @@ struct Backward {
         __syncthreads();
         shared.sort.template add_up<V, kGroup>(shared.hits, shared.grads, lanes.member, sums, turn);
         __syncthreads();
+      } else {
+        __syncwarp();
       }
-      __syncwarp();
     }
     if constexpr (kFused) {
       if (shared.kept.attention) finish_logits(mean);

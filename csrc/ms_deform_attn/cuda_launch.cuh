@@ -61,6 +61,14 @@ void start_forward(CudaParams p, const CudaLaunch& where) {
          &forward_kernel<T, V, kGroup, kSplit, kFused>, p);
 }
 
+template <class T, bool kTiles>
+int64_t backward_bytes(const CudaParams& p, int threads, int lanes_per_item) {
+  Carver measure{nullptr};
+  const BackwardShared<T, kTiles> shared(measure, p, threads,
+                                         static_cast<int>((p.K + lanes_per_item - 1) / lanes_per_item));
+  return measure.used;
+}
+
 template <class T, int V, int kGroup, int kSplit, bool kFused, bool kTiles>
 void start_backward(CudaParams p, const CudaLaunch& where) {
   int threads = kBackwardThreads<kSplit>;
@@ -69,9 +77,7 @@ void start_backward(CudaParams p, const CudaLaunch& where) {
   int lanes = 0;
   const auto measure = [&] {
     lanes = (kGroup ? kGroup : p.group) * kSplit;
-    Carver carver{nullptr};
-    const BackwardShared<T, kTiles> shared(carver, p, threads, static_cast<int>((p.K + lanes - 1) / lanes));
-    bytes = carver.used;
+    bytes = backward_bytes<T, kTiles>(p, threads, lanes);
   };
   measure();
   // Hundreds of samples per head: what is kept of them fits for fewer threads, or with more lanes an item.
@@ -106,11 +112,8 @@ void choose_backward(const CudaParams& p, const CudaLaunch& where) {
       if (p.D != kCommonChannels || p.bound) {
         return start_backward<T, kVector, 0, 1, kFused, false>(p, where);
       }
-      Carver measure{nullptr};
-      const int chunks = static_cast<int>((p.K + kGroup - 1) / kGroup);
-      const BackwardShared<T, true> shared(measure, p, kBackwardThreads<1>, chunks);
       const bool tiles = p.queries_on_grid && !is_small(p, kGroup, where.facts) && p.sums;
-      if (tiles && measure.used <= where.facts.shared_bytes) {
+      if (tiles && backward_bytes<T, true>(p, kBackwardThreads<1>, kGroup) <= where.facts.shared_bytes) {
         return start_backward<T, kVector, kGroup, 1, kFused, true>(p, where);
       }
       return start_backward<T, kVector, kGroup, kVector, kFused, false>(p, where);

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,9 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT / "csrc"))
+from toolchain import TORCH_TARGET, find_compiler, find_ninja
+
 # cuda_info.cu describes the real CUDA library and has no kernels.
 KERNELS = sorted(path for path in (ROOT / "csrc").rglob("*.cu") if path.name != "cuda_info.cu")
 LIBRARIES = {
@@ -38,26 +40,11 @@ SANITIZED = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all
 SANITIZED += ["-fsanitize=address,undefined,float-cast-overflow"]
 
 
-def ninja_program() -> str:
-    try:
-        import ninja
-
-        return str(Path(ninja.BIN_DIR) / "ninja")
-    except ImportError:
-        if found := shutil.which("ninja"):
-            return found
-    raise RuntimeError("the emulation is compiled with ninja: pip install ninja")
-
-
-def compiler() -> list[str]:
-    return shlex.split(os.environ.get("CXX", "c++"))
-
-
 def sanitizer_runtime() -> str | None:
     """For LD_PRELOAD, where Python itself is not sanitized; libstdc++ too, to see exceptions."""
     paths = []
     for library in ("libasan.so", "libstdc++.so"):
-        command = [*compiler(), f"-print-file-name={library}"]
+        command = [*find_compiler(), f"-print-file-name={library}"]
         paths.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
     return " ".join(paths) if all(Path(path).is_absolute() for path in paths) else None
 
@@ -67,9 +54,9 @@ def plan(sanitize: bool) -> str:
     mode = SANITIZED if sanitize else OPTIMISED
     torch_folder = Path(torch.__file__).parent
     includes = [f"-I{HERE}", f"-I{ROOT / 'csrc'}", "-isystem", str(torch_folder / "include")]
-    flags = [*FLAGS, *mode, "-DTORCH_TARGET_VERSION=0x020a000000000000", *includes]
-    command = shlex.join([*compiler(), *flags]).replace("$", "$$")
-    link = shlex.join([*compiler(), *mode]).replace("$", "$$")
+    flags = [*FLAGS, *mode, TORCH_TARGET, *includes]
+    command = shlex.join([*find_compiler(), *flags]).replace("$", "$$")
+    link = shlex.join([*find_compiler(), *mode]).replace("$", "$$")
     lines = [
         "ninja_required_version = 1.5",
         f"rule compile\n  command = {command} -MMD -MF $out.d -x c++ -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
@@ -97,7 +84,7 @@ def build(library: str = "emulated", sanitize: bool = False) -> Path:
     file, text = folder / "build.ninja", plan(sanitize)
     if not file.is_file() or file.read_text() != text:
         file.write_text(text)
-    command = [ninja_program(), "-C", str(folder), f"{library}.so"]
+    command = [find_ninja(), "-C", str(folder), f"{library}.so"]
     # A sanitizer that is loaded into this process is not for the compiler.
     environment = {name: setting for name, setting in os.environ.items() if name != "LD_PRELOAD"}
     finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
