@@ -67,7 +67,7 @@ class Backends:
             UnsupportedError: the requested backend cannot run the call, or none can.
         """
         if requested == "auto":
-            on_cpu = arguments[0].device.type == "cpu"
+            on_cpu = device_of(arguments).type == "cpu"
             for name in PREFERENCE:
                 if name == "reference" and not on_cpu:
                     continue
@@ -86,11 +86,17 @@ class Backends:
         return {name: self.unsupported(name, arguments) for name in PREFERENCE if name in self.modules}
 
     def _refusal(self, arguments: tuple[Any, ...]) -> str:
-        device = arguments[0].device
+        device = device_of(arguments)
         lines = [f"{self.op}: no backend can run this call on {device}:"]
         lines += [f"  {name}: {reason}" for name, reason in self.reasons(arguments).items() if reason]
         lines.append("Pass backend='reference' to run the plain PyTorch definition instead (slow).")
         return "\n".join(lines)
+
+
+def device_of(arguments: tuple[Any, ...]) -> torch.device:
+    """Where a call runs: where its first tensor is."""
+    first = arguments[0]
+    return (first[0] if isinstance(first, list) else first).device
 
 
 _REGISTRY: dict[str, Backends] = {}

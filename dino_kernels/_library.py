@@ -51,3 +51,12 @@ def no_double_backward(op: str) -> Callable[..., Any]:
         )
 
     return backward
+
+
+def not_differentiable(op: str) -> Callable[..., Any]:
+    """A backward formula for ops whose results have no gradient; their public functions detach the inputs."""
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(f"{op} has no gradient: call dino_kernels.{op}, which detaches its inputs.")
+
+    return backward

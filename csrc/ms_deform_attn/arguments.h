@@ -4,20 +4,16 @@
 #pragma once
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <cstdlib>
 #include <optional>
 #include <tuple>
 #include <vector>
 
+#include "../common/tensors.h"
 #include "params.h"
 
 namespace dino_kernels {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // The feature levels as they come: exactly one of `shapes` and `sizes` is given.
 struct LevelArguments {
@@ -29,26 +25,6 @@ struct LevelArguments {
 
 inline bool is_compute_dtype(ScalarType dtype, ScalarType value) {
   return dtype == (value == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
-}
-
-inline DType dtype_of(const char* op, const Tensor& value) {
-  switch (value.scalar_type()) {
-    case ScalarType::Float:
-      return DType::float32;
-    case ScalarType::Double:
-      return DType::float64;
-    case ScalarType::BFloat16:
-      return DType::bfloat16;
-    case ScalarType::Half:
-      return DType::float16;
-    default:
-      STD_TORCH_CHECK(false, op, ": value must be float32, float64, bfloat16 or float16");
-  }
-}
-
-template <class Call>
-void check_place(const Call& call, const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(Call::is_here(tensor), call.op, ": ", name, " must be on ", Call::kHere);
 }
 
 template <class Call>
@@ -72,7 +48,7 @@ void set_value(Call& call, const Tensor& value) {
   p.S = value.size(1);
   p.M = value.size(2);
   p.D = value.size(3);
-  p.dtype = dtype_of(call.op, value);
+  p.dtype = dtype_of(call.op, "value", value);
   constexpr int64_t kMostRows = (int64_t{1} << 30) - 1;
   STD_TORCH_CHECK(p.S <= kMostRows, call.op, ": value has S = ", p.S, " rows, at most ", kMostRows,
                   " are allowed");

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "../common/dtype.h"
+
 namespace dino_kernels {
 
 struct Level {
@@ -22,8 +24,6 @@ struct LevelGroup {
   int64_t first_point;  // of K
   int64_t points;       // of K
 };
-
-enum class DType : int32_t { float32, float64, bfloat16, float16 };
 
 // [B, n, ...] with dense rows: batch b, row i begins at data + b * batch_stride + i * row_stride.
 struct Rows {

@@ -1,0 +1,221 @@
+"""What the matching ops share: formulas of the cost, status bits, argument checks.
+
+Nothing here reads a tensor's data, so nothing waits for a GPU, except `report_status` where it is asked to.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal, NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+from dino_kernels.targets import PackedTargets
+
+Predictions = Tensor | Sequence[Tensor]
+Targets = PackedTargets | Sequence[Mapping[str, Tensor]]
+Ties = Literal["lowest", "scipy"]
+Check = Literal["raise", "warn", "none"]
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+# Bits of a problem's status; 0 where nothing was wrong.
+NONFINITE_PREDICTION = 1  # a query's box, or a logit that its cost needs, is not finite: it is forbidden
+INVALID_TARGET = 2  # a target's box is not finite or has a negative size, or its label is no class: it is unmatched
+INVALID_COST = 4  # a cost is NaN, or infinitely good: this pair is forbidden
+INCOMPLETE = 8  # fewer pairs than rows and than columns
+# SciPy's words, which people search for.
+MESSAGES = {
+    NONFINITE_PREDICTION: "matrix contains invalid numeric entries (predictions that are not finite)",
+    INVALID_TARGET: "matrix contains invalid numeric entries (a target's box or label)",
+    INVALID_COST: "matrix contains invalid numeric entries",
+    INCOMPLETE: "cost matrix is infeasible",
+}
+
+
+class FormulaOptions(TypedDict, total=False):
+    """Parts of the formula that differ from the preset's."""
+
+    class_cost: Literal["focal", "softmax"]
+    weights: tuple[float, float, float]
+    alpha: float
+    gamma: float
+    class_eps: float
+    giou_eps: float
+
+
+@dataclass(frozen=True)
+class CostFormula:
+    """cost = weights[0] * class cost + weights[1] * L1 - weights[2] * GIoU."""
+
+    class_cost: str = "focal"  # focal cost of sigmoid(logit); or softmax: minus the class's probability
+    weights: tuple[float, float, float] = (2.0, 5.0, 2.0)
+    alpha: float = 0.25
+    gamma: float = 2.0
+    class_eps: float = 1e-8  # inside the logarithms of the focal cost
+    giou_eps: float = 0.0  # added to the union and to the enclosing area, in squared units of the boxes
+
+    def numbers(self) -> list[float]:
+        """As the kernels take them."""
+        return [*self.weights, self.alpha, self.gamma, self.class_eps, self.giou_eps]
+
+
+PRESETS = {
+    "dino": CostFormula(giou_eps=1e-6),  # IDEA's DINO and detrex
+    "deformable_detr": CostFormula(),
+    "detr": CostFormula(class_cost="softmax", weights=(1.0, 5.0, 2.0)),
+    "rt_detr": CostFormula(),
+    "d_fine": CostFormula(),
+    "rf_detr": CostFormula(class_eps=0.0),  # by logsigmoid
+}
+
+
+def formula_of(op: str, preset: str, options: Mapping[str, object]) -> CostFormula:
+    if preset not in PRESETS:
+        raise ValueError(f"{op}: preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    unknown = set(options) - {field.name for field in fields(CostFormula)}
+    if unknown:
+        known = ", ".join(field.name for field in fields(CostFormula))
+        raise TypeError(f"{op}: unknown argument {sorted(unknown)[0]!r}; the formula has {known}")
+    formula = replace(PRESETS[preset], **{name: x for name, x in options.items() if x is not None})  # type: ignore[arg-type]
+    if formula.class_cost not in ("focal", "softmax"):
+        raise ValueError(f"{op}: class_cost must be 'focal' or 'softmax', got {formula.class_cost!r}")
+    if len(formula.weights) != 3:
+        raise ValueError(f"{op}: weights must be three numbers (class, L1, GIoU), got {formula.weights!r}")
+    if formula.class_eps < 0 or formula.giou_eps < 0:
+        raise ValueError(f"{op}: class_eps and giou_eps must not be negative, got {formula}")
+    return formula
+
+
+class CostArguments(NamedTuple):
+    """Predictions and targets as the ops and their backends see them: checked, in lists, on one device."""
+
+    logits: list[Tensor]  # each [G_i, B, Q_i, C]; their G_i add up to G
+    boxes: list[Tensor]  # each [G_i, B, Q_i, 4], or empty
+    labels: Tensor  # [N] int64
+    target_boxes: Tensor | None  # [N, 4] float32
+    offsets: Tensor  # [B + 1] int64
+    extra_cost: Tensor | None  # [G or 1, N, Q] float32
+    max_targets: int  # of an image
+    class_cost: str
+    formula: list[float]  # CostFormula.numbers()
+
+
+def cost_arguments(
+    op: str,
+    logits: Predictions,
+    boxes: Predictions | None,
+    targets: Targets,
+    preset: str,
+    extra_cost: Tensor | None,
+    options: Mapping[str, object],
+) -> CostArguments:
+    formula = formula_of(op, preset, options)
+    all_logits = _sources(op, "logits", logits, "C")
+    first = all_logits[0]
+    if not isinstance(targets, PackedTargets):
+        targets = PackedTargets.pack(targets, device=first.device)
+    for number, source in enumerate(all_logits):
+        if source.shape[1] != targets.num_images:
+            raise ValueError(
+                f"{op}: targets has {targets.num_images} images, logits {_which(number, all_logits)}has "
+                f"B = {source.shape[1]} ({list(source.shape)})"
+            )
+        if source.shape[3] != first.shape[3]:
+            raise ValueError(f"{op}: all logits must have C = {first.shape[3]} classes, got {list(source.shape)}")
+    if targets.labels.device != first.device:
+        raise ValueError(
+            f"{op}: targets is on {targets.labels.device} and logits on {first.device}; move it with "
+            "targets.to(logits.device), once a step"
+        )
+    needs_boxes = formula.weights[1] != 0 or formula.weights[2] != 0
+    all_boxes: list[Tensor] = []
+    if needs_boxes:
+        if boxes is None or targets.boxes_cxcywh is None:
+            missing = "boxes" if boxes is None else "targets have no boxes, which"
+            raise ValueError(
+                f"{op}: {missing} must be given unless the weights of L1 and GIoU are 0, e.g. weights=(1, 0, 0)"
+            )
+        all_boxes = _sources(op, "boxes", boxes, "4")
+        shapes = [[*source.shape[:3], 4] for source in all_logits]
+        if [list(source.shape) for source in all_boxes] != shapes:
+            got = [list(source.shape) for source in all_boxes]
+            raise ValueError(f"{op}: boxes must have the shapes {shapes}, as logits, got {got}")
+    queries = max(source.shape[2] for source in all_logits)
+    sets = sum(source.shape[0] for source in all_logits)
+    if extra_cost is not None:
+        wanted = [sets, len(targets), queries]
+        if extra_cost.dim() != 3 or list(extra_cost.shape[1:]) != wanted[1:] or extra_cost.shape[0] not in (1, sets):
+            raise ValueError(
+                f"{op}: extra_cost must be [G, N, Q] = {wanted} or [1, N, Q], in the order of the packed targets, "
+                f"got {list(extra_cost.shape)}"
+            )
+        _check_device(op, "extra_cost", extra_cost, first)
+        extra_cost = extra_cost.detach().float()
+    return CostArguments(
+        all_logits,
+        all_boxes,
+        targets.labels,
+        targets.boxes_cxcywh if needs_boxes else None,
+        targets.offsets,
+        extra_cost,
+        targets.max_targets,
+        formula.class_cost,
+        formula.numbers(),
+    )
+
+
+def _which(number: int, sources: list[Tensor]) -> str:
+    return f"[{number}] " if len(sources) > 1 else ""
+
+
+def _check_device(op: str, name: str, tensor: Tensor, first: Tensor) -> None:
+    if tensor.device != first.device:
+        raise ValueError(f"{op}: {name} is on {tensor.device} and logits on {first.device}; move it there")
+
+
+def _sources(op: str, name: str, given: Predictions, last: str) -> list[Tensor]:
+    """A tensor [G, B, Q, n] or [B, Q, n], or a list of such tensors, as a list of [G_i, B, Q_i, n] of one dtype."""
+    listed = [given] if isinstance(given, Tensor) else list(given)
+    wanted = f"[G, B, Q, {last}] or [B, Q, {last}], or a list of such tensors"
+    if not listed:
+        raise ValueError(f"{op}: {name} must be {wanted}, got an empty list")
+    sources = []
+    for tensor in listed:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name} must be {wanted}, got {type(tensor).__name__}")
+        if tensor.dim() not in (3, 4) or (last == "4" and tensor.shape[-1] != 4):
+            raise ValueError(f"{op}: {name} must be {wanted}, got {list(tensor.shape)}")
+        if tensor.dtype not in DTYPES:
+            raise TypeError(
+                f"{op}: {name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}; convert it with .to()"
+            )
+        _check_device(op, name, tensor, listed[0])
+        sources.append(tensor.detach() if tensor.dim() == 4 else tensor.detach()[None])
+    if len({source.dtype for source in sources}) > 1:  # autocast may have left some in 16 bit
+        sources = [source.float() for source in sources]
+    return sources
+
+
+def check_choices(op: str, ties: str, check: str) -> None:
+    if ties not in ("lowest", "scipy"):
+        raise ValueError(f"{op}: ties must be 'lowest' or 'scipy', got {ties!r}")
+    if check not in ("raise", "warn", "none"):
+        raise ValueError(f"{op}: check must be 'raise', 'warn' or 'none', got {check!r}")
+
+
+def report_status(op: str, status: Tensor, check: str) -> None:
+    """Raises or warns where a problem's status is not 0. Reads it, which waits for a GPU, unless check is "none"."""
+    if check == "none":
+        return
+    host = status.cpu()
+    if not host.any():
+        return
+    flagged = int((host != 0).sum())
+    bits = [bit for bit in MESSAGES if ((host & bit) != 0).any()]
+    text = f"{op}: {'; '.join(MESSAGES[bit] for bit in bits)} (in {flagged} of {host.numel()} problems)"
+    if check == "raise":
+        raise ValueError(text)
+    warnings.warn(text, RuntimeWarning, stacklevel=3)

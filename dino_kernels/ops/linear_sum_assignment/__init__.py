@@ -1,0 +1,274 @@
+"""Batched linear sum assignment: exact, ragged, rectangular either way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from dino_kernels._dispatch import Backends
+from dino_kernels._library import define, not_differentiable
+from dino_kernels._matching import Check, Ties, check_choices, report_status
+from dino_kernels.ops.linear_sum_assignment import cpu, cuda, reference, triton
+
+OP = "linear_sum_assignment"
+Sizes = Tensor | Sequence[int] | Sequence[Sequence[int]]
+Pairs = tuple[Tensor, Tensor]
+
+
+class Assignment(NamedTuple):
+    """What `linear_sum_assignment` returns with `full_output=True`.
+
+    For packed costs B problems become [G, B].
+    """
+
+    columns: Tensor  # [B, W] int64: the column of each row, -1 where none
+    status: Tensor  # [B] int32: 0, or bits that `dino_kernels.matching_status` spells out
+    objective: Tensor  # [B] float64: sum of the assigned costs
+    row_duals: Tensor  # [B, W] float64
+    column_duals: Tensor  # [B, T] float64; cost - row_duals - column_duals is never negative (never positive: maximize)
+
+
+class Arguments(NamedTuple):
+    """One tensor of problems, as the op and its backends see it.
+
+    Without offsets each of the G matrices is a problem. With offsets the rows of each are those of B problems,
+    one after the other, that share the columns.
+    """
+
+    cost: Tensor  # [G, R, C] float32 or float64, any strides
+    offsets: Tensor | None  # [B + 1] int64: first row of each problem
+    sizes: Tensor | None  # [G, 2] int64: rows and columns in use, without offsets
+    max_rows: int  # of a problem
+    maximize: bool
+    ties: str
+    full: bool
+
+
+def prepare(
+    cost: Tensor | Sequence[Tensor],
+    sizes: Sizes | None = None,
+    *,
+    offsets: Tensor | None = None,
+    maximize: bool = False,
+    ties: Ties = "lowest",
+    check: Check = "none",
+    full_output: bool = False,
+) -> Arguments:
+    check_choices(OP, ties, check)
+    if not isinstance(cost, Tensor):
+        if sizes is not None or offsets is not None or full_output:
+            raise ValueError(f"{OP}: a list of matrices takes no sizes, offsets or full_output; pass a padded tensor")
+        cost, sizes, offsets = _join(list(cost))
+    elif cost.dim() not in (2, 3):
+        raise ValueError(f"{OP}: cost must be [B, W, T], [W, T] or a list of [W, T], got {list(cost.shape)}")
+    cost = cost.detach()
+    if cost.is_complex():
+        raise TypeError(f"{OP}: cost must be real, got {cost.dtype}")
+    if cost.dtype not in (torch.float32, torch.float64):
+        # 16-bit numbers are float32 numbers; integers are exact up to 2^53.
+        cost = cost.float() if cost.is_floating_point() else cost.double()
+    if offsets is not None and cost.dim() == 2:
+        cost = cost[None]
+    if cost.dim() == 2:
+        cost = cost[None]
+    problems, rows, columns = cost.shape
+    if offsets is not None:
+        if sizes is not None:
+            raise ValueError(f"{OP}: offsets and sizes exclude each other")
+        if offsets.dim() != 1 or offsets.dtype != torch.int64 or offsets.shape[0] == 0:
+            raise ValueError(f"{OP}: offsets must be int64 [B + 1], got {offsets.dtype} {list(offsets.shape)}")
+        if offsets.device != cost.device:
+            raise ValueError(f"{OP}: offsets is on {offsets.device} and cost on {cost.device}; move it there")
+    if sizes is not None:
+        sizes = _sizes(sizes, problems, rows, columns, cost.device)
+    return Arguments(cost, offsets, sizes, rows, maximize, ties, full_output)
+
+
+backends = Backends(OP, prepare, cuda=cuda, triton=triton, cpu=cpu, reference=reference)
+
+
+@overload
+def linear_sum_assignment(
+    cost: Tensor,
+    sizes: Sizes | None = None,
+    *,
+    offsets: Tensor | None = None,
+    maximize: bool = False,
+    ties: Ties = "lowest",
+    check: Check = "none",
+    full_output: Literal[False] = False,
+    backend: str = "auto",
+) -> Tensor: ...
+
+
+@overload
+def linear_sum_assignment(
+    cost: Tensor,
+    sizes: Sizes | None = None,
+    *,
+    offsets: Tensor | None = None,
+    maximize: bool = False,
+    ties: Ties = "lowest",
+    check: Check = "none",
+    full_output: Literal[True],
+    backend: str = "auto",
+) -> Assignment: ...
+
+
+@overload
+def linear_sum_assignment(
+    cost: Sequence[Tensor],
+    *,
+    maximize: bool = False,
+    ties: Ties = "lowest",
+    check: Check = "none",
+    backend: str = "auto",
+) -> list[Pairs]: ...
+
+
+def linear_sum_assignment(
+    cost: Tensor | Sequence[Tensor],  # [B, W, T], [W, T], packed [G, N, Q] with offsets, or a list of [W, T]
+    sizes: Sizes | None = None,  # [B] or [B, 2]
+    *,
+    offsets: Tensor | None = None,  # [B + 1]
+    maximize: bool = False,
+    ties: Ties = "lowest",
+    check: Check = "none",
+    full_output: bool = False,
+    backend: str = "auto",
+) -> Tensor | Assignment | Pairs | list[Pairs]:
+    """The assignment of rows to columns of least total cost, for many problems at once.
+
+    Exact, as `scipy.optimize.linear_sum_assignment`: every row gets a column where there are enough, otherwise every
+    column a row. A batch does not wait for a GPU. Computed in float64 from costs in float32 (or 16 bit) or float64.
+
+    A cost of +inf forbids its pair; so do NaN and -inf, which the status tells of. Rows and columns without a pair
+    that is allowed are left out. Where not all others can have a partner, as many as possible have one.
+
+    Args:
+        cost: a batch of matrices; or one matrix; or a list of matrices of any sizes; or, with `offsets`, G matrices
+            whose rows `offsets[b]` to `offsets[b + 1]` are one problem each, such as `dino_kernels.matching_cost` makes
+            them. Any real dtype, any strides.
+        sizes: how much of each matrix of a batch is in use: its columns, [B], or its rows and columns, [B, 2]; a list,
+            or an integer tensor on any device. The rest may hold anything.
+        offsets: int64, on the device of `cost`.
+        maximize: the greatest total instead.
+        ties: between assignments of equal cost. "lowest": rows prefer low columns, and all backends agree to the bit;
+            "scipy": the one that SciPy 1.4 and newer returns, if the costs are finite.
+        check: "raise" is a ValueError in SciPy's words where a cost is invalid or a row or column that could have a
+            partner gets none; "warn" is a RuntimeWarning. Both wait for a GPU; "none" does not.
+        full_output: return an `Assignment`: status, objective and duals too.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; see `dino_kernels.explain`.
+
+    Returns:
+        For a batch the column of each row, [B, W] int64, -1 where none ([G, N] for packed costs). For one matrix, as
+        SciPy does, `(row_ind, col_ind)`, int64, rows ascending; for a list of matrices a list of these.
+
+    Raises:
+        ValueError, TypeError: a malformed argument, named; with check="raise", an invalid or infeasible cost.
+        UnsupportedError: no backend can run the call, or not the requested one.
+    """
+    arguments = prepare(
+        cost, sizes, offsets=offsets, maximize=maximize, ties=ties, check=check, full_output=full_output
+    )
+    backend = backends.resolve(backend, arguments)
+    outputs = reference.forward(*arguments) if backend == "reference" else _op(*arguments, backend)
+    report_status(OP, outputs[1], check)
+    if not isinstance(cost, Tensor):
+        return _split(list(cost), arguments, outputs[0])
+    if cost.dim() == 2 and offsets is None and not full_output:
+        return _pairs(outputs[0][0])
+    if not full_output:
+        return outputs[0]
+    columns, status, objective, row_duals, column_duals = outputs
+    if offsets is None:
+        status, objective, column_duals = (tensor[:, 0] for tensor in (status, objective, column_duals))
+    return Assignment(columns, status, objective, row_duals, column_duals)
+
+
+def _sizes(sizes: Sizes, problems: int, rows: int, columns: int, device: torch.device) -> Tensor:
+    """[B, 2] rows and columns in use, on the device. Values are checked where they are on the host."""
+    if not isinstance(sizes, Tensor):
+        sizes = torch.tensor(sizes, dtype=torch.int64).reshape(len(sizes), -1 if len(sizes) else 1)
+    if sizes.dim() == 1:
+        sizes = sizes[:, None]
+    if sizes.dim() != 2 or sizes.shape[0] != problems or sizes.shape[1] not in (1, 2) or sizes.is_floating_point():
+        raise ValueError(
+            f"{OP}: sizes must be integers [B] (columns) or [B, 2] (rows, columns) with B = {problems}, got "
+            f"{sizes.dtype} {list(sizes.shape)}"
+        )
+    if sizes.shape[1] == 1:
+        sizes = torch.cat([torch.full_like(sizes, rows), sizes], 1)
+    if sizes.device.type == "cpu" and sizes.numel() and not torch.compiler.is_compiling():
+        most = sizes.amax(0).tolist()
+        if sizes.min() < 0 or most[0] > rows or most[1] > columns:
+            raise ValueError(
+                f"{OP}: sizes must be within 0..W = {rows} and 0..T = {columns} of cost, got up to {most} and down to "
+                f"{int(sizes.min())}"
+            )
+    return sizes.to(device, torch.int64, non_blocking=True)
+
+
+def _join(matrices: list[Tensor]) -> tuple[Tensor, Sizes | None, Tensor | None]:
+    """A list of matrices as one tensor of problems: packed along the side that they do not share, else padded."""
+    for matrix in matrices:
+        if not isinstance(matrix, Tensor) or matrix.dim() != 2:
+            got = list(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
+            raise ValueError(f"{OP}: a list of costs must have matrices [W, T], got {got}")
+    if not matrices:
+        return torch.zeros(0, 0, 0), None, None
+    rows, columns = {matrix.shape[0] for matrix in matrices}, {matrix.shape[1] for matrix in matrices}
+    device = matrices[0].device
+    if len(rows) == 1 and len(columns) == 1:
+        return torch.stack(matrices), None, None
+    dtype = matrices[0].dtype
+    for matrix in matrices[1:]:
+        dtype = torch.promote_types(dtype, matrix.dtype)
+    padded = torch.zeros(len(matrices), max(rows), max(columns), dtype=dtype, device=device)
+    for into, matrix in zip(padded, matrices, strict=True):
+        into[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return padded, [list(matrix.shape) for matrix in matrices], None
+
+
+def _split(matrices: list[Tensor], arguments: Arguments, columns: Tensor) -> list[Pairs]:
+    return [_pairs(found[: len(matrix)]) for found, matrix in zip(columns, matrices, strict=True)]
+
+
+def _pairs(columns: Tensor) -> Pairs:
+    """SciPy's form of the columns of one problem's rows [W]."""
+    rows = (columns >= 0).nonzero()[:, 0]
+    return rows, columns[rows]
+
+
+def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
+    *inputs, backend = arguments
+    return backends[backend].forward(*inputs)
+
+
+def _fake(cost: Tensor, offsets: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    full = rest[4]
+    problems = 1 if offsets is None else offsets.shape[0] - 1
+    groups, rows, columns = cost.shape
+
+    def result(dtype: torch.dtype, *shape: Any, wanted: bool = True) -> Tensor:
+        return cost.new_empty(shape if wanted else (0,), dtype=dtype)
+
+    return (
+        result(torch.int64, groups, rows),
+        result(torch.int32, groups, problems),
+        result(torch.float64, groups, problems, wanted=full),
+        result(torch.float64, groups, rows, wanted=full),
+        result(torch.float64, groups, problems, columns, wanted=full),
+    )
+
+
+_op = define(
+    f"{OP}(Tensor cost, Tensor? offsets, Tensor? sizes, SymInt max_rows, bool maximize, str ties, bool full, "
+    "str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _kernel,
+    _fake,
+    backward=not_differentiable(OP),
+)

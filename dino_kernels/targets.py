@@ -1,0 +1,163 @@
+"""The ground truth of a batch in one piece: packed once a step, for matching, losses and denoising alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+# In slots of a fixed capacity that no target uses.
+NO_LABEL = -1
+
+
+@dataclass(frozen=True, eq=False)
+class PackedTargets:
+    """Labels and boxes of all images, one after the other: image b has the rows `offsets[b]` to `offsets[b + 1]`.
+
+    With a fixed capacity N is larger than the number of targets, and the last rows belong to no image. Then all
+    shapes stay the same from step to step, as a CUDA graph needs them, and `copy_` puts in another step's targets.
+    """
+
+    labels: Tensor  # [N] int64
+    boxes_cxcywh: Tensor | None  # [N, 4] float32, or None where targets have no boxes
+    offsets: Tensor  # [B + 1] int64
+    max_targets: int  # no image has more
+    counts: tuple[int, ...] | None = None  # [B], where the host knows them; not with a fixed capacity
+
+    @classmethod
+    def pack(
+        cls,
+        targets: Sequence[Mapping[str, Tensor]],
+        *,
+        device: torch.device | str | None = None,
+        capacity: int | None = None,
+        max_targets: int | None = None,
+        label_key: str = "labels",
+        box_key: str = "boxes",
+    ) -> PackedTargets:
+        """Targets as DETR has them, a dictionary per image, in one piece. Does not wait for a GPU.
+
+        Args:
+            targets: per image `labels` [T] integers and `boxes` [T, 4] (cx, cy, w, h) in 0..1; boxes may be missing in
+                all images.
+            device: of the result; None: where the labels are.
+            capacity: makes N this number, whatever the number of targets.
+            max_targets: with a capacity, the most targets that an image may have; None: the capacity.
+            label_key, box_key: names in the dictionaries; transformers has "class_labels".
+
+        Raises:
+            ValueError, TypeError: malformed targets, named with their image; more targets than fit.
+        """
+        counts = tuple(_check(image, target, label_key, box_key) for image, target in enumerate(targets))
+        with_boxes = bool(targets) and box_key in targets[0]
+        if device is None:
+            device = targets[0][label_key].device if targets else "cpu"
+        device = torch.device(device)
+        labels = [target[label_key].to(device, torch.int64, non_blocking=True) for target in targets]
+        boxes = [target[box_key].detach().to(device, torch.float32, non_blocking=True) for target in targets if with_boxes]
+        starts = torch.tensor([0, *accumulate(counts)])
+        packed = cls(
+            torch.cat(labels) if labels else torch.zeros(0, dtype=torch.int64, device=device),
+            torch.cat(boxes) if with_boxes else None,
+            starts.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else starts.to(device),
+            max(counts, default=0),
+            counts,
+        )
+        if capacity is None:
+            if max_targets is not None:
+                raise ValueError("PackedTargets: max_targets goes with a capacity; without one it is counted")
+            return packed
+        fixed = cls.empty(len(counts), capacity, max_targets=max_targets, boxes=with_boxes, device=device)
+        return fixed.copy_(packed)
+
+    @classmethod
+    def empty(
+        cls,
+        images: int,
+        capacity: int,
+        *,
+        max_targets: int | None = None,
+        boxes: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> PackedTargets:
+        """No targets yet, with room for `capacity` of them, of which one image may have `max_targets`."""
+        if max_targets is None:
+            max_targets = capacity
+        if not 0 <= max_targets <= capacity:
+            raise ValueError(f"PackedTargets: max_targets must be in 0..capacity = {capacity}, got {max_targets}")
+        return cls(
+            torch.full((capacity,), NO_LABEL, device=device),
+            torch.zeros(capacity, 4, device=device) if boxes else None,
+            torch.zeros(images + 1, dtype=torch.int64, device=device),
+            max_targets,
+        )
+
+    def copy_(self, targets: PackedTargets) -> PackedTargets:
+        """Replaces the targets of a fixed capacity in place, so that a captured CUDA graph sees the new ones.
+
+        Args:
+            targets: of as many images, packed without a capacity.
+
+        Raises:
+            ValueError: another number of images, or more targets than fit; nothing is changed.
+        """
+        if self.counts is not None or targets.counts is None:
+            raise ValueError("PackedTargets.copy_: copies from targets without a capacity into ones that have one")
+        if len(targets.counts) != self.num_images:
+            raise ValueError(f"PackedTargets.copy_: {len(targets.counts)} images do not fit {self.num_images}")
+        total, capacity = sum(targets.counts), len(self.labels)
+        if total > capacity or targets.max_targets > self.max_targets:
+            raise ValueError(
+                f"PackedTargets.copy_: {total} targets, at most {targets.max_targets} in an image, do not fit a capacity "
+                f"of {capacity} with at most {self.max_targets} in an image; choose larger ones"
+            )
+        if (self.boxes_cxcywh is None) != (targets.boxes_cxcywh is None):
+            raise ValueError("PackedTargets.copy_: one of the two has boxes and the other has not")
+        self.labels[:total].copy_(targets.labels, non_blocking=True)
+        self.labels[total:].fill_(NO_LABEL)
+        if self.boxes_cxcywh is not None and targets.boxes_cxcywh is not None:
+            self.boxes_cxcywh[:total].copy_(targets.boxes_cxcywh, non_blocking=True)
+            self.boxes_cxcywh[total:].zero_()
+        self.offsets.copy_(targets.offsets, non_blocking=True)
+        return self
+
+    def to(self, device: torch.device | str) -> PackedTargets:
+        """The same targets on a device."""
+        boxes = None if self.boxes_cxcywh is None else self.boxes_cxcywh.to(device, non_blocking=True)
+        labels, offsets = (tensor.to(device, non_blocking=True) for tensor in (self.labels, self.offsets))
+        return replace(self, labels=labels, boxes_cxcywh=boxes, offsets=offsets)
+
+    @property
+    def num_images(self) -> int:
+        """B."""
+        return self.offsets.shape[0] - 1
+
+    def __len__(self) -> int:
+        """N: of targets, or of slots with a fixed capacity."""
+        return self.labels.shape[0]
+
+    def image_of_each(self) -> Tensor:
+        """The image of each target, [N] int64 on the device; B for a slot that no target uses."""
+        rows = torch.arange(len(self), device=self.offsets.device)
+        return torch.searchsorted(self.offsets[1:].contiguous(), rows, right=True)
+
+
+def _check(image: int, target: Mapping[str, Tensor], label_key: str, box_key: str) -> int:
+    """The number of targets of an image."""
+    where = f"PackedTargets: targets[{image}]"
+    if not isinstance(target, Mapping) or label_key not in target:
+        found = f"the keys {sorted(target)}" if isinstance(target, Mapping) else type(target).__name__
+        raise TypeError(f"{where} must be a dictionary with {label_key!r}, got {found}; see label_key and box_key")
+    labels = target[label_key]
+    if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
+        got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"{where}[{label_key!r}] must be a tensor of integers [T], got {got}")
+    if box_key in target:
+        boxes = target[box_key]
+        if not isinstance(boxes, Tensor) or list(boxes.shape) != [len(labels), 4] or not boxes.is_floating_point():
+            got = f"{boxes.dtype} {list(boxes.shape)}" if isinstance(boxes, Tensor) else type(boxes).__name__
+            raise ValueError(f"{where}[{box_key!r}] must be floating point [T, 4] = [{len(labels)}, 4], got {got}")
+    return len(labels)
