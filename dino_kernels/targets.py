@@ -55,14 +55,15 @@ class PackedTargets:
         with_boxes = bool(targets) and box_key in targets[0]
         if device is None:
             device = targets[0][label_key].device if targets else "cpu"
-        device = torch.device(device)
-        labels = [target[label_key].to(device, torch.int64, non_blocking=True) for target in targets]
-        boxes = [target[box_key].detach().to(device, torch.float32, non_blocking=True) for target in targets if with_boxes]
+        where = torch.device(device)
+        labels = [target[label_key].to(where, torch.int64, non_blocking=True) for target in targets]
+        all_boxes = [target[box_key].detach() for target in targets] if with_boxes else []
+        boxes = [each.to(where, torch.float32, non_blocking=True) for each in all_boxes]
         starts = torch.tensor([0, *accumulate(counts)])
         packed = cls(
-            torch.cat(labels) if labels else torch.zeros(0, dtype=torch.int64, device=device),
+            torch.cat(labels) if labels else torch.zeros(0, dtype=torch.int64, device=where),
             torch.cat(boxes) if with_boxes else None,
-            starts.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else starts.to(device),
+            starts.pin_memory().to(where, non_blocking=True) if where.type == "cuda" else starts.to(where),
             max(counts, default=0),
             counts,
         )
@@ -70,7 +71,7 @@ class PackedTargets:
             if max_targets is not None:
                 raise ValueError("PackedTargets: max_targets goes with a capacity; without one it is counted")
             return packed
-        fixed = cls.empty(len(counts), capacity, max_targets=max_targets, boxes=with_boxes, device=device)
+        fixed = cls.empty(len(counts), capacity, max_targets=max_targets, boxes=with_boxes, device=where)
         return fixed.copy_(packed)
 
     @classmethod
@@ -111,8 +112,8 @@ class PackedTargets:
         total, capacity = sum(targets.counts), len(self.labels)
         if total > capacity or targets.max_targets > self.max_targets:
             raise ValueError(
-                f"PackedTargets.copy_: {total} targets, at most {targets.max_targets} in an image, do not fit a capacity "
-                f"of {capacity} with at most {self.max_targets} in an image; choose larger ones"
+                f"PackedTargets.copy_: {total} targets, at most {targets.max_targets} in an image, do not fit a "
+                f"capacity of {capacity} with at most {self.max_targets} in an image; choose larger ones"
             )
         if (self.boxes_cxcywh is None) != (targets.boxes_cxcywh is None):
             raise ValueError("PackedTargets.copy_: one of the two has boxes and the other has not")

@@ -85,8 +85,8 @@ def hungarian_match(
     """The one-to-one matching of queries and targets of least total cost, for each set and image alone (DETR).
 
     The same as `linear_sum_assignment` of `matching_cost`, exact, in one call for all decoder layers, the encoder and
-    groups, without waiting for a GPU. A query that is not finite is matched with nothing, and neither is a target with a
-    bad label or box; the status tells of both.
+    groups, without waiting for a GPU. A query that is not finite is matched with nothing, and neither is a target with
+    a bad label or box; the status tells of both.
 
     Args:
         logits, boxes, targets, preset, extra_cost, **formula: as in `dino_kernels.matching_cost`.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, overload
 
@@ -59,10 +61,9 @@ def prepare(
 ) -> Arguments:
     check_choices(OP, ties, check)
     if not isinstance(cost, Tensor):
-        if sizes is not None or offsets is not None or full_output:
-            raise ValueError(f"{OP}: a list of matrices takes no sizes, offsets or full_output; pass a padded tensor")
-        cost, sizes, offsets = _join(list(cost))
-    elif cost.dim() not in (2, 3):
+        _refuse_with_list(sizes, offsets, full_output)
+        cost, sizes, offsets, *_ = _join(list(cost))
+    if cost.dim() not in (2, 3):
         raise ValueError(f"{OP}: cost must be [B, W, T], [W, T] or a list of [W, T], got {list(cost.shape)}")
     cost = cost.detach()
     if cost.is_complex():
@@ -171,16 +172,27 @@ def linear_sum_assignment(
         ValueError, TypeError: a malformed argument, named; with check="raise", an invalid or infeasible cost.
         UnsupportedError: no backend can run the call, or not the requested one.
     """
+    if not isinstance(cost, Tensor):
+        _refuse_with_list(sizes, offsets, full_output)
+        joined = _join(list(cost))
+        columns = linear_sum_assignment(
+            joined.cost,
+            joined.sizes,
+            offsets=joined.offsets,
+            maximize=maximize,
+            ties=ties,
+            check=check,
+            backend=backend,
+        )
+        return _split(columns, joined)
     arguments = prepare(
         cost, sizes, offsets=offsets, maximize=maximize, ties=ties, check=check, full_output=full_output
     )
     backend = backends.resolve(backend, arguments)
     outputs = reference.forward(*arguments) if backend == "reference" else _op(*arguments, backend)
     report_status(OP, outputs[1], check)
-    if not isinstance(cost, Tensor):
-        return _split(list(cost), arguments, outputs[0])
     if cost.dim() == 2 and offsets is None and not full_output:
-        return _pairs(outputs[0][0])
+        return _pairs(outputs[0][0], False)
     if not full_output:
         return outputs[0]
     columns, status, objective, row_duals, column_duals = outputs
@@ -212,35 +224,60 @@ def _sizes(sizes: Sizes, problems: int, rows: int, columns: int, device: torch.d
     return sizes.to(device, torch.int64, non_blocking=True)
 
 
-def _join(matrices: list[Tensor]) -> tuple[Tensor, Sizes | None, Tensor | None]:
-    """A list of matrices as one tensor of problems: packed along the side that they do not share, else padded."""
+def _refuse_with_list(sizes: Sizes | None, offsets: Tensor | None, full_output: bool) -> None:
+    if sizes is not None or offsets is not None or full_output:
+        raise ValueError(f"{OP}: a list of matrices takes no sizes, offsets or full_output; pass a padded tensor")
+
+
+class _Joined(NamedTuple):
+    """A list of matrices as one tensor of problems."""
+
+    cost: Tensor
+    sizes: Tensor | None
+    offsets: Tensor | None
+    rows: list[int]  # of each problem
+    transposed: bool
+
+
+def _join(matrices: list[Tensor]) -> _Joined:
+    """Packed along the side in which they differ, where there is only one; else padded."""
     for matrix in matrices:
         if not isinstance(matrix, Tensor) or matrix.dim() != 2:
             got = list(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
             raise ValueError(f"{OP}: a list of costs must have matrices [W, T], got {got}")
     if not matrices:
-        return torch.zeros(0, 0, 0), None, None
-    rows, columns = {matrix.shape[0] for matrix in matrices}, {matrix.shape[1] for matrix in matrices}
+        return _Joined(torch.zeros(0, 0, 0), None, None, [], False)
     device = matrices[0].device
-    if len(rows) == 1 and len(columns) == 1:
-        return torch.stack(matrices), None, None
-    dtype = matrices[0].dtype
-    for matrix in matrices[1:]:
-        dtype = torch.promote_types(dtype, matrix.dtype)
-    padded = torch.zeros(len(matrices), max(rows), max(columns), dtype=dtype, device=device)
+    heights, widths = [matrix.shape[0] for matrix in matrices], [matrix.shape[1] for matrix in matrices]
+    # Square matrices stay as they are: transposed, they could get another one of several equal assignments.
+    transposed = len(set(heights)) == 1 and heights[0] not in widths
+    if transposed or len(set(widths)) == 1:
+        cost = torch.cat(matrices, 1).t() if transposed else torch.cat(matrices)
+        rows = widths if transposed else heights
+        starts = torch.tensor([0, *itertools.accumulate(rows)]).to(device, non_blocking=True)
+        return _Joined(cost[None], None, starts, rows, transposed)
+    dtype = functools.reduce(torch.promote_types, (matrix.dtype for matrix in matrices))
+    padded = torch.zeros(len(matrices), max(heights), max(widths), dtype=dtype, device=device)
     for into, matrix in zip(padded, matrices, strict=True):
         into[: matrix.shape[0], : matrix.shape[1]] = matrix
-    return padded, [list(matrix.shape) for matrix in matrices], None
+    return _Joined(padded, torch.tensor([heights, widths]).t(), None, heights, False)
 
 
-def _split(matrices: list[Tensor], arguments: Arguments, columns: Tensor) -> list[Pairs]:
-    return [_pairs(found[: len(matrix)]) for found, matrix in zip(columns, matrices, strict=True)]
+def _split(columns: Tensor, joined: _Joined) -> list[Pairs]:
+    """SciPy's form of the columns of all rows of joined problems."""
+    if joined.offsets is None:
+        return [_pairs(found[:rows], False) for found, rows in zip(columns, joined.rows, strict=True)]
+    return [_pairs(found, joined.transposed) for found in columns[0].split(joined.rows)]
 
 
-def _pairs(columns: Tensor) -> Pairs:
+def _pairs(columns: Tensor, transposed: bool) -> Pairs:
     """SciPy's form of the columns of one problem's rows [W]."""
     rows = (columns >= 0).nonzero()[:, 0]
-    return rows, columns[rows]
+    columns = columns[rows]
+    if transposed:
+        order = columns.argsort()
+        return columns[order], rows[order]
+    return rows, columns
 
 
 def _kernel(*arguments: Any) -> tuple[Tensor, ...]:

@@ -1,7 +1,7 @@
 """The definition of `linear_sum_assignment`: which optimal assignment is returned, in NumPy, one problem at a time.
 
-`solve` is what every kernel repeats, in the same order and in float64, so that all return the same bits. README.md proves
-that it is optimal.
+Every kernel repeats this, in the same order and in float64, so that all return the same bits. README.md proves that it
+is optimal.
 """
 
 from __future__ import annotations
@@ -54,16 +54,18 @@ def forward(
     return first, second, others[0], others[1], others[2]
 
 
-def solve_problem(
-    cost: np.ndarray, maximize: bool, ties: str
-) -> tuple[np.ndarray, int, float, np.ndarray, np.ndarray]:
+def solve_problem(cost: np.ndarray, maximize: bool, ties: str) -> tuple[np.ndarray, int, float, np.ndarray, np.ndarray]:
     """Columns of the rows, status, objective and both duals of one matrix [R, C], in float64."""
     rows, columns = cost.shape
     cost = -cost if maximize else cost
     status = INVALID_COST if (np.isnan(cost) | (cost == -np.inf)).any() else 0
     cost = np.where(np.isfinite(cost), cost, np.inf)
-    allowed = np.isfinite(cost)
-    transposed = allowed.any(1).sum() > allowed.any(0).sum()
+    transposed = columns < rows
+    # Of the smaller side every row wants a partner; where infinities leave too few for that, the other side is the
+    # smaller one.
+    used_rows, used_columns = np.isfinite(cost).any(1).sum(), np.isfinite(cost).any(0).sum()
+    if used_rows != used_columns and transposed == (used_rows < used_columns):
+        transposed = not transposed
     solve = solve_as_scipy if ties == "scipy" else solve_lowest
     large, u, v = solve(np.ascontiguousarray(cost.T) if transposed else cost)
     if transposed:
@@ -118,7 +120,7 @@ def _augment(
     u: np.ndarray,
     v: np.ndarray,
 ) -> None:
-    """Match one more row, where a path exists. Ties: an unmatched column first, then the earliest slot or lowest column."""
+    """Match one more row, where a path exists. Of equals: an unmatched column, the lowest; else the earliest slot."""
     matched = np.array(slots)
     distance, previous = np.full(len(slots), np.inf), np.full(len(slots), -1)
     done = np.zeros(len(slots), bool)
@@ -156,7 +158,7 @@ def _augment(
 
 
 def solve_as_scipy(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same in SciPy's order (Crouse's algorithm): no first step, and all columns on each path, in SciPy's sequence."""
+    """The same in SciPy's order (Crouse's algorithm): no first step, every path over all columns in its sequence."""
     rows, columns = cost.shape
     column_of, row_of = np.full(rows, -1), np.full(columns, -1)
     u, v = np.zeros(rows), np.zeros(columns)

@@ -42,8 +42,8 @@ def matching_cost(
 ) -> Tensor:
     """Cost of every target with every query of its image, for several sets of predictions at once.
 
-    `weights[0] * class cost + weights[1] * L1 - weights[2] * GIoU` (DETR, arXiv 2005.12872, equation 1 and appendix A.2),
-    with L1 of (cx, cy, w, h) and GIoU of corners. The class cost of probability p is
+    `weights[0] * class cost + weights[1] * L1 - weights[2] * GIoU` (DETR, arXiv 2005.12872, equation 1 and appendix
+    A.2), with L1 of (cx, cy, w, h) and GIoU of corners. The class cost of probability p is
 
     - "focal": `alpha (1 - p)^gamma (-log(p + class_eps)) - (1 - alpha) p^gamma (-log(1 - p + class_eps))`, p = sigmoid;
     - "softmax": `-p`, p = softmax.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,7 +50,7 @@ def cost_and_status(
     first = 0
     for number, source in enumerate(logits):
         some = slice(first, first + len(source))
-        for image, (start, end) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+        for image, (start, end) in enumerate(itertools.pairwise(starts)):
             of_image = slice(start, end)
             truth = None if target_boxes is None else target_boxes[of_image]
             predicted = boxes[number][:, image].to(dtype) if boxes else None
