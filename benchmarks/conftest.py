@@ -12,6 +12,10 @@ import torch
 
 from benchmarks import plot, report
 from benchmarks.machine import slug
+from benchmarks.matching_peers import MatchingInputs, matchers
+from benchmarks.matching_stage import MatchingOutcome
+from benchmarks.matching_stage import measure as measure_matching
+from benchmarks.matching_workloads import EFFORTS, MatchingEffort, MatchingStep
 from benchmarks.memory import unsupported as memory_unsupported
 from benchmarks.peers import BACKENDS, implementations
 from benchmarks.results import FILE_NAME, LATEST, RESULTS, Results
@@ -24,6 +28,7 @@ DEVICE = pytest.StashKey[str]()
 RESULTS_KEY = pytest.StashKey[Results]()
 # Any call will do to ask who is installed.
 SMALL_CALL = Case("small", 1, 5, 2, 8, ((4, 6), (2, 3)), (4, 4))
+SMALL_STEP = MatchingStep(2, "random", 1, sets=1, queries=4, classes=3)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -69,6 +74,22 @@ def takes_part(config: pytest.Config, names: list[str], dtypes: tuple[str, ...])
     return present
 
 
+def matching_line_up(config: pytest.Config, op: str) -> list[str]:
+    """Names of those who can do this job of matching at all; the others are listed at the end with their reason."""
+    refusals = matching_refusals(op, config.stash[DEVICE])
+    for name, reason in refusals.items():
+        if reason is not None:
+            config.stash[RESULTS_KEY].document["not_run"][f"{name} {op}"] = reason
+    return [name for name, reason in refusals.items() if reason is None]
+
+
+@functools.cache
+def matching_refusals(op: str, device: str) -> dict[str, str | None]:
+    """By name of everyone who has the op: why it cannot run, or None."""
+    inputs = MatchingInputs(SMALL_STEP, device)
+    return {name: matcher.unsupported(op, inputs) for name, matcher in matchers().items() if op in matcher.ops}
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     config, function = metafunc.config, metafunc.function.__name__
     effort = config.stash[EFFORT]
@@ -98,6 +119,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for x, case in series.cases
         ]
         metafunc.parametrize(("series", "x", "case"), values)
+    elif function == "test_matching":
+        values = [
+            pytest.param(op, step, name, id=f"{step.id}-{op}-{name}")
+            for op, step in EFFORTS[effort.name].calls
+            for name in matching_line_up(config, op)
+        ]
+        metafunc.parametrize(("op", "step", "name"), values)
+    elif function == "test_matching_growth":
+        values = [
+            pytest.param(series, x, step, id=f"{series.name}-{x}")
+            for series in EFFORTS[effort.name].growth
+            for x, step in series.steps
+        ]
+        metafunc.parametrize(("series", "x", "step"), values)
 
 
 @pytest.fixture(scope="session")
@@ -134,6 +169,32 @@ def our_contestants(pytestconfig: pytest.Config) -> list[Contestant]:
 
 
 @pytest.fixture(scope="session")
+def matching_effort(effort: Effort) -> MatchingEffort:
+    return EFFORTS[effort.name]
+
+
+@pytest.fixture(scope="session")
+def matching_names(pytestconfig: pytest.Config) -> Callable[[str], list[str]]:
+    return functools.partial(matching_line_up, pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def matching_outcome_of(
+    pytestconfig: pytest.Config, matching_effort: MatchingEffort, device: str
+) -> Callable[[str, MatchingStep], MatchingOutcome]:
+    """The race of one op and step, run when its first test asks and kept for the tests that follow."""
+    inputs_of = functools.lru_cache(maxsize=1)(lambda step: MatchingInputs(step, device))
+    known = matchers()
+
+    @functools.lru_cache(maxsize=1)
+    def outcome(op: str, step: MatchingStep) -> MatchingOutcome:
+        everyone = [known[name] for name in matching_line_up(pytestconfig, op)]
+        return measure_matching(op, inputs_of(step), everyone, matching_effort, matching_effort.race_s)
+
+    return outcome
+
+
+@pytest.fixture(scope="session")
 def memory_meter(device: str) -> None:
     reason = memory_unsupported(device)
     if reason is not None:
@@ -152,9 +213,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.section("dino_kernels benchmarks")
     terminalreporter.write_line(report.summary(results.document))
     terminalreporter.write_line(f"\nwritten: {path}")
-    if results.document["growth"]:
+    pictures = {"growth": plot.growth, "matching_growth": plot.matching_growth}
+    for rows, draw in pictures.items():
+        if not results.document[rows]:
+            continue
         if importlib.util.find_spec("matplotlib") is None:
-            terminalreporter.write_line("not drawn: the growth plot, because matplotlib is not installed")
+            terminalreporter.write_line(f"not drawn: {rows}, because matplotlib is not installed")
         else:
-            picture = plot.growth(results.document, path.with_name(f"{path.stem}-growth.png"))
+            picture = draw(results.document, path.with_name(f"{path.stem}-{rows.replace('_', '-')}.png"))
             terminalreporter.write_line(f"written: {picture}")

@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_parts, machine
+from benchmarks import gpu_matching, gpu_parts, machine
 from benchmarks.gpu_table import summary, targets
 from benchmarks.isolated import Part, run
 from benchmarks.machine import ROOT
+from benchmarks.matching_workloads import MatchingStep
 from benchmarks.workloads import (
     DECODER_900,
     DECODER_1100,
@@ -83,6 +84,9 @@ def plan(device: str, short: bool) -> list[Part]:
     def race(seconds: float) -> dict[str, Any]:
         return {"device": device, "seconds": 0.02 if short else seconds, "laps": 2 if short else 5}
 
+    def small(step: MatchingStep) -> MatchingStep:
+        return gpu_matching.miniature(step) if short else step
+
     parts = [
         Part(
             f"{name} {op} {dtype}",
@@ -100,7 +104,17 @@ def plan(device: str, short: bool) -> list[Part]:
         Part("saved for backward", gpu_parts.saved, one_image),
         Part("deterministic algorithms", gpu_parts.deterministic, two_images),
     ]
-    return parts[:2] + others + parts[2:]
+    matching = [
+        Part(
+            gpu_matching.part_name(name, job),
+            gpu_matching.speed,
+            {"job": job, "step": small(gpu_matching.STEPS[name]), **race(seconds)},
+            needs_s=0.0 if short else 12.0,
+            limit_s=90.0,
+        )
+        for name, job, seconds in gpu_matching.JOBS
+    ]
+    return parts[:2] + matching[:4] + others + parts[2:6] + matching[4:] + parts[6:]
 
 
 def sources() -> str:

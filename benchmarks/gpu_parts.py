@@ -63,7 +63,7 @@ def speed(reporter: Reporter, op: str, case: Case, dtype: str, device: str, seco
 
     def call(which: str, contestant: Contestant, implementation: Implementation) -> Call:
         dtype = contestant.dtype
-        return _named(contestant, call_of(which, implementation, op, inputs_of(dtype), grad_of(dtype)))
+        return named(contestant, call_of(which, implementation, op, inputs_of(dtype), grad_of(dtype)))
 
     def calls(which: str) -> dict[Contestant, Call]:
         return {contestant: call(which, contestant, implementation) for contestant, implementation in racers.items()}
@@ -136,7 +136,7 @@ def _grad_output(case: Case, dtype: str, device: str) -> Tensor:
     return random_grad_output(output).to(device, DTYPES[dtype])
 
 
-def _named(contestant: Contestant, call: Call) -> Call:
+def named(contestant: Contestant, call: Call) -> Call:
     def named() -> object:
         try:
             return call()

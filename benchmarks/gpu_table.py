@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks.gpu_matching import JOBS, part_name
 from benchmarks.machine import caption
+from benchmarks.matching_peers import BASELINES, LISTS
+from benchmarks.matching_workloads import ASSIGNMENT, MATCHER
 from benchmarks.report import Table, as_text
 
 Document = dict[str, Any]
@@ -37,6 +40,13 @@ ENCODER, ENCODER_FP32 = "encoder B=2 fused_ms_deform_attn bf16", "encoder B=2 fu
 DECODER = "decoder Q=1100 fused_ms_deform_attn bf16"
 # Twice the time that an H100's L1 caches need for the gather of one image in bf16 [calc].
 L1_BOUND_MS = 0.025
+MATCHING = "7x16 T=20"
+MATCHING_ORDER = (
+    *("cuda", "triton", "cuda-lists", "triton-lists", "cpu", "cpu-lists"),
+    *("torch-linear-assignment", "tla-unchecked", "lapx-lapjvh", "scipy-float64", "scipy"),
+    *("transformers", "dino", "reference"),
+)
+MATCHING_SHORT_NAMES = {"torch-linear-assignment": "tla", "tla-unchecked": "tla-kernel", "transformers": "hf"}
 
 
 def rows_of(document: Document, part: str, kind: str, **fields: Any) -> list[Row]:
@@ -107,10 +117,50 @@ def targets(document: Document) -> list[Row]:
     ]
     name = "grad_value at the coarsest level, bf16: roundings"
     found.append(_verdict(name, "most", 2.0, max(errors, default=None), None))
+    found += matching_targets(document)
     slower = rows_of(document, "deterministic algorithms", "deterministic", mode="deterministic")
     cost = next((row["ratio"] for name in ORDER for row in slower if row["implementation"] == name), None)
     found.append(_verdict("deterministic over default, encoder B=2 bf16 fwd+bwd", "most", None, cost, None))
     return found
+
+
+def matching_targets(document: Document) -> list[Row]:
+    def ours(job: str, mode: str, step: str = MATCHING) -> Row | None:
+        rows = rows_of(document, part_name(step, job), "matching", mode=mode)
+        return our_fastest([row for row in rows if not row["implementation"].endswith(LISTS)])
+
+    def ratio(job: str, mode: str, peer: str, step: str = MATCHING) -> float | None:
+        rows = rows_of(document, part_name(step, job), "matching", mode=mode, implementation=peer)
+        mine = ours(job, mode, step)
+        return rows[0]["median_ms"] / mine["median_ms"] if rows and mine else None
+
+    both = ours(MATCHER, GRAPH)
+    microseconds = 1e3 * both["median_ms"] if both else None
+    found = [_verdict("matching 7x16 of 900x20, cost + assignment: us", "most", 40.0, None, microseconds)]
+    launches = rows_of(document, part_name(MATCHING, MATCHER), "launches")
+    fewest = min((row["launches"] for row in launches if not row["implementation"].endswith(LISTS)), default=None)
+    found.append(_verdict("matching 7x16 of 900x20, cost + assignment: launches", "most", 2.0, fewest, None))
+    # In a graph its kernel alone, without the checks that wait for the GPU.
+    per_call = ratio(ASSIGNMENT, "call", "torch-linear-assignment")
+    in_a_graph = ratio(ASSIGNMENT, GRAPH, "tla-unchecked")
+    found.append(_verdict("assignment 7x16 of 900x20: x torch-linear-assignment", "least", 20.0, per_call, in_a_graph))
+    for step in (MATCHING, "7x16 COCO"):
+        eager = ratio(MATCHER, "call", BASELINES[MATCHER], step)
+        found.append(_verdict(f"matching {step}: x eager GPU cost + SciPy", "least", 100.0, eager, None))
+    return found
+
+
+def matching_table(document: Document) -> Table:
+    """Milliseconds per call / in a graph by implementation."""
+    parts = [(step, job, part_name(step, job)) for step, job, _ in JOBS]
+    measured = {row["implementation"] for *_, part in parts for row in rows_of(document, part, "matching")}
+    columns = [name for name in MATCHING_ORDER if name in measured]
+    table = [["workload", "op", *(MATCHING_SHORT_NAMES.get(name, name) for name in columns)]]
+    for step, job, part in parts:
+        rows = rows_of(document, part, "matching")
+        if rows:
+            table.append([step, job, *(_times(rows, name) for name in columns)])
+    return table
 
 
 def target_table(document: Document) -> Table:
@@ -213,9 +263,11 @@ def summary(document: Document, parts: list[str]) -> str:
         heading += "\nA DRY RUN with small maps: none of these numbers, and no verdict below, means anything."
     units = (
         "ms per call / in a CUDA graph, cold L2, medians; MiB: peak of fwd+bwd; "
-        "!: misses the tolerance; original is fp32 always, ref in fp32; do: deformops"
+        "!: misses the tolerance; original is fp32 always, ref in fp32; do: deformops; tla: torch-linear-assignment"
     )
-    ends = [*small_tables(document), as_text(target_table(document))]
+    matching = matching_table(document)
+    ends = [as_text(matching)] if len(matching) > 1 else []
+    ends += [*small_tables(document), as_text(target_table(document))]
     wrong, all_wrong = [], failures(document, parts)
     while all_wrong and len("\n".join([*wrong, all_wrong[0]])) < LONGEST // 4:
         wrong.append(all_wrong.pop(0))

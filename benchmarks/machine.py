@@ -18,6 +18,7 @@ import dino_kernels
 from dino_kernels import _native
 
 ROOT = Path(__file__).resolve().parent.parent
+PEERS = ("transformers", "mmcv", "deformops", "scipy", "lapx", "torch-linear-assignment")
 
 
 def cpu_model() -> str:
@@ -68,7 +69,7 @@ def describe(device: str) -> dict[str, Any]:
         "triton": _version("triton"),
         "nvcc": ((_native.build_info() or {}).get("cuda") or {}).get("nvcc"),
         "dino_kernels": dino_kernels.__version__,
-        "peers": {name: version for name in ("transformers", "mmcv", "deformops") if (version := _version(name))},
+        "peers": {name: version for name in PEERS if (version := _version(name))},
         "commit": commit,
         "uncommitted_changes": dirty,
         "date": datetime.now(UTC).date().isoformat(),

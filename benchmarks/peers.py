@@ -99,7 +99,7 @@ def _samples(num_points: tuple[int, ...], device: torch.device) -> tuple[Tensor,
     return levels.to(device), counts[levels][:, None].to(device)
 
 
-def _import_error(module: str) -> str | None:
+def import_error(module: str) -> str | None:
     try:
         importlib.import_module(module)
     except ImportError as error:
@@ -133,7 +133,7 @@ def _transformers(value, spatial_shapes, level_start_index, sampling_locations, 
 
 
 def _transformers_unsupported(op: str, inputs: dict[str, Any]) -> str | None:
-    return _import_error(RT_DETR) or _import_error(DEFORMABLE_DETR)
+    return import_error(RT_DETR) or import_error(DEFORMABLE_DETR)
 
 
 def _mmcv(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
@@ -148,7 +148,7 @@ def _mmcv(value, spatial_shapes, level_start_index, sampling_locations, attentio
 
 
 def _mmcv_unsupported(op: str, inputs: dict[str, Any]) -> str | None:
-    return _import_error(MMCV) or _equal_points_only(inputs)
+    return import_error(MMCV) or _equal_points_only(inputs)
 
 
 def _deformops(backend: str | None = None, **options: bool) -> Callable[[str, dict[str, Any]], Tensor]:
@@ -169,7 +169,7 @@ def _deformops(backend: str | None = None, **options: bool) -> Callable[[str, di
 
 
 def _deformops_unsupported(op: str, inputs: dict[str, Any]) -> str | None:
-    return _import_error(DEFORMOPS) or _equal_points_only(inputs)
+    return import_error(DEFORMOPS) or _equal_points_only(inputs)
 
 
 def _deformops_fp32acc_unsupported(op: str, inputs: dict[str, Any]) -> str | None:
@@ -217,7 +217,7 @@ def _original(value, spatial_shapes, level_start_index, sampling_locations, atte
 
 
 def _original_unsupported(op: str, inputs: dict[str, Any]) -> str | None:
-    missing = _import_error(ORIGINAL)
+    missing = import_error(ORIGINAL)
     if missing is not None:
         return missing
     if hasattr(importlib.import_module(ORIGINAL), "__dino_kernels__"):

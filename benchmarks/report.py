@@ -14,11 +14,14 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from itertools import groupby
+from functools import partial
+from itertools import chain, groupby
 from typing import Any
 
 from benchmarks import ablation
 from benchmarks.machine import ROOT, caption
+from benchmarks.matching_peers import BASELINES, LISTS
+from benchmarks.matching_workloads import ASSIGNMENT, COST, MATCHER
 from benchmarks.results import FILE_NAME, RESULTS, published
 
 Document = dict[str, Any]
@@ -26,6 +29,9 @@ Table = list[list[str]]  # the first row is the header
 MARKER = re.compile(r"(<!-- results:(\w+)(?: ([\w.-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
 WORDS = ("workload", "op", "by", "model", "pass", "part")  # columns aligned to the left
 FORWARD, BOTH = "forward", "forward+backward"
+MATCHING_JOBS = {COST: "cost", ASSIGNMENT: "assignment", MATCHER: "matcher"}
+# Of published results that are older than the table.
+NOT_MEASURED = "Not measured yet: these results are older than this table."
 
 
 def milliseconds(row: dict[str, Any]) -> str:
@@ -35,7 +41,8 @@ def milliseconds(row: dict[str, Any]) -> str:
 def ratio(spread: dict[str, Any] | None) -> str:
     if spread is None:
         return "-"
-    return f"{spread['median']:.1f}x" if spread["median"] < 100 else f"{spread['median']:.0f}x"
+    digits = 2 if spread["median"] < 0.1 else 1 if spread["median"] < 100 else 0
+    return f"{spread['median']:.{digits}f}x"
 
 
 def lines_of(document: Document, op: str | None = None) -> Iterator[tuple[str, str, str, str, dict[str, Any]]]:
@@ -140,6 +147,36 @@ def detector_table(document: Document) -> Table:
     return table
 
 
+def matching_table(document: Document) -> Table:
+    """Each job by what DINO does and by this package's fastest kernel, and their ratio."""
+    columns = [[f"{job}: DINO ms", "ours ms", "ratio"] for job in MATCHING_JOBS.values()]
+    table = [["workload", *chain.from_iterable(columns)]]
+    rows = document.get("matching", [])
+    for workload in dict.fromkeys(row["workload"] for row in rows):
+        cells = [workload]
+        for op in MATCHING_JOBS:
+            mine = [row for row in rows if (row["workload"], row["op"]) == (workload, op)]
+            baseline = [row for row in mine if row["implementation"] == BASELINES[op]]
+            kernels = [row for row in mine if row["ours"] and not row["implementation"].startswith("reference")]
+            if op == MATCHER:  # from DETR's list of targets to DETR's lists of pairs, as DINO's own
+                kernels = [row for row in kernels if row["implementation"].endswith(LISTS)]
+            best = min(kernels, key=lambda row: row["median_ms"], default=None)
+            cells += [milliseconds(baseline[0]) if baseline else "-"]
+            cells += [milliseconds(best), ratio(best.get("speedup"))] if best else ["-", "-"]
+        table.append(cells)
+    return table
+
+
+def matching_op_table(document: Document, op: str) -> Table:
+    """Every contestant of one job."""
+    table = [["workload", "by", "ms", "x ref", "x peer"]]
+    for row in (row for row in document.get("matching", []) if row["op"] == op):
+        by = row["implementation"] + (" (!)" if "inaccurate" in row else "")
+        ratios = [ratio(row.get(name)) for name in ("speedup", "speedup_over_best_peer")]
+        table.append([row["workload"], by, milliseconds(row), *ratios])
+    return table
+
+
 # Name of the table: the file of results that it is made of, and how.
 TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
     "speed": (FILE_NAME, speed_table),
@@ -147,6 +184,8 @@ TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
     "ms_deform_attn": (FILE_NAME, lambda document: full_table(document, "ms_deform_attn")),
     "fused_ms_deform_attn": (FILE_NAME, lambda document: full_table(document, "fused_ms_deform_attn")),
     "detector": (FILE_NAME, detector_table),
+    "matching": (FILE_NAME, matching_table),
+    **{op: (FILE_NAME, partial(matching_op_table, op=op)) for op in MATCHING_JOBS},
     "ablation": (ablation.FILE_NAME, ablation.table),
 }
 
@@ -183,7 +222,11 @@ def summary(document: Document) -> str:
         parts.append(as_text(whole_model_table(document)))
     if document["detector"]:
         parts.append(as_text(detector_table(document)))
-    if any("inaccurate" in row for row in document["speed"]):
+    for op in MATCHING_JOBS:
+        table = matching_op_table(document, op)
+        if len(table) > 1:
+            parts.append(f"{op}; x ref: times faster than {BASELINES[op]}, as DINO does it\n{as_text(table)}")
+    if any("inaccurate" in row for row in document["speed"] + document["matching"]):
         parts.append("(!) misses the tolerance that this package's kernels must keep; the JSON says by how much.")
     reasons: dict[str, list[str]] = {}
     for contestant, reason in document["not_run"].items():
@@ -204,7 +247,9 @@ def update(text: str, load: Callable[[str | None, str], Document]) -> str:
             raise SystemExit(f"report: a marker names the table {name!r}; known: {', '.join(TABLES)}")
         file, table = TABLES[name]
         document = load(folder, file)
-        return f"{start}\n{as_markdown(table(document))}\n\n{caption(document['machine'])}\n\n{end}"
+        rows = table(document)
+        shown = as_markdown(rows) if len(rows) > 1 else NOT_MEASURED
+        return f"{start}\n{shown}\n\n{caption(document['machine'])}\n\n{end}"
 
     return MARKER.sub(replace, text)
 

@@ -8,6 +8,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks import machine
+from benchmarks.matching_peers import BASELINES, matchers
+from benchmarks.matching_stage import MatchingOutcome
+from benchmarks.matching_workloads import MatchingStep
 from benchmarks.peers import implementations
 from benchmarks.race import Timing, middle_half
 from benchmarks.stage import Contestant, Outcome, baseline
@@ -16,6 +19,7 @@ from dino_kernels.testing import Case
 RESULTS = Path(__file__).resolve().parent / "results"
 LATEST = "latest"  # the folder of runs that are not published
 FILE_NAME = "results.json"
+MEASUREMENTS = ("speed", "memory", "growth", "whole_model", "detector", "matching", "matching_growth")
 
 
 class Results:
@@ -25,11 +29,7 @@ class Results:
         self.document: dict[str, Any] = {
             "effort": effort,
             "machine": machine.describe(device),
-            "speed": [],
-            "memory": [],
-            "growth": [],
-            "whole_model": [],
-            "detector": [],
+            **{part: [] for part in MEASUREMENTS},
             "not_run": {},  # contestant -> reason
             "wrong": [],
         }
@@ -37,7 +37,7 @@ class Results:
 
     @property
     def measured(self) -> bool:
-        return any(self.document[part] for part in ("speed", "memory", "growth", "whole_model", "detector"))
+        return any(self.document[part] for part in MEASUREMENTS)
 
     def add_speed(self, op: str, case: Case, which: str, contestant: Contestant, outcome: Outcome) -> dict[str, Any]:
         row = {"workload": case.id, "op": op} | self._times(which, contestant, outcome)
@@ -62,6 +62,17 @@ class Results:
         row = {"model": model, "reference": times(reference), "kernel": times(kernel), "parts_ms": parts_ms}
         self.document["detector"].append(row | {"speedup": spread(kernel.speedup_over(reference))})
 
+    def add_matching(self, op: str, step: MatchingStep, name: str, outcome: MatchingOutcome) -> dict[str, Any]:
+        row = {"workload": step.id} | matching_times(op, step, name, outcome)
+        self.document["matching"].append(row)
+        return row
+
+    def add_matching_growth(
+        self, series: str, label: str, x: int, op: str, step: MatchingStep, name: str, outcome: MatchingOutcome
+    ) -> None:
+        row = {"series": series, "label": label, "x": x} | matching_times(op, step, name, outcome)
+        self.document["matching_growth"].append(row)
+
     def _times(self, which: str, contestant: Contestant, outcome: Outcome) -> dict[str, Any]:
         timings = outcome.timings[which]
         timing = timings[contestant]
@@ -85,6 +96,23 @@ class Results:
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.document, indent=1) + "\n")
+
+
+def matching_times(op: str, step: MatchingStep, name: str, outcome: MatchingOutcome) -> dict[str, Any]:
+    """Times of one contestant; ratios over the baseline and, of ours, over the fastest peer, where those ran."""
+    timings, known = outcome.timings, matchers()
+    row = {"op": op, "implementation": name, "ours": known[name].ours} | times(timings[name])
+    row |= {"problems": step.problems, "targets": sum(step.counts())}
+    baseline = BASELINES[op]
+    if baseline in timings:
+        row["speedup"] = spread(timings[name].speedup_over(timings[baseline]))
+    peers = [peer for peer in timings if not known[peer].ours]
+    if row["ours"] and peers:
+        row["best_peer"] = min(peers, key=lambda peer: median(timings[peer].samples))
+        row["speedup_over_best_peer"] = spread(timings[name].speedup_over(timings[row["best_peer"]]))
+    if name in outcome.errors:
+        row["inaccurate"] = outcome.errors[name]
+    return row
 
 
 def times(timing: Timing) -> dict[str, Any]:

@@ -1,27 +1,47 @@
-"""The CUDA kernels on the smallest cases, forward and backward, to be run under compute-sanitizer: `make gpu-sanitize`.
+"""The CUDA kernels on the smallest cases, to be run under compute-sanitizer: `make gpu-sanitize`.
 
-Exits with 1 where a kernel refuses a call or where its result is not accurate; the tool adds its own findings.
+Exits with 1 where a kernel refuses a call or where its result is not right; the tool adds its own findings.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 
+import dino_kernels
 from benchmarks import gate
 from benchmarks.peers import implementations
 from benchmarks.workloads import OPS
-from dino_kernels.testing import CASES, DTYPES, Result, assert_result_accurate, sample_inputs
+from dino_kernels import hungarian_match, linear_sum_assignment, matching_cost
+from dino_kernels.testing import (
+    ASSIGNMENT_CASES,
+    CASES,
+    DTYPES,
+    MATCHING_CASES,
+    Result,
+    assert_cost_accurate,
+    assert_result_accurate,
+    assert_same_bits,
+    assignment_costs,
+    matching_inputs,
+    sample_inputs,
+)
 
 # Queries of every kind, masks, boxes, borders, odd sizes; each a few thousand samples, which a sanitizer bears.
 NAMES = ("encoder_masked", "decoder_few_queries", "odd_points", "one_pixel_levels", "channels_36", "hostile_boxes")
 
 
-def main(backend: str, device: str) -> int:
+class Refused(Exception):
+    """The backend cannot run a call; the message says why."""
+
+
+def attention(backend: str, device: str) -> int:
+    """Forward and backward of deformable attention, with and without deterministic algorithms; how many calls."""
     kernel = implementations()[backend]
-    # Filled, memory that a kernel reads before anybody wrote it would pass for written.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     runs = 0
     for op in OPS:
         for case in (case for case in CASES if case.name in NAMES):
@@ -29,8 +49,7 @@ def main(backend: str, device: str) -> int:
                 inputs, on_cpu = (sample_inputs(op, case, dtype, where) for where in (device, "cpu"))
                 reason = kernel.unsupported(op, inputs)
                 if reason is not None:
-                    print(f"{op} {case.id} {name}: {reason}")
-                    return 1
+                    raise Refused(f"{op} {case.id} {name}: {reason}")
                 for deterministic in (False, True):
                     torch.use_deterministic_algorithms(deterministic)
                     result = gate.forward_backward(kernel, op, inputs)
@@ -40,7 +59,68 @@ def main(backend: str, device: str) -> int:
                     label = f"{backend} in {name}{', deterministic' if deterministic else ''}"
                     assert_result_accurate(op, on_cpu, Result(result.output.cpu(), grads), label)
                     runs += 1
-    print(f"{runs} calls of {backend}, forward and backward")
+    return runs
+
+
+def matching(backend: str, device: str) -> int:
+    """Costs within the tolerance, and assignments of which every bit is the reference's; how many calls."""
+    runs = 0
+    for case in MATCHING_CASES:
+        for name, dtype in DTYPES.items():
+            inputs, on_cpu = (matching_inputs(case.small(), dtype, where) for where in (device, "cpu"))
+            offsets = on_cpu["targets"].offsets
+            for function in (matching_cost, hungarian_match):
+                require(function, backend, f"{case.id} {name}", **inputs)
+            cost = matching_cost(**inputs, backend=backend).cpu()
+            assert_cost_accurate(on_cpu, cost, f"{backend} in {name}, {case.id}")
+            for ties in ("lowest", "scipy"):
+                match = hungarian_match(**inputs, ties=ties, full_output=True, backend=backend)
+                wanted = linear_sum_assignment(cost, offsets=offsets, ties=ties, full_output=True, backend="reference")
+                assert_same_assignment(match, wanted, f"hungarian_match by {backend} in {name}, {case.id}")
+            runs += 3
+    for case in ASSIGNMENT_CASES:
+        for dtype in (torch.float32, torch.float64):
+            cost = assignment_costs(case.small(), dtype)
+            for options in assignment_options():
+                require(linear_sum_assignment, backend, case.id, cost=cost.to(device), **options)
+                found = linear_sum_assignment(cost.to(device), full_output=True, backend=backend, **options)
+                wanted = linear_sum_assignment(cost, full_output=True, backend="reference", **options)
+                assert_same_assignment(found, wanted, f"linear_sum_assignment by {backend}, {case.id}, {options}")
+                runs += 1
+    return runs
+
+
+def assignment_options() -> Iterator[dict[str, Any]]:
+    for ties in ("lowest", "scipy"):
+        for maximize in (False, True):
+            yield {"ties": ties, "maximize": maximize}
+
+
+def require(function: Any, backend: str, call: str, **arguments: Any) -> None:
+    reason = dino_kernels.explain(function, **arguments).reasons[backend]
+    if reason is not None:
+        raise Refused(f"{function.__name__} {call}: {reason}")
+
+
+def assert_same_assignment(found: Any, wanted: Any, label: str) -> None:
+    """All but the status, which of a matching also tells about its predictions and targets."""
+
+    def results(some: Any) -> list[Tensor]:
+        return [result for name, result in zip(some._fields, some, strict=True) if name != "status"]
+
+    names = [f"{label}: {name}" for name in found._fields if name != "status"]
+    assert_same_bits(results(found), results(wanted), names)
+
+
+def main(backend: str, device: str) -> int:
+    # Filled, memory that a kernel reads before anybody wrote it would pass for written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        print(f"{attention(backend, device)} calls of {backend}, forward and backward")
+        print(f"{matching(backend, device)} calls of {backend}, matching")
+    except Refused as refusal:
+        print(refusal)
+        return 1
     return 0
 
 

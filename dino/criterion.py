@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +12,14 @@ from torch import Tensor, nn
 
 from dino.boxes import cxcywh_to_xyxy, generalized_iou
 from dino.config import ModelConfig, model_config
-from dino.denoising import Targets, box_places
-from dino.matching import ALPHA, GAMMA, MatchCost, Matches, hungarian_match
+from dino.matching import MatchCost, Matches, hungarian_match
 from dino.outputs import DenoisingLayout, DetectionOutput
+from dino.targets import Targets, pack, places
+from dino_kernels.targets import PackedTargets
 
 Losses = dict[str, Tensor]
+ALPHA = 0.25
+GAMMA = 2.0
 
 
 @dataclass(frozen=True)
@@ -28,15 +32,6 @@ class LossWeights:
 
 
 LOSSES = ("loss_ce", "loss_bbox", "loss_giou", "loss_xy", "loss_hw", "cardinality_error")
-
-
-@dataclass
-class Truth:
-    """The boxes of all images of a batch, one after the other."""
-
-    labels: Tensor  # [T]
-    boxes_cxcywh: Tensor  # [T, 4]
-    counts: list[int]  # boxes per image
 
 
 class SetCriterion(nn.Module):
@@ -59,7 +54,7 @@ class SetCriterion(nn.Module):
 
         Args:
             outputs: of the model.
-            targets: per image `boxes` [T, 4] cxcywh in 0..1 and `labels` [T].
+            targets: packed, or per image `boxes` [T, 4] cxcywh in 0..1 and `labels` [T].
             num_boxes: the normaliser, in place of the mean number of boxes per process.
 
         Returns:
@@ -68,33 +63,31 @@ class SetCriterion(nn.Module):
             `loss_xy`, `loss_hw` and `cardinality_error` in the same places and `class_error`.
         """
         device = outputs.logits.device
-        truth = Truth(
-            torch.cat([target["labels"] for target in targets]).to(device),
-            torch.cat([target["boxes"] for target in targets]).to(device).float(),
-            [len(target["labels"]) for target in targets],
-        )
-        normaliser = self._normaliser(len(truth.labels), device) if num_boxes is None else max(num_boxes, 1.0)
+        truth = pack(targets, device)
+        normaliser = self._normaliser(len(truth), device) if num_boxes is None else max(num_boxes, 1.0)
         names = [f"_{layer}" for layer in range(len(outputs.logits) - 1)] + [""]
-        losses = self._matching_losses(outputs, targets, truth, normaliser, names)
+        losses = self._matching_losses(outputs, truth, normaliser, names)
         return losses | _denoising_losses(outputs, truth, normaliser, [f"_dn{name}" for name in names])
 
     def _matching_losses(
-        self, outputs: DetectionOutput, targets: Targets, truth: Truth, normaliser: Tensor | float, names: list[str]
+        self, outputs: DetectionOutput, truth: PackedTargets, normaliser: Tensor | float, names: list[str]
     ) -> Losses:
-        logits, boxes = outputs.logits.float(), outputs.boxes_cxcywh.float()
-        final = len(logits) - 1
+        all_logits, all_boxes = [outputs.logits], [outputs.boxes_cxcywh]
         if outputs.encoder_logits is not None and outputs.encoder_boxes_cxcywh is not None:
-            logits = torch.cat([logits, outputs.encoder_logits.float()[None]])
-            boxes = torch.cat([boxes, outputs.encoder_boxes_cxcywh.float()[None]])
+            all_logits.append(outputs.encoder_logits[None])
+            all_boxes.append(outputs.encoder_boxes_cxcywh[None])
             names = names + ["_interm"]
-        matches = self.match(logits, boxes, targets)
-        wanted = truth.labels[matches.target[final]]
+        matches = self.match(all_logits, all_boxes, truth)
+        logits, boxes = (torch.cat([part.float() for part in parts]) for parts in (all_logits, all_boxes))
+        final = len(outputs.logits) - 1
         return _named(set_losses(logits, boxes, matches, truth, normaliser), names) | {
-            "class_error": class_error(logits[final], matches.image, matches.query[final], wanted)
+            "class_error": class_error(logits[final], matches.image, matches.query[final], truth.labels)
         }
 
-    def match(self, logits: Tensor, boxes_cxcywh: Tensor, targets: Targets) -> Matches:
-        """Hungarian matching of [sets, B, Q, C] logits and [sets, B, Q, 4] boxes, each set alone."""
+    def match(
+        self, logits: Tensor | Sequence[Tensor], boxes_cxcywh: Tensor | Sequence[Tensor], targets: Targets
+    ) -> Matches:
+        """Hungarian matching of [sets, B, Q, C] logits and [sets, B, Q, 4] boxes, or lists of them, each set alone."""
         return hungarian_match(logits, boxes_cxcywh, targets, self.cost)
 
     def weighted_total(self, losses: Losses) -> Tensor:
@@ -108,19 +101,21 @@ class SetCriterion(nn.Module):
     @staticmethod
     def _normaliser(num_boxes: int, device: torch.device) -> Tensor:
         """Mean number of boxes per process, at least 1."""
-        count = torch.tensor(float(num_boxes), device=device)
+        count = torch.full((), float(num_boxes), device=device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(count)
             count /= torch.distributed.get_world_size()
         return count.clamp(min=1)
 
 
-def _denoising_losses(outputs: DetectionOutput, truth: Truth, normaliser: Tensor | float, names: list[str]) -> Losses:
+def _denoising_losses(
+    outputs: DetectionOutput, truth: PackedTargets, normaliser: Tensor | float, names: list[str]
+) -> Losses:
     """Of denoising queries, whose boxes are known without matching; zeros where there are none."""
     denoising = outputs.denoising
     if denoising is None or denoising.layout.num_queries == 0:
         return _named(dict.fromkeys(LOSSES, outputs.logits.new_zeros(len(names))), names)
-    known = denoising_assignment(denoising.layout, truth.counts, len(names), truth.labels.device)
+    known = denoising_assignment(denoising.layout, truth, len(names))
     logits, boxes = denoising.logits.float(), denoising.boxes_cxcywh.float()
     return _named(set_losses(logits, boxes, known, truth, normaliser * denoising.layout.num_groups), names)
 
@@ -134,24 +129,29 @@ def set_losses(
     logits: Tensor,  # [sets, B, Q, C]
     boxes_cxcywh: Tensor,  # [sets, B, Q, 4]
     matches: Matches,
-    truth: Truth,
+    targets: PackedTargets,
     normaliser: Tensor | float,
 ) -> Losses:
-    """All of `LOSSES` for several sets of predictions at once, each a vector [sets]."""
-    row = torch.arange(len(logits), device=logits.device)[:, None]
+    """All of `LOSSES` for several sets of predictions at once, each a vector [sets]; does not wait for the device."""
+    assert targets.boxes_cxcywh is not None  # pack() refuses
+    sets, images, queries, classes = logits.shape
+    row = torch.arange(sets, device=logits.device).view(-1, *[1] * (matches.query.dim() - 1))
     place = (row, matches.image, matches.query)
-    one_hot = torch.zeros_like(logits)
-    one_hot[(*place, truth.labels[matches.target])] = 1
-    predicted, wanted = boxes_cxcywh[place], truth.boxes_cxcywh[matches.target]  # [sets, R, 4]
-    l1 = (predicted - wanted).abs()
+    # A target without a query has the index -1, the last: in `one_hot` that is one query more, cut off again.
+    one_hot = logits.new_zeros(sets, images, queries + 1, classes)
+    one_hot[(*place, targets.labels)] = 1
+    # In the boxes it is any query, whose loss times zero is zero, or NaN where the predictions are: that is to be seen.
+    counted = (matches.query >= 0).to(boxes_cxcywh.dtype)
+    predicted, wanted = boxes_cxcywh[place], targets.boxes_cxcywh  # [sets, ..., N, 4], [N, 4]
+    l1 = (predicted - wanted).abs() * counted[..., None]
     giou = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
     return {
-        "loss_ce": focal_loss(logits, one_hot).sum((1, 2, 3)) / normaliser,
-        "loss_bbox": l1.sum((1, 2)) / normaliser,
-        "loss_giou": (1 - giou).sum(1) / normaliser,
-        "loss_xy": l1.detach()[..., :2].sum((1, 2)) / normaliser,
-        "loss_hw": l1.detach()[..., 2:].sum((1, 2)) / normaliser,
-        "cardinality_error": cardinality_error(logits, torch.tensor(truth.counts)),
+        "loss_ce": focal_loss(logits, one_hot[:, :, :queries]).sum((1, 2, 3)) / normaliser,
+        "loss_bbox": l1.flatten(1).sum(1) / normaliser,
+        "loss_giou": ((1 - giou) * counted).flatten(1).sum(1) / normaliser,
+        "loss_xy": l1.detach()[..., :2].flatten(1).sum(1) / normaliser,
+        "loss_hw": l1.detach()[..., 2:].flatten(1).sum(1) / normaliser,
+        "cardinality_error": cardinality_error(logits, targets.offsets.diff()),
     }
 
 
@@ -164,33 +164,32 @@ def focal_loss(logits: Tensor, one_hot: Tensor) -> Tensor:
     return alpha * cross_entropy * (1 - confidence) ** GAMMA
 
 
-def denoising_assignment(layout: DenoisingLayout, counts: list[int], sets: int, device: torch.device) -> Matches:
+def denoising_assignment(layout: DenoisingLayout, targets: PackedTargets, sets: int) -> Matches:
     """Positives stand for the boxes they were made of. Negatives and empty slots stay background."""
-    total = sum(counts)
-    image, within = box_places(counts)
-    group = torch.arange(layout.num_groups)[:, None] * layout.kinds * layout.group_size
-    query = (group + within).flatten()
-    target = torch.arange(total).repeat(layout.num_groups)
-    return Matches(
-        image.repeat(layout.num_groups).to(device),
-        query.expand(sets, -1).to(device),
-        target.expand(sets, -1).to(device),
-    )
+    image, within = places(targets)
+    group = torch.arange(layout.num_groups, device=image.device)[:, None] * layout.kinds * layout.group_size
+    return Matches(image, (group + within).expand(sets, -1, -1))
 
 
 @torch.no_grad()
 def cardinality_error(logits: Tensor, counts: Tensor) -> Tensor:
     """Official logging value, [sets]: mean absolute difference of box counts, where "no object" is the last class."""
     predicted = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1)
-    return (predicted - counts.to(logits.device)).abs().float().mean(1)
+    return (predicted - counts).abs().float().mean(1)
 
 
 @torch.no_grad()
-def class_error(logits: Tensor, image: Tensor, query: Tensor, labels: Tensor) -> Tensor:
+def class_error(
+    logits: Tensor,  # [B, Q, C]
+    image: Tensor,  # [N]
+    query: Tensor,  # [N], -1 where none
+    labels: Tensor,  # [N]
+) -> Tensor:
     """Share of matched queries whose best class is wrong, in percent; 100 where there are none."""
-    if len(labels) == 0:
-        return logits.new_tensor(100.0)
-    return 100 * (logits[image, query].argmax(-1) != labels).float().mean()
+    matched = query >= 0
+    wrong = (logits[image, query].argmax(-1) != labels) & matched
+    share = 100 * wrong.sum() / matched.sum()
+    return share.where(matched.any(), 100.0).to(logits.dtype)
 
 
 def build_criterion(

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from dino.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 from dino.config import ModelConfig
 from dino.outputs import DenoisingLayout
-
-Targets = list[dict[str, Tensor]]
+from dino.targets import Targets, pack, places
 
 
 class Noise(Protocol):
@@ -99,7 +98,7 @@ def contrastive_denoising(
 
     Args:
         denoising: the settings.
-        targets: per image `boxes` [T, 4] cxcywh in 0..1 and `labels` [T].
+        targets: packed, or per image `boxes` [T, 4] cxcywh in 0..1 and `labels` [T].
         noise: recorded random numbers in place of drawn ones.
 
     Raises:
@@ -107,11 +106,11 @@ def contrastive_denoising(
     """
     config = denoising.config
     weight = denoising.label_embed.weight
-    counts = [len(target["labels"]) for target in targets]
-    layout = denoising.layout(max(counts, default=0))
+    truth = pack(targets, weight.device)
+    boxes, labels = truth.boxes_cxcywh, truth.labels  # [N0, 4], [N0]
+    assert boxes is not None  # pack() refuses
+    layout = denoising.layout(truth.max_targets)
     blocks = layout.num_groups * layout.kinds
-    boxes = torch.cat([target["boxes"] for target in targets]).float()  # [N0, 4]
-    labels = torch.cat([target["labels"] for target in targets])
     rows = blocks * len(labels)
     if noise is None:
         noise = DrawnNoise.draw(rows, config.num_classes, boxes.device)
@@ -125,20 +124,12 @@ def contrastive_denoising(
     noised_labels = _noise_labels(labels.repeat(blocks), noise, config.label_noise)
     noised_boxes = _noise_boxes(boxes.repeat(blocks, 1), negative, noise, config.box_noise)
 
-    image, within = (index.to(boxes.device).repeat(blocks) for index in box_places(counts))
+    image, within = (index.repeat(blocks) for index in places(truth))
     place = (image, layout.group_size * block + within)
-    shape = (len(targets), layout.num_queries)
+    shape = (truth.num_images, layout.num_queries)
     content = weight.new_zeros(*shape, weight.shape[1]).index_put(place, denoising.label_embed(noised_labels))
     anchors = boxes.new_zeros(*shape, 4).index_put(place, inverse_sigmoid(noised_boxes))
     return DenoisingQueries(content, anchors, layout)
-
-
-def box_places(counts: list[int]) -> tuple[Tensor, Tensor]:
-    """For every box of a batch, [T] each: the index of its image, and its number among that image's boxes."""
-    per_image = torch.tensor(counts)
-    image = torch.repeat_interleave(per_image)
-    first = per_image.cumsum(0) - per_image
-    return image, torch.arange(len(image)) - first[image]
 
 
 def _noise_labels(labels: Tensor, noise: Noise, label_noise: float) -> Tensor:

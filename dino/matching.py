@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from dino.boxes import cxcywh_to_xyxy, generalized_iou
-from dino.denoising import Targets
-
-ALPHA = 0.25
-GAMMA = 2.0
+from dino.targets import Targets, pack
+from dino_kernels import functional
+from dino_kernels.matches import Pair, pairs_of
 
 
 @dataclass(frozen=True)
@@ -28,60 +25,29 @@ class MatchCost:
 class Matches:
     """Which query stands for which box, in several sets of predictions. The rest of an image's queries are background.
 
-    Each set has the same number R of pairs.
+    In the order of the N packed targets, so that these need no gather.
     """
 
-    image: Tensor  # [R] index of the image
-    query: Tensor  # [sets, R] index of the query in its image
-    target: Tensor  # [sets, R] index of the box in the concatenation of all images' boxes
+    image: Tensor  # [N] index of the target's image
+    query: Tensor  # [sets, N], or [sets, groups, N] where each target has several: index in its image, -1 where none
 
-    def per_image(self, targets: Targets) -> list[list[tuple[Tensor, Tensor]]]:
-        """For each set, per image the pairs (query [R_b], target within the image [R_b])."""
-        matched = torch.bincount(self.image, minlength=len(targets)).tolist()
-        start, sets = 0, [[] for _ in self.query]
-        for queries, ids, pairs in zip(self.query, self.target, sets, strict=True):
-            start = 0
-            for target, q, t in zip(targets, queries.split(matched), ids.split(matched), strict=True):
-                pairs.append((q, t - start))
-                start += len(target["labels"])
-        return sets
+    def per_image(self, targets: Targets) -> list[list[Pair]]:
+        """For each set, per image the pairs (query [R], target within the image [R]); waits for the device."""
+        return pairs_of(self.query, targets)
 
 
-@torch.no_grad()
 def hungarian_match(
-    logits: Tensor,  # [sets, B, Q, C]
-    boxes_cxcywh: Tensor,  # [sets, B, Q, 4]
+    logits: Tensor | Sequence[Tensor],  # [sets, B, Q, C], or a list of these and of [B, Q, C]
+    boxes_cxcywh: Tensor | Sequence[Tensor],  # likewise [sets, B, Q, 4]
     targets: Targets,
     cost: MatchCost = MatchCost(),
 ) -> Matches:
-    """The assignment of least cost, for each set of predictions and each image alone.
+    """The assignment of least cost, for each set of predictions and each image alone; does not wait for the device.
 
-    Predictions that are not finite cost much and do not raise, so that the loss shows them.
+    Predictions that are not finite are matched with nothing and do not raise: the loss shows them.
     """
-    queries, ids, images = [], [], []
-    start = 0
-    for image, target in enumerate(targets):
-        matrix = matching_cost(logits[:, image], boxes_cxcywh[:, image], target, cost).cpu()
-        pairs = [linear_sum_assignment(m) for m in matrix.nan_to_num(1e6, 1e6, -1e6)]
-        queries.append(torch.stack([torch.as_tensor(rows) for rows, _ in pairs]))
-        ids.append(torch.stack([torch.as_tensor(columns) for _, columns in pairs]) + start)
-        images.append(torch.full_like(queries[-1][0], image))
-        start += len(target["labels"])
-    device = logits.device
-    return Matches(torch.cat(images).to(device), torch.cat(queries, 1).to(device), torch.cat(ids, 1).to(device))
-
-
-def matching_cost(
-    logits: Tensor,  # [sets, Q, C] of one image
-    boxes_cxcywh: Tensor,  # [sets, Q, 4]
-    target: dict[str, Tensor],
-    cost: MatchCost,
-) -> Tensor:
-    """Cost of every pair of query and target: focal, L1 and -GIoU, weighted; [sets, Q, T] float32."""
-    probability = logits.float().sigmoid()[..., target["labels"]]
-    positive = ALPHA * (1 - probability) ** GAMMA * -(probability + 1e-8).log()
-    negative = (1 - ALPHA) * probability**GAMMA * -(1 - probability + 1e-8).log()
-    predicted, truth = boxes_cxcywh.float(), target["boxes"].to(boxes_cxcywh.device).float()
-    l1 = torch.cdist(predicted, truth.expand(len(predicted), -1, -1), p=1)
-    giou = generalized_iou(cxcywh_to_xyxy(predicted)[:, :, None], cxcywh_to_xyxy(truth))
-    return cost.classification * (positive - negative) + cost.l1 * l1 - cost.giou * giou
+    first = logits if isinstance(logits, Tensor) else logits[0]
+    packed = pack(targets, first.device)
+    weights = (cost.classification, cost.l1, cost.giou)
+    match = functional.hungarian_match(logits, boxes_cxcywh, packed, preset="dino", weights=weights)
+    return Matches(packed.image_of_each(), match.query_idx)

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from dino.backbone import build_backbone
 from dino.config import ModelConfig, model_config
 from dino.decoder import Decoder
-from dino.denoising import Denoising, DenoisingQueries, Noise, Targets, contrastive_denoising
+from dino.denoising import Denoising, DenoisingQueries, Noise, contrastive_denoising
 from dino.encoder import Encoder
 from dino.initialize import initialize
 from dino.look_forward import look_forward_once, look_forward_twice
 from dino.neck import Neck
 from dino.outputs import DenoisingOutput, DetectionOutput
 from dino.query_selection import Queries, QuerySelection, mixed_query_selection, static_queries
+from dino.targets import Targets, num_images
 
 
 class DINO(nn.Module):
@@ -49,7 +50,8 @@ class DINO(nn.Module):
         Args:
             images: the batch.
             mask: its padding.
-            targets: per image `boxes` [T, 4] cxcywh in 0..1 and `labels` [T]; what denoising learns from in training.
+            targets: what denoising learns from in training: packed, or per image `boxes` [T, 4] cxcywh in 0..1 and
+                `labels` [T].
             query_indices: tokens that become queries, in place of the best-scored ones.
             denoising_noise: recorded random numbers for denoising; see `dino.denoising.Noise`.
 
@@ -83,8 +85,10 @@ class DINO(nn.Module):
                 f"mask must be bool {[images.shape[0], *images.shape[2:]]}, True on padding, got {mask.dtype} "
                 f"{list(mask.shape)}"
             )
-        if targets is not None and len(targets) != len(images):
-            raise ValueError(f"targets must have one entry per image, got {len(targets)} for {len(images)} images")
+        if targets is not None and num_images(targets) != len(images):
+            raise ValueError(
+                f"targets must have one entry per image, got {num_images(targets)} for {len(images)} images"
+            )
 
 
 def _join(denoising: DenoisingQueries | None, queries: Queries) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -1,7 +1,10 @@
-"""Multi-scale deformable attention kernels: one public function per op, several backends behind it.
+"""Kernels for detectors of the Deformable-DETR family: deformable attention and Hungarian matching.
+
+One public function per op, several backends behind it.
 
 >>> from dino_kernels import ms_deform_attn, fused_ms_deform_attn
->>> from dino_kernels.nn import MSDeformAttn
+>>> from dino_kernels import hungarian_match, matching_cost, linear_sum_assignment, PackedTargets
+>>> from dino_kernels.nn import MSDeformAttn, HungarianMatcher
 
 `python -m dino_kernels` prints what is installed, what was built and why a backend is missing.
 """
@@ -9,14 +12,32 @@
 from dino_kernels import nn
 from dino_kernels._dispatch import Explanation, UnsupportedError, explain
 from dino_kernels._version import __version__
-from dino_kernels.functional import fused_ms_deform_attn, ms_deform_attn
+from dino_kernels.functional import (
+    fused_ms_deform_attn,
+    hungarian_match,
+    linear_sum_assignment,
+    matching_cost,
+    ms_deform_attn,
+)
+from dino_kernels.matches import matching_status, pairs_of
+from dino_kernels.ops.hungarian_match import Match
+from dino_kernels.ops.linear_sum_assignment import Assignment
+from dino_kernels.targets import PackedTargets
 
 __all__ = [
+    "Assignment",
     "Explanation",
+    "Match",
+    "PackedTargets",
     "UnsupportedError",
     "__version__",
     "explain",
     "fused_ms_deform_attn",
+    "hungarian_match",
+    "linear_sum_assignment",
+    "matching_cost",
+    "matching_status",
     "ms_deform_attn",
     "nn",
+    "pairs_of",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dino_kernels import __version__, _dispatch, _native, explain, functional
+from dino_kernels import PackedTargets, __version__, _dispatch, _native, explain, functional
 from dino_kernels.testing import Case, sample_inputs
 
 SAMPLE = Case("sample", batch=1, queries=4, heads=8, channels=32, shapes=((4, 4), (2, 2)), points=(4, 4))
@@ -69,9 +69,19 @@ def _cuda() -> dict[str, str]:
 
 
 def _backends(op: str, device: str) -> dict[str, Any]:
-    inputs = sample_inputs(op, SAMPLE, torch.float32, device, requires_grad=False)
-    explanation = explain(getattr(functional, op), **inputs)
+    explanation = explain(getattr(functional, op), **_sample(op, device))
     return {"runs": explanation.backend, "reasons": explanation.reasons}
+
+
+def _sample(op: str, device: str) -> dict[str, Any]:
+    """Arguments of an ordinary call in float32."""
+    if op == "linear_sum_assignment":
+        return {"cost": torch.rand(1, 2, 4, device=device)}
+    if op in ("matching_cost", "hungarian_match"):
+        boxes = torch.full((1, 4, 4), 0.5, device=device)
+        target = {"labels": torch.zeros(2, dtype=torch.int64, device=device), "boxes": boxes[0, :2]}
+        return {"logits": torch.zeros(1, 4, 3, device=device), "boxes": boxes, "targets": PackedTargets.pack([target])}
+    return sample_inputs(op, SAMPLE, torch.float32, device, requires_grad=False)
 
 
 def render(facts: dict[str, Any]) -> str:

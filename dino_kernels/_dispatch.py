@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 # "auto" takes the first of these that supports the call. The reference comes last and only on CPU:
 # on a GPU a silent fall to something twenty times slower is a bug report, not a service.
@@ -107,7 +106,7 @@ def ops() -> dict[str, Backends]:
     return dict(_REGISTRY)
 
 
-def explain(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Explanation:
+def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     """Tell which backend a call would use, and why the others would not run it. Computes nothing.
 
     Args:

@@ -22,3 +22,8 @@ def heads(value: Tensor) -> Tensor:
 
 def contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
+
+
+def dense_last(sources: list[Tensor]) -> list[Tensor]:
+    """Each with a dense last dimension."""
+    return [source if source.stride(-1) == 1 else source.contiguous() for source in sources]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple, TypedDict
 
 import torch
@@ -62,6 +62,8 @@ class CostFormula:
         return [*self.weights, self.alpha, self.gamma, self.class_eps, self.giou_eps]
 
 
+# torch.compile cannot ask a class for its fields.
+FORMULA_FIELDS = tuple(field.name for field in fields(CostFormula))
 PRESETS = {
     "dino": CostFormula(giou_eps=1e-6),  # IDEA's DINO and detrex
     "deformable_detr": CostFormula(),
@@ -75,11 +77,12 @@ PRESETS = {
 def formula_of(op: str, preset: str, options: Mapping[str, object]) -> CostFormula:
     if preset not in PRESETS:
         raise ValueError(f"{op}: preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    unknown = set(options) - {field.name for field in fields(CostFormula)}
-    if unknown:
-        known = ", ".join(field.name for field in fields(CostFormula))
-        raise TypeError(f"{op}: unknown argument {sorted(unknown)[0]!r}; the formula has {known}")
-    formula = replace(PRESETS[preset], **{name: x for name, x in options.items() if x is not None})  # type: ignore[arg-type]
+    for name in options:
+        if name not in FORMULA_FIELDS:
+            raise TypeError(f"{op}: unknown argument {name!r}; the formula has {', '.join(FORMULA_FIELDS)}")
+    chosen = {name: getattr(PRESETS[preset], name) for name in FORMULA_FIELDS}
+    chosen |= {name: x for name, x in options.items() if x is not None}
+    formula = CostFormula(**chosen)
     if formula.class_cost not in ("focal", "softmax"):
         raise ValueError(f"{op}: class_cost must be 'focal' or 'softmax', got {formula.class_cost!r}")
     if len(formula.weights) != 3:
@@ -139,6 +142,8 @@ def cost_arguments(
                 f"{op}: {missing} must be given unless the weights of L1 and GIoU are 0, e.g. weights=(1, 0, 0)"
             )
         all_boxes = _sources(op, "boxes", boxes, "4")
+        for source in all_boxes:
+            _check_device(op, "boxes", source, first)
         shapes = [[*source.shape[:3], 4] for source in all_logits]
         if [list(source.shape) for source in all_boxes] != shapes:
             got = [list(source.shape) for source in all_boxes]

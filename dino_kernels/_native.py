@@ -73,7 +73,6 @@ def _why_unusable(cuda: CudaLibrary) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
 def unsupported_gpu(index: int) -> str | None:
     """Why the machine code and PTX in the CUDA library do not run on this GPU."""
     assert CUDA is not None
@@ -91,6 +90,10 @@ def unsupported_gpu(index: int) -> str | None:
         f"the kernels were compiled for {names}, and this GPU is sm_{major}{minor}: build again with "
         f'TORCH_CUDA_ARCH_LIST="{major}.{minor}"'
     )
+
+
+# What `torch.compiler.assume_constant_result` does, which would import the whole compiler and triton here.
+unsupported_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def version_text(version: int) -> str:

@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dino_kernels.functional import fused_ms_deform_attn
+from dino_kernels.hungarian_matcher import HungarianMatcher
+
+__all__ = ["HungarianMatcher", "MSDeformAttn"]
 
 
 class MSDeformAttn(nn.Module):

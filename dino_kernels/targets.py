@@ -51,8 +51,8 @@ class PackedTargets:
         Raises:
             ValueError, TypeError: malformed targets, named with their image; more targets than fit.
         """
-        counts = tuple(_check(image, target, label_key, box_key) for image, target in enumerate(targets))
-        with_boxes = bool(targets) and box_key in targets[0]
+        with_boxes = not targets or (isinstance(targets[0], Mapping) and box_key in targets[0])
+        counts = tuple(_check(image, target, label_key, box_key, with_boxes) for image, target in enumerate(targets))
         if device is None:
             device = targets[0][label_key].device if targets else "cpu"
         where = torch.device(device)
@@ -61,8 +61,8 @@ class PackedTargets:
         boxes = [each.to(where, torch.float32, non_blocking=True) for each in all_boxes]
         starts = torch.tensor([0, *accumulate(counts)])
         packed = cls(
-            torch.cat(labels) if labels else torch.zeros(0, dtype=torch.int64, device=where),
-            torch.cat(boxes) if with_boxes else None,
+            torch.cat([torch.zeros(0, dtype=torch.int64, device=where), *labels]),
+            torch.cat([torch.zeros(0, 4, device=where), *boxes]) if with_boxes else None,
             starts.pin_memory().to(where, non_blocking=True) if where.type == "cuda" else starts.to(where),
             max(counts, default=0),
             counts,
@@ -146,7 +146,7 @@ class PackedTargets:
         return torch.searchsorted(self.offsets[1:].contiguous(), rows, right=True)
 
 
-def _check(image: int, target: Mapping[str, Tensor], label_key: str, box_key: str) -> int:
+def _check(image: int, target: Mapping[str, Tensor], label_key: str, box_key: str, with_boxes: bool) -> int:
     """The number of targets of an image."""
     where = f"PackedTargets: targets[{image}]"
     if not isinstance(target, Mapping) or label_key not in target:
@@ -156,7 +156,9 @@ def _check(image: int, target: Mapping[str, Tensor], label_key: str, box_key: st
     if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
         got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"{where}[{label_key!r}] must be a tensor of integers [T], got {got}")
-    if box_key in target:
+    if (box_key in target) != with_boxes:
+        raise ValueError(f"{where} must have {box_key!r} if targets[0] has it, and only then; see box_key")
+    if with_boxes:
         boxes = target[box_key]
         if not isinstance(boxes, Tensor) or list(boxes.shape) != [len(labels), 4] or not boxes.is_floating_point():
             got = f"{boxes.dtype} {list(boxes.shape)}" if isinstance(boxes, Tensor) else type(boxes).__name__

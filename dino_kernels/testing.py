@@ -2,6 +2,8 @@
 
 >>> from dino_kernels.testing import CASES, assert_accurate, sample_inputs
 >>> assert_accurate("ms_deform_attn", sample_inputs("ms_deform_attn", CASES[0], torch.bfloat16), "cpu")
+
+The matching ops have their own, in `_matching_cases` and `_matching_accuracy`.
 """
 
 from __future__ import annotations
@@ -14,14 +16,32 @@ import torch
 from torch import Tensor
 
 from dino_kernels._accuracy import Result, assert_result_accurate, random_grad_output, run
+from dino_kernels._matching_accuracy import assert_cost_accurate, assert_optimal, assert_same_bits
+from dino_kernels._matching_cases import (
+    ASSIGNMENT_CASES,
+    MATCHING_CASES,
+    AssignmentCase,
+    MatchingCase,
+    assignment_costs,
+    matching_inputs,
+)
 
 __all__ = [
+    "ASSIGNMENT_CASES",
     "CASES",
     "DTYPES",
+    "MATCHING_CASES",
+    "AssignmentCase",
     "Case",
+    "MatchingCase",
     "Result",
     "assert_accurate",
+    "assert_cost_accurate",
+    "assert_optimal",
     "assert_result_accurate",
+    "assert_same_bits",
+    "assignment_costs",
+    "matching_inputs",
     "random_grad_output",
     "run",
     "sample_inputs",

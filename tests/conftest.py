@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -16,11 +18,15 @@ import torch
 import dino_kernels
 from dino_kernels import UnsupportedError
 from dino_kernels._dispatch import ops
-from dino_kernels.testing import DTYPES, Case, sample_inputs
+from dino_kernels.testing import DTYPES, Case, MatchingCase, matching_inputs, sample_inputs
 from tests.emulation import backend as emulation
 
 # The CUDA kernels twice: on a GPU, and compiled for the CPU.
 KERNELS = ("cpu", "triton", "cuda", "emulated")
+# Matching also by Triton's interpreter, and the Triton kernels of it twice, therefore.
+INTERPRETED = "interpreted"
+MATCHING_KERNELS = (*KERNELS, INTERPRETED)
+INTERPRETED_VARIANTS = 2  # of a test; --fuzz of more than 200 runs all
 # A library that did not build fails the tests, except where somebody says that he knows.
 ALLOW_MISSING = os.environ.get("DINO_KERNELS_ALLOW_MISSING") == "1"
 
@@ -40,10 +46,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --gpu, a machine with a GPU runs what no other machine can, and nothing else."""
+    """Leaves out tests that have nothing new to show."""
+    left_out = _interpreted_often_enough(items) if int(config.getoption("--fuzz") or 1) <= 200 else set()
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
     if not config.getoption("--gpu"):
         return
 
+    # A machine with a GPU runs what no other machine can, and nothing else.
     def touches_the_gpu(item: pytest.Item) -> bool:
         callspec = getattr(item, "callspec", None)
         values = [value for value in callspec.params.values() if isinstance(value, str)] if callspec else []
@@ -51,6 +62,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     config.hook.pytest_deselected(items=[item for item in items if not touches_the_gpu(item)])
     items[:] = [item for item in items if touches_the_gpu(item)]
+
+
+def _interpreted_often_enough(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Of each test's variants on Triton's interpreter, which takes a thousand times as long, all but a few."""
+    variants: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec and INTERPRETED in callspec.params.values():
+            variants[item.nodeid.partition("[")[0]].append(item)
+    left_out: set[pytest.Item] = set()
+    for name, each in variants.items():
+        chosen = random.Random(name).sample(each, min(INTERPRETED_VARIANTS, len(each)))
+        left_out |= set(each) - set(chosen)
+    return left_out
 
 
 @pytest.fixture(params=("ms_deform_attn", "fused_ms_deform_attn"))
@@ -99,8 +124,7 @@ def make_inputs(add_emulated: Callable[[], None]) -> Callable[..., dict[str, Any
     def make(op: str, case: Case, dtype: torch.dtype, backend: str, **options: Any) -> dict[str, Any]:
         if backend == emulation.NAME:
             add_emulated()
-        on_gpu = backend in ("triton", "cuda") and torch.cuda.is_available()
-        inputs = sample_inputs(op, case, dtype, "cuda" if on_gpu else "cpu", **options)
+        inputs = sample_inputs(op, case, dtype, _device_of(backend), **options)
         reason = ops()[op].unsupported(backend, ops()[op].prepare(**inputs))
         if reason is not None:
             if backend in ("cpu", emulation.NAME) and not ALLOW_MISSING:
@@ -109,6 +133,64 @@ def make_inputs(add_emulated: Callable[[], None]) -> Callable[..., dict[str, Any
         return inputs
 
     return make
+
+
+@pytest.fixture
+def require_matching(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes a backend of the ops in the test module's OPS ready; skips the test where it cannot run them."""
+
+    def require(backend: str) -> None:
+        if backend == emulation.NAME:
+            request.getfixturevalue("add_emulated")()
+        if backend == INTERPRETED:
+            if find_spec("triton") is None:
+                pytest.skip("interpreted: triton is not installed")
+            from tests import interpreter
+
+            for op, module in interpreter.modules().items():
+                monkeypatch.setitem(ops()[op].modules, INTERPRETED, module)
+        for op in request.module.OPS:
+            reason = "there is none of this op"
+            if backend in ops()[op].modules:
+                reason = ops()[op].unsupported(backend, ops()[op].prepare(**_probe(op, _device_of(backend))))
+            if reason is not None:
+                if backend in ("cpu", emulation.NAME, INTERPRETED) and not ALLOW_MISSING:
+                    pytest.fail(f"{op}: the {backend} backend must run every call: {reason}")
+                pytest.skip(f"{backend}: {reason}")
+
+    return require
+
+
+def _device_of(backend: str) -> str:
+    return "cuda" if backend in ("triton", "cuda") and torch.cuda.is_available() else "cpu"
+
+
+def _probe(op: str, device: str) -> dict[str, Any]:
+    """Arguments of a small call of a matching op."""
+    if op == "linear_sum_assignment":
+        return {"cost": torch.zeros(1, 2, 3, device=device)}
+    return matching_inputs(MatchingCase("probe", 1, 3, 2, (2,)), device=device)
+
+
+@pytest.fixture(params=MATCHING_KERNELS)
+def matching_kernel(request: pytest.FixtureRequest, require_matching: Callable[[str], None]) -> str:
+    """Every backend of the matching ops that is a kernel of our own."""
+    require_matching(request.param)
+    return request.param
+
+
+@pytest.fixture(params=("reference", *MATCHING_KERNELS))
+def matching_backend(request: pytest.FixtureRequest, require_matching: Callable[[str], None]) -> str:
+    """Every backend of the matching ops, the reference included."""
+    require_matching(request.param)
+    return request.param
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> str:
+    """Where the tensors of the test's matching backend are."""
+    (name,) = {"matching_kernel", "matching_backend"} & set(request.fixturenames)
+    return _device_of(request.getfixturevalue(name))
 
 
 @pytest.fixture

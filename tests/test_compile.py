@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import dino_kernels
+from dino_kernels import _native
 from dino_kernels.nn import MSDeformAttn
 from dino_kernels.testing import Case, Result, random_grad_output, run
 
@@ -225,3 +226,9 @@ def test_make_fx_traces_forward_and_backward(make_inputs, op, kernel):
     assert f"dino_kernels.{op}.default" in targets and f"dino_kernels.{op}_backward.default" in targets
     for traced, eager in zip(graph(*tensors), both(*tensors), strict=True):
         torch.testing.assert_close(traced, eager)
+
+
+def test_which_gpu_there_is_counts_as_constant():
+    """Marked by hand, because PyTorch's own decorator would import the compiler with the package."""
+    marks = vars(torch.compiler.assume_constant_result(lambda: None))
+    assert marks and marks.items() <= vars(_native.unsupported_gpu).items()

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_parts, graphs
+from benchmarks import gpu, gpu_matching, gpu_parts, graphs
 from benchmarks.gpu_parts import saved_bytes
 from benchmarks.gpu_table import LONGEST, summary, targets
 from benchmarks.isolated import Part, Reporter, new_record, run
+from benchmarks.matching_peers import BASELINES
+from benchmarks.matching_workloads import ASSIGNMENT, COST, MATCHER
 from benchmarks.race import cpu_stopwatch, race
 from benchmarks.stage import Contestant
 from benchmarks.workloads import miniature
@@ -182,6 +184,18 @@ def test_the_same_command_again_measures_nothing_again(dry_run):
     assert json.loads(path.read_text())["parts"] == before
 
 
+@pytest.mark.parametrize("job", [COST, ASSIGNMENT, MATCHER])
+def test_a_dry_run_of_matching_times_everyone_who_can(job):
+    events: list[tuple] = []
+    step = gpu_matching.miniature(gpu_matching.STEPS["7x16 COCO"])
+    gpu_matching.speed(Reporter(events.append, new_record()), job, step, "cpu", 0.0, 2)
+    assert not [event for event in events if event[0] == "failed"]
+    rows = next(event[2] for event in events if event[:2] == ("finished", f"time {job}"))
+    assert {row["mode"] for row in rows} == {"call"} and {row["op"] for row in rows} == {job}
+    assert BASELINES[job] in {row["implementation"] for row in rows}
+    assert ("not_run", "CUDA graphs and launches", "they need a CUDA device; this is cpu") in events
+
+
 def test_the_plan_begins_with_what_matters_and_has_every_workload():
     plan = gpu.plan("cuda", short=False)
     assert plan[0].name == "encoder B=2 fused_ms_deform_attn bf16"
@@ -190,6 +204,8 @@ def test_the_plan_begins_with_what_matters_and_has_every_workload():
     for case in gpu.WORKLOADS.values():
         assert {(case.id, "bf16"), (case.id, "fp32")} <= timed
     assert len({part.name for part in plan}) == len(plan)
+    matching = [part.arguments["job"] for part in plan[:6] if "job" in part.arguments]
+    assert set(matching) == {COST, ASSIGNMENT, MATCHER}
 
 
 def planted() -> dict[str, Any]:
@@ -213,6 +229,7 @@ def planted() -> dict[str, Any]:
                 for mode, factor in (("call", 1.0), ("graph", 0.9 if name == "cuda" else 0.5))
             ]
             record["rows"].append(row | {"kind": "memory", "peak_mib": 1234.0, "least_mib": 100.0})
+    plant_matching(document)
     ours = {"implementation": "cuda", "ours": True, "dtype": "bf16"}
     document["parts"]["accuracy of grad_value"]["rows"] = [
         ours | {"kind": "accuracy", "op": "ms_deform_attn", "rms_roundings": 0.4, "max_roundings": 2.5},
@@ -229,6 +246,18 @@ def planted() -> dict[str, Any]:
     return document
 
 
+def plant_matching(document: dict[str, Any]) -> None:
+    ms = {"cuda": 0.02, "triton": 0.05, "cuda-lists": 0.01, "dino": 2.5, "transformers": 3.0, "scipy": 9.0}
+    ms |= {"torch-linear-assignment": 1.0, "tla-unchecked": 0.3}
+    for step, job, _ in gpu_matching.JOBS:
+        rows = document["parts"][gpu_matching.part_name(step, job)]["rows"]
+        for name, time_ms in ms.items():
+            row: dict[str, Any] = {"op": job, "implementation": name, "ours": "cuda" in name or name == "triton"}
+            rows += [row | {"kind": "matching", "mode": mode, "median_ms": time_ms} for mode in ("call", "graph")]
+            if row["ours"]:
+                rows.append(row | {"kind": "launches", "launches": 1 if name == "cuda-lists" else 3})
+
+
 def test_targets_are_ratios_of_our_fastest_kernel_and_tell_where_they_are_met():
     found = {row["target"]: row for row in planted()["targets"]}
 
@@ -243,6 +272,11 @@ def test_targets_are_ratios_of_our_fastest_kernel_and_tell_where_they_are_met():
         check(f"encoder B=2 fp32 {which}: x original", 5.0, 2.778, "met")
         check(f"decoder Q=1100 bf16 {which}: x best peer", None, 0.889, "NOT MET")
     check("encoder B=2 bf16 fwd an image: x L1 bound of 25 us", 2.0, 1.8, "met")
+    check("matching 7x16 of 900x20, cost + assignment: us", None, 20.0, "met")
+    check("matching 7x16 of 900x20, cost + assignment: launches", 3, None, "NOT MET")
+    check("assignment 7x16 of 900x20: x torch-linear-assignment", 50.0, 15.0, "met per call only")
+    check("matching 7x16 T=20: x eager GPU cost + SciPy", 125.0, None, "met")
+    check("matching 7x16 COCO: x eager GPU cost + SciPy", 125.0, None, "met")
     check("saved for backward, encoder B=1 bf16: MB", 28.6, None, "met")
     check("grad_value at the coarsest level, bf16: roundings", 2.5, None, "NOT MET")
     check("deterministic over default, encoder B=2 bf16 fwd+bwd", 1.75, None, "no target")
@@ -297,6 +331,15 @@ def test_a_graph_that_leaves_out_its_kernel_is_no_speed():
     empty: Any = FakeGraph(lambda: 2 * x, times=0)
     with pytest.raises(AssertionError, match="a replay's output differs by nan"):
         graphs.assert_replays(empty, 2 * x)
+
+
+def test_a_graph_of_indices_that_leaves_out_its_kernel_is_no_speed():
+    indices = torch.tensor([[3, -1], [7, 0]])
+    working: Any = FakeGraph(lambda: indices + 0)
+    graphs.assert_replays(working, indices)
+    empty: Any = FakeGraph(lambda: indices + 0, times=0)
+    with pytest.raises(AssertionError, match=r"a replay's output differs by 1e\+09"):
+        graphs.assert_replays(empty, indices)
 
 
 def test_graphs_are_timed_by_replays_and_a_graph_of_ten_counts_one_call(monkeypatch):
@@ -357,6 +400,33 @@ def test_where_there_is_a_gpu_graphs_and_memory_are_measured_for_everyone(monkey
     passes = ("forward", "forward+backward")
     expected = {("speed", which, mode) for which in passes for mode in ("call", "graph", "graph of 10")}
     assert modes == expected | {("memory", None, None)}
+
+
+class FakeCostGraph(FakeGraph):
+    """Of DINO's own cost, a tensor for each set."""
+
+    def __call__(self):
+        for into, tensor in zip(
+            graphs.tensors_of(self.result).values(), graphs.tensors_of(self.call()).values(), strict=True
+        ):
+            into.copy_(tensor)
+
+
+def test_where_there_is_a_gpu_graphs_and_launches_of_matching_are_measured(monkeypatch):
+    monkeypatch.setattr(graphs, "Graphed", FakeCostGraph)
+    monkeypatch.setattr(graphs, "assert_never_waits", refuse_a_waiting_call)
+    monkeypatch.setattr(gpu_matching, "launches", lambda call: 1)
+    monkeypatch.setattr(gpu_matching, "stopwatch_for", lambda device: cpu_stopwatch)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    events: list[tuple] = []
+    step = gpu_matching.miniature(gpu_matching.STEPS["7x16 T=20"])
+    gpu_matching.speed(Reporter(events.append, new_record()), COST, step, CpuThatSaysCuda("cpu"), 0.0, 2)
+    assert not [event for event in events if event[0] == "failed"]
+    rows = [row for event in events if event[0] == "finished" and isinstance(event[2], list) for row in event[2]]
+    found = {(row["kind"], row.get("mode"), row["implementation"]) for row in rows}
+    assert {("matching", mode, name) for mode in ("call", "graph") for name in ("dino", "reference")} <= found
+    launched = {row["implementation"] for row in rows if row["kind"] == "launches"}
+    assert "reference" in launched and "dino" not in launched
 
 
 def wait() -> None:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BACKENDS = ("cpu", "cuda", "triton")
 
-KERNELS = ("dino_kernels.functional", "dino_kernels.nn")
+KERNELS = ("dino_kernels.functional", "dino_kernels.nn", "dino_kernels.targets", "dino_kernels.matches")
 PARTS = (
     *(
         "config",
@@ -28,25 +28,29 @@ PARTS = (
         "backbone_convnext",
     ),
     *("neck", "encoder", "query_selection", "decoder", "look_forward", "denoising", "initialize"),
-    *("matching", "criterion", "postprocessing"),
+    *("targets", "matching", "criterion", "postprocessing"),
 )
 MODEL_PARTS = tuple(f"dino.{part}" for part in PARTS)
 # First pattern that matches a module wins: what of this repository, and what from outside, it may import.
 RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
-    # A backend knows its own kind in other ops, and nothing above it.
+    # A backend, of one file or several, knows its own kind in other ops, and nothing above it.
     *(
         (
-            f"dino_kernels.ops.*.{name}",
-            ("dino_kernels._native", "dino_kernels.ops.*.native", f"dino_kernels.ops.*.{name}"),
+            f"dino_kernels.ops.*.{name}*",
+            (f"dino_kernels.{shared}", "dino_kernels.ops.*.native", f"dino_kernels.ops.*.{name}*"),
             ("torch", *outside),
         )
-        for name, outside in (("cpu", ()), ("cuda", ()), ("triton", ("triton",)))
+        for name, shared, outside in (
+            ("cpu", "_native", ()),
+            ("cuda", "_native", ()),
+            ("triton", "_triton", ("triton",)),
+        )
     ),
     ("dino_kernels.ops.*.native", ("dino_kernels._layout", "dino_kernels.ops.*.native"), ("torch",)),
-    ("dino_kernels.ops.*.reference", ("dino_kernels.ops.*.reference",), ("torch",)),
+    ("dino_kernels.ops.*.reference", ("dino_kernels.ops.*.reference",), ("torch", "numpy")),
     (
         "dino_kernels.ops.*",
-        ("dino_kernels._arguments", "dino_kernels._dispatch", "dino_kernels._library")
+        ("dino_kernels._arguments", "dino_kernels._matching", "dino_kernels._dispatch", "dino_kernels._library")
         + tuple(f"dino_kernels.ops.*.{name}" for name in (*BACKENDS, "reference")),
         ("torch",),
     ),
@@ -54,10 +58,33 @@ RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ("dino_kernels._native", ("dino_kernels._C",), ("torch",)),
     ("dino_kernels._*_", ("dino_kernels", "dino_kernels.*"), ("torch",)),  # __main__
     ("dino_kernels._accuracy", ("dino_kernels.functional",), ("torch",)),
+    ("dino_kernels._matching", ("dino_kernels.targets",), ("torch",)),
+    ("dino_kernels._matching_cases", ("dino_kernels.targets",), ("torch",)),
+    (
+        "dino_kernels._matching_accuracy",
+        ("dino_kernels._accuracy", "dino_kernels._matching", "dino_kernels.ops.*"),
+        ("torch",),
+    ),
     ("dino_kernels._*", (), ("torch",)),
+    ("dino_kernels.targets", (), ("torch",)),
     ("dino_kernels.functional", ("dino_kernels.ops.*",), ()),
-    ("dino_kernels.nn", ("dino_kernels.functional",), ("torch",)),
-    ("dino_kernels.testing", ("dino_kernels._accuracy",), ("torch",)),
+    (
+        "dino_kernels.matches",
+        ("dino_kernels._matching", "dino_kernels.targets", "dino_kernels.ops.hungarian_match"),
+        ("torch", "numpy"),
+    ),
+    (
+        "dino_kernels.hungarian_matcher",
+        ("dino_kernels._mask_cost", "dino_kernels._matching", "dino_kernels.functional", "dino_kernels.matches")
+        + ("dino_kernels.targets", "dino_kernels.ops.hungarian_match"),
+        ("torch",),
+    ),
+    ("dino_kernels.nn", ("dino_kernels.functional", "dino_kernels.hungarian_matcher"), ("torch",)),
+    (
+        "dino_kernels.testing",
+        ("dino_kernels._accuracy", "dino_kernels._matching_accuracy", "dino_kernels._matching_cases"),
+        ("torch",),
+    ),
     (
         "dino_kernels.integrations*",
         ("dino_kernels", "dino_kernels.functional", "dino_kernels.nn", "dino_kernels.integrations*")
@@ -67,11 +94,13 @@ RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ),
     (
         "dino_kernels",
-        ("dino_kernels.nn", "dino_kernels.functional", "dino_kernels._dispatch", "dino_kernels._version"),
+        ("dino_kernels.nn", "dino_kernels.functional", "dino_kernels._dispatch", "dino_kernels._version")
+        # The types of arguments and results.
+        + ("dino_kernels.targets", "dino_kernels.matches", "dino_kernels.ops.*"),
         (),
     ),
     # The model's parts know each other and the kernels; the model knows its parts; all else may use the model.
-    *((f"dino.{part}", MODEL_PARTS + KERNELS, ("torch", "scipy")) for part in PARTS),
+    *((f"dino.{part}", MODEL_PARTS + KERNELS, ("torch",)) for part in PARTS),
     ("dino.model", (*MODEL_PARTS, "dino.backbone_weights"), ("torch",)),
     ("dino.data*", ("dino.data", "dino.data.*"), ("torch", "numpy", "PIL", "sklearn")),
     ("dino.training*", ("dino.[!_]*",), ("torch", "numpy", "safetensors", "matplotlib", "tqdm", "tyro", "tensorboard")),
@@ -150,6 +179,8 @@ def test_a_module_imports_only_what_its_layer_may(module):
     [
         ("dino_kernels.nn", "from dino_kernels.ops.ms_deform_attn import cpu"),
         ("dino_kernels.nn", "import dino"),
+        ("dino_kernels.targets", "from dino_kernels import _matching"),
+        ("dino.matching", "from scipy.optimize import linear_sum_assignment"),
         ("dino_kernels.functional", "from dino_kernels import nn"),
         ("dino_kernels.ops.ms_deform_attn.cpu", "from dino_kernels import _dispatch"),
         ("dino_kernels.ops.ms_deform_attn.cpu", "from ...ops.ms_deform_attn import reference"),

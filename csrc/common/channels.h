@@ -4,11 +4,10 @@
 // odd channels, one shift and one mask for two vectors. load and store of the same <T, kVectors> agree.
 #pragma once
 
+#include "scratch.h"
 #include "simd.h"
 
 namespace dino_kernels::DINO_CPU_VARIANT {
-
-DINO_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 DINO_INLINE Vector<float> widen(const BFloat16* from) {
   const auto bits = load<Vector<uint16_t, DINO_VECTOR_BYTES / 2>>(from);

@@ -240,6 +240,97 @@ DINO_INLINE Vector<A> max_of_lanes(Vector<A> v) {
   }
 }
 
+template <class A, int kBit = kLanes<A> / 2>
+DINO_INLINE Vector<A> min_of_lanes(Vector<A> v) {
+  if constexpr (kBit == 0) {
+    return v;
+  } else {
+    using Sequence = std::make_integer_sequence<int, kLanes<A>>;
+    const Vector<A> other = shuffle(v, v, exchanged<kBit>(Sequence{}));
+    return min_of_lanes<A, kBit / 2>(v < other ? v : other);
+  }
+}
+
+// The lanes of a comparison's result that are true, lane i as bit i.
+DINO_INLINE uint32_t bits_of(Vector<int32_t> mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes<float>; ++i) bits |= (mask[i] & 1u) << i;
+  return bits;
+#endif
+}
+DINO_INLINE uint32_t bits_of(Vector<int64_t> mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi64_mask((__m512i)mask);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_pd((__m256d)mask));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes<double>; ++i) bits |= static_cast<uint32_t>(mask[i] & 1) << i;
+  return bits;
+#endif
+}
+
+// Fewer numbers than a vector has lanes; the other lanes are `fill`.
+template <class A>
+DINO_INLINE Vector<A> load_first(const A* from, int64_t count, A fill) {
+#if defined(__AVX512F__)
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+  if constexpr (sizeof(A) == 4) {
+    return (Vector<A>)_mm512_mask_loadu_ps((__m512)broadcast(fill), mask, from);
+  } else {
+    return (Vector<A>)_mm512_mask_loadu_pd((__m512d)broadcast(fill), static_cast<__mmask8>(mask), from);
+  }
+#else
+  Vector<A> v = broadcast(fill);
+  for (int64_t i = 0; i < count; ++i) v[i] = from[i];
+  return v;
+#endif
+}
+template <class A>
+DINO_INLINE void store_first(A* to, Vector<A> v, int64_t count) {
+#if defined(__AVX512F__)
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+  if constexpr (sizeof(A) == 4) {
+    _mm512_mask_storeu_ps(to, mask, (__m512)v);
+  } else {
+    _mm512_mask_storeu_pd(to, static_cast<__mmask8>(mask), (__m512d)v);
+  }
+#else
+  for (int64_t i = 0; i < count; ++i) to[i] = v[i];
+#endif
+}
+
+// The smaller and the larger of two numbers; b where one is NaN.
+DINO_INLINE Vector<float> min_of(Vector<float> a, Vector<float> b) {
+#if defined(__AVX512F__)
+  return (Vector<float>)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+DINO_INLINE Vector<float> max_of(Vector<float> a, Vector<float> b) {
+#if defined(__AVX512F__)
+  return (Vector<float>)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+template <class A>
+DINO_INLINE Vector<A> absolute(Vector<A> v) {
+  constexpr Integer<A> kSign = sizeof(A) == 8 ? Integer<A>(INT64_MIN) : Integer<A>(INT32_MIN);
+  return bit_cast<Vector<A>>(bit_cast<Vector<Integer<A>>>(v) & ~kSign);
+}
+template <class A>
+DINO_INLINE Vector<Integer<A>> is_finite(Vector<A> v) {
+  return absolute<A>(v) < A(__builtin_inf());
+}
+
 // e^x for x <= 0, as a softmax needs it: 0 below the smallest normal number, NaN stays NaN. Cody-Waite
 // reduction to |r| <= ln(2) / 2, then the Taylor series up to the term that no longer counts.
 template <class A>
@@ -255,13 +346,50 @@ DINO_INLINE Vector<A> exp_of_nonpositive(Vector<A> x) {
       bounded * kLog2e - A(0.5), Vector<Integer<A>>);  // truncation of a non-positive number: rounds
   const Vector<A> n = Number<Vector<A>>::from(exponent);
   const Vector<A> r = (bounded - n * kLn2High) - n * kLn2Low;
-  Vector<A> e = broadcast(A(1));
-  constexpr int kTerms = kDouble ? 13 : 7;
+  // 1 / n!
+  constexpr A kCoefficients[] = {A(1.0 / 6227020800.0),
+                                 A(1.0 / 479001600.0),
+                                 A(1.0 / 39916800.0),
+                                 A(1.0 / 3628800.0),
+                                 A(1.0 / 362880.0),
+                                 A(1.0 / 40320.0),
+                                 A(1.0 / 5040.0),
+                                 A(1.0 / 720.0),
+                                 A(1.0 / 120.0),
+                                 A(1.0 / 24.0),
+                                 A(1.0 / 6.0),
+                                 A(0.5),
+                                 A(1),
+                                 A(1)};
+  constexpr int kFirst = kDouble ? 0 : 6;
+  Vector<A> e = broadcast(kCoefficients[kFirst]);
 #pragma GCC unroll 16
-  for (int term = kTerms; term >= 1; --term) e = e * r * (A(1) / A(term)) + A(1);
+  for (int i = kFirst + 1; i < 14; ++i) e = e * r + kCoefficients[i];
   constexpr int kMantissa = kDouble ? 52 : 23, kBias = kDouble ? 1023 : 127;
   const Vector<A> scale = bit_cast<Vector<A>>((exponent + kBias) << kMantissa);
   return vanishes ? Vector<A>{} : e * scale;
+}
+
+// The natural logarithm of a positive normal number; 0 and denormal numbers are taken for a smallest normal
+// one. With x = m 2^n and m in [sqrt(1/2), sqrt(2)), log(m) = f - f^2 / 2 + f^3 R(f) for f = m - 1, and R
+// from Cephes' logf.
+DINO_INLINE Vector<float> logarithm(Vector<float> x) {
+  constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  constexpr float kR[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,
+                          -1.2420140846e-1f, 1.4249322787e-1f,  -1.6668057665e-1f,
+                          2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
+  const Vector<float> smallest = broadcast(0x1p-126f);
+  const auto bits = bit_cast<Vector<int32_t>>(x < smallest ? smallest : x);
+  constexpr int32_t kRootHalf = 0x3f3504f3;  // of sqrt(1/2)
+  const Vector<int32_t> exponent = (bits - kRootHalf) >> 23;
+  const Vector<float> n = __builtin_convertvector(exponent, Vector<float>);
+  const Vector<float> f = bit_cast<Vector<float>>(bits - (exponent << 23)) - 1.0f;
+  Vector<float> r = broadcast(kR[0]);
+#pragma GCC unroll 8
+  for (int i = 1; i < 9; ++i) r = r * f + kR[i];
+  const Vector<float> square = f * f;
+  const Vector<float> tail = (f * square) * r + n * kLn2Low - 0.5f * square;
+  return (f + tail) + n * kLn2High;
 }
 
 }  // namespace dino_kernels::DINO_CPU_VARIANT

@@ -35,7 +35,13 @@ CostFormula formula_of(const Call& call, const CostArguments& given) {
                   ": class_cost must be focal or softmax");
   STD_TORCH_CHECK(given.formula.size() == 7, call.op, ": formula must have 7 numbers");
   const auto number = [&](size_t i) { return static_cast<float>(given.formula[i]); };
-  return {given.class_cost == "softmax", number(0), number(1), number(2), number(3), number(4), number(5),
+  return {given.class_cost == "softmax",
+          number(0),
+          number(1),
+          number(2),
+          number(3),
+          number(4),
+          number(5),
           number(6)};
 }
 
@@ -108,8 +114,7 @@ void set_cost_inputs(Call& call, const CostArguments& given) {
   if (given.extra_cost) {
     const bool shared = given.extra_cost->size(0) == 1 && p.G != 1;
     const int64_t count = (shared ? 1 : p.G) * p.N * p.Q;
-    p.extra_cost =
-        contiguous_data<float>(call, "extra_cost", *given.extra_cost, ScalarType::Float, count);
+    p.extra_cost = contiguous_data<float>(call, "extra_cost", *given.extra_cost, ScalarType::Float, count);
     p.extra_set_stride = shared ? 0 : p.N * p.Q;
   }
 }
@@ -121,8 +126,8 @@ std::tuple<Tensor, Tensor> matching_cost(std::vector<Tensor> logits, std::vector
                                          int64_t max_targets, std::string class_cost,
                                          std::vector<double> formula) {
   Call call("matching_cost", labels);
-  set_cost_inputs(call, {logits, boxes, labels, target_boxes, offsets, extra_cost, max_targets, class_cost,
-                         formula});
+  set_cost_inputs(
+      call, {logits, boxes, labels, target_boxes, offsets, extra_cost, max_targets, class_cost, formula});
   return call.run_cost(labels);
 }
 

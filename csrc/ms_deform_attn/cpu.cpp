@@ -1,52 +1,23 @@
-// CPU entry points: level table, choice of instruction set, tasks over ATen's threads.
+// CPU entry points: level table, choice of kernel, tasks over ATen's threads.
 #include "cpu.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
-#include <string_view>
 #include <vector>
 
+#include "../common/tasks.h"
 #include "arguments.h"
 
 namespace dino_kernels {
 namespace {
 
-// Processor features are asked for, never assumed: a wheel may run elsewhere than it was built. PyTorch's own
-// variable ATEN_CPU_CAPABILITY (default, avx2, avx512) lowers the choice.
-const CpuKernels* choose_widest() {
-#if defined(DINO_KERNELS_X86)
-  const char* capability = std::getenv("ATEN_CPU_CAPABILITY");
-  const std::string_view wanted = capability ? capability : "avx512";
-  __builtin_cpu_init();
-  const bool has_avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
-                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                          __builtin_cpu_supports("avx512vl");
-  if (has_avx512 && wanted != "avx2" && wanted != "default") return &avx512::ms_deform_attn;
-  if (has_avx2 && wanted != "default") return &avx2::ms_deform_attn;
-#endif
-  return &plain::ms_deform_attn;
-}
-
-const CpuKernels* widest() {
-  static const CpuKernels* kernels = choose_widest();
-  return kernels;
-}
-
 // The widest vectors that divide a head's channels: a partial vector costs more than a narrower one.
 const CpuKernels& kernels_for(int64_t channels, int64_t compute_bytes) {
-  const CpuKernels* best = widest();
-#if defined(DINO_KERNELS_X86)
-  for (const CpuKernels* narrower :
-       {&avx512::ms_deform_attn, &avx2::ms_deform_attn, &plain::ms_deform_attn}) {
-    if (narrower->vector_bytes > best->vector_bytes) continue;
-    if (channels % (narrower->vector_bytes / compute_bytes) == 0) return *narrower;
+  constexpr const CpuKernels* kVariants[] = DINO_CPU_VARIANTS(ms_deform_attn);
+  const int64_t widest = widest_variant();
+  for (int64_t variant = widest; variant >= 0; --variant) {
+    if (channels % (kVariants[variant]->vector_bytes / compute_bytes) == 0) return *kVariants[variant];
   }
-#endif
-  return *best;
+  return *kVariants[widest];
 }
 
 // One call's parameters, and what they point to.
@@ -119,23 +90,10 @@ void CpuCall::set_levels(const LevelArguments& given) {
   p.levels = levels.data();
 }
 
-// Memory for one task; freed with it.
-struct AlignedDelete {
-  void operator()(char* memory) const { ::operator delete(memory, std::align_val_t{64}); }
-};
-using AlignedMemory = std::unique_ptr<char, AlignedDelete>;
-AlignedMemory aligned_memory(int64_t bytes) {
-  return AlignedMemory(static_cast<char*>(::operator new(static_cast<size_t>(bytes), std::align_val_t{64})));
-}
-
 void run(const CpuParams& p, const CpuKernel& kernel, int64_t tasks, int64_t grain) {
   if (tasks == 0) return;
-  const int64_t bytes = kernel.scratch_bytes(p);
-  torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
-    if (begin == end) return;
-    const AlignedMemory scratch = aligned_memory(bytes);
-    kernel.run(p, begin, end, scratch.get());
-  });
+  run_ranges(tasks, grain, kernel.scratch_bytes(p),
+             [&](int64_t begin, int64_t end, void* scratch) { kernel.run(p, begin, end, scratch); });
 }
 
 const CpuKernels& kernels_for(const CpuParams& p) {
@@ -204,17 +162,6 @@ Tensor CpuCall::run_backward(const Tensor& value, bool value_wanted, const std::
 }
 
 }  // namespace
-
-const char* cpu_capability() {
-  switch (widest()->vector_bytes) {
-    case 64:
-      return "avx512";
-    case 32:
-      return "avx2";
-    default:
-      return "plain";
-  }
-}
 
 }  // namespace dino_kernels
 

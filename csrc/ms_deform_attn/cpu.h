@@ -1,6 +1,7 @@
 // The CPU kernels, compiled once per instruction set.
 #pragma once
 
+#include "../common/cpu_capability.h"
 #include "params.h"
 
 namespace dino_kernels {
@@ -20,19 +21,6 @@ struct CpuKernels {
   CpuKernel backward_value;  // tasks: the B * number_of_groups * M slices of grad_value
 };
 
-namespace plain {
-extern const CpuKernels ms_deform_attn;
-}
-#if defined(DINO_KERNELS_X86)
-namespace avx2 {
-extern const CpuKernels ms_deform_attn;
-}
-namespace avx512 {
-extern const CpuKernels ms_deform_attn;
-}
-#endif
-
-// The widest instruction set that this processor has: "avx512", "avx2" or "plain".
-const char* cpu_capability();
+DINO_DECLARE_CPU_VARIANTS(CpuKernels, ms_deform_attn)
 
 }  // namespace dino_kernels

@@ -6,22 +6,11 @@
 #pragma once
 
 #include "../common/channels.h"
+#include "../common/scratch.h"
 #include "bilinear.h"
 #include "params.h"
 
 namespace dino_kernels::DINO_CPU_VARIANT {
-
-// Hands out 64-byte aligned pieces of a task's scratch memory; with a null base it only measures.
-struct Scratch {
-  char* base;
-  int64_t used = 0;
-  template <class T>
-  T* take(int64_t count) {
-    char* piece = base + used;
-    used += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
-    return reinterpret_cast<T*>(piece);
-  }
-};
 
 // What is the same for all queries: the level of each sample. Lanes past the last sample have an empty
 // level, so nothing that they hold is ever valid.

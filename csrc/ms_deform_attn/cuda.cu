@@ -1,29 +1,10 @@
 // CUDA entry points: level table, sums of grad_value, one launch per dtype of value.
+#include "../common/dispatch.cuh"
 #include "arguments.h"
 #include "cuda_launch.cuh"
 
 namespace dino_kernels {
 namespace {
-
-template <class T>
-struct ValueType {
-  using type = T;
-};
-
-// Calls `run` with the type that a dtype stands for.
-template <class Run>
-void with_type(DType dtype, Run run) {
-  switch (dtype) {
-    case DType::float32:
-      return run(ValueType<float>{});
-    case DType::float64:
-      return run(ValueType<double>{});
-    case DType::bfloat16:
-      return run(ValueType<BFloat16>{});
-    case DType::float16:
-      return run(ValueType<Half>{});
-  }
-}
 
 // One call's parameters.
 struct CudaCall {

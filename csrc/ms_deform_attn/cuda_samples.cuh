@@ -6,26 +6,13 @@
 // every group walks over those of its own lanes.
 #pragma once
 
+#include "../common/block.cuh"
 #include "../common/launch.h"
 #include "../common/vec.cuh"
 #include "bilinear.h"
 #include "cuda_params.h"
 
 namespace dino_kernels {
-
-constexpr unsigned kWholeWarp = 0xffffffffu;
-
-// Hands out pieces of shared memory, 16-byte aligned; with a null base it only measures.
-struct Carver {
-  unsigned char* base;
-  int64_t used = 0;
-  template <class U>
-  __host__ __device__ U* take(int64_t count) {
-    U* piece = reinterpret_cast<U*>(base + used);
-    used += (count * static_cast<int64_t>(sizeof(U)) + 15) / 16 * 16;
-    return piece;
-  }
-};
 
 struct LevelInShared {
   int32_t width, height;  // pixels

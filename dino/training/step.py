@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dino.targets import pack
 from dino.text import shorten
 from dino.training.distributed import Ranks, gradient_sync
 from dino.training.optimizer import clip_gradients
@@ -129,10 +130,11 @@ class Step:
 
     def _add_gradient(self, batch: Batch, num_boxes: float, *, sync: bool) -> tuple[dict[str, Tensor], Tensor]:
         on_device = batch.to(self.ranks.device, non_blocking=True)
+        targets = pack(on_device.targets, self.ranks.device)
         with gradient_sync(self.module, sync):
             with self.precision.autocast():
-                outputs = self.module(on_device.images, on_device.mask, on_device.targets)
-            losses = self.criterion(outputs, on_device.targets, num_boxes=num_boxes)
+                outputs = self.module(on_device.images, on_device.mask, targets)
+            losses = self.criterion(outputs, targets, num_boxes=num_boxes)
             total = self.criterion.weighted_total(losses)
             self.precision.backward(total)
         return {name: loss.detach() for name, loss in losses.items()}, total.detach()

@@ -10,12 +10,13 @@ from parity import error, sample, tensor
 
 import dino
 from dino.boxes import inverse_sigmoid
-from dino.criterion import Truth, set_losses
+from dino.criterion import set_losses
 from dino.denoising import Denoising, contrastive_denoising
 from dino.encoder import encoder_reference_points, flatten_levels
-from dino.matching import MatchCost, hungarian_match, matching_cost
+from dino.matching import hungarian_match
 from dino.position import box_position, image_position
 from dino.query_selection import token_proposals
+from dino_kernels import PackedTargets, matching_cost
 from dino_kernels.nn import MSDeformAttn
 
 
@@ -77,9 +78,9 @@ def targets_of(stored: dict, prefix: str) -> list[dict[str, torch.Tensor]]:
 def test_matching_cost_and_assignment(stored: dict) -> None:
     logits, boxes = tensor(stored["match.logits"]), tensor(stored["match.boxes"])
     targets = targets_of(stored, "match.")
-    for image, target in enumerate(targets):
-        cost = matching_cost(logits[None, image], boxes[None, image], target, MatchCost())[0]
-        assert error(cost, stored[f"match.cost{image}"]) < 2e-5
+    cost = matching_cost(logits, boxes, targets)[0].split([len(target["labels"]) for target in targets])
+    for image, of_image in enumerate(cost):
+        assert error(of_image.T, stored[f"match.cost{image}"]) < 2e-5
     pairs = hungarian_match(logits[None], boxes[None], targets).per_image(targets)[0]
     for image, (query, target) in enumerate(pairs):
         assert query.tolist() == stored[f"match.{image}.pred"].tolist()
@@ -90,9 +91,8 @@ def test_losses_and_their_gradients(stored: dict) -> None:
     logits = tensor(stored["match.logits"]).requires_grad_()
     boxes = tensor(stored["match.boxes"]).requires_grad_()
     targets = targets_of(stored, "match.")
-    labels, truth = (torch.cat([target[key] for target in targets]) for key in ("labels", "boxes"))
-    matches = hungarian_match(logits[None], boxes[None], targets)
-    truth = Truth(labels, truth, [len(target["labels"]) for target in targets])
+    truth = PackedTargets.pack(targets)
+    matches = hungarian_match(logits[None], boxes[None], truth)
     losses = set_losses(logits[None], boxes[None], matches, truth, float(stored["match.num_boxes"]))
     for name, value in losses.items():
         assert value.item() == pytest.approx(stored[f"match.loss.{name}"].item(), rel=1e-5), name

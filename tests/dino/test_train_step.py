@@ -25,6 +25,7 @@ from dino.training.optimizer import build_optimizer, learning_rate_factor, set_l
 from dino.training.precision import Precision
 from dino.training.run_folder import RunFolder
 from dino.training.step import LOSS_PARTS, Step
+from dino_kernels import PackedTargets
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -95,6 +96,20 @@ def test_the_reported_loss_is_that_of_the_large_batch():
     criterion = SetCriterion(model.config)
     losses = criterion(model.train()(whole.images, whole.mask, whole.targets), whole.targets)
     assert once.losses["loss"] == pytest.approx(criterion.weighted_total(losses).item(), rel=1e-5)
+
+
+def test_targets_are_packed_once_a_batch(monkeypatch):
+    pack, packed = PackedTargets.pack, []
+
+    def counted(targets, **options):
+        packed.append(len(targets))
+        return pack(targets, **options)
+
+    monkeypatch.setattr(PackedTargets, "pack", counted)
+    torch.manual_seed(1)
+    model = DINO(dataclasses.replace(TINY, num_classes=2))  # with denoising, which uses them too
+    step_of(model)([batch_of(1, 4), batch_of(2, 0, 3)])
+    assert packed == [2, 3]
 
 
 def test_the_gradient_is_clipped_to_the_norm_asked_for():

@@ -70,20 +70,33 @@ def _copy(op: str, **replaced: Any) -> ModuleType:
     return module
 
 
+def _refusal(what: str, device: torch.device) -> str | None:
+    return None if device.type == "cpu" else f"the emulation runs on CPU tensors, {what} is on {device}"
+
+
 @functools.cache
 def modules() -> dict[str, ModuleType]:
     """The emulated backend of each op."""
     library()
     classic = _copy("ms_deform_attn", NATIVE=NAMESPACE)
-    limits = classic.unsupported_sizes
+    cost = _copy("matching_cost", NATIVE=NAMESPACE)
+    limits, limits_of_cost = classic.unsupported_sizes, cost.unsupported_sizes
 
     def unsupported(value: torch.Tensor, *rest: Any) -> str | None:
-        if value.device.type != "cpu":
-            return f"the emulation runs on CPU tensors, value is on {value.device}"
-        return limits(rest[3])
+        return _refusal("value", value.device) or limits(rest[3])
+
+    def unsupported_cost(logits: list[torch.Tensor], *rest: Any) -> str | None:
+        return _refusal("logits", logits[0].device) or limits_of_cost(logits)
+
+    def unsupported_assignment(cost: torch.Tensor, *rest: Any) -> str | None:
+        return _refusal("cost", cost.device)
 
     vars(classic)["unsupported"] = unsupported
+    vars(cost)["unsupported"] = unsupported_cost
     return {
         "ms_deform_attn": classic,
         "fused_ms_deform_attn": _copy("fused_ms_deform_attn", NATIVE=NAMESPACE, unsupported=unsupported),
+        "matching_cost": cost,
+        "linear_sum_assignment": _copy("linear_sum_assignment", NATIVE=NAMESPACE, unsupported=unsupported_assignment),
+        "hungarian_match": _copy("hungarian_match", NATIVE=NAMESPACE, unsupported=unsupported_cost),
     }

@@ -63,9 +63,10 @@ def plan(sanitize: bool) -> str:
         f"rule link\n  command = {link} -shared $in $libraries -o $out",
     ]
     sources = dict.fromkeys(source for sources in LIBRARIES.values() for source in sources)
-    lines += [f"build {source.stem}.o: compile {source}" for source in sources]
+    objects = {source: f"{source.relative_to(ROOT)}.o" for source in sources}  # several ops have a cuda.cu
+    lines += [f"build {objects[source]}: compile {source}" for source in sources]
     for library, parts in LIBRARIES.items():
-        lines.append(f"build {library}.so: link {' '.join(f'{source.stem}.o' for source in parts)}")
+        lines.append(f"build {library}.so: link {' '.join(objects[source] for source in parts)}")
         lines += ["  libraries = -Ltorch -ltorch_cpu -lc10"] if library == "emulated" else []
     return "\n".join(lines) + "\n"
 

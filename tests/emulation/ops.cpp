@@ -2,9 +2,17 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../../csrc/common/launch.h"
+#include "../../csrc/hungarian_match/schemas.h"
+#include "../../csrc/linear_sum_assignment/schemas.h"
+#include "../../csrc/matching_cost/schemas.h"
 #include "../../csrc/ms_deform_attn/schemas.h"
 
-STABLE_TORCH_LIBRARY(dino_kernels_emulated, m) { dino_kernels::define_ms_deform_attn(m); }
+STABLE_TORCH_LIBRARY(dino_kernels_emulated, m) {
+  dino_kernels::define_ms_deform_attn(m);
+  dino_kernels::define_matching_cost(m);
+  dino_kernels::define_linear_sum_assignment(m);
+  dino_kernels::define_hungarian_match(m);
+}
 
 extern "C" __attribute__((visibility("default"))) void emulation_set_multiprocessors(int count) {
   dino_kernels::emulated_multiprocessors = count;

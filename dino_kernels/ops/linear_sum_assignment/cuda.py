@@ -1,7 +1,25 @@
-"""CUDA backend: the kernels in csrc/linear_sum_assignment."""
+"""CUDA backend: the kernels in csrc/linear_sum_assignment/cuda_kernel.cuh."""
 
 from __future__ import annotations
 
+from typing import Any
 
-def unsupported(*arguments: object) -> str | None:
-    return "the CUDA kernel of this op is not written yet"
+from torch import Tensor
+
+from dino_kernels import _native
+from dino_kernels.ops.linear_sum_assignment import native
+
+# The namespace of the native ops; tests/emulation puts its own in place of it.
+NATIVE = native.NAMESPACE
+
+
+def unsupported(cost: Tensor, *rest: Any) -> str | None:
+    """Why the CUDA kernel cannot run this call."""
+    if cost.device.type != "cuda":
+        return f"it runs on CUDA tensors, cost is on {cost.device}"
+    return _native.CUDA_MISSING or _native.unsupported_gpu(cost.device.index)
+
+
+def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Columns, status, objective and both duals; arguments and shapes as in `native.forward`."""
+    return native.forward(*arguments, namespace=NATIVE)

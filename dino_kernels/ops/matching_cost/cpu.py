@@ -1,7 +1,18 @@
-"""CPU backend: the native C++ kernel in csrc."""
+"""CPU backend: the native C++ kernel in csrc/matching_cost."""
 
 from __future__ import annotations
 
+from torch import Tensor
 
-def unsupported(*arguments: object) -> str | None:
-    return "the CPU kernel of this op is not written yet"
+from dino_kernels import _native
+from dino_kernels.ops.matching_cost.native import forward
+
+__all__ = ["forward", "unsupported"]
+
+
+def unsupported(logits: list[Tensor], *rest: object) -> str | None:
+    """Why the native CPU kernel cannot run this call."""
+    device = logits[0].device
+    if device.type != "cpu":
+        return f"it runs on CPU tensors, logits are on {device}"
+    return _native.CPU_MISSING

@@ -57,12 +57,15 @@ def cost_and_status(
             pairs, queries_ok, targets_ok = _image_cost(
                 source[:, image].to(dtype), predicted, labels[of_image], truth, class_cost, formula
             )
+            if extra_cost is not None:
+                extra = extra_cost[some if len(extra_cost) == sets else slice(None), of_image, : source.shape[2]]
+                pairs = pairs + extra.to(dtype)
             allowed = queries_ok[:, None] & targets_ok[:, None]
             cost[some, of_image, : source.shape[2]] = pairs.masked_fill(~allowed, torch.inf)
             status[some, image] |= NONFINITE_PREDICTION * (~queries_ok).any(-1).int()
             status[some, image] |= INVALID_TARGET * (~targets_ok).any().int()
         first += len(source)
-    return (cost if extra_cost is None else cost + extra_cost.to(dtype)), status
+    return cost, status
 
 
 def _image_cost(

@@ -1,7 +1,125 @@
-"""Triton backend: not written yet."""
+"""Triton backend: the kernel in triton_kernel.py, one launch for all sets whose tensors look alike."""
 
 from __future__ import annotations
 
+import itertools
+from types import ModuleType
 
-def unsupported(*arguments: object) -> str | None:
-    return "the Triton kernel of this op is not written yet"
+import torch
+from torch import Tensor
+
+from dino_kernels import _triton
+
+# Tensors that one launch reads. A table of addresses on the device would have no such bound, but would have to be
+# copied there with each call, out of memory that a CUDA graph reads again when it is replayed.
+MAX_SOURCES = 8
+TILE_QUERIES = 64
+TILE_TARGETS = 8
+TILE_CLASSES = 32
+
+
+def kernels() -> ModuleType:
+    """The module of the kernel, imported when it is first needed; tests/interpreter.py puts its own in place of it."""
+    from dino_kernels.ops.matching_cost import triton_kernel
+
+    return triton_kernel
+
+
+def unsupported(logits: list[Tensor], *rest: object) -> str | None:
+    """Why the Triton kernel cannot run this call."""
+    return _triton.unsupported("logits", logits[0])
+
+
+def forward(
+    logits: list[Tensor],  # each [G_i, B, Q_i, C]
+    boxes: list[Tensor],  # each [G_i, B, Q_i, 4], or none
+    labels: Tensor,  # [N]
+    target_boxes: Tensor | None,  # [N, 4]
+    offsets: Tensor,  # [B + 1]
+    extra_cost: Tensor | None,  # [G or 1, N, Q]
+    max_targets: int,
+    class_cost: str,
+    formula: list[float],
+) -> Tensor:
+    """Cost of every target with every query of its image, [G, N, Q] float32."""
+    cost, _ = cost_and_notes(logits, boxes, labels, target_boxes, offsets, extra_cost, class_cost, formula)
+    return cost
+
+
+def cost_and_notes(
+    logits: list[Tensor],
+    boxes: list[Tensor],
+    labels: Tensor,
+    target_boxes: Tensor | None,
+    offsets: Tensor,
+    extra_cost: Tensor | None,
+    class_cost: str,
+    formula: list[float],
+) -> tuple[Tensor, Tensor]:
+    """The cost, and bits of the status: [G, B, n] int32, of which a problem's are to be joined."""
+    logits = [_dense_rows(source) for source in logits]
+    boxes = [_dense_rows(source) for source in boxes]
+    sets, queries = sum(len(source) for source in logits), max(source.shape[2] for source in logits)
+    targets, images = len(labels), len(offsets) - 1
+    tiles = max(1, -(-queries // TILE_QUERIES))  # without queries too a target may be invalid
+    cost = torch.empty(sets, targets, queries, dtype=torch.float32, device=labels.device)
+    notes = torch.empty(sets, images, tiles, dtype=torch.int32, device=labels.device)
+    if extra_cost is not None:
+        extra_cost = extra_cost.contiguous()
+    first_set = 0
+    for alike in _groups(logits, boxes):
+        some = [logits[number] for number in alike]
+        some_boxes = [boxes[number] for number in alike] if boxes else [None]
+        first = some[0]
+        count = len(first) * len(some)
+        box_strides = (0, 0, 0) if some_boxes[0] is None else some_boxes[0].stride()[:3]
+        if count > 0:
+            with _triton.on_device_of(labels):
+                kernels().matching_cost[(tiles * (images + 1) * count,)](
+                    *_filled(some),
+                    *_filled(some_boxes),
+                    labels.contiguous(),
+                    None if target_boxes is None else target_boxes.contiguous(),
+                    offsets.contiguous(),
+                    extra_cost,
+                    cost,
+                    notes,
+                    first_set,
+                    len(first),
+                    images,
+                    first.shape[2],
+                    first.shape[3],
+                    targets,
+                    queries,
+                    tiles,
+                    *first.stride()[:3],
+                    *box_strides,
+                    0 if extra_cost is None or len(extra_cost) == 1 else extra_cost.stride(0),
+                    *formula,
+                    SOFTMAX=class_cost == "softmax",
+                    TILE_TARGETS=TILE_TARGETS,
+                    TILE_QUERIES=TILE_QUERIES,
+                    TILE_CLASSES=TILE_CLASSES,
+                )
+        first_set += count
+    return cost, notes
+
+
+def _dense_rows(source: Tensor) -> Tensor:
+    return source if source.stride(3) == 1 else source.contiguous()
+
+
+def _groups(logits: list[Tensor], boxes: list[Tensor]) -> list[list[int]]:
+    """Numbers of neighbouring sources that share their shape and strides, at most MAX_SOURCES together."""
+
+    def look(number: int) -> object:
+        of_boxes = boxes[number].stride() if boxes else None
+        return logits[number].shape, logits[number].stride(), of_boxes
+
+    runs = (list(run) for _, run in itertools.groupby(range(len(logits)), look))
+    return [run[i : i + MAX_SOURCES] for run in runs for i in range(0, len(run), MAX_SOURCES)]
+
+
+def _filled(sources: list[Tensor] | list[None]) -> list[Tensor | None]:
+    """The kernel takes MAX_SOURCES tensors whatever their number, so that it is compiled once; the rest is not read."""
+    return [*sources, *[sources[0]] * (MAX_SOURCES - len(sources))]

@@ -1,0 +1,31 @@
+// The CPU solver, compiled once per instruction set, and what it works on.
+#pragma once
+
+#include "../common/cpu_capability.h"
+#include "params.h"
+
+namespace dino_kernels {
+
+// One matrix, of any strides, and where its results go.
+struct AssignmentProblem {
+  const void* cost;  // [rows, columns]
+  bool cost_float64;
+  int64_t rows, columns, row_stride, column_stride;
+  bool maximize, as_scipy;
+
+  int64_t* assigned;     // [rows]
+  double* objective;     // or null
+  double* row_duals;     // [rows], or null
+  double* column_duals;  // [columns], or null
+};
+
+struct AssignmentKernels {
+  // 64-byte aligned; of problems of at most so many rows and columns.
+  int64_t (*scratch_bytes)(int64_t rows, int64_t columns, bool cost_float64, bool as_scipy);
+  // Returns the problem's status.
+  int32_t (*solve)(const AssignmentProblem&, void* scratch);
+};
+
+DINO_DECLARE_CPU_VARIANTS(AssignmentKernels, linear_sum_assignment)
+
+}  // namespace dino_kernels

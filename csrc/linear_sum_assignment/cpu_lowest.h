@@ -1,0 +1,286 @@
+// `solve_lowest` of reference.py, to the bit, with less work.
+//
+// An unmatched column has dual 0 and can only end a path. So a path search looks at two things of each row
+// that it visits: the matched columns ("slots", in the order in which they were matched), whose costs lie
+// side by side in a copy of the row's, and its cheapest unmatched column, the head of a short sorted list: a
+// matched column stays matched.
+#pragma once
+
+#include "cpu_matrix.h"
+
+namespace dino_kernels::DINO_CPU_VARIANT {
+
+DINO_INLINE Vector<double> load_doubles(const double* from) { return load<Vector<double>>(from); }
+DINO_INLINE Vector<double> load_doubles(const float* from) {
+#if defined(__AVX512F__)
+  return (Vector<double>)_mm512_maskz_cvtps_pd(0xff, load<__m256>(from));
+#elif defined(__AVX2__)
+  return (Vector<double>)_mm256_cvtps_pd(load<__m128>(from));
+#else
+  Vector<double> v;
+  for (int i = 0; i < kLanes<double>; ++i) v[i] = from[i];
+  return v;
+#endif
+}
+
+// A visited row's cheapest unmatched columns, in ascending order, the lowest of equals first.
+template <class T>
+struct Candidates {
+  static constexpr int kCapacity = 48;
+  T cost[kCapacity];
+  int32_t column[kCapacity];
+  int32_t next, count;
+};
+
+template <class T>
+struct LowestSolver {
+  static constexpr int kWidth = kLanes<double>;
+  struct Sink {
+    double distance;
+    int32_t column, row;  // row: the one before
+  };
+
+  int64_t capacity;  // of slots
+  // [rows]
+  double* u;
+  int32_t *column_of, *slot_of_row, *visited;  // -1: none; visited: place of what follows below
+  int32_t* free_rows;
+  // [columns]
+  int32_t* slot_of_column;  // -1: unmatched
+  T* matched;               // +infinity, or -infinity for an unmatched column
+  // [slots]
+  int32_t *slot_column, *slot_row;
+  double *v, *open_v, *waiting;  // open_v: -infinity where done, which no cost brings closer
+  int64_t* previous;             // row
+  int32_t* done;
+  double* done_distance;
+  // of visited rows
+  int32_t* copied;  // slots
+  Candidates<T>* candidates;
+  T* slot_cost;  // [slots] each
+
+  Matrix<T> m{};
+  int64_t slots = 0, visited_rows = 0;
+
+  // For matrices of at most this size. No more rows than `slots_` have a pair that is allowed.
+  LowestSolver(int64_t rows, int64_t columns, int64_t slots_, Scratch& scratch)
+      : capacity(round_up(slots_, kWidth)) {
+    u = scratch.take<double>(rows);
+    for (int32_t** each : {&column_of, &slot_of_row, &visited, &free_rows})
+      *each = scratch.take<int32_t>(rows);
+    slot_of_column = scratch.take<int32_t>(columns);
+    matched = scratch.take<T>(columns);
+    for (int32_t** each : {&slot_column, &slot_row, &done, &copied}) *each = scratch.take<int32_t>(capacity);
+    for (double** each : {&v, &open_v, &waiting, &done_distance}) *each = scratch.take<double>(capacity);
+    previous = scratch.take<int64_t>(capacity);
+    candidates = scratch.take<Candidates<T>>(capacity);
+    slot_cost = scratch.take<T>(capacity * capacity);
+  }
+
+  void solve(const Matrix<T>& matrix, const int32_t* cheapest) {
+    m = matrix;
+    const int64_t conflicts = take_cheapest(cheapest);
+    if (conflicts > 0) {
+      for (int64_t c = 0; c < m.columns; ++c)
+        matched[c] = slot_of_column[c] < 0 ? -kInfinity<T> : kInfinity<T>;
+      for (int64_t s = slots; s < capacity; ++s) open_v[s] = -kInfinity<double>;
+      for (int64_t i = 0; i < m.rows; ++i) visited[i] = -1;
+      for (int64_t i = 0; i < conflicts; ++i) augment(free_rows[i]);
+    }
+    for (int64_t i = 0; i < m.rows; ++i) column_of[i] = slot_of_row[i] < 0 ? -1 : slot_column[slot_of_row[i]];
+  }
+
+  // Dual of each column.
+  void write_column_duals(double* to, double sign) const {
+    for (int64_t s = 0; s < slots; ++s) to[slot_column[s]] = sign * v[s] + 0.0;
+  }
+
+ private:
+  // Every row asks for its cheapest column, and the first to ask gets it. Returns the number of the other
+  // rows.
+  int64_t take_cheapest(const int32_t* cheapest) {
+    int64_t conflicts = 0;
+    for (int64_t c = 0; c < m.columns; ++c) slot_of_column[c] = -1;
+    for (int64_t i = 0; i < m.rows; ++i) {
+      const int32_t column = cheapest[i];
+      slot_of_row[i] = -1;
+      u[i] = 0;
+      if (column < 0) continue;
+      u[i] = m.row(i)[column];
+      if (slot_of_column[column] < 0) {
+        add_slot(column);
+        slot_of_row[i] = slot_of_column[column];
+        slot_row[slot_of_row[i]] = static_cast<int32_t>(i);
+      } else {
+        free_rows[conflicts++] = static_cast<int32_t>(i);
+      }
+    }
+    return conflicts;
+  }
+
+  void add_slot(int32_t column) {
+    slot_of_column[column] = static_cast<int32_t>(slots);
+    slot_column[slots] = column;
+    v[slots++] = 0;
+  }
+
+  // The place of a row's candidates and copied costs, the latter up to date.
+  int64_t visit(int64_t row) {
+    if (visited[row] < 0) {
+      visited[row] = static_cast<int32_t>(visited_rows++);
+      copied[visited[row]] = 0;
+      candidates[visited[row]].next = candidates[visited[row]].count = 0;
+    }
+    const int64_t place = visited[row];
+    T* costs = slot_cost + place * capacity;
+    for (int64_t s = copied[place]; s < slots; ++s) costs[s] = m.row(row)[slot_column[s]];
+    copied[place] = static_cast<int32_t>(slots);
+    return place;
+  }
+
+  // A row's cheapest unmatched column, the first of the returned list, which is empty where there is none.
+  const Candidates<T>& cheapest_unmatched(int64_t row, int64_t place) {
+    Candidates<T>& list = candidates[place];
+    while (list.next < list.count && slot_of_column[list.column[list.next]] >= 0) ++list.next;
+    if (list.next == list.count) collect(m.row(row), list);
+    return list;
+  }
+
+  // The unmatched columns up to a cost that a few of them have; where they are too many, as with ties, those
+  // of the least cost only, as many as fit.
+  void collect(const T* row, Candidates<T>& list) const {
+    using V = Vector<T>;
+    const auto cost_at = [&](int64_t c) {
+      const int64_t left = m.columns - c;
+      const V blocked =
+          left >= kLanes<T> ? load<V>(matched + c) : load_first(matched + c, left, kInfinity<T>);
+      const V cost = left >= kLanes<T> ? load<V>(row + c) : load_first(row + c, left, kInfinity<T>);
+      return cost > blocked ? cost : blocked;
+    };
+    V least = broadcast(kInfinity<T>);
+    for (int64_t c = 0; c < m.columns; c += kLanes<T>) {
+      const V cost = cost_at(c);
+      least = cost < least ? cost : least;
+    }
+    // Every lane has the least cost of the columns that are its own modulo the lanes; the greatest of these,
+    // at most 8, is one that about 20 columns do not exceed.
+    V of_groups = least;
+    if constexpr (kLanes<T> == 16) {
+      const V other = shuffle(least, least, exchanged<8>(std::make_integer_sequence<int, kLanes<T>>{}));
+      of_groups = least < other ? least : other;
+    }
+    const T all = min_of_lanes<T>(least)[0];
+    T bound = max_of_lanes<T>(of_groups)[0];
+    list.next = list.count = 0;
+    if (all == kInfinity<T>) return;
+    for (int64_t c = 0; c < m.columns; c += kLanes<T>) {
+      const V cost = cost_at(c);
+      uint32_t bits = bits_of((cost <= bound) & (cost < kInfinity<T>));
+      for (; bits != 0; bits &= bits - 1) {
+        if (list.count == Candidates<T>::kCapacity) {
+          if (bound == all) return;
+          bound = all;
+          c = -kLanes<T>;
+          list.count = 0;
+          break;
+        }
+        const int lane = __builtin_ctz(bits);
+        insert(list, row[c + lane], static_cast<int32_t>(c + lane));
+      }
+    }
+  }
+
+  static DINO_INLINE void insert(Candidates<T>& list, T cost, int32_t column) {
+    int32_t at = list.count++;
+    for (; at > 0 && list.cost[at - 1] > cost; --at) {
+      list.cost[at] = list.cost[at - 1];
+      list.column[at] = list.column[at - 1];
+    }
+    list.cost[at] = cost;
+    list.column[at] = column;
+  }
+
+  // Distances by way of a row. Returns the nearest slot that is not done, the earliest of equals.
+  DINO_INLINE int64_t relax(int64_t row, int64_t place, double offset) {
+    using V = Vector<double>;
+    using Index = Vector<int64_t>;
+    const T* costs = slot_cost + place * capacity;
+    V least = broadcast(kInfinity<double>);
+    Index nearest{}, index;
+    for (int i = 0; i < kWidth; ++i) index[i] = i;
+    for (int64_t s = 0; s < slots; s += kWidth) {
+      const V reach = (load_doubles(costs + s) - load<V>(open_v + s)) + offset;
+      const V before = load<V>(waiting + s);
+      const Index closer = reach < before;
+      const V now = closer ? reach : before;
+      store(waiting + s, now);
+      store(previous + s, closer ? Index{} + row : load<Index>(previous + s));
+      const Index nearer = now < least;
+      least = nearer ? now : least;
+      nearest = nearer ? index : nearest;
+      index += kWidth;
+    }
+    const V distance = min_of_lanes<double>(least);
+    int64_t slot = INT64_MAX;
+    for (uint32_t bits = bits_of(least == distance); bits != 0; bits &= bits - 1) {
+      const int64_t candidate = nearest[__builtin_ctz(bits)];
+      slot = candidate < slot ? candidate : slot;
+    }
+    return slot;
+  }
+
+  // Matches one more row along a shortest path, where there is one.
+  void augment(int32_t start) {
+    for (int64_t s = 0; s < slots; ++s) open_v[s] = v[s];
+    for (int64_t s = 0; s < round_up(slots, kWidth); ++s) waiting[s] = kInfinity<double>;
+    Sink sink{kInfinity<double>, -1, -1};
+    int64_t num_done = 0;
+    int32_t row = start;
+    double base = 0;
+    while (true) {
+      const int64_t place = visit(row);
+      const double offset = base - u[row];
+      const Candidates<T>& list = cheapest_unmatched(row, place);
+      if (list.next < list.count) {
+        const double distance = static_cast<double>(list.cost[list.next]) + offset;
+        const int32_t column = list.column[list.next];
+        if (distance < sink.distance ||
+            (distance == sink.distance && distance < kInfinity<double> && column < sink.column)) {
+          sink = {distance, column, row};
+        }
+      }
+      const int64_t slot = relax(row, place, offset);
+      if (sink.distance <= waiting[slot]) break;
+      base = waiting[slot];
+      done[num_done] = static_cast<int32_t>(slot);
+      done_distance[num_done++] = base;
+      waiting[slot] = kInfinity<double>;
+      open_v[slot] = -kInfinity<double>;
+      row = slot_row[slot];
+    }
+    if (sink.distance == kInfinity<double>) return;
+    u[start] += sink.distance;
+    for (int64_t i = 0; i < num_done; ++i) {
+      v[done[i]] += done_distance[i] - sink.distance;
+      u[slot_row[done[i]]] += sink.distance - done_distance[i];
+    }
+    match_along_path(start, sink);
+  }
+
+  void match_along_path(int32_t start, const Sink& sink) {
+    matched[sink.column] = kInfinity<T>;
+    add_slot(sink.column);
+    auto slot = static_cast<int32_t>(slots - 1);
+    int32_t row = sink.row;
+    while (true) {
+      const int32_t before = slot_of_row[row];
+      slot_of_row[row] = slot;
+      slot_row[slot] = row;
+      if (row == start) return;
+      slot = before;
+      row = static_cast<int32_t>(previous[slot]);
+    }
+  }
+};
+
+}  // namespace dino_kernels::DINO_CPU_VARIANT

@@ -1,0 +1,14 @@
+// The launch of the assignment kernel, for every op that needs assignments.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include "params.h"
+
+namespace dino_kernels {
+
+// Fills the results that `params` points to. `like` is any tensor on the device.
+void launch_assignment(const char* op, int device, const AssignmentParams& params,
+                       const torch::stable::Tensor& like);
+
+}  // namespace dino_kernels

@@ -1,0 +1,191 @@
+// One problem: where its costs are, which side is the smaller one, and each row's cheapest column.
+#pragma once
+
+#include <cstdio>
+
+#include "../common/launch.h"
+#include "cuda_lowest.cuh"
+#include "cuda_params.h"
+
+namespace dino_kernels {
+
+// What the threads of a block share besides a solver's state.
+struct AssignmentShared {
+  BlockLowest::Shared lowest;
+  struct {
+    double value[kMaxWarps];
+    uint32_t index[kMaxWarps];
+    int32_t finite[kMaxWarps];
+  } scans[2];
+  int32_t status;
+  int32_t slots;
+};
+
+// Costs as a solver sees them: what is not finite is forbidden, and infinite.
+template <class T>
+struct Matrix {
+  const T* cost;
+  int64_t row_stride, column_stride;
+  int32_t rows, columns;
+  bool maximize;
+  bool is_transposed;
+
+  // NaN and either infinity included.
+  __device__ __forceinline__ T given(int32_t row, int32_t column) const {
+    const T x = cost[row * row_stride + column * column_stride];
+    return maximize ? -x : x;
+  }
+  __device__ __forceinline__ T at(int32_t row, int32_t column) const {
+    const T x = given(row, column);
+    return x > -kInfinity<T> && x < kInfinity<T> ? x : kInfinity<T>;
+  }
+  __device__ Matrix transposed() const {
+    return {cost, column_stride, row_stride, columns, rows, maximize, !is_transposed};
+  }
+};
+
+// Which problem is a block's.
+struct AssignmentProblem {
+  int64_t group, number;  // in its group
+  int64_t first_row;
+  int32_t rows, columns;
+
+  template <class T>
+  __device__ Matrix<T> matrix(const CudaAssignmentParams& p) const {
+    return {static_cast<const T*>(p.cost) + group * p.group_stride + first_row * p.row_stride,
+            p.row_stride,
+            p.column_stride,
+            rows,
+            columns,
+            p.maximize,
+            false};
+  }
+};
+
+// Offsets and sizes are on the device, so that only a kernel can check them.
+__device__ __forceinline__ AssignmentProblem assignment_of_block(const CudaAssignmentParams& p) {
+  const unsigned problems = static_cast<unsigned>(max(p.B, int64_t{1}));
+  AssignmentProblem problem{};
+  problem.group = blockIdx.x / problems;
+  problem.number = blockIdx.x % problems;
+  int64_t end = p.R, columns = p.C;
+  if (p.offsets) {
+    problem.first_row = p.offsets[problem.number];
+    end = p.offsets[min(problem.number + 1, p.B)];
+  } else if (p.sizes) {
+    end = p.sizes[2 * problem.group];
+    columns = p.sizes[2 * problem.group + 1];
+  }
+  if (problem.first_row < 0 || end < problem.first_row || end > p.R || end - problem.first_row > p.max_rows ||
+      columns < 0 || columns > p.C) {
+    printf(
+        "dino_kernels: rows %lld to %lld of %lld (at most %lld a problem) and %lld columns of %lld: offsets "
+        "or sizes do not fit the costs\n",
+        static_cast<long long>(problem.first_row), static_cast<long long>(end), static_cast<long long>(p.R),
+        static_cast<long long>(p.max_rows), static_cast<long long>(columns), static_cast<long long>(p.C));
+    __trap();
+  }
+  problem.rows = static_cast<int32_t>(end - problem.first_row);
+  problem.columns = static_cast<int32_t>(columns);
+  return problem;
+}
+
+// Of a lane, in flight at the same time.
+constexpr int kLoads = 8;
+
+// The rows that have an allowed column, in ascending order. There are never more than either side is long.
+struct SolverRows {
+  int32_t* index;         // in the matrix
+  double* u;              // dual
+  double* cheapest_cost;  // of a column without a partner, when it was looked for
+  uint32_t* cheapest;     // which; the lowest of equals
+
+  __device__ __host__ SolverRows(Carver& carver, int64_t rows)
+      : index(carver.take<int32_t>(rows)),
+        u(carver.take<double>(rows)),
+        cheapest_cost(carver.take<double>(rows)),
+        cheapest(carver.take<uint32_t>(rows)) {}
+
+  // Fills index, cheapest_cost and cheapest, with a warp a row; returns how many rows there are, and the most
+  // allowed columns that one of them has. Ends with a barrier.
+  template <class T>
+  __device__ int2 fill(const Matrix<T>& matrix, AssignmentShared& shared) const {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    bool invalid = false;
+    int used = 0, most = 0, set = 0;
+    for (int first = 0; first < matrix.rows; first += warps, set ^= 1) {
+      const int row = first + warp;
+      Lowest<T> lowest;
+      int finite = 0;
+      if (row < matrix.rows) {
+        for (int start = lane; start < matrix.columns; start += 32 * kLoads) {
+          T costs[kLoads];
+#pragma unroll
+          for (int i = 0; i < kLoads; ++i) {
+            const int column = start + 32 * i;
+            costs[i] = column < matrix.columns ? matrix.given(row, column) : kInfinity<T>;
+          }
+#pragma unroll
+          for (int i = 0; i < kLoads; ++i) {
+            const bool above = costs[i] > -kInfinity<T>, allowed = above && costs[i] < kInfinity<T>;
+            invalid = invalid || !above;
+            finite += allowed;
+            if (allowed) lowest.see(costs[i], start + 32 * i);
+          }
+        }
+        lowest = lowest_of_warp(lowest);
+        finite = __reduce_add_sync(kWholeWarp, finite);
+      }
+      auto& scans = shared.scans[set];
+      if (lane == 0) {
+        scans.value[warp] = lowest.value;
+        scans.index[warp] = lowest.index;
+        scans.finite[warp] = finite;
+      }
+      __syncthreads();
+      const int others = lane < warps ? scans.finite[lane] : 0;
+      const unsigned usable = __ballot_sync(kWholeWarp, others > 0);
+      most = max(most, __reduce_max_sync(kWholeWarp, others));
+      if (lane == 0 && finite > 0) {
+        const int i = used + __popc(usable & ((1u << warp) - 1));
+        index[i] = row;
+        cheapest_cost[i] = lowest.value;
+        cheapest[i] = lowest.index;
+      }
+      used += __popc(usable);
+    }
+    if (invalid) atomicOr(&shared.status, kInvalidCost);
+    __syncthreads();
+    return {used, most};
+  }
+
+  // How many columns have an allowed row, where `used` is how many rows there are here. By all threads.
+  template <class T>
+  __device__ int count_columns(const Matrix<T>& matrix, int used) const {
+    int count = 0;
+    for (int first = 0; first < matrix.columns; first += blockDim.x) {
+      const int column = first + threadIdx.x;
+      bool allowed = false;
+      for (int i = 0; column < matrix.columns && i < used && !allowed; ++i) {
+        allowed = matrix.at(index[i], column) < kInfinity<T>;
+      }
+      count += __syncthreads_count(allowed);
+    }
+    return count;
+  }
+};
+
+// Turns `matrix` so that rows are the smaller side, and fills the rows; returns how many there are. Of the
+// smaller side every row wants a partner; where infinities leave too few for that, it is the other side that
+// counts as smaller.
+template <class T>
+__device__ int orient(Matrix<T>& matrix, const SolverRows& rows, AssignmentShared& shared) {
+  if (matrix.columns < matrix.rows) matrix = matrix.transposed();
+  const int2 found = rows.fill(matrix, shared);
+  // One row with as many allowed columns as there are rows, and nothing has to be counted.
+  if (found.y >= found.x || rows.count_columns(matrix, found.x) >= found.x) return found.x;
+  matrix = matrix.transposed();
+  return rows.fill(matrix, shared).x;
+}
+
+}  // namespace dino_kernels

@@ -1,0 +1,209 @@
+// One instruction set's kernel of the matching cost: a tile of queries of one set and image against all its
+// targets.
+//
+// Queries are the vector dimension. A tile's boxes lie in scratch memory as planes, beside a row of class
+// costs for each label of the image, and stay in the nearest cache while the targets pass. Each logit and
+// each cost is moved once.
+#pragma once
+
+#include "../common/scratch.h"
+#include "cpu.h"
+#include "cpu_class.h"
+
+namespace dino_kernels::DINO_CPU_VARIANT {
+
+// Planes of a tile lie one after the other, so that one pointer reaches them all.
+enum Plane { kCx, kCy, kW, kH, kX0, kY0, kX1, kY1, kArea, kForbidden, kLargest, kSum, kClassCost };
+
+struct CostPlanes {
+  float* first;
+  int64_t bytes;
+
+  CostPlanes(Scratch scratch, int64_t labels)
+      : first(scratch.take<float>((kClassCost + labels) * kCostTile)), bytes(scratch.used) {}
+  // Of kClassCost there is one for each label.
+  float* operator[](int64_t plane) const { return first + plane * kCostTile; }
+  // A mask: the query is matched with no target.
+  int32_t* forbidden() const { return reinterpret_cast<int32_t*>((*this)[kForbidden]); }
+};
+
+// Class costs of a tile, and which queries are forbidden by their logits.
+template <class T>
+struct ClassCosts {
+  const MatchingCostParams& p;
+  const CostTile& tile;
+  const CostPlanes& planes;
+  const T* logits;  // of the tile's first query
+
+  ClassCosts(const MatchingCostParams& p_, const CostTile& tile_, const CostPlanes& planes_)
+      : p(p_),
+        tile(tile_),
+        planes(planes_),
+        logits(static_cast<const T*>(tile.source->logits) + tile.set * tile.source->logits_set_stride +
+               tile.image_index * tile.source->logits_batch_stride +
+               tile.first_query * tile.source->logits_row_stride) {}
+
+  void fill() const {
+    const CostFormula& f = p.formula;
+    if (f.softmax) {
+      fill_softmax();
+    } else if (f.class_eps > 0) {
+      f.gamma == 2 ? fill_focal(FocalCost<true, true>{f}) : fill_focal(FocalCost<false, true>{f});
+    } else {
+      f.gamma == 2 ? fill_focal(FocalCost<true, false>{f}) : fill_focal(FocalCost<false, false>{f});
+    }
+  }
+
+  // A vector of queries passes all labels at once, so that their logits are read while they are near.
+  void fill_focal(const auto cost) const {
+    const CostTile t = tile;
+    for (int64_t q = 0; q < t.queries; q += kQueries) fill_queries(t, q, cost);
+  }
+
+  void fill_softmax() const {
+    float *largest = planes[kLargest], *sum = planes[kSum];
+    for (int64_t q = 0; q < tile.queries; ++q) {
+      softmax_of_row(logits + q * tile.source->logits_row_stride, p.C, largest[q], sum[q]);
+    }
+    for (int64_t q = 0; q < tile.queries; q += kQueries) {
+      fill_queries(tile, q, SoftmaxCost{p.formula, load<Floats>(largest + q), load<Floats>(sum + q)});
+    }
+  }
+
+  template <class Cost>
+  DINO_INLINE void fill_queries(const CostTile& t, int64_t q, const Cost& cost) const {
+    const int64_t stride = t.source->logits_row_stride, num_labels = t.image->num_labels;
+    const int64_t* labels = t.image->labels;
+    const T* row = logits + q * stride;
+    float* to = planes[kClassCost] + q;
+    Vector<int32_t> forbidden{};
+    for (int64_t i = 0; i < num_labels; ++i) {
+      Floats chosen;
+      store(to + i * kCostTile, cost(load_strided(row + labels[i], stride, t.queries - q), chosen));
+      forbidden |= ~is_finite<float>(chosen);
+    }
+    store(planes.forbidden() + q, forbidden);
+  }
+};
+
+// Boxes of a tile as planes, and which queries are forbidden by their boxes.
+template <class T>
+static void fill_boxes(const CostTile& tile, const CostPlanes& planes) {
+  const PredictionSource& source = *tile.source;
+  const int64_t stride = source.boxes_row_stride;
+  const T* boxes = static_cast<const T*>(source.boxes) + tile.set * source.boxes_set_stride +
+                   tile.image_index * source.boxes_batch_stride + tile.first_query * stride;
+  for (int64_t q = 0; q < tile.queries; q += kQueries) {
+    const auto coordinate = [&](int i) {
+      return load_strided(boxes + q * stride + i, stride, tile.queries - q);
+    };
+    const Floats cx = coordinate(0), cy = coordinate(1), w = coordinate(2), h = coordinate(3);
+    const auto finite =
+        is_finite<float>(cx) & is_finite<float>(cy) & is_finite<float>(w) & is_finite<float>(h);
+    store(planes.forbidden() + q, load<Vector<int32_t>>(planes.forbidden() + q) | ~finite);
+    const Floats x0 = cx - w * 0.5f, y0 = cy - h * 0.5f, x1 = cx + w * 0.5f, y1 = cy + h * 0.5f;
+    const Floats all[] = {cx, cy, w, h, x0, y0, x1, y1, (x1 - x0) * (y1 - y0)};
+    for (int plane = kCx; plane <= kArea; ++plane) store(planes[plane] + q, all[plane]);
+  }
+}
+
+// L1 and generalised IoU of a target with a vector of queries, weighted and added to the class cost. A value,
+// all of whose numbers fit into registers.
+struct PairCosts {
+  const float* planes;
+  const float* class_cost;
+  CostTarget t;
+  float l1_weight, giou_weight, giou_eps;
+
+  DINO_INLINE Floats operator()(int64_t q) const {
+    const auto plane = [&](Plane which) { return load<Floats>(planes + which * kCostTile + q); };
+    const Floats l1 = absolute<float>(plane(kCx) - t.cx) + absolute<float>(plane(kCy) - t.cy) +
+                      absolute<float>(plane(kW) - t.w) + absolute<float>(plane(kH) - t.h);
+    const Floats x0 = plane(kX0), y0 = plane(kY0), x1 = plane(kX1), y1 = plane(kY1);
+    const Floats tx0 = broadcast(t.x0), ty0 = broadcast(t.y0), tx1 = broadcast(t.x1), ty1 = broadcast(t.y1);
+    const Floats overlap_w = max_of(min_of(x1, tx1) - max_of(x0, tx0), Floats{});
+    const Floats overlap_h = max_of(min_of(y1, ty1) - max_of(y0, ty0), Floats{});
+    const Floats intersection = overlap_w * overlap_h;
+    const Floats hull = (max_of(x1, tx1) - min_of(x0, tx0)) * (max_of(y1, ty1) - min_of(y0, ty0));
+    const Floats both = plane(kArea) + t.area - intersection;
+    const Floats giou = intersection / (both + giou_eps) - (hull - both) / (hull + giou_eps);
+    return load<Floats>(class_cost + q) + l1_weight * l1 - giou_weight * giou;
+  }
+};
+
+static DINO_INLINE void write_row(int64_t queries, float* row, const auto cost) {
+  int64_t q = 0;
+  for (; q + kQueries <= queries; q += kQueries) store(row + q, cost(q));
+  if (q < queries) store_first<float>(row + q, cost(q), queries - q);
+}
+
+static bool any(const int32_t* mask, int64_t count) {
+  int32_t bits = 0;
+  for (int64_t i = 0; i < count; ++i) bits |= mask[i];
+  return bits != 0;
+}
+
+static void fill_infinity(float* row, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) row[i] = __builtin_inff();
+}
+
+template <class F>
+DINO_INLINE void with_dtype(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::float64:
+      return f(double{});
+    case DType::bfloat16:
+      return f(BFloat16{});
+    case DType::float16:
+      return f(Half{});
+    default:
+      return f(float{});
+  }
+}
+
+static int64_t cost_scratch_bytes(int64_t most_labels) {
+  return CostPlanes(Scratch{nullptr}, most_labels).bytes;
+}
+
+static int32_t run_cost(const MatchingCostParams& p, const CostTile& tile, void* scratch) {
+  const CostImage& image = *tile.image;
+  const CostPlanes planes(Scratch{static_cast<char*>(scratch)}, image.num_labels);
+  const bool boxes = tile.source->boxes != nullptr;
+  bool any_forbidden = false;
+  if (image.num_labels > 0 && tile.queries > 0) {
+    with_dtype(p.logits_dtype, [&]<class T>(T) { ClassCosts<T>(p, tile, planes).fill(); });
+    if (boxes) with_dtype(p.boxes_dtype, [&]<class T>(T) { fill_boxes<T>(tile, planes); });
+    any_forbidden = any(planes.forbidden(), tile.queries);
+  }
+  for (int64_t t = 0; t < image.T; ++t) {
+    const CostTarget& target = image.targets[t];
+    float* row = tile.cost + t * tile.cost_row_stride + tile.first_query;
+    fill_infinity(row + tile.queries, tile.padding);
+    if (target.class_row < 0) {
+      fill_infinity(row, tile.queries);
+      continue;
+    }
+    const float* class_cost = planes[kClassCost + target.class_row];
+    if (boxes) {
+      const CostFormula& f = p.formula;
+      write_row(tile.queries, row,
+                PairCosts{planes.first, class_cost, target, f.l1_weight, f.giou_weight, f.giou_eps});
+    } else {
+      write_row(tile.queries, row, [=](int64_t q) { return load<Floats>(class_cost + q); });
+    }
+    if (tile.extra) {
+      const float* extra = tile.extra + t * tile.extra_row_stride + tile.first_query;
+      for (int64_t q = 0; q < tile.queries; ++q) row[q] += extra[q];
+    }
+    if (any_forbidden) {
+      const int32_t* forbidden = planes.forbidden();
+      for (int64_t q = 0; q < tile.queries; ++q) row[q] = forbidden[q] ? __builtin_inff() : row[q];
+    }
+  }
+  return (any_forbidden ? kNonfinitePrediction : 0) | (image.has_invalid ? kInvalidTarget : 0);
+}
+
+extern const CostKernels matching_cost;
+const CostKernels matching_cost = {cost_scratch_bytes, run_cost};
+
+}  // namespace dino_kernels::DINO_CPU_VARIANT

@@ -1,0 +1,126 @@
+"""`backend="interpreted"`: the Triton backends' own Python files over kernels that Triton interprets on a CPU."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from torch import Tensor
+
+NAME = "interpreted"
+OPS = ("matching_cost", "linear_sum_assignment", "hungarian_match")
+# Of the assignment: so small that every loop over tiles goes round several times.
+SMALL_TILES = {"TILE_ROWS": 2, "TILE_COLUMNS": 4, "CHUNK": 4}
+KERNELS = "dino_kernels.ops.*.triton_*"
+
+
+@functools.cache
+def modules() -> dict[str, ModuleType]:
+    """The interpreted backend of each op."""
+    with _interpreted_kernels():
+        # These replace the functions that import the kernels.
+        cost_kernels = _constant(_copy("matching_cost").kernels())
+        assignment_kernels = _constant(_copy("linear_sum_assignment").kernels())
+    cost = _copy("matching_cost", kernels=cost_kernels, unsupported=_unsupported_cost)
+    assignment = _copy("linear_sum_assignment", kernels=assignment_kernels, unsupported=_unsupported)
+    match = _copy("hungarian_match", cost=cost, assignment=assignment)
+    return {"matching_cost": cost, "linear_sum_assignment": assignment, "hungarian_match": match}
+
+
+def _unsupported(tensor: Tensor, *rest: object) -> str | None:
+    return None if tensor.device.type == "cpu" else f"the interpreter runs on CPU tensors, got {tensor.device}"
+
+
+def _unsupported_cost(logits: list[Tensor], *rest: object) -> str | None:
+    return _unsupported(logits[0])
+
+
+def _constant(value: Any) -> Any:
+    return lambda: value
+
+
+def _copy(op: str, **replaced: Any) -> ModuleType:
+    """A second copy of an op's triton.py, with other contents for some of its names."""
+    original = importlib.import_module(f"dino_kernels.ops.{op}.triton")
+    assert original.__file__
+    spec = importlib.util.spec_from_file_location(f"{NAME}_{op}", original.__file__)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where torch.compile looks for it
+    spec.loader.exec_module(module)
+    vars(module).update(replaced)
+    return module
+
+
+@contextmanager
+def _interpreted_kernels() -> Iterator[None]:
+    """Modules of kernels are imported afresh, for the interpreter; afterwards Python knows the former ones again."""
+    _repair_interpreter()  # which imports triton's own functions: these stay what they are
+    former_environment = os.environ.get("TRITON_INTERPRET")
+    former = _forget_kernels()
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        yield
+    finally:
+        if former_environment is None:
+            del os.environ["TRITON_INTERPRET"]
+        else:
+            os.environ["TRITON_INTERPRET"] = former_environment
+        _forget_kernels()
+        for name, module in former.items():
+            package, _, attribute = name.rpartition(".")
+            sys.modules[name] = module
+            setattr(sys.modules[package], attribute, module)
+
+
+def _repair_interpreter() -> None:
+    """Lets Triton 3.6 interpret kernels in a process that compiles others.
+
+    While it interprets, it changes its language: for each call of a function within a kernel, which is slow and needed
+    once. It leaves out `tl.sum` and others that are written in the language; these were set up for the compiler. And
+    bounds of loops are arrays of one element, which NumPy 2.4 no longer takes for integers.
+    """
+    import triton.language as tl
+    from triton.runtime import interpreter
+    from triton.runtime.jit import JITFunction, mangle_type
+
+    mangle_type(0)  # imports what expects the language unchanged
+    change_language = interpreter._patch_lang
+    everything = SimpleNamespace(__globals__={"language": tl, "core": tl.core})
+    functions = {
+        (module, name): interpreter.InterpretedFunction(member.fn)
+        for module in (tl, tl.standard)
+        for name, member in vars(module).items()
+        if isinstance(member, JITFunction)
+    }
+
+    def as_index(tensor: Any) -> int:
+        return tensor.handle.data.item()
+
+    def change_language_once(function: Any) -> Any:
+        if getattr(tl.tensor, "__index__", None) is as_index:
+            return interpreter._LangPatchScope()
+        changes = change_language(everything)
+        changes.set_attr(tl.tensor, "__index__", as_index)
+        for (module, name), interpreted in functions.items():
+            changes.set_attr(module, name, interpreted)
+        return changes
+
+    interpreter._patch_lang = change_language_once
+
+
+def _forget_kernels() -> dict[str, ModuleType]:
+    """Undo the imports of all modules of kernels; which these were."""
+    names = [name for name in sys.modules if fnmatch(name, KERNELS)]
+    for name in names:
+        package, _, attribute = name.rpartition(".")
+        delattr(sys.modules[package], attribute)
+    return {name: sys.modules.pop(name) for name in names}

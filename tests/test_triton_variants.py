@@ -1,0 +1,161 @@
+"""Triton's kernels of matching: how many variants are compiled, and that all compile for GPUs that are not here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from dino_kernels import _triton
+from dino_kernels._dispatch import ops
+from dino_kernels._matching import cost_arguments
+from dino_kernels.ops.hungarian_match import triton as match_backend
+from dino_kernels.ops.linear_sum_assignment import triton as assignment_backend
+from dino_kernels.ops.matching_cost import triton as cost_backend
+from tests.triton_examples import predictions, truth
+
+pytest.importorskip("triton", reason=_triton.MISSING)
+
+
+class Launches:
+    """In place of a kernel: keeps the arguments of each launch, and compiles the kernel as a launch would."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*args: Any, **options: Any) -> None:
+            self.calls.append((args, options))
+
+        return launch
+
+    def _bound(self, call: int, target: Any) -> tuple[Any, ...]:
+        from triton.compiler.compiler import make_backend
+        from triton.runtime.jit import create_function_from_signature
+
+        args, options = self.calls[call]
+        backend = make_backend(target)
+        bind = create_function_from_signature(self.kernel.signature, self.kernel.params, backend)
+        return backend, options | {"debug": False}, *bind(*args, debug=False, **options)
+
+    def cache_keys(self, target: Any) -> set[str]:
+        """Under which Triton would look for compiled kernels."""
+        from triton.runtime.jit import compute_cache_key
+
+        bound = [self._bound(call, target) for call in range(len(self.calls))]
+        return {compute_cache_key({}, specialization, options) for _, _, _, specialization, options in bound}
+
+    def compile(self, call: int, target: Any) -> dict[str, Any]:
+        """The results of all steps of the compiler, by name."""
+        import triton
+        from triton.compiler import ASTSource
+
+        backend, given, arguments, specialization, options = self._bound(call, target)
+        options, signature, constants, attributes = self.kernel._pack_args(
+            backend, given, arguments, specialization, options
+        )
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        return triton.compile(source, target=target, options=options.__dict__).asm
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> tuple[Launches, Launches]:
+    """Launches of the kernels of cost and assignment, by their own backends, on CPU tensors."""
+    from dino_kernels.ops.linear_sum_assignment import triton_kernel as assignment_kernel
+    from dino_kernels.ops.linear_sum_assignment import triton_scratch
+    from dino_kernels.ops.matching_cost import triton_kernel as cost_kernel
+
+    cost, assignment = Launches(cost_kernel.matching_cost), Launches(assignment_kernel.linear_sum_assignment)
+    monkeypatch.setattr(cost_backend, "kernels", lambda: SimpleNamespace(matching_cost=cost))
+    replaced = SimpleNamespace(linear_sum_assignment=assignment), triton_scratch
+    monkeypatch.setattr(assignment_backend, "kernels", lambda: replaced)
+    return cost, assignment
+
+
+def gpu(arch: int | str) -> Any:
+    from triton.backends.compiler import GPUTarget
+
+    return GPUTarget("cuda", arch, 32) if isinstance(arch, int) else GPUTarget("hip", arch, 64)
+
+
+def test_numbers_of_targets_and_queries_do_not_make_variants(launches):
+    cost, assignment = launches
+    for count in range(50):  # alignment changes too
+        logits, boxes = predictions(torch.float32, 1.0, *[(1 + count % 3, 20 + count)] * (1 + count % 9), images=2)
+        logits = [source[:, :, count % 2 :] for source in logits]
+        boxes = [source[:, :, count % 2 :] for source in boxes]
+        targets = truth((count, 1))
+        arguments = cost_arguments("hungarian_match", logits, boxes, targets, "dino", None, {})
+        match_backend.forward(*arguments, "lowest", False)
+    assert len(assignment.calls) == 50 and len(cost.calls) > 50
+    assert len(cost.cache_keys(gpu(90))) == 1
+    assert len(assignment.cache_keys(gpu(90))) == 1
+
+
+def test_the_count_of_variants_sees_another_dtype(launches):
+    _, assignment = launches
+    for dtype in (torch.float32, torch.float64):
+        assignment_backend.forward(torch.zeros(1, 2, 3, dtype=dtype), None, None, 2, False, "lowest", False)
+    assert len(assignment.cache_keys(gpu(90))) == 2
+
+
+def launch_all_variants() -> None:
+    targets = truth((2, 0, 1))
+    extra = torch.zeros(1, 3, 9)
+    for dtype, preset, with_boxes, extra_cost in (
+        (torch.float32, "dino", True, None),
+        (torch.bfloat16, "detr", True, extra),
+        (torch.float16, "dino", False, extra),
+        (torch.float64, "detr", False, None),
+    ):
+        logits, boxes = predictions(dtype, 1.0, (2, 9))
+        weights = None if with_boxes else (1.0, 0.0, 0.0)
+        given = boxes if with_boxes else None
+        arguments = cost_arguments("cost", logits, given, targets, preset, extra_cost, {"weights": weights})
+        cost_backend.forward(*arguments)
+    cost = torch.zeros(1, 4, 5)
+    notes = torch.zeros(1, 2, 3, dtype=torch.int32)
+    offsets, sizes = torch.tensor([0, 1, 4]), torch.tensor([[3, 4]])
+    assignment_backend.forward(cost, offsets, None, 4, False, "lowest", False, notes)
+    assignment_backend.forward(cost, offsets, None, 4, False, "scipy", True, notes)
+    assignment_backend.forward(cost.double(), None, None, 4, False, "lowest", True)
+    assignment_backend.forward(cost.double(), None, sizes, 4, False, "scipy", False)
+
+
+@pytest.mark.parametrize("arch", [80, 90, "gfx942"], ids=str)
+def test_every_variant_compiles_for_a_gpu(arch, launches, monkeypatch, tmp_path):
+    from triton.backends import backends
+
+    if gpu(arch).backend not in {name.replace("nvidia", "cuda").replace("amd", "hip") for name in backends}:
+        pytest.skip(f"this Triton has no compiler for {arch}")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    launch_all_variants()
+    for of_kernel in launches:
+        assert len(of_kernel.cache_keys(gpu(arch))) == len(of_kernel.calls)
+        for call in range(len(of_kernel.calls)):
+            compiled = of_kernel.compile(call, gpu(arch))
+            if isinstance(arch, int):
+                assert f".target sm_{arch}" in compiled["ptx"] and of_kernel.kernel.__name__ in compiled["ptx"]
+            else:
+                assert arch in compiled["amdgcn"]
+
+
+def test_says_why_it_cannot_run(monkeypatch):
+    cost = torch.zeros(2, 3)
+    logits, boxes = predictions(torch.float32, 1.0, (1, 9))
+    for op, arguments, name in (
+        ("linear_sum_assignment", (cost,), "cost"),
+        ("matching_cost", (logits, boxes, truth((1, 0, 2))), "logits"),
+        ("hungarian_match", (logits, boxes, truth((1, 0, 2))), "logits"),
+    ):
+        prepared = ops()[op].prepare(*arguments)
+        assert ops()[op].unsupported("triton", prepared) == f"it runs on CUDA tensors, {name} is on cpu"
+    monkeypatch.setattr(_triton, "INSTALLED", False)
+    on_gpu: Any = SimpleNamespace(device=torch.device("cuda", 0))
+    assert _triton.unsupported("cost", on_gpu) == _triton.MISSING
+    monkeypatch.setattr(_triton, "INSTALLED", True)
+    assert _triton.unsupported("cost", on_gpu) is None
