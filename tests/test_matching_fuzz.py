@@ -37,7 +37,7 @@ NAN, INF = float("nan"), float("inf")
 SIZES = st.one_of(st.integers(0, 4), st.integers(0, 14))
 # Few, so that there are ties, and what is special about numbers.
 SPECIAL = (0.0, -0.0, 1.0, -1.0, 2.0, 3.0, 1e-45, 1e-30, 3e38, -3e38, 2.0**24, 2.0**24 + 2, NAN, INF, -INF)
-WEIGHTS = ("numbers", "ties", "special", "forbidden", "lattice")
+KINDS = ("numbers", "ties", "special", "forbidden", "lattice")
 
 
 @pytest.fixture(params=["cpu", "emulated", "interpreted"])
@@ -74,7 +74,7 @@ def run_fuzz(
 def costs(draw: st.DrawFn, finite: bool = False) -> Tensor:
     """[B, W, T] float64 that float32 holds as well."""
     shape = (draw(st.integers(0, 3)), draw(SIZES), draw(SIZES))
-    kind = draw(st.sampled_from(["numbers", "ties", "lattice"] if finite else WEIGHTS))
+    kind = draw(st.sampled_from(["numbers", "ties", "lattice"] if finite else KINDS))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     if kind == "special":
         return torch.from_numpy(random.choice(SPECIAL, shape)).float().double()

@@ -125,7 +125,7 @@ def test_cost_is_as_accurate_as_pytorch(name, bad, interpreted):
     if bad:
         spoil(logits, boxes, targets)
     extra = torch.randn(2 if bad else 1, 14, 70, generator=torch.Generator().manual_seed(2))
-    extra[0, 0, 8] = INF
+    extra[0, 0, 8], extra[-1, :, 3:5] = INF, NAN
     for extra_cost in (None, extra):
         arguments = cost_arguments(
             "matching_cost", logits, boxes, targets, "dino", extra_cost, dataclasses.asdict(formula)

@@ -81,9 +81,13 @@ struct CostColumn {
         extra(p.extra_cost ? p.extra_cost + set * p.extra_set_stride : nullptr),
         at(target * p.Q + query) {}
 
+  // Of a pair that is allowed.
   __device__ __forceinline__ void write_next(const CudaCostParams& p, float x) {
-    if (extra) x += extra[at];
-    cost[at] = x;
+    cost[at] = extra ? x + extra[at] : x;
+    at += p.Q;
+  }
+  __device__ __forceinline__ void forbid_next(const CudaCostParams& p) {
+    cost[at] = kInfinite;
     at += p.Q;
   }
 };
@@ -178,7 +182,7 @@ __device__ __forceinline__ void fill_unused(const CudaCostParams& p, const CostP
   // Rare: not worth the code of an unrolled loop, and its 64-bit division.
 #pragma unroll 1
   for (int64_t i = problem.image; i < p.N - used; i += images) {
-    CostColumn(p, problem.set, i < first ? i : i + used, query).write_next(p, kInfinite);
+    CostColumn(p, problem.set, i < first ? i : i + used, query).forbid_next(p);
   }
 }
 
@@ -258,13 +262,14 @@ __global__ void __launch_bounds__(kTile) matching_cost_kernel(const __grid_const
     CostColumn column(p, problem.set, first, problem.first_query + thread);
     for (int t = 0; t < count && has_query; ++t) {
       const StagedTarget& target = shared.target[t];
-      float cost = kInfinite;
-      if (target.class_row >= 0) {
-        cost = shared.class_cost[target.class_row][thread];
-        if (p.target_boxes) {
-          cost += p.formula.l1_weight * l1_distance(box, target.box) -
-                  p.formula.giou_weight * generalized_iou(box, target.box, p.formula.giou_eps);
-        }
+      if (target.class_row < 0) {
+        column.forbid_next(p);
+        continue;
+      }
+      float cost = shared.class_cost[target.class_row][thread];
+      if (p.target_boxes) {
+        cost += p.formula.l1_weight * l1_distance(box, target.box) -
+                p.formula.giou_weight * generalized_iou(box, target.box, p.formula.giou_eps);
       }
       column.write_next(p, cost);
     }
@@ -276,7 +281,7 @@ __global__ void __launch_bounds__(kTile) matching_cost_kernel(const __grid_const
   if (forbidden || (!has_query && problem.first_query + thread < p.Q)) {
     CostColumn column(p, problem.set, problem.begin, problem.first_query + thread);
 #pragma unroll 1
-    for (int64_t n = problem.begin; n < problem.end; ++n) column.write_next(p, kInfinite);
+    for (int64_t n = problem.begin; n < problem.end; ++n) column.forbid_next(p);
   }
   const int32_t nonfinite = __syncthreads_or(forbidden) ? kNonfinitePrediction : 0;
   if (thread == 0) p.notes[blockIdx.x] = nonfinite | (some_invalid ? kInvalidTarget : 0);

@@ -30,7 +30,9 @@ class Assignment(NamedTuple):
     status: Tensor  # [B] int32: 0, or bits that `dino_kernels.matching_status` spells out
     objective: Tensor  # [B] float64: sum of the assigned costs
     row_duals: Tensor  # [B, W] float64
-    column_duals: Tensor  # [B, T] float64; cost - row_duals - column_duals is never negative (never positive: maximize)
+    # Float64 [B, T]. cost - row_duals - column_duals is never negative (with maximize: never positive), and the duals add
+    # up to the objective, which proves it optimal. Where the status is not 0, that holds for the pairs that are left.
+    column_duals: Tensor
 
 
 class Arguments(NamedTuple):
@@ -146,8 +148,9 @@ def linear_sum_assignment(
     Exact, as `scipy.optimize.linear_sum_assignment`: every row gets a column where there are enough, otherwise every
     column a row. A batch does not wait for a GPU. Computed in float64 from costs in float32 (or 16 bit) or float64.
 
-    A cost of +inf forbids its pair; so do NaN and -inf, which the status tells of. Rows and columns without a pair
-    that is allowed are left out. Where not all others can have a partner, as many as possible have one.
+    A cost of +inf (-inf with `maximize`) forbids its pair; so do NaN and the other infinity, which the status tells of.
+    Rows and columns without a pair that is allowed are left out. Where even so not all of the smaller side can have a
+    partner, as many as possible have one, and the status tells of it; which ones is then not chosen by cost.
 
     Args:
         cost: a batch of matrices; or one matrix; or a list of matrices of any sizes; or, with `offsets`, G matrices

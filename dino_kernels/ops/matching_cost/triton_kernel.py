@@ -155,11 +155,11 @@ def matching_cost(
                 giou_eps,
             )
             pair_cost = pair_cost + l1_weight * l1 - giou_weight * giou
-        pair_cost = tl.where(pair & usable[None, :], pair_cost, float("inf"))
         written = inside[:, None] & (query < all_queries)[None, :]
         at = target[:, None] * all_queries + query[None, :]
         if extra_cost is not None:
-            pair_cost = pair_cost + tl.load(extra_cost + set_of_all * extra_set_stride + at, mask=written, other=0.0)
+            pair_cost = pair_cost + tl.load(extra_cost + set_of_all * extra_set_stride + at, mask=pair, other=0.0)
+        pair_cost = tl.where(pair & usable[None, :], pair_cost, float("inf"))
         tl.store(cost + set_of_all * targets * all_queries + at, pair_cost, mask=written)
 
     if tl.max(broken, 0) > 0:
@@ -169,8 +169,6 @@ def matching_cost(
             at = (start + lane)[:, None] * all_queries + query[None, :]
             written = (lane < count)[:, None] & (broken > 0)[None, :]
             forbidden = tl.full([TILE_TARGETS, TILE_QUERIES], float("inf"), tl.float32)
-            if extra_cost is not None:
-                forbidden += tl.load(extra_cost + set_of_all * extra_set_stride + at, mask=written, other=0.0)
             tl.store(cost + set_of_all * targets * all_queries + at, forbidden, mask=written)
 
     unusable = tl.max((known & ((broken > 0) | (~usable & (valid_targets > 0)))).to(tl.int32), 0)
@@ -185,8 +183,8 @@ def _finite(x):
 
 @triton.jit
 def _exp(x):
-    """e^x for x <= 0, to two roundings. `tl.exp`, a GPU's own instruction, errs by more than the tolerance rule allows."""
-    clamped = tl.maximum(x, -87.0)  # below is what float32 has no normal numbers for
+    """e^x for x <= 0, to two roundings. `tl.exp`, a GPU's own instruction, errs more than the tolerance rule allows."""
+    clamped = tl.where(x > -87.0, x, -87.0)  # below, float32 has no normal numbers; NaN is forbidden anyway
     halvings = tl.floor(clamped * 1.4426950408889634 + 0.5)
     # ln 2 in two pieces, of which the first has so few bits that its multiples are exact.
     rest = clamped - halvings * 0.693359375
