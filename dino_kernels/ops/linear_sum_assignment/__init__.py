@@ -30,8 +30,8 @@ class Assignment(NamedTuple):
     status: Tensor  # [B] int32: 0, or bits that `dino_kernels.matching_status` spells out
     objective: Tensor  # [B] float64: sum of the assigned costs
     row_duals: Tensor  # [B, W] float64
-    # Float64 [B, T]. cost - row_duals - column_duals is never negative (with maximize: never positive), and the duals add
-    # up to the objective, which proves it optimal. Where the status is not 0, that holds for the pairs that are left.
+    # [B, T] float64. cost - row_duals - column_duals is never negative (with maximize: never positive), and the duals
+    # add up to the objective, which proves it optimal. Where the status is not 0, that holds for the pairs left.
     column_duals: Tensor
 
 
