@@ -20,8 +20,8 @@ inline AlignedMemory aligned_memory(int64_t bytes) {
   return AlignedMemory(static_cast<char*>(::operator new(static_cast<size_t>(bytes), std::align_val_t{64})));
 }
 
-// Memory of one thread. Up to a limit it is kept for the thread's next call: fresh pages cost more than the work of a
-// small problem.
+// Memory of one thread. Up to a limit it is kept for the thread's next call: fresh pages cost more than the
+// work of a small problem.
 class ThreadScratch {
  public:
   explicit ThreadScratch(int64_t bytes) {

@@ -1,7 +1,7 @@
 // Everything an assignment kernel needs to know about one call. Strides are in elements.
 //
-// G matrices of R rows and C columns. With offsets the rows of each are those of B problems, one after the other;
-// without, each matrix is one problem, and B = 1.
+// G matrices of R rows and C columns. With offsets the rows of each are those of B problems, one after the
+// other; without, each matrix is one problem, and B = 1.
 #pragma once
 
 #include <cstdint>
@@ -21,11 +21,11 @@ struct AssignmentParams {
   bool maximize;
   bool as_scipy;  // whose assignment it is that is returned among those of equal cost
 
-  int64_t* columns;       // [G, R], -1 where none
-  int32_t* status;        // [G, B]
-  double* objective;      // [G, B], or null
-  double* row_duals;      // [G, R], or null
-  double* column_duals;   // [G, B, C], or null
+  int64_t* columns;      // [G, R], -1 where none
+  int32_t* status;       // [G, B]
+  double* objective;     // [G, B], or null
+  double* row_duals;     // [G, R], or null
+  double* column_duals;  // [G, B, C], or null
 };
 
 }  // namespace dino_kernels

@@ -34,7 +34,7 @@ struct CostTile {
   float* cost;  // [T, Q] of the problem
   int64_t cost_row_stride;
 };
-constexpr int64_t kCostTile = 256;
+constexpr int64_t kCostTile = 128;
 
 struct CostKernels {
   int64_t (*scratch_bytes)(int64_t most_labels);  // 64-byte aligned

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "../common/channels.h"
+#include "../common/exp_log.h"
 #include "params.h"
 
 namespace dino_kernels::DINO_CPU_VARIANT {
@@ -50,33 +51,48 @@ struct FocalCost {
         positive_weight(f.class_weight * f.alpha),
         negative_weight(f.class_weight * (1.0f - f.alpha)) {}
 
-  // e^(-gamma y), for any sign of gamma.
-  DINO_INLINE Floats power(Floats y) const {
-    const Floats exponent = -gamma * y;
+  // p^gamma, given -log(p), for any sign of gamma.
+  DINO_INLINE Floats power(Floats minus_log) const {
+    const Floats exponent = -gamma * minus_log;
     const Floats bounded = exp_of_nonpositive<float>(-absolute<float>(exponent));
     return exponent > 0.0f ? 1.0f / bounded : bounded;
   }
 
-  // `chosen` tells which queries are finite.
-  DINO_INLINE Floats operator()(Floats logit, Floats& chosen) const {
-    chosen = logit;
-    const Floats odds = exp_of_nonpositive<float>(-absolute<float>(logit));
-    const Floats larger = 1.0f / (1.0f + odds), smaller = odds * larger;
-    const Floats probability = logit >= 0.0f ? larger : smaller, opposite = logit >= 0.0f ? smaller : larger;
-    Floats positive, negative;  // minus the logarithms of probability and opposite
+  // From logits to costs. Of probability and opposite, one is the larger and one the smaller: which is which
+  // matters only in the end.
+  template <int kCount>
+  DINO_INLINE void operator()(Floats (&x)[kCount]) const {
+    Floats odds[kCount], sum[kCount], larger[kCount], smaller[kCount], logs[2 * kCount];
+    DINO_EACH odds[k] = -absolute<float>(x[k]);
+    exp_of_nonpositive<float>(odds);
+    DINO_EACH sum[k] = 1.0f + odds[k];
+    DINO_EACH larger[k] = 1.0f / sum[k];
+    DINO_EACH smaller[k] = odds[k] * larger[k];
+    Floats minus_log_larger[kCount], minus_log_smaller[kCount];
     if constexpr (!kSquares || !kEps) {
-      const Floats sum = 1.0f + odds;
-      const Floats softplus = logarithm(sum) + (odds - (sum - 1.0f));
-      positive = softplus + (logit < 0.0f ? -logit : Floats{});
-      negative = softplus + (logit > 0.0f ? logit : Floats{});
+      DINO_EACH minus_log_larger[k] = sum[k];
+      logarithm(minus_log_larger);
+      DINO_EACH minus_log_larger[k] += odds[k] - (sum[k] - 1.0f);  // what was lost in 1 + odds
+      DINO_EACH minus_log_smaller[k] = minus_log_larger[k] + absolute<float>(x[k]);
     }
-    const Floats probability_power = kSquares ? probability * probability : power(positive);
-    const Floats opposite_power = kSquares ? opposite * opposite : power(negative);
     if constexpr (kEps) {
-      positive = -logarithm(probability + eps);
-      negative = -logarithm(opposite + eps);
+      DINO_EACH logs[k] = larger[k] + eps;
+      DINO_EACH logs[kCount + k] = smaller[k] + eps;
+      logarithm(logs);
+    } else {
+      DINO_EACH logs[k] = -minus_log_larger[k];
+      DINO_EACH logs[kCount + k] = -minus_log_smaller[k];
     }
-    return positive_weight * opposite_power * positive - negative_weight * probability_power * negative;
+    DINO_EACH larger[k] = kSquares ? larger[k] * larger[k] : power(minus_log_larger[k]);
+    DINO_EACH smaller[k] = kSquares ? smaller[k] * smaller[k] : power(minus_log_smaller[k]);
+    DINO_EACH smaller[k] *= logs[k];
+    DINO_EACH larger[k] *= logs[kCount + k];
+    const Floats positive = broadcast(-positive_weight), negative = broadcast(negative_weight);
+    DINO_EACH {
+      const auto is_positive = x[k] >= 0.0f;
+      const Floats other = (is_positive ? negative : positive) * larger[k];
+      x[k] = (is_positive ? positive : negative) * smaller[k] + other;
+    }
   }
 };
 
@@ -100,16 +116,5 @@ DINO_INLINE void softmax_of_row(const T* logits, int64_t C, float& largest, floa
   largest = most[0];
   sum = sum_of_lanes<float>(sums)[0];
 }
-
-// Minus the probability that a softmax gives.
-struct SoftmaxCost {
-  const CostFormula& f;
-  Floats largest, sum;
-
-  DINO_INLINE Floats operator()(Floats logit, Floats& chosen) const {
-    chosen = exp_of_nonpositive<float>(logit - largest) / sum;
-    return -f.class_weight * chosen;
-  }
-};
 
 }  // namespace dino_kernels::DINO_CPU_VARIANT

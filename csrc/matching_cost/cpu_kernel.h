@@ -45,44 +45,84 @@ struct ClassCosts {
 
   void fill() const {
     const CostFormula& f = p.formula;
+    gather_logits();
     if (f.softmax) {
-      fill_softmax();
+      to_softmax();
     } else if (f.class_eps > 0) {
-      f.gamma == 2 ? fill_focal(FocalCost<true, true>{f}) : fill_focal(FocalCost<false, true>{f});
+      f.gamma == 2 ? to_focal(FocalCost<true, true>(f)) : to_focal(FocalCost<false, true>(f));
     } else {
-      f.gamma == 2 ? fill_focal(FocalCost<true, false>{f}) : fill_focal(FocalCost<false, false>{f});
+      f.gamma == 2 ? to_focal(FocalCost<true, false>(f)) : to_focal(FocalCost<false, false>(f));
     }
   }
 
-  // A vector of queries passes all labels at once, so that their logits are read while they are near.
-  void fill_focal(const auto cost) const {
-    const CostTile t = tile;
-    for (int64_t q = 0; q < t.queries; q += kQueries) fill_queries(t, q, cost);
+ private:
+  // Vectors of queries; a tile's planes have room for the last ones whole.
+  static constexpr int kTogether = 4;
+  static_assert(kCostTile % (kTogether * kQueries) == 0);
+
+  // A vector of queries passes all labels at once, since their logits are near each other. Apart from what is
+  // then computed of them: reads between writes to many places would wait for these (README.md).
+  void gather_logits() const {
+    const int64_t stride = tile.source->logits_row_stride, queries = tile.queries;
+    const int64_t num_labels = tile.image->num_labels;
+    const int64_t* labels = tile.image->labels;
+    float* to = planes[kClassCost];
+    for (int64_t q = 0; q < queries; q += kQueries) {
+      for (int64_t i = 0; i < num_labels; ++i) {
+        store(to + i * kCostTile + q, load_strided(logits + q * stride + labels[i], stride, queries - q));
+      }
+    }
   }
 
-  void fill_softmax() const {
+  void to_focal(const auto cost) const {
+    const int64_t queries = tile.queries;
+    const int64_t* labels = tile.image->labels;
+    int32_t* forbidden = planes.forbidden();
+    for (int64_t i = 0; i < tile.image->num_labels; ++i) {
+      float* plane = planes[kClassCost + i];
+      for (int64_t q = 0; q < queries; q += kTogether * kQueries) {
+        Floats costs[kTogether];
+        for (int k = 0; k < kTogether; ++k) {
+          prefetch(q + k * kQueries, labels[i]);
+          costs[k] = load<Floats>(plane + q + k * kQueries);
+          forbid(forbidden + q + k * kQueries, costs[k], i == 0);
+        }
+        cost(costs);
+        for (int k = 0; k < kTogether; ++k) store(plane + q + k * kQueries, costs[k]);
+      }
+    }
+  }
+
+  void to_softmax() const {
+    const int64_t queries = tile.queries;
     float *largest = planes[kLargest], *sum = planes[kSum];
-    for (int64_t q = 0; q < tile.queries; ++q) {
+    for (int64_t q = 0; q < queries; ++q) {
       softmax_of_row(logits + q * tile.source->logits_row_stride, p.C, largest[q], sum[q]);
     }
-    for (int64_t q = 0; q < tile.queries; q += kQueries) {
-      fill_queries(tile, q, SoftmaxCost{p.formula, load<Floats>(largest + q), load<Floats>(sum + q)});
+    for (int64_t i = 0; i < tile.image->num_labels; ++i) {
+      float* plane = planes[kClassCost + i];
+      for (int64_t q = 0; q < queries; q += kQueries) {
+        const Floats scaled = exp_of_nonpositive<float>(load<Floats>(plane + q) - load<Floats>(largest + q));
+        const Floats probability = scaled / load<Floats>(sum + q);
+        forbid(planes.forbidden() + q, probability, i == 0);
+        store(plane + q, -p.formula.class_weight * probability);
+      }
     }
   }
 
-  template <class Cost>
-  DINO_INLINE void fill_queries(const CostTile& t, int64_t q, const Cost& cost) const {
-    const int64_t stride = t.source->logits_row_stride, num_labels = t.image->num_labels;
-    const int64_t* labels = t.image->labels;
-    const T* row = logits + q * stride;
-    float* to = planes[kClassCost] + q;
-    Vector<int32_t> forbidden{};
-    for (int64_t i = 0; i < num_labels; ++i) {
-      Floats chosen;
-      store(to + i * kCostTile, cost(load_strided(row + labels[i], stride, t.queries - q), chosen));
-      forbidden |= ~is_finite<float>(chosen);
-    }
-    store(planes.forbidden() + q, forbidden);
+  // What gather_logits() will read of the next tile: nobody else could know.
+  DINO_INLINE void prefetch(int64_t q, int64_t label) const {
+    const int64_t stride = tile.source->logits_row_stride;
+    if (tile.first_query + q + kCostTile + kQueries > tile.source->Q) return;
+    const T* next = logits + (q + kCostTile) * stride + label;
+#pragma GCC unroll 16
+    for (int i = 0; i < kQueries; ++i) __builtin_prefetch(next + i * stride);
+  }
+
+  // Queries with a number that is not finite; `first` of a tile.
+  static DINO_INLINE void forbid(int32_t* forbidden, Floats number, bool first) {
+    const auto before = first ? Vector<int32_t>{} : load<Vector<int32_t>>(forbidden);
+    store(forbidden, before | ~is_finite<float>(number));
   }
 };
 

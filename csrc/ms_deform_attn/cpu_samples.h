@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../common/channels.h"
+#include "../common/exp_log.h"
 #include "../common/scratch.h"
 #include "bilinear.h"
 #include "params.h"
