@@ -80,7 +80,8 @@ def matching_cost(
 
     query = tile * TILE_QUERIES + tl.arange(0, TILE_QUERIES)
     is_image = image < images
-    known = (query < queries) & is_image
+    # A limit of 0 in place of "and is_image": Triton's interpreter makes integers of a block's truth and a number's.
+    known = query < tl.where(is_image, queries, 0)
     start = tl.load(offsets + image)
     end = tl.load(offsets + image + 1, mask=is_image, other=0)
     start = tl.minimum(tl.maximum(start, 0), targets)
@@ -95,6 +96,7 @@ def matching_cost(
     logits = tl.where(source == 6, logits_6, logits)
     logits = tl.where(source == 7, logits_7, logits)
     rows = logits + set_of_source * logits_set_stride + image * logits_image_stride + query * logits_query_stride
+    needed = query < tl.where(is_image & (count > 0), queries, 0)
     usable = tl.full([TILE_QUERIES], 1, tl.int1)  # as far as any valid target asks for it
     if boxes_0 is not None:
         boxes = tl.where(source == 1, boxes_1, boxes_0)
@@ -105,14 +107,13 @@ def matching_cost(
         boxes = tl.where(source == 6, boxes_6, boxes)
         boxes = tl.where(source == 7, boxes_7, boxes)
         corner = boxes + set_of_source * boxes_set_stride + image * boxes_image_stride + query * boxes_query_stride
-        needed = known & (count > 0)
         cx = tl.load(corner, mask=needed, other=0.0).to(tl.float32)
         cy = tl.load(corner + 1, mask=needed, other=0.0).to(tl.float32)
         w = tl.load(corner + 2, mask=needed, other=0.0).to(tl.float32)
         h = tl.load(corner + 3, mask=needed, other=0.0).to(tl.float32)
         usable = _finite(cx) & _finite(cy) & _finite(w) & _finite(h)
     if SOFTMAX:
-        highest, total, defined = _softmax_sums(rows, known & (count > 0), classes, TILE_QUERIES, TILE_CLASSES)
+        highest, total, defined = _softmax_sums(rows, needed, classes, TILE_QUERIES, TILE_CLASSES)
         usable = usable & defined
 
     valid_targets = 0
@@ -123,7 +124,7 @@ def matching_cost(
         target = start + lane
         inside = lane < count
         label = tl.load(labels + target, mask=inside, other=-1)
-        valid = inside & is_image & (label >= 0) & (label < classes)
+        valid = inside & (label >= 0) & (label < tl.where(is_image, classes, 0))
         if boxes_0 is not None:
             target_cx = tl.load(target_boxes + target * 4, mask=inside, other=0.0)
             target_cy = tl.load(target_boxes + target * 4 + 1, mask=inside, other=0.0)
