@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 import dino_kernels
-from dino_kernels import UnsupportedError
+from dino_kernels import UnsupportedError, _native
 from dino_kernels._dispatch import ops
 from dino_kernels.testing import DTYPES, Case, MatchingCase, matching_inputs, sample_inputs
 from tests.emulation import backend as emulation
@@ -28,6 +29,8 @@ INTERPRETED = "interpreted"
 MATCHING_KERNELS = (*KERNELS, INTERPRETED)
 INTERPRETED_VARIANTS = 2  # of a test; --fuzz of more than 200 runs all
 # A library that did not build fails the tests, except where somebody says that he knows.
+# Values of PyTorch's own ATEN_CPU_CAPABILITY, narrowest first, and what the kernels call them.
+CAPABILITIES = {"default": "plain", "avx2": "avx2", "avx512": "avx512"}
 ALLOW_MISSING = os.environ.get("DINO_KERNELS_ALLOW_MISSING") == "1"
 
 
@@ -194,6 +197,21 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def cpu_kernel(require_matching: Callable[[str], None]) -> str:
+    """The CPU backend of the matching ops, for what only concerns it."""
+    require_matching("cpu")
+    return "cpu"
+
+
+@pytest.fixture
+def waiting_is_an_error() -> Iterator[Callable[[], None]]:
+    """Call it after a warm-up; whatever waits for the device then raises, until the test ends."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    if torch.cuda.is_available():
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture
 def run_python() -> Callable[..., str]:
     """Runs a program in a new Python that finds the same packages; returns what it printed."""
 
@@ -203,6 +221,27 @@ def run_python() -> Callable[..., str]:
         finished = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **found, **environment})
         assert finished.returncode == 0, finished.stderr
         return finished.stdout
+
+    return run
+
+
+@pytest.fixture(params=CAPABILITIES)
+def run_at_capability(request: pytest.FixtureRequest, run_python: Callable[..., str]) -> Callable[[str], list[str]]:
+    """Runs a program with the CPU kernels of another instruction set that this processor has.
+
+    It prints JSON with `capability`, the kernels' own name of theirs, and `failed`, which is returned.
+    """
+    assert _native.C is not None
+    widest, wanted = _native.C.cpu_capability(), request.param
+    if list(CAPABILITIES).index(wanted) > list(CAPABILITIES.values()).index(widest):
+        pytest.skip(f"this processor has no {wanted}")
+    if CAPABILITIES[wanted] == widest:
+        pytest.skip(f"{widest} is what every other test runs on here")
+
+    def run(program: str) -> list[str]:
+        result = json.loads(run_python(program, ATEN_CPU_CAPABILITY=wanted))
+        assert result["capability"] == CAPABILITIES[wanted], "ATEN_CPU_CAPABILITY must choose the kernels"
+        return result["failed"]
 
     return run
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -15,11 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
+from tests.second_copy import second_copy
+
 NAME = "interpreted"
 OPS = ("matching_cost", "linear_sum_assignment", "hungarian_match")
 # Of the assignment: so small that every loop over tiles goes round several times.
 SMALL_TILES = {"TILE_ROWS": 2, "TILE_COLUMNS": 4, "CHUNK": 4}
 KERNELS = "dino_kernels.ops.*.triton_*"
+_copy = functools.partial(second_copy, backend="triton", name=NAME)
 
 
 @functools.cache
@@ -45,19 +46,6 @@ def _unsupported_cost(logits: list[Tensor], *rest: object) -> str | None:
 
 def _constant(value: Any) -> Any:
     return lambda: value
-
-
-def _copy(op: str, **replaced: Any) -> ModuleType:
-    """A second copy of an op's triton.py, with other contents for some of its names."""
-    original = importlib.import_module(f"dino_kernels.ops.{op}.triton")
-    assert original.__file__
-    spec = importlib.util.spec_from_file_location(f"{NAME}_{op}", original.__file__)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where torch.compile looks for it
-    spec.loader.exec_module(module)
-    vars(module).update(replaced)
-    return module
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import dino_kernels
 from dino_kernels import _native
 from dino_kernels.nn import MSDeformAttn
 from dino_kernels.testing import Case, Result, random_grad_output, run
+from tests.graphs import Graphs
 
 SHAPES = ((9, 11), (5, 6))
 LARGER = ((8, 13), (4, 7))
@@ -27,17 +28,6 @@ def fresh_dynamo() -> Iterator[None]:
 
 def case_of(batch: int = 2, queries: int = 17, shapes: tuple[tuple[int, int], ...] = SHAPES, **options: Any) -> Case:
     return Case("compiled", batch, queries, 2, 8, shapes, (4, 4), **options)
-
-
-class Graphs:
-    """A compiler back end that runs graphs as they are and keeps them."""
-
-    def __init__(self) -> None:
-        self.graphs: list[torch.fx.GraphModule] = []
-
-    def __call__(self, graph: torch.fx.GraphModule, example_inputs: list[Tensor]) -> Callable[..., Any]:
-        self.graphs.append(graph)
-        return graph.forward
 
 
 def compiled(op: str, graphs: Callable[..., Any] | str = "aot_eager", **options: Any) -> Callable[..., Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,14 +14,6 @@ ENCODER = Case("encoder", 2, 411, 8, 32, ((14, 20), (7, 10), (4, 5), (3, 7)), (4
 DECODER = Case("decoder", 1, 97, 8, 32, ((14, 20), (7, 10), (4, 5), (2, 3)), (4, 4, 4, 4), reference_coordinates=4)
 ON_GPU = pytest.mark.parametrize("kernel", ["cuda", "triton"])
 CASES = pytest.mark.parametrize("case", [ENCODER, DECODER], ids=lambda case: case.id)
-
-
-@pytest.fixture
-def waiting_is_an_error() -> Iterator[Callable[[], None]]:
-    """Call it after a warm-up; whatever waits for the device then raises, until the test ends."""
-    yield lambda: torch.cuda.set_sync_debug_mode("error")
-    if torch.cuda.is_available():
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def forward_backward(op: str, inputs: dict[str, Any], kernel: str, grad_output: torch.Tensor) -> list[torch.Tensor]:

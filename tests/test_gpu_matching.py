@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,14 +25,6 @@ CAPACITY = 64
 def kernel(request: pytest.FixtureRequest, require_matching: Callable[[str], None]) -> str:
     require_matching(request.param)
     return request.param
-
-
-@pytest.fixture
-def waiting_is_an_error() -> Iterator[Callable[[], None]]:
-    """Call it after a warm-up; whatever waits for the device then raises, until the test ends."""
-    yield lambda: torch.cuda.set_sync_debug_mode("error")
-    if torch.cuda.is_available():
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def inputs_of(case: MatchingCase, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Any]:

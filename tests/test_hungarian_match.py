@@ -319,12 +319,6 @@ def test_repeated_calls_give_the_same_bits(matching_kernel, device):
         assert_same(match_fully(inputs, matching_kernel), first)
 
 
-@pytest.fixture
-def cpu_kernel(require_matching) -> str:
-    require_matching("cpu")
-    return "cpu"
-
-
 def test_any_number_of_threads_gives_the_same_bits(cpu_kernel, restored_threads):
     inputs = matching_inputs(MATCHING_CASES[2])
     poison(inputs)

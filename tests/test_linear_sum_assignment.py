@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +13,6 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from dino_kernels import _native
 from dino_kernels._matching import INCOMPLETE, INVALID_COST
 from dino_kernels.functional import linear_sum_assignment, matching_cost
 from dino_kernels.ops.linear_sum_assignment import Assignment, prepare
@@ -583,12 +581,6 @@ def test_repeated_calls_give_the_same_bits(matching_kernel, device, ties):
     assert torch.equal(columns, first.columns)
 
 
-@pytest.fixture
-def cpu_kernel(require_matching) -> str:
-    require_matching("cpu")
-    return "cpu"
-
-
 def test_any_number_of_threads_gives_the_same_bits(cpu_kernel, restored_threads):
     cost = assignment_costs(AssignmentCase("threads", 23, 15, 40, "hostile"))
     torch.set_num_threads(1)
@@ -621,20 +613,11 @@ for case in ASSIGNMENT_CASES:
                 failed.append(f"{case.id} {ties} {dtype}: {error}")
 print(json.dumps({"capability": _native.C.cpu_capability(), "failed": failed}))
 """
-CAPABILITIES = {"default": "plain", "avx2": "avx2", "avx512": "avx512"}
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_every_instruction_set_gives_the_same_bits(cpu_kernel, run_python, capability):
-    assert _native.C is not None
-    widest = _native.C.cpu_capability()
-    if list(CAPABILITIES).index(capability) > list(CAPABILITIES.values()).index(widest):
-        pytest.skip(f"this processor has no {capability}")
-    if CAPABILITIES[capability] == widest:
-        pytest.skip(f"{widest} is what every other test runs on here")
-    result = json.loads(run_python(PROGRAM, ATEN_CPU_CAPABILITY=capability))
-    assert result["capability"] == CAPABILITIES[capability], "ATEN_CPU_CAPABILITY must choose the kernels"
-    assert not result["failed"], "\n".join(result["failed"])
+def test_every_instruction_set_gives_the_same_bits(cpu_kernel, run_at_capability):
+    failed = run_at_capability(PROGRAM)
+    assert not failed, "\n".join(failed)
 
 
 def test_costs_that_require_a_gradient_give_results_without_one(matching_backend, device):

@@ -22,6 +22,7 @@ from dino_kernels.testing import (
     assignment_costs,
     matching_inputs,
 )
+from tests.graphs import Graphs
 
 OPS = ("matching_cost", "linear_sum_assignment", "hungarian_match")
 QUICK = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -65,17 +66,6 @@ def call(op: str, inputs: dict[str, Any], backend: str, **options: Any) -> tuple
 def assert_same(results: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
     assert len(results) == len(expected)
     assert_same_bits(results, expected, [str(index) for index in range(len(expected))])
-
-
-class Graphs:
-    """A compiler back end that runs graphs as they are and keeps them."""
-
-    def __init__(self) -> None:
-        self.graphs: list[torch.fx.GraphModule] = []
-
-    def __call__(self, graph: torch.fx.GraphModule, example_inputs: list[Tensor]) -> Callable[..., Any]:
-        self.graphs.append(graph)
-        return graph.forward
 
 
 def runner(op: str, backend: str) -> Callable[..., Any]:

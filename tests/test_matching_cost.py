@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, replace
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dino_kernels import _native
 from dino_kernels._matching import INVALID_TARGET, NONFINITE_PREDICTION, PRESETS, CostFormula
 from dino_kernels.functional import matching_cost
 from dino_kernels.ops.matching_cost import prepare
@@ -565,12 +563,6 @@ def test_a_set_and_an_image_do_not_depend_on_the_others(matching_kernel, device)
             assert_same_cost(alone, together[g : g + 1, some])
 
 
-@pytest.fixture
-def cpu_kernel(require_matching) -> str:
-    require_matching("cpu")
-    return "cpu"
-
-
 def test_any_number_of_threads_gives_the_same_bits(cpu_kernel, restored_threads):
     inputs = matching_inputs(MATCHING_CASES[2])
     torch.set_num_threads(1)
@@ -596,20 +588,11 @@ for case in MATCHING_CASES:
             failed.append(f"{case.id} {dtype} {preset}: {error}")
 print(json.dumps({"capability": _native.C.cpu_capability(), "failed": failed}))
 """
-CAPABILITIES = {"default": "plain", "avx2": "avx2", "avx512": "avx512"}
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_every_instruction_set_is_as_accurate(cpu_kernel, run_python, capability):
-    assert _native.C is not None
-    widest = _native.C.cpu_capability()
-    if list(CAPABILITIES).index(capability) > list(CAPABILITIES.values()).index(widest):
-        pytest.skip(f"this processor has no {capability}")
-    if CAPABILITIES[capability] == widest:
-        pytest.skip(f"{widest} is what every other test runs on here")
-    result = json.loads(run_python(PROGRAM, ATEN_CPU_CAPABILITY=capability))
-    assert result["capability"] == CAPABILITIES[capability], "ATEN_CPU_CAPABILITY must choose the kernels"
-    assert not result["failed"], "\n".join(result["failed"])
+def test_every_instruction_set_is_as_accurate(cpu_kernel, run_at_capability):
+    failed = run_at_capability(PROGRAM)
+    assert not failed, "\n".join(failed)
 
 
 def test_every_number_of_a_formula_is_used(matching_backend, device):

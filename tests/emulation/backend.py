@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib
-import importlib.util
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -16,11 +13,13 @@ import torch
 
 from dino_kernels import _native
 from tests.emulation.build import build
+from tests.second_copy import second_copy
 
 NAME = "emulated"
 NAMESPACE = "dino_kernels_emulated"
 # As the package's own library is.
 SANITIZED = (_native.build_info() or {}).get("sanitize") == "address"
+_copy = functools.partial(second_copy, backend="cuda", name=NAME)
 
 
 @functools.cache
@@ -55,19 +54,6 @@ def multiprocessors(count: int) -> Iterator[None]:
         yield
     finally:
         library().emulation_set_multiprocessors(1)
-
-
-def _copy(op: str, **replaced: Any) -> ModuleType:
-    """A second copy of an op's cuda.py, with other contents for some of its names."""
-    original = importlib.import_module(f"dino_kernels.ops.{op}.cuda")
-    assert original.__file__
-    spec = importlib.util.spec_from_file_location(f"{NAME}_{op}", original.__file__)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where torch.compile looks for it
-    spec.loader.exec_module(module)
-    vars(module).update(replaced)
-    return module
 
 
 def _refusal(what: str, device: torch.device) -> str | None:

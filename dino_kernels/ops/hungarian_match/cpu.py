@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from dino_kernels import _native
 from dino_kernels.ops.hungarian_match.native import forward
+from dino_kernels.ops.matching_cost.cpu import unsupported
 
 __all__ = ["forward", "unsupported"]
-
-
-def unsupported(logits: list[Tensor], *rest: object) -> str | None:
-    """Why the native CPU kernel cannot run this call."""
-    device = logits[0].device
-    if device.type != "cpu":
-        return f"it runs on CPU tensors, logits are on {device}"
-    return _native.CPU_MISSING
