@@ -24,7 +24,7 @@ from tests.emulation import backend as emulation
 
 # The CUDA kernels twice: on a GPU, and compiled for the CPU.
 KERNELS = ("cpu", "triton", "cuda", "emulated")
-# Matching also by Triton's interpreter, and the Triton kernels of it twice, therefore.
+# The Triton kernels twice, too; those of deformable attention in test_triton_ms_deform_attn.py, on smaller cases.
 INTERPRETED = "interpreted"
 MATCHING_KERNELS = (*KERNELS, INTERPRETED)
 INTERPRETED_VARIANTS = 2  # of a test; --fuzz of more than 200 runs all
@@ -121,16 +121,33 @@ def add_emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]
 
 
 @pytest.fixture
-def make_inputs(add_emulated: Callable[[], None]) -> Callable[..., dict[str, Any]]:
+def add_interpreted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Adds the backend "interpreted" to the ops until the test ends; "auto" never takes it."""
+
+    def add() -> None:
+        if find_spec("triton") is None:
+            pytest.skip("interpreted: triton is not installed")
+        from tests import interpreter
+
+        for op, module in interpreter.modules().items():
+            monkeypatch.setitem(ops()[op].modules, INTERPRETED, module)
+
+    return add
+
+
+@pytest.fixture
+def make_inputs(add_emulated: Callable[[], None], add_interpreted: Callable[[], None]) -> Callable[..., dict[str, Any]]:
     """`sample_inputs` on the device of a backend; skips the test where the backend cannot run the call."""
 
     def make(op: str, case: Case, dtype: torch.dtype, backend: str, **options: Any) -> dict[str, Any]:
         if backend == emulation.NAME:
             add_emulated()
+        if backend == INTERPRETED:
+            add_interpreted()
         inputs = sample_inputs(op, case, dtype, _device_of(backend), **options)
         reason = ops()[op].unsupported(backend, ops()[op].prepare(**inputs))
         if reason is not None:
-            if backend in ("cpu", emulation.NAME) and not ALLOW_MISSING:
+            if backend in ("cpu", emulation.NAME, INTERPRETED) and not ALLOW_MISSING:
                 pytest.fail(f"{op}: the {backend} backend must run every call: {reason}")
             pytest.skip(f"{backend}: {reason}")
         return inputs
@@ -139,19 +156,14 @@ def make_inputs(add_emulated: Callable[[], None]) -> Callable[..., dict[str, Any
 
 
 @pytest.fixture
-def require_matching(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def require_matching(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Makes a backend of the ops in the test module's OPS ready; skips the test where it cannot run them."""
 
     def require(backend: str) -> None:
         if backend == emulation.NAME:
             request.getfixturevalue("add_emulated")()
         if backend == INTERPRETED:
-            if find_spec("triton") is None:
-                pytest.skip("interpreted: triton is not installed")
-            from tests import interpreter
-
-            for op, module in interpreter.modules().items():
-                monkeypatch.setitem(ops()[op].modules, INTERPRETED, module)
+            request.getfixturevalue("add_interpreted")()
         for op in request.module.OPS:
             reason = "there is none of this op"
             if backend in ops()[op].modules:

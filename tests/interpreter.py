@@ -16,7 +16,6 @@ from torch import Tensor
 from tests.second_copy import second_copy
 
 NAME = "interpreted"
-OPS = ("matching_cost", "linear_sum_assignment", "hungarian_match")
 # Of the assignment: so small that every loop over tiles goes round several times.
 SMALL_TILES = {"TILE_ROWS": 2, "TILE_COLUMNS": 4, "CHUNK": 4}
 KERNELS = "dino_kernels.ops.*.triton_*"
@@ -30,10 +29,26 @@ def modules() -> dict[str, ModuleType]:
         # These replace the functions that import the kernels.
         cost_kernels = _constant(_copy("matching_cost").kernels())
         assignment_kernels = _constant(_copy("linear_sum_assignment").kernels())
+        attention_kernels = _constant(_untuned(_copy("ms_deform_attn").kernels()))
     cost = _copy("matching_cost", kernels=cost_kernels, unsupported=_unsupported_cost)
     assignment = _copy("linear_sum_assignment", kernels=assignment_kernels, unsupported=_unsupported)
     match = _copy("hungarian_match", cost=cost, assignment=assignment)
-    return {"matching_cost": cost, "linear_sum_assignment": assignment, "hungarian_match": match}
+    classic = _copy("ms_deform_attn", kernels=attention_kernels, unsupported=_unsupported)
+    return {
+        "ms_deform_attn": classic,
+        "fused_ms_deform_attn": _copy("fused_ms_deform_attn", classic=classic, unsupported=_unsupported),
+        "matching_cost": cost,
+        "linear_sum_assignment": assignment,
+        "hungarian_match": match,
+    }
+
+
+def _untuned(kernels: ModuleType) -> ModuleType:
+    """Kernels that would be tuned when they are first called, without a choice."""
+    for name, tuner in vars(kernels).items():
+        if name.startswith(("forward_", "backward_")):
+            tuner.configs = tuner.configs[:1]
+    return kernels
 
 
 def _unsupported(tensor: Tensor, *rest: object) -> str | None:

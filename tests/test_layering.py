@@ -37,7 +37,10 @@ RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     *(
         (
             f"dino_kernels.ops.*.{name}*",
-            (f"dino_kernels.{shared}", "dino_kernels.ops.*.native", f"dino_kernels.ops.*.{name}*"),
+            (
+                *(f"dino_kernels.{shared}", "dino_kernels._layout", "dino_kernels._fixed_point"),
+                *("dino_kernels.ops.*.native", f"dino_kernels.ops.*.{name}*"),
+            ),
             ("torch", *outside),
         )
         for name, shared, outside in (

@@ -1,8 +1,8 @@
-"""Triton's kernels of matching: how many variants are compiled, and that all compile for GPUs that are not here."""
+"""Triton's kernels: how many variants are compiled, and that all compile for GPUs that are not here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +15,8 @@ from dino_kernels._matching import cost_arguments
 from dino_kernels.ops.hungarian_match import triton as match_backend
 from dino_kernels.ops.linear_sum_assignment import triton as assignment_backend
 from dino_kernels.ops.matching_cost import triton as cost_backend
+from dino_kernels.ops.ms_deform_attn import triton as attention_backend
+from dino_kernels.testing import Case, run, sample_inputs
 from tests.triton_examples import predictions, truth
 
 pytest.importorskip("triton", reason=_triton.MISSING)
@@ -23,13 +25,14 @@ pytest.importorskip("triton", reason=_triton.MISSING)
 class Launches:
     """In place of a kernel: keeps the arguments of each launch, and compiles the kernel as a launch would."""
 
-    def __init__(self, kernel: Any) -> None:
+    def __init__(self, kernel: Any, configs: Sequence[Any] = ()) -> None:
         self.kernel = kernel
+        self.configs = [config.kwargs | {"num_warps": config.num_warps} for config in configs] or [{}]
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+    def __getitem__(self, grid: object) -> Callable[..., None]:
         def launch(*args: Any, **options: Any) -> None:
-            self.calls.append((args, options))
+            self.calls.extend((args, options | config) for config in self.configs)
 
         return launch
 
@@ -126,15 +129,16 @@ def launch_all_variants() -> None:
     assignment_backend.forward(cost.double(), None, sizes, 4, False, "scipy", False)
 
 
-@pytest.mark.parametrize("arch", [80, 90, "gfx942"], ids=str)
-def test_every_variant_compiles_for_a_gpu(arch, launches, monkeypatch, tmp_path):
+def compile_all(
+    arch: int | str, kernels: Sequence[Launches], monkeypatch: Any, tmp_path: Any, launch: Callable[[], object]
+) -> None:
     from triton.backends import backends
 
     if gpu(arch).backend not in {name.replace("nvidia", "cuda").replace("amd", "hip") for name in backends}:
         pytest.skip(f"this Triton has no compiler for {arch}")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    launch_all_variants()
-    for of_kernel in launches:
+    launch()
+    for of_kernel in kernels:
         assert len(of_kernel.cache_keys(gpu(arch))) == len(of_kernel.calls)
         for call in range(len(of_kernel.calls)):
             compiled = of_kernel.compile(call, gpu(arch))
@@ -142,6 +146,73 @@ def test_every_variant_compiles_for_a_gpu(arch, launches, monkeypatch, tmp_path)
                 assert f".target sm_{arch}" in compiled["ptx"] and of_kernel.kernel.__name__ in compiled["ptx"]
             else:
                 assert arch in compiled["amdgcn"]
+
+
+@pytest.mark.parametrize("arch", [80, 90, "gfx942"], ids=str)
+def test_every_variant_of_matching_compiles_for_a_gpu(arch, launches, monkeypatch, tmp_path):
+    compile_all(arch, launches, monkeypatch, tmp_path, launch_all_variants)
+
+
+@pytest.fixture
+def attention(monkeypatch: pytest.MonkeyPatch) -> tuple[Launches, Launches]:
+    """Launches of the kernels of deformable attention, forward and backward, by their backend, on CPU tensors."""
+    from dino_kernels.ops.ms_deform_attn import triton_tuned as tuned
+
+    forward = Launches(tuned.ms_deform_attn_forward, tuned.forward_many.configs)
+    backward = Launches(tuned.ms_deform_attn_backward, tuned.backward_many.configs)
+    kernels = SimpleNamespace(forward_few=forward, forward_many=forward, backward_few=backward, backward_many=backward)
+    monkeypatch.setattr(attention_backend, "kernels", lambda: kernels)
+    monkeypatch.setattr(_triton, "DEVICES", ("cpu",))
+    return forward, backward
+
+
+def call_attention(op: str, case: Case, dtype: torch.dtype, as_list: bool = False) -> None:
+    inputs = sample_inputs(op, case, dtype)
+    if as_list:
+        inputs |= {"spatial_shapes": case.shapes, "level_start_index": None}
+    run(op, inputs, "triton")
+
+
+@pytest.mark.parametrize("op", ["ms_deform_attn", "fused_ms_deform_attn"])
+@pytest.mark.parametrize("as_list", [False, True], ids=["table", "list"])
+def test_sizes_of_images_and_batches_do_not_make_variants(attention, op, as_list):
+    for height in range(1, 8):
+        for width, queries in ((1, 7), (5, None), (16, 16)):
+            shapes = ((height, width), (1, width))
+            count = queries or sum(h * w for h, w in shapes)
+            call_attention(op, Case("some", 1 + height % 3, count, 8, 32, shapes, (4, 4)), torch.float32, as_list)
+    for launches in attention:
+        assert len(launches.calls) == 21 * len(launches.configs)
+        assert len(launches.cache_keys(gpu(90))) == len(launches.configs)
+
+
+# Of every dtype, and of every argument that may be missing.
+VARIANTS = [
+    ("fused_ms_deform_attn", Case("encoder", 1, 9, 8, 32, ((3, 2), (2, 1)), (4, 4)), torch.bfloat16),
+    ("fused_ms_deform_attn", Case("odd", 1, 9, 3, 7, ((3, 2),), (3,), 4, mask=True), torch.float16),
+    ("ms_deform_attn", Case("classic", 1, 9, 8, 64, ((3, 2),), (8,)), torch.float32),
+    ("ms_deform_attn", Case("double", 1, 9, 2, 6, ((3, 2),), (2,)), torch.float64),
+]
+
+
+@pytest.mark.parametrize("arch", [80, 90, "gfx942"], ids=str)
+def test_every_variant_of_attention_compiles_for_a_gpu(arch, attention, monkeypatch, tmp_path):
+    variants = VARIANTS if arch == 90 else VARIANTS[:2]
+    compile_all(arch, attention, monkeypatch, tmp_path, lambda: [call_attention(*each) for each in variants])
+
+
+def test_the_deterministic_backward_compiles_for_a_gpu(attention, deterministic, monkeypatch, tmp_path):
+    compile_all(90, attention, monkeypatch, tmp_path, lambda: call_attention(*VARIANTS[0], as_list=True))
+
+
+def test_sums_of_bfloat16_are_added_four_at_a_time(attention, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    call_attention(*VARIANTS[0])
+    _, backward = attention
+    code = backward.compile(0, gpu(90))["ptx"]
+    levels = len(VARIANTS[0][1].shapes)
+    assert code.count("add.v4.f32") == 8 * levels  # two for each corner
+    assert "bar.sync" not in code.replace("bar.sync \t0", "", 1), "one barrier, before the softmax's gradient"
 
 
 def test_says_why_it_cannot_run(monkeypatch):

@@ -49,7 +49,7 @@ def backward(
     value_mask: Tensor | None,  # [B, S]
     wanted: list[bool],  # [4]
     *,
-    sum_bound: Tensor | None = None,  # [1]; see `ms_deform_attn.cuda.sum_bound`
+    sum_bound: Tensor | None = None,  # [1]; see `_fixed_point.sum_bound`
     namespace: str = NAMESPACE,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of value, reference_points, offsets and logits; those not wanted are empty.

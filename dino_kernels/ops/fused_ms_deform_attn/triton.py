@@ -1,10 +1,44 @@
-"""Triton backend: not written yet. It says so wherever it would be chosen."""
+"""Triton backend: the kernels of `ms_deform_attn`, fed with raw offsets and logits."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
+from dino_kernels._fixed_point import sum_bound
+from dino_kernels.ops.ms_deform_attn import triton as classic
+from dino_kernels.ops.ms_deform_attn.triton import unsupported
 
-def unsupported(value: Tensor, *rest: object) -> str | None:
-    """Why the Triton kernel cannot run this call."""
-    return "the Triton kernel of this op is not written yet"
+__all__ = ["backward", "forward", "unsupported"]
+
+
+def forward(
+    value: Tensor,  # [B, S, M, D]
+    spatial_shapes: Tensor | None,  # [L, 2]
+    level_sizes: list[int],  # [H0, W0, H1, W1, ...], or empty
+    level_start_index: Tensor | None,  # [L]
+    num_points: list[int],  # [L]
+    reference_points: Tensor,  # [B, Q, L, 2] or [B, Q, L, 4]
+    sampling_offsets: Tensor,  # [B, Q, M, K, 2]
+    attention_logits: Tensor,  # [B, Q, M, K]
+    value_mask: Tensor | None,  # [B, S]
+) -> Tensor:
+    """The value-weighted sum of samples, [B, Q, M * D]."""
+    levels = spatial_shapes, level_sizes, level_start_index, num_points
+    return classic.run_forward(value, levels, sampling_offsets, attention_logits, reference_points, value_mask)
+
+
+def backward(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of value, reference_points, sampling_offsets and attention_logits; those not wanted are empty.
+
+    Args:
+        grad_output: [B, Q, M * D].
+        arguments: those of `forward`, and which gradients are wanted.
+    """
+    value, *levels, reference_points, offsets, logits, value_mask, wanted = arguments
+    bound = sum_bound(grad_output, None) if wanted[0] else None
+    grad_value, by_head, grad_offsets, grad_logits = classic.run_backward(
+        grad_output, value, tuple(levels), offsets, logits, tuple(wanted), bound, reference_points, value_mask
+    )
+    return grad_value, by_head.sum(2) if wanted[1] else by_head, grad_offsets, grad_logits

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dino_kernels import _native
+from dino_kernels._fixed_point import sum_bound
 from dino_kernels.ops.ms_deform_attn import native
 
 # The namespace of the native ops; tests/emulation puts its own in place of it.
@@ -29,27 +29,6 @@ def unsupported_sizes(num_points: list[int]) -> str | None:
     if sum(num_points) > MAX_SAMPLES:
         return f"it has room for {MAX_SAMPLES} samples per head, got {sum(num_points)}"
     return None
-
-
-def sum_bound(grad_output: Tensor, weights: Tensor | None) -> Tensor | None:
-    """What no single term of grad_value exceeds, in deterministic mode: the scale of its fixed-point sums.
-
-    Args:
-        grad_output: gradient of the output.
-        weights: attention weights, or None where they are a softmax's and at most 1.
-
-    Returns:
-        One number on the device, in the compute dtype; or None, which asks for sums in floating point.
-    """
-    if not torch.are_deterministic_algorithms_enabled():
-        return None
-    compute = torch.float64 if grad_output.dtype == torch.float64 else torch.float32
-    if grad_output.numel() == 0:
-        return torch.zeros(1, dtype=compute, device=grad_output.device)
-    bound = torch.linalg.vector_norm(grad_output, torch.inf).to(compute)
-    if weights is not None and weights.numel() > 0:
-        bound = bound * torch.linalg.vector_norm(weights, torch.inf).to(compute)
-    return bound.view(1)
 
 
 def forward(*arguments: Any) -> Tensor:

@@ -44,7 +44,7 @@ def backward(
     attention_weights: Tensor,  # [B, Q, M, K]
     wanted: list[bool],  # [3]
     *,
-    sum_bound: Tensor | None = None,  # [1]; see `cuda.sum_bound`
+    sum_bound: Tensor | None = None,  # [1]; see `_fixed_point.sum_bound`
     namespace: str = NAMESPACE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, sampling_locations and attention_weights; those not wanted are empty."""

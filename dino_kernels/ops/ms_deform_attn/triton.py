@@ -1,10 +1,233 @@
-"""Triton backend: not written yet. It says so wherever it would be chosen."""
+"""Triton backend: the kernels in triton_forward.py and triton_backward.py, classic here and fused by the other op."""
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from dino_kernels import _triton
+from dino_kernels._fixed_point import scale_of, sum_bound
+from dino_kernels._layout import contiguous, heads, rows
 
-def unsupported(value: Tensor, *rest: object) -> str | None:
+# 8 queries a warp: with fewer an H100 is not full, whose 132 multiprocessors have room for 24 warps each at 72 to 96
+# registers a thread.
+FEW_ITEMS = 2**15
+
+
+def kernels() -> ModuleType:
+    """The module of the kernels, imported when it is first needed; tests/interpreter.py puts its own in place of it."""
+    from dino_kernels.ops.ms_deform_attn import triton_tuned
+
+    return triton_tuned
+
+
+def unsupported(value: Tensor, *rest: Any) -> str | None:
     """Why the Triton kernel cannot run this call."""
-    return "the Triton kernel of this op is not written yet"
+    return _triton.unsupported("value", value) or unsupported_number(value)
+
+
+def unsupported_number(value: Tensor) -> str | None:
+    if value.dtype == torch.float64 and torch.are_deterministic_algorithms_enabled():
+        return "its deterministic backward has the precision of float32, value is float64"
+    return None
+
+
+def forward(
+    value: Tensor,  # [B, S, M, D]
+    spatial_shapes: Tensor | None,  # [L, 2]
+    level_sizes: list[int],  # [H0, W0, H1, W1, ...], or empty
+    level_start_index: Tensor | None,  # [L]
+    num_points: list[int],  # [L]
+    sampling_locations: Tensor,  # [B, Q, M, K, 2]
+    attention_weights: Tensor,  # [B, Q, M, K]
+) -> Tensor:
+    """The value-weighted sum of samples, [B, Q, M * D]."""
+    levels = spatial_shapes, level_sizes, level_start_index, num_points
+    return run_forward(value, levels, sampling_locations, attention_weights)
+
+
+def backward(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value, sampling_locations and attention_weights; those not wanted are empty.
+
+    Args:
+        grad_output: [B, Q, M * D].
+        arguments: those of `forward`, and which gradients are wanted.
+    """
+    value, *levels, locations, weights, (wants_value, wants_locations, wants_weights) = arguments
+    bound = sum_bound(grad_output, weights) if wants_value else None
+    wanted = wants_value, False, wants_locations, wants_weights
+    grads = run_backward(grad_output, value, tuple(levels), locations, weights, wanted, bound)
+    return grads[0], grads[2], grads[3]
+
+
+Levels = tuple[Tensor | None, list[int], Tensor | None, list[int]]
+
+
+def run_forward(
+    value: Tensor,
+    levels: Levels,
+    positions: Tensor,  # [B, Q, M, K, 2]: sampling locations, or offsets around reference points
+    weights: Tensor,  # [B, Q, M, K]: attention weights, or logits with reference points
+    reference_points: Tensor | None = None,  # [B, Q, L, 2 or 4]
+    value_mask: Tensor | None = None,  # [B, S]
+) -> Tensor:
+    """Of both ops."""
+    value, positions, weights = heads(value), rows(positions), rows(weights)
+    batch, _, heads_, channels = value.shape
+    launch = _launch("forward", value, positions, levels)
+    if launch is None:
+        return value.new_zeros(batch, positions.shape[1], heads_ * channels)
+    output = value.new_empty(batch, positions.shape[1], heads_ * channels)
+    with _triton.on_device_of(value):
+        launch(
+            *_tensors(value, levels, positions, weights, reference_points, value_mask),
+            output,
+            *_sizes(value, positions, weights),
+            **_constants(value, levels, positions, reference_points),
+            PACKED=_packed(value),
+        )
+    return output
+
+
+def run_backward(
+    grad_output: Tensor,
+    value: Tensor,
+    levels: Levels,
+    positions: Tensor,
+    weights: Tensor,
+    wanted: tuple[bool, bool, bool, bool],
+    bound: Tensor | None,
+    reference_points: Tensor | None = None,
+    value_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of value, reference points by head [B, Q, M, L, 2 or 4], positions and weights, as far as wanted.
+
+    Args:
+        bound: of `sum_bound`.
+    """
+    wants_value, wants_references, wants_positions, wants_weights = wanted
+    compute = torch.float64 if value.dtype == torch.float64 else torch.float32
+    launch = _launch("backward", value, positions, levels)
+    new = torch.zeros_like if launch is None else torch.empty_like
+    grad_positions = new(positions, memory_format=torch.contiguous_format) if wants_positions else None
+    grad_weights = new(weights, memory_format=torch.contiguous_format) if wants_weights else None
+    # What the softmax's gradient is made of waits here until all of a head's samples are known.
+    grad_attention = grad_weights
+    if grad_weights is not None and reference_points is not None and weights.dtype != compute:
+        grad_attention = torch.empty_like(grad_weights, dtype=compute)
+    grad_references = None
+    if wants_references and reference_points is not None:
+        of_heads = reference_points[:, :, None].expand(-1, -1, value.shape[2], -1, -1)
+        grad_references = new(of_heads, memory_format=torch.contiguous_format)
+
+    value, positions, weights, grad_output = heads(value), rows(positions), rows(weights), rows(grad_output)
+    sums = scale = grad_value = None
+    if wants_value:
+        dtype = compute if bound is None else torch.int64
+        sums = torch.zeros_like(value, dtype=dtype, memory_format=torch.contiguous_format)
+        scale = None if bound is None else scale_of(bound, positions.shape[1] * sum(levels[3]))
+    packed = _packed(value) and _packed(grad_output)
+    if launch is not None:
+        with _triton.on_device_of(value):
+            launch(
+                grad_output,
+                *_tensors(value, levels, positions, weights, reference_points, value_mask),
+                sums,
+                scale,
+                grad_positions,
+                grad_attention,
+                None if reference_points is None else grad_weights,
+                grad_references,
+                *_sizes(value, positions, weights, grad_output),
+                **_constants(value, levels, positions, reference_points),
+                PACKED=packed,
+            )
+    if sums is not None:
+        grad_value = _finished(sums, scale, value.dtype, packed)
+    grads = grad_value, grad_references, grad_positions, grad_weights
+    first, second, third, fourth = (value.new_empty(0) if grad is None else grad for grad in grads)
+    return first, second, third, fourth
+
+
+def _launch(direction: str, value: Tensor, positions: Tensor, levels: Levels) -> Any:
+    """What starts a program for each head, image and tile of queries; None where there is nothing to compute."""
+    batch, _, heads_, _ = value.shape
+    queries = positions.shape[1]
+    items = batch * queries * heads_
+    if items == 0 or value.numel() == 0 or sum(levels[3]) == 0:
+        return None
+    kernel = getattr(kernels(), f"{direction}_{'few' if items < FEW_ITEMS else 'many'}")
+    return kernel[lambda meta: (-(-queries // meta["BLOCK_Q"]) * batch * heads_,)]
+
+
+def _tensors(
+    value: Tensor,
+    levels: Levels,
+    positions: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None,
+    value_mask: Tensor | None,
+) -> tuple[Any, ...]:
+    shapes, sizes, starts, _ = levels
+    # Triton compiles a variant for each pattern of ones and multiples of 16 among the numbers of a tuple; 32 n + 17 is
+    # neither.
+    return (
+        value,
+        positions,
+        weights,
+        contiguous(reference_points),
+        None if value_mask is None else value_mask.contiguous().view(torch.uint8),
+        contiguous(shapes),
+        contiguous(starts),
+        tuple(32 * size + 17 for size in sizes) if shapes is None else None,
+    )
+
+
+def _sizes(value: Tensor, positions: Tensor, weights: Tensor, grad_output: Tensor | None = None) -> tuple[int, ...]:
+    strided = (value, positions, weights) if grad_output is None else (grad_output, value, positions, weights)
+    return positions.shape[1], value.shape[1], *(stride for each in strided for stride in each.stride()[:2])
+
+
+def _constants(value: Tensor, levels: Levels, positions: Tensor, reference_points: Tensor | None) -> dict[str, Any]:
+    from triton import language as tl
+
+    channels, points = value.shape[3], levels[3]
+    padded_half = _power_of_two((channels + 1) // 2)
+    return {
+        "M": value.shape[2],
+        "D": channels,
+        "K": sum(points),
+        "POINTS": tuple(points),
+        "COORDINATES": 0 if reference_points is None else reference_points.shape[3],
+        "COMPUTE": tl.float64 if value.dtype == torch.float64 else tl.float32,
+        "PAIRED": positions.element_size() < 8 and _even(positions, 2 * positions.element_size()),
+        # Like a row of value, so that the softmax is made where it is needed, on the same lanes.
+        "PADDED_K": max(_power_of_two(sum(points)), padded_half),
+        "PADDED_HALF": padded_half,
+    }
+
+
+def _packed(rows_of_channels: Tensor) -> bool:
+    """Whether two channels can be loaded as one number."""
+    return rows_of_channels.element_size() == 2 and rows_of_channels.shape[-1] % 2 == 0 and _even(rows_of_channels, 4)
+
+
+def _even(tensor: Tensor, alignment: int) -> bool:
+    return tensor.data_ptr() % alignment == 0 and all(stride % 2 == 0 for stride in tensor.stride()[:2])
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << max(number - 1, 0).bit_length()
+
+
+def _finished(sums: Tensor, scale: Tensor | None, dtype: torch.dtype, packed: bool) -> Tensor:
+    """grad_value out of the kernel's sums, which have the even channels first where they are packed."""
+    if scale is not None:
+        sums = sums.double() / scale.double()
+    if packed:
+        halves = sums.unflatten(3, (2, -1)).transpose(3, 4)
+        return torch.empty(halves.shape, dtype=dtype, device=sums.device).copy_(halves).flatten(3)
+    return sums.to(dtype)

@@ -1,0 +1,302 @@
+"""Where a tile of queries samples one head's value, and with which weights: for forward and backward in Triton."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Rows of the strips that queries on a grid are ordered by: 64 queries in a row are a tile of 8 x 8 pixels.
+STRIP = tl.constexpr(8)
+
+
+@triton.jit
+def read_level(shapes, starts, sizes, level: tl.constexpr, packed_start):
+    """Height, width and first row of a level; `packed_start` is where the levels before it end."""
+    if shapes is not None:
+        height = tl.load(shapes + 2 * level).to(tl.int64)
+        width = tl.load(shapes + 2 * level + 1).to(tl.int64)
+    else:
+        height = packed_start * 0 + (sizes[2 * level] >> 5)
+        width = packed_start * 0 + (sizes[2 * level + 1] >> 5)
+    start = packed_start
+    if starts is not None:
+        start = tl.load(starts + level).to(tl.int64)
+    return height, width, start
+
+
+@triton.jit
+def check_levels(shapes, starts, sizes, S, L: tl.constexpr):
+    """Whether each level lies within the S rows of value, and whether all of them together are these rows.
+
+    A table on the device cannot be checked before the launch. What does not fit is not read, and gives NaN.
+    """
+    rows = S.to(tl.int64)
+    end = rows * 0
+    fit = rows >= 0
+    packed = rows >= 0
+    for level in tl.static_range(L):
+        height, width, start = read_level(shapes, starts, sizes, level, end)
+        possible = (height >= 1) & (width >= 1) & (height <= rows) & (width <= rows)
+        own_rows = tl.where(possible, height, 0) * tl.where(possible, width, 0)
+        fit = fit & possible & (start >= 0) & (start + own_rows <= rows)
+        packed = packed & (start == end)
+        end += own_rows
+    filled = packed & (end == rows)
+    if starts is None:
+        fit = fit & filled
+    return fit, fit & filled
+
+
+@triton.jit
+def order_queries(number, shapes, starts, sizes, on_grid, L: tl.constexpr):
+    """The queries that come at these numbers.
+
+    Where queries are the pixels of the levels they come in strips of 8 pixel rows, column by column: then neighbours in
+    a tile, and in the cache, sample the same rows of value.
+    """
+    height = number * 0 + 1
+    width = number * 0 + 1
+    first = number * 0
+    end = tl.program_id(0).to(tl.int64) * 0
+    for level in tl.static_range(L):
+        level_height, level_width, _ = read_level(shapes, starts, sizes, level, end)
+        here = number >= end
+        height = tl.where(here, level_height, height).to(tl.int32)
+        width = tl.where(here, level_width, width).to(tl.int32)
+        first = tl.where(here, end, first).to(tl.int32)
+        end += level_height * level_width
+    height = tl.where(on_grid, height, 1)
+    width = tl.where(on_grid, width, 1)
+    pixel = number - first
+    strip = pixel // (STRIP * width)
+    in_strip = pixel - strip * STRIP * width
+    rows = tl.minimum(STRIP, height - strip * STRIP)
+    rows = tl.where(on_grid, rows, 1)
+    ordered = first + (strip * STRIP + in_strip % rows) * width + in_strip // rows
+    return tl.where(on_grid, ordered, number)
+
+
+@triton.jit
+def tile_of_queries(shapes, starts, sizes, Q, S, M: tl.constexpr, L: tl.constexpr, BLOCK_Q: tl.constexpr):
+    """What a program has: an image, a head, queries [BLOCK_Q, 1], which of them exist, and whether the levels fit."""
+    tiles = tl.cdiv(Q, BLOCK_Q)
+    head = tl.program_id(0) // tiles
+    number = (tl.program_id(0) % tiles) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    fit, on_grid = check_levels(shapes, starts, sizes, S, L)
+    queries = order_queries(tl.minimum(number, Q - 1), shapes, starts, sizes, on_grid & (Q == S), L)
+    return (head // M).to(tl.int64), head % M, queries.to(tl.int64)[:, None], (number < Q)[:, None], fit
+
+
+@triton.jit
+def load_pair(pointers, PAIRED: tl.constexpr):
+    """Two neighbouring numbers each; as one where they are PAIRED: 16 or 32 bits wide, and aligned together."""
+    number: tl.constexpr = pointers.dtype.element_ty
+    if not PAIRED:
+        return tl.load(pointers), tl.load(pointers + 1)
+    elif number.primitive_bitwidth == 32:
+        both = tl.load(pointers.to(tl.pointer_type(tl.int64), bitcast=True))
+        return both.to(tl.int32).to(number, bitcast=True), (both >> 32).to(tl.int32).to(number, bitcast=True)
+    else:
+        both = tl.load(pointers.to(tl.pointer_type(tl.int32), bitcast=True))
+        return both.to(tl.int16).to(number, bitcast=True), (both >> 16).to(tl.int16).to(number, bitcast=True)
+
+
+@triton.jit
+def softmax_of(logits, K: tl.constexpr, PADDED_K: tl.constexpr, COMPUTE: tl.constexpr):
+    """Of each query's K logits: the maximum, and one over the sum of what the softmax divides."""
+    k = tl.arange(0, PADDED_K)
+    row = tl.load(logits + k[None, :], mask=(k < K)[None, :], other=-float("inf")).to(COMPUTE)
+    maximum = tl.max(row, 1)[:, None]
+    return maximum, 1 / tl.sum(tl.exp(row - maximum), 1)[:, None]
+
+
+@triton.jit
+def load_attention(weights, softmax, COORDINATES: tl.constexpr, COMPUTE: tl.constexpr):
+    """The weight of a sample of each query: as it is, or by its logit."""
+    if COORDINATES == 0:
+        return tl.load(weights).to(COMPUTE)
+    else:
+        maximum, inverse_sum = softmax
+        return tl.exp(tl.load(weights).to(COMPUTE) - maximum) * inverse_sum
+
+
+@triton.jit
+def load_reference(reference_points, queries, level: tl.constexpr, L: tl.constexpr, COORDINATES: tl.constexpr):
+    """Of each query at a level: x and y, and for a box its width and height."""
+    at = reference_points + (queries * L + level) * COORDINATES
+    if COORDINATES == 4:
+        return tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
+    else:
+        return tl.load(at), tl.load(at + 1)
+
+
+@triton.jit
+def place_samples(raw_x, raw_y, reference, width, height, points: tl.constexpr, COORDINATES: tl.constexpr):
+    """Positions in pixels, and the pixels that one unit of each raw number is; in the order of csrc's kernels."""
+    level_width = width.to(raw_x.dtype)
+    level_height = height.to(raw_x.dtype)
+    if COORDINATES == 0:
+        return raw_x * level_width - 0.5, raw_y * level_height - 0.5, level_width, level_height
+    elif COORDINATES == 2:
+        x, y = reference
+        return x * level_width - 0.5 + raw_x, y * level_height - 0.5 + raw_y, 1.0, 1.0
+    else:
+        x, y, box_width, box_height = reference
+        half: tl.constexpr = 0.5 / points
+        scale_x = box_width * half * level_width
+        scale_y = box_height * half * level_height
+        return x * level_width - 0.5 + raw_x * scale_x, y * level_height - 0.5 + raw_y * scale_y, scale_x, scale_y
+
+
+@triton.jit
+def surround(x, y, level, value_mask, alive):
+    """The pixels around a point, whose centres have integer coordinates.
+
+    A point beyond -1, at the size or beyond, or at NaN has no corner to read: it is moved to (-2, -2) before any
+    conversion to an integer, so that infinities and NaN are no hazard.
+
+    Returns:
+        The upper left corner's row of value, the fractions of the way right and down, and which corners are to be read,
+        in the order upper left, upper right, lower left, lower right: within the level, and no padding.
+    """
+    height, width, start = level
+    inside = (x >= -1) & (x < width.to(x.dtype)) & (y >= -1) & (y < height.to(x.dtype)) & alive
+    x = tl.where(inside, x, -2)
+    y = tl.where(inside, y, -2)
+    left = tl.floor(x)
+    upper = tl.floor(y)
+    x0 = left.to(tl.int32)
+    y0 = upper.to(tl.int32)
+    row = y0 * width + x0 + start
+    # Only the sides that `inside` leaves open.
+    left_valid = x0 >= 0
+    right_valid = (x0 >= -1) & (x0 + 1 < width)
+    above_valid = y0 >= 0
+    below_valid = (y0 >= -1) & (y0 + 1 < height)
+    reads = (
+        _unmasked(value_mask, row, above_valid & left_valid),
+        _unmasked(value_mask, row + 1, above_valid & right_valid),
+        _unmasked(value_mask, row + width, below_valid & left_valid),
+        _unmasked(value_mask, row + width + 1, below_valid & right_valid),
+    )
+    return row, x - left, y - upper, reads
+
+
+@triton.jit
+def _unmasked(value_mask, row, valid):
+    """Of valid corners, those that are not padding."""
+    if value_mask is None:
+        return valid
+    else:
+        return valid & (tl.load(value_mask + row, mask=valid, other=1) == 0)
+
+
+@triton.jit
+def corner_weights(attention, right, below, reads):
+    """The bilinear weights times attention; 0 for what is not read, whatever attention is."""
+    read0, read1, read2, read3 = reads
+    above_weight = attention * (1 - below)
+    below_weight = attention * below
+    return (
+        tl.where(read0, above_weight * (1 - right), 0),
+        tl.where(read1, above_weight * right, 0),
+        tl.where(read2, below_weight * (1 - right), 0),
+        tl.where(read3, below_weight * right, 0),
+    )
+
+
+# A head's D channels are in two tensors of half as many: those with even and those with odd numbers where two 16-bit
+# numbers are loaded as one (PACKED), else the first and the others. A lane then has four of each, whatever the dtype:
+# of value when it loads 16 bytes, and of value's float32 gradient when it adds 16 bytes. Otherwise each term of a sum
+# would have to go to another lane first.
+@triton.jit
+def load_row(pointers, reads, PACKED: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PADDED_HALF: tl.constexpr):
+    """D channels as they are in memory; zeros of rows that are not to be read. `pointers` go to each row's first."""
+    i = tl.arange(0, PADDED_HALF)[None, :]
+    if PACKED:
+        words = pointers.to(tl.pointer_type(tl.int32), bitcast=True)
+        return tl.load(words + i, mask=_within(reads, i, HALF, PADDED_HALF), other=0), 0
+    else:
+        first = tl.load(pointers + i, mask=_within(reads, i, HALF, PADDED_HALF), other=0)
+        return first, tl.load(pointers + HALF + i, mask=_within(reads, i, D - HALF, PADDED_HALF), other=0)
+
+
+@triton.jit
+def _within(rows, i, count: tl.constexpr, PADDED: tl.constexpr):
+    if count == PADDED:
+        return rows
+    else:
+        return rows & (i < count)
+
+
+@triton.jit
+def widen(loaded, number: tl.constexpr, PACKED: tl.constexpr, COMPUTE: tl.constexpr):
+    """Both halves of what `load_row` loaded, in the compute dtype."""
+    first, second = loaded
+    if not PACKED:
+        return first.to(COMPUTE), second.to(COMPUTE)
+    elif number == tl.bfloat16:  # the upper half of a float32
+        return (first << 16).to(tl.float32, bitcast=True), (first & -65536).to(tl.float32, bitcast=True)
+    else:
+        even = first.to(tl.int16).to(number, bitcast=True)
+        odd = (first >> 16).to(tl.int16).to(number, bitcast=True)
+        return even.to(COMPUTE), odd.to(COMPUTE)
+
+
+@triton.jit
+def load_corners(
+    value,
+    row,
+    width,
+    stride,
+    reads,
+    PACKED: tl.constexpr,
+    D: tl.constexpr,
+    HALF: tl.constexpr,
+    PADDED_HALF: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """Both halves of the four rows around each point; zeros of rows that are not to be read."""
+    number: tl.constexpr = value.dtype.element_ty
+    upper = value + row.to(tl.int64) * stride
+    lower = upper + width.to(tl.int64) * stride
+    # All loads first: they are in flight together.
+    loaded0 = load_row(upper, reads[0], PACKED, D, HALF, PADDED_HALF)
+    loaded1 = load_row(upper + stride, reads[1], PACKED, D, HALF, PADDED_HALF)
+    loaded2 = load_row(lower, reads[2], PACKED, D, HALF, PADDED_HALF)
+    loaded3 = load_row(lower + stride, reads[3], PACKED, D, HALF, PADDED_HALF)
+    return (
+        widen(loaded0, number, PACKED, COMPUTE),
+        widen(loaded1, number, PACKED, COMPUTE),
+        widen(loaded2, number, PACKED, COMPUTE),
+        widen(loaded3, number, PACKED, COMPUTE),
+    )
+
+
+@triton.jit
+def store_row(
+    pointers, first, second, rows, PACKED: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PADDED_HALF: tl.constexpr
+):
+    """The contrary of `load_row` and `widen`."""
+    i = tl.arange(0, PADDED_HALF)[None, :]
+    number: tl.constexpr = pointers.dtype.element_ty
+    if PACKED:
+        even = first.to(number).to(tl.int16, bitcast=True).to(tl.int32) & 65535
+        odd = second.to(number).to(tl.int16, bitcast=True).to(tl.int32) << 16
+        words = pointers.to(tl.pointer_type(tl.int32), bitcast=True)
+        tl.store(words + i, even | odd, mask=_within(rows, i, HALF, PADDED_HALF))
+    else:
+        tl.store(pointers + i, first.to(number), mask=_within(rows, i, HALF, PADDED_HALF))
+        tl.store(pointers + HALF + i, second.to(number), mask=_within(rows, i, D - HALF, PADDED_HALF))
+
+
+@triton.jit
+def add_to_row(pointers, first, second, scale, rows, D: tl.constexpr, HALF: tl.constexpr, PADDED_HALF: tl.constexpr):
+    """Adds both halves, one after the other in memory, to sums that are common to all programs."""
+    i = tl.arange(0, PADDED_HALF)[None, :]
+    if scale is not None:
+        factor = tl.load(scale)
+        first = (first * factor).to(tl.int64)
+        second = (second * factor).to(tl.int64)
+    tl.atomic_add(pointers + i, first, mask=_within(rows, i, HALF, PADDED_HALF), sem="relaxed")
+    tl.atomic_add(pointers + HALF + i, second, mask=_within(rows, i, D - HALF, PADDED_HALF), sem="relaxed")
