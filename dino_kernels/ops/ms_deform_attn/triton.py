@@ -207,6 +207,8 @@ def _constants(value: Tensor, levels: Levels, positions: Tensor, reference_point
         # Like a row of value, so that the softmax is made where it is needed, on the same lanes.
         "PADDED_K": max(_power_of_two(sum(points)), padded_half),
         "PADDED_HALF": padded_half,
+        # What Triton takes for granted up to 3.9, and not from 3.10 on: multiply-adds are half of the arithmetic.
+        "enable_fp_fusion": True,
     }
 
 
