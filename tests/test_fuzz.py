@@ -1,6 +1,7 @@
 """Random sizes, layouts, dtypes, tables and strides: 200 by default, `--fuzz 10000` for a long look.
 
-Of the emulated CUDA kernels a quarter of 200 or fewer; a long look is as long at them.
+Of the emulated CUDA kernels a quarter of 200 or fewer; a long look is as long at them. Of the Triton kernels, which are
+interpreted, a few small calls; a long look has a twentieth.
 """
 
 from __future__ import annotations
@@ -23,18 +24,19 @@ CHANNELS = st.one_of(st.sampled_from([1, 3, 4, 8, 16, 32, 36, 64, 128]), st.inte
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
-    shapes = tuple(draw(st.lists(st.tuples(SIZES, SIZES), min_size=1, max_size=5)))
+def cases(draw: st.DrawFn, small: bool = False) -> Case:
+    shapes = tuple(draw(st.lists(st.tuples(SIZES, SIZES), min_size=1, max_size=3 if small else 5)))
+    most = 2 if small else 7  # points
     if draw(st.booleans()):
-        points = (draw(st.integers(0, 6)),) * len(shapes)
+        points = (draw(st.integers(0, most - 1)),) * len(shapes)
     else:
-        points = tuple(draw(st.integers(0, 7)) for _ in shapes)
+        points = tuple(draw(st.integers(0, most)) for _ in shapes)
     rows = sum(height * width for height, width in shapes)  # as many queries: an encoder's call
     return Case(
         "fuzz",
-        batch=draw(st.integers(0, 3)),
+        batch=draw(st.integers(0, 2 if small else 3)),
         queries=draw(st.one_of(st.integers(0, 19), st.just(rows)) if rows <= 80 else st.integers(0, 19)),
-        heads=draw(st.integers(1, 8)),
+        heads=draw(st.integers(1, 2 if small else 8)),
         channels=draw(CHANNELS),
         shapes=shapes,
         points=points,
@@ -68,9 +70,9 @@ def strided(tensor: Tensor, how: str) -> Tensor:
     return tensor
 
 
-@pytest.fixture(params=["cpu", "emulated"])
+@pytest.fixture(params=["cpu", "emulated", "interpreted"])
 def library(request: pytest.FixtureRequest) -> str:
-    """The kernels that run on this CPU; examples take the CUDA ones several times as long."""
+    """The kernels that run on this CPU; examples take the CUDA ones several times as long, and Triton's hundreds."""
     return request.param
 
 
@@ -80,6 +82,9 @@ def run_fuzz(
     asked = int(request.config.getoption("--fuzz") or 1)
     long_look = asked > 200
     examples = asked if library == "cpu" or long_look else max(1, asked // 4)
+    if library == "interpreted":
+        examples = max(1, asked // 20)
+        drawn["case"] = cases(small=True)
 
     def on_any_device(size: int, **rest: Any) -> None:
         with emulation.multiprocessors(size):
