@@ -1,4 +1,4 @@
-"""Triton's kernels of matching: what their threads and programs do to the same memory, as seen by its interpreter."""
+"""Triton's kernels: what their threads and programs do to the same memory, as seen by its interpreter."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import torch
 
 from dino_kernels import _triton
 from dino_kernels._matching import cost_arguments
+from dino_kernels.testing import Case, run
 from tests import interpreter
+from tests.conftest import INTERPRETED
 from tests.triton_examples import INF, check_assignment, drawn, predictions, spoil, truth
 
 pytest.importorskip("triton", reason=_triton.MISSING)
+
+ATTENTION = Case("attention", 2, 9, 2, 6, ((3, 4), (2, 2)), (2, 1), reference_coordinates=4, mask=True)
 
 
 class Accesses:
@@ -30,6 +34,7 @@ class Accesses:
         self.program = 0
         self.readers: dict[int, set[int]] = {}
         self.writers: dict[int, set[int]] = {}
+        self.changers: dict[int, set[int]] = {}  # by atomic operations, of which any number may come together
         self.forget()
 
         def watch(name: str, before: Callable[..., None]) -> None:
@@ -58,7 +63,7 @@ class Accesses:
         self.forget()
 
     def start_launch(self) -> None:
-        self.readers, self.writers = {}, {}
+        self.readers, self.writers, self.changers = {}, {}, {}
 
     def start_program(self) -> None:
         self.program += 1
@@ -76,7 +81,8 @@ class Accesses:
 
     def read(self, pointers: Any, mask: Any) -> None:
         addresses = self._addresses(pointers, mask)
-        self._note(addresses, self.written_since | self.changed_since, self.writers, "read after write")
+        self._note(addresses, self.written_since, self.writers, "read after write")
+        self._note(addresses, self.changed_since, self.changers, "read after write")
         self.read_since.update(addresses)
         for address in addresses:
             self.readers.setdefault(address, set()).add(self.program)
@@ -86,7 +92,8 @@ class Accesses:
         if len(set(addresses)) < len(addresses):
             self.conflicts.append("one access writes an element twice")
         self._note(addresses, self.read_since, self.readers, "write after read")
-        self._note(addresses, self.written_since | self.changed_since, self.writers, "write after write")
+        self._note(addresses, self.written_since, self.writers, "write after write")
+        self._note(addresses, self.changed_since, self.changers, "write after write")
         self.written_since.update(addresses)
         for address in addresses:
             self.writers.setdefault(address, set()).add(self.program)
@@ -97,7 +104,7 @@ class Accesses:
         self._note(addresses, self.written_since, self.writers, "write after write")
         self.changed_since.update(addresses)
         for address in addresses:
-            self.writers.setdefault(address, set()).add(self.program)
+            self.changers.setdefault(address, set()).add(self.program)
 
 
 @pytest.fixture
@@ -143,3 +150,20 @@ def test_a_missing_barrier_would_be_seen(ties, interpreted_with_small_tiles, wat
     accesses = watched(barriers=False)
     check_assignment(interpreted_with_small_tiles["linear_sum_assignment"], drawn("ties", 6, 1, 6, 9), ties=ties)
     assert {"read after write without a barrier", "write after read without a barrier"} <= set(accesses.conflicts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("op", ["ms_deform_attn", "fused_ms_deform_attn"])
+def test_gradients_of_attention_wait_for_each_other_where_they_must(make_inputs, watched, op, dtype):
+    inputs = make_inputs(op, ATTENTION, dtype, INTERPRETED)
+    accesses = watched()
+    run(op, inputs, INTERPRETED)
+    assert (accesses.barriers > 0) == (op == "fused_ms_deform_attn")
+    assert not accesses.conflicts, sorted(set(accesses.conflicts))
+
+
+def test_a_missing_barrier_before_the_softmax_gradient_would_be_seen(make_inputs, watched):
+    inputs = make_inputs("fused_ms_deform_attn", ATTENTION, torch.bfloat16, INTERPRETED)
+    accesses = watched(barriers=False)
+    run("fused_ms_deform_attn", inputs, INTERPRETED)
+    assert set(accesses.conflicts) == {"read after write without a barrier"}

@@ -14,8 +14,8 @@ import triton.language as tl
 from dino_kernels.ops.ms_deform_attn.triton_forward import SIZES
 from dino_kernels.ops.ms_deform_attn.triton_samples import (
     add_to_row,
+    attention_of,
     corner_weights,
-    load_attention,
     load_corners,
     load_pair,
     load_reference,
@@ -138,14 +138,13 @@ def ms_deform_attn_backward(
 
     if grad_logits is not None:
         # The softmax's Jacobian needs the sum over all samples, whose gradients have waited in memory.
+        k = tl.arange(0, PADDED_K)[None, :]
+        held = exists & (k < K)
         tl.debug_barrier()
-        weights -= K
-        grad_attention -= K
-        grad_logits += item * K
-        for k in range(K):
-            attention = load_attention(weights + k, softmax, COORDINATES, COMPUTE)
-            gradient = attention * (tl.load(grad_attention + k, mask=exists, other=0) - mean)
-            tl.store(grad_logits + k, gradient, mask=exists)
+        logits = tl.load(weights - K + k, mask=held, other=0).to(COMPUTE)
+        gradient = attention_of(logits, softmax, COORDINATES) * (tl.load(grad_attention - K + k, mask=held) - mean)
+        tl.debug_barrier()
+        tl.store(grad_logits + item * K + k, gradient, mask=held)
 
 
 @triton.jit
@@ -187,7 +186,7 @@ def _level(
         raw_x, raw_y = load_pair(positions + 2 * k, PAIRED)
         raw_x = raw_x.to(compute)
         raw_y = raw_y.to(compute)
-        attention = load_attention(weights + k, softmax, COORDINATES, compute)
+        attention = attention_of(tl.load(weights + k).to(compute), softmax, COORDINATES)
         x, y, scale_x, scale_y = place_samples(raw_x, raw_y, reference, width, height, POINTS, COORDINATES)
         row, right, below, reads = surround(x, y, level, value_mask, alive)
         corners = load_corners(value, row, width, stride, reads, PACKED, D, half, padded_half, compute)

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 
 from dino_kernels.ops.ms_deform_attn.triton_samples import (
+    attention_of,
     corner_weights,
-    load_attention,
     load_corners,
     load_pair,
     load_reference,
@@ -135,7 +135,7 @@ def _add_level(
     # A loop, because 16 samples in a row take the compiler ten times as long as 4 and give the same instructions.
     for k in range(POINTS):
         raw_x, raw_y = load_pair(positions + 2 * k, PAIRED)
-        attention = load_attention(weights + k, softmax, COORDINATES, compute)
+        attention = attention_of(tl.load(weights + k).to(compute), softmax, COORDINATES)
         x, y, _, _ = place_samples(raw_x.to(compute), raw_y.to(compute), reference, width, height, POINTS, COORDINATES)
         row, right, below, reads = surround(x, y, level, value_mask, alive)
         corners = load_corners(value, row, width, stride, reads, PACKED, D, half, padded_half, compute)

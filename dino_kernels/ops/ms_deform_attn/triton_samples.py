@@ -111,13 +111,13 @@ def softmax_of(logits, K: tl.constexpr, PADDED_K: tl.constexpr, COMPUTE: tl.cons
 
 
 @triton.jit
-def load_attention(weights, softmax, COORDINATES: tl.constexpr, COMPUTE: tl.constexpr):
-    """The weight of a sample of each query: as it is, or by its logit."""
+def attention_of(weight, softmax, COORDINATES: tl.constexpr):
+    """The attention weight of samples: as it is given, or by its logit."""
     if COORDINATES == 0:
-        return tl.load(weights).to(COMPUTE)
+        return weight
     else:
         maximum, inverse_sum = softmax
-        return tl.exp(tl.load(weights).to(COMPUTE) - maximum) * inverse_sum
+        return tl.exp(weight - maximum) * inverse_sum
 
 
 @triton.jit
