@@ -49,6 +49,17 @@ def test_every_dtype_is_as_accurate_as_pytorch(make_inputs, kernel, op, name, ca
     assert_accurate(op, make_inputs(op, case, DTYPES[name], kernel), kernel)
 
 
+@pytest.mark.parametrize("cuda", ["emulated", "cuda"])
+@pytest.mark.parametrize("case", [GRID, BOXES, HOSTILE], ids=lambda case: case.id)
+def test_agrees_with_the_cuda_kernels(make_inputs, op, cuda, case):
+    triton = {"emulated": INTERPRETED, "cuda": "triton"}[cuda]
+    inputs = make_inputs(op, case, torch.float32, triton)
+    make_inputs(op, case, torch.float32, cuda)  # or skips the test
+    result, expected = run(op, inputs, triton).named(), run(op, inputs, cuda).named()
+    for name, tensor in result.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5 * expected[name].abs().max().item())
+
+
 @pytest.mark.parametrize("name", ["bf16", "fp32"])
 def test_deterministic_sums_are_as_accurate_as_pytorch(make_inputs, deterministic, kernel, op, name):
     assert_accurate(op, make_inputs(op, BOXES, DTYPES[name], kernel), kernel)
