@@ -128,8 +128,14 @@ def test_levels_with_rows_between_them(make_inputs, kernel, op):
 
 @pytest.mark.parametrize(
     ("shapes", "starts"),
-    [(((3, 4), (2, 3)), (0, 12)), (((3, 4), (2, 2)), (0, 13)), (((-3, -4), (2, 2)), (0, 12)), (((3, 3), (2, 2)), None)],
-    ids=["too large", "starts too late", "negative", "too few rows"],
+    [
+        (((3, 4), (2, 3)), (0, 12)),
+        (((3, 4), (2, 2)), (0, 13)),
+        (((-3, -4), (2, 2)), (0, 12)),
+        (((3, 3), (2, 2)), None),
+        (((3, 4), (2, 2)), (-1, 12)),
+    ],
+    ids=["too large", "starts too late", "negative", "too few rows", "starts too early"],
 )
 def test_a_table_that_does_not_fit_reads_nothing_and_gives_nan(make_inputs, kernel, op, shapes, starts):
     inputs = make_inputs(op, SMALL, torch.float32, kernel)
@@ -182,6 +188,20 @@ def test_reads_only_what_it_samples(make_inputs, kernel, op):
     assert not sampled.all()
     poisoned = inputs["value"].detach().masked_fill(~sampled, float("nan")).requires_grad_()
     assert_same_bits(run(op, inputs | {"value": poisoned}, kernel), clean)
+
+
+def test_the_weight_of_a_sample_outside_does_not_matter(make_inputs, kernel):
+    inputs = make_inputs("ms_deform_attn", SMALL, torch.float32, kernel)
+    expected = run("ms_deform_attn", inputs, kernel)
+    outside = inputs["sampling_locations"].detach().clone()
+    outside[:, 0] = 5
+    weights = inputs["attention_weights"].detach().clone()
+    weights[:, 0] = float("nan")
+    changed = {"sampling_locations": outside.requires_grad_(), "attention_weights": weights.requires_grad_()}
+    result = run("ms_deform_attn", inputs | changed, kernel)
+    assert (result.output[:, 0] == 0).all()
+    assert torch.equal(result.output[:, 1], expected.output[:, 1])
+    assert result.grads["value"].isfinite().all()
 
 
 @pytest.mark.parametrize(("batch", "queries", "points"), [(0, 2, 1), (1, 0, 1), (1, 2, 0)], ids=str)
