@@ -27,7 +27,9 @@ KERNELS = ("cpu", "triton", "cuda", "emulated")
 # The Triton kernels twice, too; those of deformable attention in test_triton_ms_deform_attn.py, on smaller cases.
 INTERPRETED = "interpreted"
 MATCHING_KERNELS = (*KERNELS, INTERPRETED)
-INTERPRETED_VARIANTS = 2  # of a test; --fuzz of more than 200 runs all
+# Of emulated CUDA kernels: instantiations of the same templates as bfloat16 and float32.
+RARE_DTYPES = ("fp16", "fp64")
+FEW_VARIANTS = 2  # of a test, see _shown_often_enough; --fuzz of more than 200 runs all
 # A library that did not build fails the tests, except where somebody says that he knows.
 # Values of PyTorch's own ATEN_CPU_CAPABILITY, narrowest first, and what the kernels call them.
 CAPABILITIES = {"default": "plain", "avx2": "avx2", "avx512": "avx512"}
@@ -50,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out tests that have nothing new to show."""
-    left_out = _interpreted_often_enough(items) if int(config.getoption("--fuzz") or 1) <= 200 else set()
+    left_out = _shown_often_enough(items) if int(config.getoption("--fuzz") or 1) <= 200 else set()
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
@@ -67,16 +69,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if touches_the_gpu(item)]
 
 
-def _interpreted_often_enough(items: list[pytest.Item]) -> set[pytest.Item]:
-    """Of each test's variants on Triton's interpreter, which takes a thousand times as long, all but a few."""
-    variants: dict[str, list[pytest.Item]] = defaultdict(list)
+def _shown_often_enough(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Of each test's variants that take long and have much in common, all but a few.
+
+    These are the ones on Triton's interpreter, which takes a thousand times as long, and those of emulated CUDA kernels
+    in the dtypes that share the code of another.
+    """
+    variants: dict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
     for item in items:
         callspec = getattr(item, "callspec", None)
-        if callspec and any(isinstance(v, str) and v == INTERPRETED for v in callspec.params.values()):
-            variants[item.nodeid.partition("[")[0]].append(item)
+        values = [v for v in callspec.params.values() if isinstance(v, (str, torch.dtype))] if callspec else []
+        rare = [name for name in RARE_DTYPES if name in values or DTYPES[name] in values]
+        name = item.nodeid.partition("[")[0]
+        if INTERPRETED in values:
+            variants[name, INTERPRETED].append(item)
+        elif emulation.NAME in values and rare:
+            variants[name, rare[0]].append(item)
     left_out: set[pytest.Item] = set()
     for name, each in variants.items():
-        chosen = random.Random(name).sample(each, min(INTERPRETED_VARIANTS, len(each)))
+        chosen = random.Random("".join(name)).sample(each, min(FEW_VARIANTS, len(each)))
         left_out |= set(each) - set(chosen)
     return left_out
 
