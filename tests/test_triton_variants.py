@@ -189,9 +189,9 @@ def test_sizes_of_images_and_batches_do_not_make_variants(attention, op, as_list
 # Of every dtype, and of every argument that may be missing.
 VARIANTS = [
     ("fused_ms_deform_attn", Case("encoder", 1, 9, 8, 32, ((3, 2), (2, 1)), (4, 4)), torch.bfloat16),
-    ("fused_ms_deform_attn", Case("odd", 1, 9, 3, 7, ((3, 2),), (3,), 4, mask=True), torch.float16),
+    ("fused_ms_deform_attn", Case("odd", 1, 9, 3, 7, ((3, 2), (1, 1)), (3, 0), 4, mask=True), torch.float16),
     ("ms_deform_attn", Case("classic", 1, 9, 8, 64, ((3, 2),), (8,)), torch.float32),
-    ("ms_deform_attn", Case("double", 1, 9, 2, 6, ((3, 2),), (2,)), torch.float64),
+    ("ms_deform_attn", Case("double", 1, 9, 2, 1, ((3, 2),), (2,)), torch.float64),
 ]
 
 

@@ -224,12 +224,12 @@ def _level(
             grad_height += _chain(pixel_y, raw_y)
     level_width = width.to(compute)
     level_height = height.to(compute)
-    half = 0.5 / max(POINTS, 1)
+    of_box: tl.constexpr = 0.5 / max(POINTS, 1)
     return mean, (
         grad_x * level_width,
         grad_y * level_height,
-        grad_width * (half * level_width),
-        grad_height * (half * level_height),
+        grad_width * (of_box * level_width),
+        grad_height * (of_box * level_height),
     )
 
 

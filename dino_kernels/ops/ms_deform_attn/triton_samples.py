@@ -142,7 +142,7 @@ def place_samples(raw_x, raw_y, reference, width, height, points: tl.constexpr, 
         return x * level_width - 0.5 + raw_x, y * level_height - 0.5 + raw_y, 1.0, 1.0
     else:
         x, y, box_width, box_height = reference
-        half: tl.constexpr = 0.5 / points
+        half: tl.constexpr = 0.5 / max(points, 1)  # compiled for a level without points, too
         scale_x = box_width * half * level_width
         scale_y = box_height * half * level_height
         return x * level_width - 0.5 + raw_x * scale_x, y * level_height - 0.5 + raw_y * scale_y, scale_x, scale_y
@@ -296,7 +296,7 @@ def add_to_row(pointers, first, second, scale, rows, D: tl.constexpr, HALF: tl.c
     i = tl.arange(0, PADDED_HALF)[None, :]
     if scale is not None:
         factor = tl.load(scale)
-        first = (first * factor).to(tl.int64)
-        second = (second * factor).to(tl.int64)
+        first = tl.floor(first * factor + 0.5).to(tl.int64)
+        second = tl.floor(second * factor + 0.5).to(tl.int64)
     tl.atomic_add(pointers + i, first, mask=_within(rows, i, HALF, PADDED_HALF), sem="relaxed")
     tl.atomic_add(pointers + HALF + i, second, mask=_within(rows, i, D - HALF, PADDED_HALF), sem="relaxed")
