@@ -17,6 +17,7 @@ from dino_kernels.ops.linear_sum_assignment import triton as assignment_backend
 from dino_kernels.ops.matching_cost import triton as cost_backend
 from dino_kernels.ops.ms_deform_attn import triton as attention_backend
 from dino_kernels.testing import Case, run, sample_inputs
+from tests.second_copy import second_copy
 from tests.triton_examples import predictions, truth
 
 pytest.importorskip("triton", reason=_triton.MISSING)
@@ -213,6 +214,50 @@ def test_sums_of_bfloat16_are_added_four_at_a_time(attention, monkeypatch, tmp_p
     levels = len(VARIANTS[0][1].shapes)
     assert code.count("add.v4.f32") == 8 * levels  # two for each corner
     assert code.count("bar.sync") == 2, "around the softmax's gradient, and nowhere else"
+
+
+def test_a_kind_of_call_is_tuned_once_and_not_again_in_another_process(monkeypatch, tmp_path):
+    """With a GPU of which only the times are known: 16 queries a program take half as long as 8."""
+    from triton.runtime.driver import driver
+
+    from dino_kernels.ops.ms_deform_attn import triton_tuned
+
+    launched: list[tuple[str, int]] = []
+
+    def record(name: str) -> Callable[..., None]:
+        def run_kernel(*args: Any, **options: Any) -> None:
+            launched.append((name, options["BLOCK_Q"]))
+            if name == "backward":
+                args[9].add_(1)  # to the sums of grad_value
+
+        return run_kernel
+
+    def measure(call: Callable[[], None], quantiles: Sequence[float]) -> list[float]:
+        for _ in range(3):
+            call()
+        return [8.0 / launched[-1][1]] * len(quantiles)
+
+    active = SimpleNamespace(get_current_target=lambda: gpu(90), get_benchmarker=lambda: measure)
+    monkeypatch.setattr(driver, "_active", active)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(triton_tuned.ms_deform_attn_forward, "run", record("forward"))
+    monkeypatch.setattr(triton_tuned.ms_deform_attn_backward, "run", record("backward"))
+    monkeypatch.setattr(_triton, "DEVICES", ("cpu",))
+    monkeypatch.setattr(attention_backend, "FEW_ITEMS", 1)
+
+    def launches_of_a_process(name: str) -> list[tuple[str, int]]:
+        kernels = second_copy("ms_deform_attn", "triton_tuned", name)
+        monkeypatch.setattr(attention_backend, "kernels", lambda: kernels)
+        launched.clear()
+        for queries in (9, 20):  # sizes are no other kind of call
+            inputs = sample_inputs("ms_deform_attn", Case("some", 1, queries, 2, 8, ((3, 4),), (2,)), torch.float32)
+            assert (run("ms_deform_attn", inputs, "triton").grads["value"] == 1).all(), "sums start at zero"
+        return launched.copy()
+
+    tuned = [("forward", 8)] * 3 + [("forward", 16)] * 4 + [("backward", 8)] * 3 + [("backward", 16)] * 4
+    called = [("forward", 16), ("backward", 16)]
+    assert launches_of_a_process("first") == tuned + called
+    assert launches_of_a_process("second") == called + called
 
 
 def test_says_why_it_cannot_run(monkeypatch):
