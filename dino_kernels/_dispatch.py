@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
-# "auto" takes the first of these that supports the call. The reference comes last and only on CPU:
-# on a GPU a silent fall to something twenty times slower is a bug report, not a service.
+# "auto" takes the first of these that supports the call; that CUDA comes before Triton is not measured yet. The
+# reference comes last and only on CPU: on a GPU a silent fall to something twenty times slower is a bug report, not a
+# service.
 PREFERENCE = ("cuda", "triton", "cpu", "reference")
 
 
