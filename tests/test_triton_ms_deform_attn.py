@@ -28,8 +28,9 @@ ODD_CHANNELS = Case("odd_channels", 1, 9, 2, 3, ((3, 4), (2, 2), (1, 1)), (1, 0,
 ONE_CHANNEL = Case("one_channel", 1, 2, 2, 1, ((5, 1),), (3,), reference_coordinates=4)
 ONE_PIXEL = Case("one_pixel", 2, 2, 1, 4, ((1, 1),), (2,))
 HOSTILE = Case("hostile", 1, 16, 1, 4, ((4, 5), (2, 3)), (2, 1), layout="hostile")
+HOSTILE_BOXES = Case("hostile_boxes", 1, 16, 1, 4, ((4, 8), (2, 4)), (2, 1), 4, layout="hostile")
 LEVELS = Case("levels", 1, 4, 1, 8, ((5, 4), (3, 2), (2, 2), (2, 1), (1, 1)), (1, 1, 1, 1, 1), mask=True)
-CASES = [GRID, BOXES, ODD_CHANNELS, ONE_CHANNEL, ONE_PIXEL, HOSTILE, LEVELS]
+CASES = [GRID, BOXES, ODD_CHANNELS, ONE_CHANNEL, ONE_PIXEL, HOSTILE, HOSTILE_BOXES, LEVELS]
 SMALL = Case("small", 1, 2, 1, 4, ((3, 4), (2, 2)), (1, 1))
 
 
@@ -167,6 +168,16 @@ def test_addresses_at_which_nothing_can_be_loaded_in_pairs(make_inputs, kernel, 
         for key, each in inputs.items()
     }
     assert_result_accurate(op, inputs, run(op, moved, kernel), kernel)
+
+
+def test_pairs_need_even_addresses_and_strides():
+    """The interpreter, on a CPU, would read a pair at any address."""
+    dense = torch.zeros(2, 3, 2, 6, dtype=torch.bfloat16)
+    odd_rows = torch.zeros(2, 3, 13, dtype=torch.bfloat16)[..., :12].unflatten(2, (2, 6))
+    assert backend._packed(dense)
+    assert not any(backend._packed(each) for each in (misaligned(dense), odd_rows, dense[..., :5], dense.float()))
+    assert backend._even(dense, 4)
+    assert not backend._even(odd_rows, 4)
 
 
 def test_strides(make_inputs, kernel, op):
