@@ -20,7 +20,7 @@ SANITIZED_PYTEST = $(SANITIZED_PYTHON) -m pytest -q -p no:cacheprovider --captur
   -o "pythonpath=$(SANITIZED) ."
 # Of the emulated CUDA kernels, which take ten times as long as the CPU's: each kernel, access and table; float16 has
 # the accesses of bfloat16.
-SANITIZED_EMULATION := tests/test_emulation.py tests/test_cuda_kernels.py tests/test_cuda_matching.py tests/test_fuzz.py
+SANITIZED_EMULATION := tests/test_emulation.py tests/test_cuda_kernels.py tests/test_fuzz.py
 
 GPU_RESULTS ?= build/gpu/results.json
 # What `make gpu` may take in all, and of that its tests; what they leave is for the measurements.
@@ -30,7 +30,7 @@ GPU_OPTIONS ?=
 # memcheck and racecheck, which finds races in shared memory; initcheck, reads of memory that nobody wrote.
 GPU_TOOLS ?= memcheck racecheck initcheck
 
-.PHONY: help install test bench lint format types sanitize sanitized-library sanitize-cpu sanitize-cuda gpu gpu-sanitize
+.PHONY: help install test bench lint format types sanitize sanitized-library sanitize-cpu sanitize-cuda sanitize-cuda-matching gpu gpu-sanitize
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -57,7 +57,7 @@ format:  ## put style right
 types:  ## pyright
 	pyright --pythonpath "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
 
-sanitize: sanitize-cpu sanitize-cuda  ## op tests with AddressSanitizer and UBSan: CPU library, emulated CUDA kernels
+sanitize: sanitize-cuda sanitize-cpu sanitize-cuda-matching  ## op tests with AddressSanitizer and UBSan: CPU library, emulated CUDA kernels
 
 sanitized-library:
 	DINO_KERNELS_SANITIZE=address $(PYTHON) setup.py -q build --build-lib $(SANITIZED)
@@ -67,7 +67,10 @@ sanitize-cpu: sanitized-library
 	$(SANITIZED_PYTEST) -k "cpu and not emulated and not interpreted" --fuzz 60 $(SANITIZED_TESTS)
 
 sanitize-cuda: sanitized-library
-	$(SANITIZED_PYTEST) -k "(emulated or test_emulation or test_cuda_kernels or test_cuda_matching) and not subset and not fp16 and not (channels and bf16)" --fuzz 20 $(SANITIZED_EMULATION)
+	$(SANITIZED_PYTEST) -k "(emulated or test_emulation or test_cuda_kernels) and not subset and not fp16 and not ((channels or hundreds) and bf16)" --fuzz 20 $(SANITIZED_EMULATION)
+
+sanitize-cuda-matching: sanitized-library
+	$(SANITIZED_PYTEST) -k "not fp16" tests/test_cuda_matching.py
 
 # A failing or endless test does not cost the measurements; the exit code tells of both.
 gpu:  ## on a machine with a GPU, without network, in 9 minutes: install, test, measure into GPU_RESULTS
