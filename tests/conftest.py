@@ -30,9 +30,9 @@ MATCHING_KERNELS = (*KERNELS, INTERPRETED)
 # Of emulated CUDA kernels: instantiations of the same templates as bfloat16 and float32.
 RARE_DTYPES = ("fp16", "fp64")
 FEW_VARIANTS = 2  # of a test, see _shown_often_enough; --fuzz of more than 200 runs all
-# A library that did not build fails the tests, except where somebody says that he knows.
 # Values of PyTorch's own ATEN_CPU_CAPABILITY, narrowest first, and what the kernels call them.
 CAPABILITIES = {"default": "plain", "avx2": "avx2", "avx512": "avx512"}
+# A library that did not build fails the tests, except where somebody says that he knows.
 ALLOW_MISSING = os.environ.get("DINO_KERNELS_ALLOW_MISSING") == "1"
 
 

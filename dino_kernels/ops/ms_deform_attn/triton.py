@@ -193,9 +193,10 @@ def _sizes(value: Tensor, positions: Tensor, weights: Tensor, grad_output: Tenso
 
 def _constants(value: Tensor, levels: Levels, positions: Tensor, reference_points: Tensor | None) -> dict[str, Any]:
     from triton import language as tl
+    from triton import next_power_of_2
 
     channels, points = value.shape[3], levels[3]
-    padded_half = _power_of_two((channels + 1) // 2)
+    padded_half = next_power_of_2((channels + 1) // 2)
     return {
         "M": value.shape[2],
         "D": channels,
@@ -205,7 +206,7 @@ def _constants(value: Tensor, levels: Levels, positions: Tensor, reference_point
         "COMPUTE": tl.float64 if value.dtype == torch.float64 else tl.float32,
         "PAIRED": positions.element_size() < 8 and _even(positions, 2 * positions.element_size()),
         # Like a row of value, so that the softmax is made where it is needed, on the same lanes.
-        "PADDED_K": max(_power_of_two(sum(points)), padded_half),
+        "PADDED_K": max(next_power_of_2(sum(points)), padded_half),
         "PADDED_HALF": padded_half,
         # What Triton takes for granted up to 3.9, and not from 3.10 on: multiply-adds are half of the arithmetic.
         "enable_fp_fusion": True,
@@ -219,10 +220,6 @@ def _packed(rows_of_channels: Tensor) -> bool:
 
 def _even(tensor: Tensor, alignment: int) -> bool:
     return tensor.data_ptr() % alignment == 0 and all(stride % 2 == 0 for stride in tensor.stride()[:2])
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << max(number - 1, 0).bit_length()
 
 
 def _finished(sums: Tensor, scale: Tensor | None, dtype: torch.dtype, packed: bool) -> Tensor:

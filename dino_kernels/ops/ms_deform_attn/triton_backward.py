@@ -198,10 +198,10 @@ def _level(
             shares = corner_weights(attention, right, below, reads)
             upper_sums = sums + row.to(tl.int64) * (M * D)
             lower_sums = upper_sums + width.to(tl.int64) * (M * D)
-            _add(upper_sums, shares[0], grad, scale, reads[0], D, half, padded_half)
-            _add(upper_sums + M * D, shares[1], grad, scale, reads[1], D, half, padded_half)
-            _add(lower_sums, shares[2], grad, scale, reads[2], D, half, padded_half)
-            _add(lower_sums + M * D, shares[3], grad, scale, reads[3], D, half, padded_half)
+            add_to_row(upper_sums, shares[0], grad, scale, reads[0], D, half, padded_half)
+            add_to_row(upper_sums + M * D, shares[1], grad, scale, reads[1], D, half, padded_half)
+            add_to_row(lower_sums, shares[2], grad, scale, reads[2], D, half, padded_half)
+            add_to_row(lower_sums + M * D, shares[3], grad, scale, reads[3], D, half, padded_half)
 
         upper_slope = dot1 - dot0
         lower_slope = dot3 - dot2
@@ -236,20 +236,6 @@ def _level(
 @triton.jit
 def _dot(row, grad):
     return tl.sum(row[0] * grad[0] + row[1] * grad[1], 1)[:, None]
-
-
-@triton.jit
-def _add(
-    pointers,
-    weight,
-    grad,
-    scale,
-    reads,
-    D: tl.constexpr,
-    HALF: tl.constexpr,
-    PADDED_HALF: tl.constexpr,
-):
-    add_to_row(pointers, weight * grad[0], weight * grad[1], scale, reads, D, HALF, PADDED_HALF)
 
 
 @triton.jit

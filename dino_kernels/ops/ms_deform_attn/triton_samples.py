@@ -291,9 +291,11 @@ def store_row(
 
 
 @triton.jit
-def add_to_row(pointers, first, second, scale, rows, D: tl.constexpr, HALF: tl.constexpr, PADDED_HALF: tl.constexpr):
-    """Adds both halves, one after the other in memory, to sums that are common to all programs."""
+def add_to_row(pointers, weight, halves, scale, rows, D: tl.constexpr, HALF: tl.constexpr, PADDED_HALF: tl.constexpr):
+    """Adds both halves times a weight, one half after the other, to sums that are common to all programs."""
     i = tl.arange(0, PADDED_HALF)[None, :]
+    first = weight * halves[0]
+    second = weight * halves[1]
     if scale is not None:
         factor = tl.load(scale)
         first = tl.floor(first * factor + 0.5).to(tl.int64)
