@@ -4,6 +4,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include "common/current_stream.h"
+#include "common/launch.h"
+
 #define DINO_KERNELS_TEXT(...) #__VA_ARGS__
 #define DINO_KERNELS_EXPAND(...) DINO_KERNELS_TEXT(__VA_ARGS__)
 #define DINO_KERNELS_EXPORT extern "C" __attribute__((visibility("default")))
@@ -20,4 +23,14 @@ DINO_KERNELS_EXPORT int dino_kernels_cuda_driver_version() {
 // The architectures compiled, such as "800,900".
 DINO_KERNELS_EXPORT const char* dino_kernels_cuda_architectures() {
   return DINO_KERNELS_EXPAND(__CUDA_ARCH_LIST__);
+}
+
+// Whether PyTorch's current stream can be asked for: launches need it.
+DINO_KERNELS_EXPORT int dino_kernels_cuda_has_current_stream() {
+  return dino_kernels::find_current_stream() != nullptr;
+}
+
+// From now on kernels are chosen as for a device of `count` multiprocessors; 0: of its own number.
+DINO_KERNELS_EXPORT void dino_kernels_cuda_assume_multiprocessors(int count) {
+  dino_kernels::assumed_multiprocessors = count;
 }

@@ -65,7 +65,14 @@ def _cuda() -> dict[str, str]:
     if _native.CUDA is None:
         return {}
     driver = _native.version_text(_native.CUDA.driver) if _native.CUDA.driver else "none"
-    return {"cuda runtime": _native.version_text(_native.CUDA.runtime), "cuda driver": driver}
+    stream = (
+        "found in libtorch_cuda.so" if _native.CUDA.current_stream else "not found: no CUDA build of torch is loaded"
+    )
+    return {
+        "cuda runtime": _native.version_text(_native.CUDA.runtime),
+        "cuda driver": driver,
+        "cuda stream": stream,
+    }
 
 
 def _backends(op: str, device: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 
 _FOLDER = Path(__file__).parent
+_CUDA_PATH = _FOLDER / "_cuda.so"
 _BUILD = "build it with 'pip install -e .' (add -v to see the compiler) and see 'python -m dino_kernels'"
 
 
@@ -25,6 +28,7 @@ class CudaLibrary:
     runtime: int  # 13000 is CUDA 13.0
     driver: int  # in the same form; 0 without a driver
     architectures: str  # "800,900"
+    current_stream: bool  # whether torch's current stream, which every launch needs, can be asked for
 
 
 def _load_cpu() -> tuple[ModuleType | None, str | None]:
@@ -40,7 +44,7 @@ def _load_cpu() -> tuple[ModuleType | None, str | None]:
 
 
 def _load_cuda(cpu: ModuleType | None) -> tuple[CudaLibrary | None, str | None]:
-    path = _FOLDER / "_cuda.so"
+    path = _CUDA_PATH
     if cpu is None:
         return None, f"the CUDA kernels need dino_kernels._C, which declares their ops: {CPU_MISSING}"
     if not path.is_file():
@@ -55,6 +59,7 @@ def _load_cuda(cpu: ModuleType | None) -> tuple[CudaLibrary | None, str | None]:
         library.dino_kernels_cuda_runtime_version(),
         library.dino_kernels_cuda_driver_version(),
         library.dino_kernels_cuda_architectures().decode(),
+        bool(library.dino_kernels_cuda_has_current_stream()),
     )
     return info, _why_unusable(info)
 
@@ -70,7 +75,31 @@ def _why_unusable(cuda: CudaLibrary) -> str | None:
             f"the driver supports CUDA {version_text(cuda.driver)}, the kernels were compiled with "
             f"{version_text(cuda.runtime)}: update the driver, or build with an older nvcc (set CUDA_HOME)"
         )
+    if not cuda.current_stream:
+        return (
+            f"torch {torch.__version__} has loaded no libtorch_cuda.so with aoti_torch_get_current_cuda_stream, which "
+            "gives a kernel its stream: install a CUDA build of torch 2.10 or newer"
+        )
     return None
+
+
+@contextmanager
+def assume_multiprocessors(count: int) -> Iterator[None]:
+    """Choose CUDA kernels as for a GPU with `count` multiprocessors, in all threads: for tests and sanitizers.
+
+    1 gives small inputs the kernels of large calls; a large number gives every call those of small ones.
+
+    Raises:
+        RuntimeError: there is no CUDA library.
+    """
+    if CUDA is None:
+        raise RuntimeError(f"assume_multiprocessors needs the CUDA library: {CUDA_MISSING}")
+    library = ctypes.CDLL(str(_CUDA_PATH))  # loaded already; this only finds it
+    library.dino_kernels_cuda_assume_multiprocessors(count)
+    try:
+        yield
+    finally:
+        library.dino_kernels_cuda_assume_multiprocessors(0)
 
 
 def unsupported_gpu(index: int) -> str | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -244,6 +246,20 @@ def run_python() -> Callable[..., str]:
         finished = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **found, **environment})
         assert finished.returncode == 0, finished.stderr
         return finished.stdout
+
+    return run
+
+
+@pytest.fixture
+def run_nvcc(tmp_path: Path) -> Callable[..., None]:
+    """Runs the CUDA compiler that the build would take, in a folder of its own; skips the test where there is none."""
+    nvcc = next((found for found in ("nvcc", "/usr/local/cuda/bin/nvcc") if shutil.which(found)), None)
+    if nvcc is None:
+        pytest.skip("nvcc was not found")
+
+    def run(*arguments: str) -> None:
+        finished = subprocess.run([nvcc, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
 
     return run
 

@@ -21,7 +21,7 @@ def on_gpu(monkeypatch):
 
     def pretend(capability: tuple[int, int], architectures: str, flags: list[str]) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-        monkeypatch.setattr(_native, "CUDA", CudaLibrary(runtime=13000, driver=13000, architectures=architectures))
+        monkeypatch.setattr(_native, "CUDA", CudaLibrary(13000, 13000, architectures, True))
         monkeypatch.setattr(_native, "build_info", lambda: {"cuda": {"nvcc": "13.0.48", "flags": flags}})
 
     return pretend

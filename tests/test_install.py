@@ -85,7 +85,7 @@ def test_cuda_library_loads_beside_any_torch():
 )
 def test_driver_is_compared_with_runtime(monkeypatch, runtime, driver, reason):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    why = _native._why_unusable(_native.CudaLibrary(runtime, driver, "800,900"))
+    why = _native._why_unusable(_native.CudaLibrary(runtime, driver, "800,900", True))
     assert why is None if reason is None else reason in (why or "")
 
 

@@ -9,12 +9,9 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
+#include "current_stream.h"
 
-// The CUDA half of PyTorch's stable interface. A CPU build of torch lacks it, and the library must load there
-// too.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
-                                                                                   void** stream);
+#if defined(__CUDACC__)
 
 #define DINO_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(dino_kernels_native, CUDA, m)
 #define DINO_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
@@ -42,6 +39,10 @@ struct LaunchShape {
   int64_t shared_bytes;  // dynamic
 };
 
+// Set by tests and sanitizers, to choose the kernels that a small or a large device would get; 0: the
+// device's own number. The emulation's device has one.
+inline int assumed_multiprocessors = 0;
+
 #if defined(__CUDACC__)
 
 inline void check_cuda(const char* op, cudaError_t status) {
@@ -57,6 +58,7 @@ inline DeviceFacts device_facts(const char* op, int device) {
   check_cuda(op, cudaDeviceGetAttribute(&facts.multiprocessors, cudaDevAttrMultiProcessorCount, device));
   check_cuda(op, cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   facts.shared_bytes = bytes;
+  if (assumed_multiprocessors > 0) facts.multiprocessors = assumed_multiprocessors;
   return facts;
 }
 
@@ -66,11 +68,13 @@ void launch(const LaunchShape& shape, int device, void (*kernel)(Parameters...),
   STD_TORCH_CHECK(shape.blocks < (int64_t{1} << 31), shape.op, ": ", shape.blocks,
                   " blocks are more than a launch can have; split the batch");
   if (shape.blocks == 0) return;
+  const CurrentStream current_stream = find_current_stream();
+  STD_TORCH_CHECK(current_stream, shape.op, ": ", kNoCurrentStream);
   void* stream = nullptr;
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == 0, shape.op,
-                  ": PyTorch gave no CUDA stream");
-  constexpr int64_t kWithoutAsking = 48 << 10;
-  if (shape.shared_bytes > kWithoutAsking) {
+  STD_TORCH_CHECK(current_stream(device, &stream) == 0, shape.op,
+                  ": PyTorch returned no CUDA stream for device ", device);
+  constexpr int64_t kDefaultSharedBytes = 48 << 10;
+  if (shape.shared_bytes > kDefaultSharedBytes) {
     check_cuda(shape.op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                               static_cast<int>(shape.shared_bytes)));
   }
@@ -83,10 +87,9 @@ void launch(const LaunchShape& shape, int device, void (*kernel)(Parameters...),
 
 inline bool on_kernel_device(const torch::stable::Tensor& tensor) { return tensor.is_cpu(); }
 
-// Set by tests, to choose the kernels that a small or a large device would get.
-inline int emulated_multiprocessors = 1;
-
-inline DeviceFacts device_facts(const char*, int) { return {emulated_multiprocessors, 96 << 10}; }
+inline DeviceFacts device_facts(const char*, int) {
+  return {assumed_multiprocessors > 0 ? assumed_multiprocessors : 1, 96 << 10};
+}
 
 template <class... Parameters>
 void launch(const LaunchShape& shape, int, void (*kernel)(Parameters...), const Parameters&... arguments) {

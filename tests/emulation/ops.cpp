@@ -15,5 +15,5 @@ STABLE_TORCH_LIBRARY(dino_kernels_emulated, m) {
 }
 
 extern "C" __attribute__((visibility("default"))) void emulation_set_multiprocessors(int count) {
-  dino_kernels::emulated_multiprocessors = count;
+  dino_kernels::assumed_multiprocessors = count;
 }
