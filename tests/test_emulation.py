@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 import subprocess
 import sys
@@ -268,6 +269,61 @@ def test_vector_types_have_the_sizes_and_alignments_of_cuda():
     }  # fmt: skip
     result = launch("vector_layouts", 1, 1, zeros(1), zeros(2 * len(layouts))).view(-1, 2)
     assert dict(zip(layouts, map(tuple, result.tolist()), strict=True)) == layouts
+
+
+# Tensor cores.
+
+
+def to_fragments(a: Tensor, b: Tensor) -> Tensor:
+    """The registers of 32 lanes for A of 16 x 16 and B of 16 x 8, in a 16-bit dtype, by the tables of PTX.
+
+    Returns:
+        int32 of shape (32, 6): a0 to a3, b0, b1 of each lane.
+    """
+    registers = torch.zeros(32, 6, 2, dtype=a.dtype)
+    for lane in range(32):
+        group, in_group = lane // 4, lane % 4
+        for i in range(8):
+            row = group if i < 2 or 4 <= i < 6 else group + 8
+            column = in_group * 2 + i % 2 + (8 if i >= 4 else 0)
+            registers[lane, i // 2, i % 2] = a[row, column]
+        for i in range(4):
+            row = in_group * 2 + i % 2 + (8 if i >= 2 else 0)
+            registers[lane, 4 + i // 2, i % 2] = b[row, group]
+    return registers.view(torch.int32)[..., 0]
+
+
+def of_lanes(matrix: Tensor) -> Tensor:
+    """The four numbers of each lane of a 16 x 8 matrix, or the way back with `from_lanes`."""
+    lane, i = torch.arange(32)[:, None], torch.arange(4)
+    return matrix[lane // 4 + 8 * (i >= 2), lane % 4 * 2 + i % 2]
+
+
+def from_lanes(numbers: Tensor) -> Tensor:
+    matrix = torch.full((16, 8), math.nan, dtype=numbers.dtype)
+    lane, i = torch.arange(32)[:, None].expand(32, 4), torch.arange(4).expand(32, 4)
+    matrix[lane // 4 + 8 * (i >= 2), lane % 4 * 2 + i % 2] = numbers
+    return matrix
+
+
+def products(a: Tensor, b: Tensor, d: Tensor) -> list[Tensor]:
+    """d + a @ b by tensor cores, in plain order and in drawn ones; of W warps each, shape (W, 16, 8)."""
+    name = {torch.float16: "mma_half", torch.bfloat16: "mma_bfloat16"}[a.dtype]
+    registers = torch.stack([to_fragments(*pair) for pair in zip(a, b, strict=True)])
+    numbers = torch.stack([of_lanes(matrix) for matrix in d])
+    given = torch.cat([registers.flatten(), numbers.view(torch.int32).flatten()])
+    results = in_every_order(lambda: launch(name, 1, 32 * len(a), given, torch.zeros(numbers.shape)))
+    return [torch.stack([from_lanes(warp) for warp in result]) for result in results]
+
+
+@pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
+def test_tensor_cores_multiply_small_integers_without_error(dtype):
+    generator = torch.Generator().manual_seed(3)
+    a = torch.randint(-16, 17, (8, 16, 16), generator=generator)
+    b = torch.randint(-16, 17, (8, 16, 8), generator=generator)
+    d = torch.randint(-(2**20), 2**20, (8, 16, 8), generator=generator)
+    for result in products(a.to(dtype), b.to(dtype), d.float()):
+        assert torch.equal(result.long(), d + a @ b)
 
 
 # Wrong kernels.

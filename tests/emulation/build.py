@@ -20,9 +20,10 @@ from toolchain import TORCH_TARGET, find_compiler, find_ninja
 
 # cuda_info.cu describes the real CUDA library and has no kernels.
 KERNELS = sorted(path for path in (ROOT / "csrc").rglob("*.cu") if path.name != "cuda_info.cu")
+EMULATION = [HERE / "emulation.cpp", HERE / "tensor_cores.cpp"]
 LIBRARIES = {
-    "emulated": [*KERNELS, HERE / "emulation.cpp", HERE / "ops.cpp"],
-    "test_kernels": [HERE / "test_kernels.cu", HERE / "emulation.cpp"],
+    "emulated": [*KERNELS, *EMULATION, HERE / "ops.cpp"],
+    "test_kernels": [HERE / "test_kernels.cu", *EMULATION],
 }
 FLAGS = [
     "-std=c++20",

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <string>
 #include <type_traits>
 
 #define __global__
@@ -71,10 +72,32 @@ void give_way();
 struct Round {
   uint32_t present;     // lanes that took part; the others of the mask had returned from the kernel
   uint64_t values[32];  // what each of them brought
+  char wide[32][48];    // the same where it is longer
 };
-enum class Meeting { sync, shuffle, shuffle_xor, shuffle_down, shuffle_up, vote, match, reduce };
-const Round& exchange(Meeting at, uint32_t mask, uint64_t value);
+enum class Meeting {
+  sync,
+  shuffle,
+  shuffle_xor,
+  shuffle_down,
+  shuffle_up,
+  vote,
+  match,
+  reduce,
+  mma,
+  ldmatrix,
+  ldmatrix_trans
+};
+const Round& exchange(Meeting at, uint32_t mask, uint64_t value, const void* wide = nullptr,
+                      size_t bytes = 0);
 int lane();
+
+// Tensor cores (tensor_cores.cpp), for a whole warp; csrc/common/mma.cuh defines the layouts. `fragments`:
+// the lane's numbers of a0, a1, a2, a3, b0, b1, two each.
+void mma_16x8x16(float (&d)[4], const float (&fragments)[12]);
+void load_matrix_x4(uint32_t (&r)[4], const void* row, bool transposed);
+
+// Ends the launch with an exception that names the running thread.
+[[noreturn]] void broken(const std::string& message);
 
 enum class Reduce { none, any, all, count };
 int barrier(Reduce how, bool predicate);  // of the block
@@ -258,6 +281,23 @@ void __stcg(T* to, T value) {
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(static_cast<uint32_t>(x)) : 32; }
+inline uint32_t __funnelshift_l(uint32_t low, uint32_t high, uint32_t shift) {
+  return static_cast<uint32_t>(((uint64_t{high} << 32 | low) << (shift & 31)) >> 32);
+}
+inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
+  return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> (shift & 31));
+}
+// Byte i of the result is the byte of y:x whose number bits 4i to 4i + 2 of the selector are. nvcc masks bit
+// 4i + 3, which would replicate a sign in the instruction (PRMT).
+inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
+  const uint64_t bytes = uint64_t{y} << 32 | x;
+  uint32_t result = 0;
+  for (int i = 0; i < 32; i += 8) {
+    result |= static_cast<uint32_t>(bytes >> 8 * (selector & 7) & 0xff) << i;
+    selector >>= 4;
+  }
+  return result;
+}
 inline uint32_t __float_as_uint(float x) { return emulation::from_bits<uint32_t>(emulation::to_bits(x)); }
 inline int32_t __float_as_int(float x) { return emulation::from_bits<int32_t>(emulation::to_bits(x)); }
 inline float __uint_as_float(uint32_t x) { return emulation::from_bits<float>(emulation::to_bits(x)); }

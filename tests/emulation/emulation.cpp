@@ -210,13 +210,17 @@ struct Emulator {
 
 thread_local Emulator emulator;
 
-[[noreturn]] void broken(const std::string& message) {
+}  // namespace
+
+void broken(const std::string& message) {
   const auto text = [](uint3 i) {
     return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
   };
   throw std::runtime_error("emulated CUDA: " + message + ", in thread " + text(threadIdx) + " of block " +
                            text(blockIdx));
 }
+
+namespace {
 
 void release_barrier(Block& block) {
   if (block.at_barrier == 0 || block.at_barrier < block.live) return;
@@ -370,7 +374,7 @@ void give_way() {
 
 int lane() { return emulator.running % 32; }
 
-const Round& exchange(Meeting at, uint32_t mask, uint64_t value) {
+const Round& exchange(Meeting at, uint32_t mask, uint64_t value, const void* wide, size_t bytes) {
   Emulator& e = emulator;
   Block& block = *e.block;
   Warp& warp = block.warps[e.running / 32];
@@ -390,6 +394,7 @@ const Round& exchange(Meeting at, uint32_t mask, uint64_t value) {
   group.meeting = at;
   Round& round = group.rounds[group.generation % 2];
   round.values[self] = value;
+  if (bytes) std::memcpy(round.wide[self], wide, bytes);
   group.arrived |= 1u << self;
   const uint64_t generation = group.generation;
   release_group(warp, group);

@@ -1,0 +1,87 @@
+// What tensor cores do, for a warp of fibers: see csrc/common/mma.cuh for where each lane holds what.
+
+#include <algorithm>
+
+#include "cuda_runtime.h"
+
+namespace emulation {
+namespace {
+
+constexpr uint32_t kAll = 0xffffffffu;
+
+// c + a[0] b[0] + ... + a[15] b[15], as imprecise as any GPU since Ampere. Products are exact. All 17 terms
+// are aligned to the largest, cut off 24 bits below its leading one, summed without error, and the sum is cut
+// off to float32: "MMA-Sim" (arXiv 2511.10909) finds this with 24 bits for 8 products at a time on Ampere,
+// and with 25 for 16 on Hopper. So a kernel that needs rounding to nearest, or small terms beside large ones,
+// is found here.
+float dot(const float (&a)[16], const float (&b)[16], float c) {
+  double terms[17];
+  uint64_t largest = 0;
+  for (int k = 0; k < 16; ++k) terms[k] = double{a[k]} * double{b[k]};
+  terms[16] = c;
+  for (const double term : terms) largest = std::max(largest, to_bits(std::fabs(term)));
+  const int exponent = static_cast<int>(largest >> 52) - 1023;
+  if (largest == 0 || exponent == 1024) {  // an infinity or NaN: as IEEE has it
+    double sum = 0;
+    for (const double term : terms) sum += term;
+    return static_cast<float>(sum);
+  }
+  const auto power_of_two = [](int e) { return from_bits<double>(static_cast<uint64_t>(1023 + e) << 52); };
+  const double units = power_of_two(24 - exponent);
+  int sum = 0;
+  for (const double term : terms) sum += static_cast<int>(term * units);
+  const double cut = sum * power_of_two(exponent - 24);
+  const float nearest = static_cast<float>(cut);
+  if (std::fabs(cut) >= 0x1p128 || std::fabs(double{nearest}) <= std::fabs(cut)) return nearest;
+  return __uint_as_float(__float_as_uint(nearest) - 1);
+}
+
+// The round of a whole warp.
+const Round& together(Meeting at, const void* brought, size_t bytes) {
+  const Round& round = exchange(at, kAll, 0, brought, bytes);
+  if (round.present != kAll)
+    broken("a tensor core operation needs all 32 lanes, and " +
+           std::to_string(__builtin_popcount(round.present)) + " take part");
+  return round;
+}
+
+}  // namespace
+
+void mma_16x8x16(float (&d)[4], const float (&fragments)[12]) {
+  const Round& round = together(Meeting::mma, fragments, sizeof(fragments));
+  const int g = lane() / 4, t = lane() % 4;
+  // The two numbers that `from` has in a register.
+  const auto copy = [&round](int from, int reg, float* to) {
+    std::memcpy(to, round.wide[from] + 8 * reg, 8);
+  };
+  float a[2][16], b[2][16];  // rows g and g + 8, columns 2t and 2t + 1
+  for (int k = 0; k < 8; k += 2) {
+    for (int i = 0; i < 2; ++i) {
+      copy(4 * g + k / 2, i, &a[i][k]);
+      copy(4 * g + k / 2, i + 2, &a[i][k + 8]);
+      copy(4 * (2 * t + i) + k / 2, 4, &b[i][k]);
+      copy(4 * (2 * t + i) + k / 2, 5, &b[i][k + 8]);
+    }
+  }
+  for (int i = 0; i < 4; ++i) d[i] = dot(a[i / 2], b[i % 2], d[i]);
+}
+
+void load_matrix_x4(uint32_t (&r)[4], const void* row, bool transposed) {
+  if (reinterpret_cast<uintptr_t>(row) % 16) broken("a row for ldmatrix is not aligned to 16 bytes");
+  const Round& round = together(transposed ? Meeting::ldmatrix_trans : Meeting::ldmatrix, row, 16);
+  const int g = lane() / 4, t = lane() % 4;
+  for (int m = 0; m < 4; ++m) {
+    const auto copy = [&, m](int i, int j, int half) {
+      std::memcpy(reinterpret_cast<char*>(&r[m]) + 2 * half, round.wide[8 * m + i] + 2 * j, 2);
+    };
+    for (int half = 0; half < 2; ++half) {
+      if (transposed) {
+        copy(2 * t + half, g, half);
+      } else {
+        copy(g, 2 * t + half, half);
+      }
+    }
+  }
+}
+
+}  // namespace emulation
