@@ -9,6 +9,36 @@ namespace dino_kernels {
 
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
+#if defined(__CUDACC__)
+#define DINO_NEVER_INLINE __noinline__
+#else
+#define DINO_NEVER_INLINE __attribute__((noinline))
+#endif
+
+// Where a pointer comes from is hidden from the compiler, which then keeps it in registers as it is. Left to itself, it
+// takes a base address apart into a kernel's parameter and an offset, and adds them up at every use.
+template <class Byte>
+__device__ __forceinline__ Byte* kept_whole(Byte* base) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(base));
+#endif
+  return base;
+}
+
+// base + row * stride, in one instruction where the base was kept_whole(). To be used by __ldg, __stcg and the like:
+// that it is global memory is hidden from the compiler, too.
+template <class Byte>
+__device__ __forceinline__ Byte* row_address(Byte* base, uint32_t row, uint32_t stride) {
+  static_assert(sizeof(Byte) == 1);
+#if defined(__CUDA_ARCH__)
+  uint64_t offset;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(offset) : "r"(row), "r"(stride));
+  return base + offset;
+#else
+  return base + uint64_t{row} * stride;
+#endif
+}
+
 // Hands out pieces of memory, 16-byte aligned; with a null base it only measures.
 struct Carver {
   unsigned char* base;

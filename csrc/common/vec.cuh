@@ -53,6 +53,9 @@ __device__ __forceinline__ Packed<T, V> load_packed(const T* from) {
   } else if constexpr (sizeof(Pack) == 4) {
     const uint32_t bits = __ldg(reinterpret_cast<const uint32_t*>(from));
     memcpy(&pack, &bits, 4);
+  } else if constexpr (sizeof(Pack) == 2) {
+    const unsigned short bits = __ldg(reinterpret_cast<const unsigned short*>(from));
+    memcpy(&pack, &bits, 2);
   } else {
     pack = *reinterpret_cast<const Pack*>(from);
   }

@@ -99,8 +99,8 @@ struct Backward {
       : p(p_),
         shared(shared_),
         lanes(p_),
-        item(p_, shared_.levels, lanes.per_item()),
-        source(p_, shared_.levels, item, threadIdx.x % lanes.per_item(), lanes.per_item()),
+        item(Item::of_thread(p_, shared_.levels, lanes.per_item())),
+        source(p_, shared_.levels, item, lanes.of_item()),
         sums(p_, item.b, item.m, lanes.member * V),
         rows(p_.value, item.b, item.m * p_.D + lanes.member * V),
         own(shared_.hits[threadIdx.x]),
@@ -266,7 +266,7 @@ struct Backward {
     int kept = threadIdx.x;
     for (int chunk = 0, turn = 0; chunk < K; chunk += lanes.per_item(), kept += blockDim.x, turn ^= 1) {
       const int k = chunk + lanes.own_sample();
-      const Sample<A> sample = source.locate(k);
+      const Sample<A> sample = source.locate(k, K <= lanes.per_item());
       source.leave(sample, own);
       if constexpr (kTiles) sort_hits(turn);
       __syncwarp();

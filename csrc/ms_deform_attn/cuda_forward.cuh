@@ -57,20 +57,15 @@ __device__ __forceinline__ void sum_over_groups(A (&sums)[V], int part) {
   }
 }
 
-// T: value's type. V: channels of a lane. kGroup: lanes of a row, 0 for any number. kSplit: groups of an
-// item; more than one makes calls short that are too small to fill the device.
+// One item's lanes at work. T: value's type. V: channels of a lane. kGroup: lanes of a row, 0 for any number. kSplit:
+// groups of an item; more than one makes calls short that are too small to fill the device. `own`: this lane's place
+// among those of its warp.
 template <class T, int V, int kGroup, int kSplit, bool kFused>
-__global__ void __launch_bounds__(kForwardThreads<kSplit>, 1024 / kForwardThreads<kSplit>)
-    forward_kernel(const __grid_constant__ CudaParams p) {
+__device__ __forceinline__ void sum_rows(const CudaParams& p, const Levels& levels, const Item& item,
+                                         Hits<typename Compute<T>::type>& own) {
   using A = typename Compute<T>::type;
-  DINO_DYNAMIC_SHARED(memory);
-  Carver carver{memory};
-  const ForwardShared<A> shared(carver, p, blockDim.x);
-  shared.levels.fill(p);
   const Lanes<kGroup, kSplit> lanes(p);
-  const Item item(p, shared.levels, lanes.per_item());
-  const Source<T, kFused> source(p, shared.levels, item, threadIdx.x % lanes.per_item(), lanes.per_item());
-  Hits<A>& own = shared.hits[threadIdx.x];
+  const Source<T, kFused> source(p, levels, item, lanes.of_item());
   const Hits<A>* walked = &own - lanes.member;
   const int K = static_cast<int>(p.K), D = static_cast<int>(p.D);
 
@@ -81,11 +76,10 @@ __global__ void __launch_bounds__(kForwardThreads<kSplit>, 1024 / kForwardThread
     const HeadRows<T> rows(p.value, item.b, item.m * p.D + (has_channels ? channel : 0));
     A sums[V] = {};
     for (int chunk = 0; chunk < K; chunk += lanes.per_item()) {
-      const Sample<A> sample = source.locate(chunk + lanes.own_sample());
+      const Sample<A> sample = source.locate(chunk + lanes.own_sample(), K <= lanes.per_item());
       const bool all = source.leave(sample, own);
       __syncwarp();
       if (kGroup && kSplit == 1 && __all_sync(kWholeWarp, all)) {
-        // 16 loads in flight; with 32 the addresses alone would not fit the registers.
 #pragma unroll 4
         for (int step = 0; step < kGroup; ++step) add_sample<true>(rows, read_hits(walked[step]), sums);
       } else {
@@ -103,6 +97,18 @@ __global__ void __launch_bounds__(kForwardThreads<kSplit>, 1024 / kForwardThread
       store_numbers<T, V>(to, sums);
     }
   }
+}
+
+template <class T, int V, int kGroup, int kSplit, bool kFused>
+__global__ void __launch_bounds__(kForwardThreads<kSplit>, 1024 / kForwardThreads<kSplit>)
+    forward_kernel(const __grid_constant__ CudaParams p) {
+  DINO_DYNAMIC_SHARED(memory);
+  Carver carver{memory};
+  const ForwardShared<typename Compute<T>::type> shared(carver, p, blockDim.x);
+  shared.levels.fill(p);
+  const int lanes_per_item = Lanes<kGroup, kSplit>(p).per_item();
+  const Item item = Item::of_thread(p, shared.levels, lanes_per_item);
+  sum_rows<T, V, kGroup, kSplit, kFused>(p, shared.levels, item, shared.hits[threadIdx.x]);
 }
 
 }  // namespace dino_kernels

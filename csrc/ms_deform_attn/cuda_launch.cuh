@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda_backward.cuh"
-#include "cuda_forward.cuh"
+#include "cuda_forward_mma.cuh"
 
 namespace dino_kernels {
 
@@ -45,9 +45,23 @@ inline int group_for(int64_t channels, int per_lane) {
   return group;
 }
 
-inline int64_t blocks_for(const CudaParams& p, int threads, int lanes_per_item) {
-  const int64_t per_block = threads / lanes_per_item;
-  return p.B * p.M * ((p.Q + per_block - 1) / per_block);
+// Whether the kernels with tensor cores take a call: what cuda_pairs.cuh asks for.
+template <class T>
+bool fits_pairs(const CudaParams& p) {
+  const auto fits = [](const Rows& rows, int64_t bytes) {
+    return rows.row_stride >= 0 && rows.row_stride * bytes <= int64_t{UINT32_MAX};
+  };
+  const auto raw_bytes = [](bool as_value) { return as_value ? sizeof(T) : sizeof(float); };
+  return p.K <= 2 * kPairSamples && p.Q < INT32_MAX && p.pairs_aligned && fits(p.value, sizeof(T)) &&
+         fits(p.grad_output, sizeof(T)) && fits(p.positions, raw_bytes(p.positions_as_value)) &&
+         fits(p.weights, raw_bytes(p.weights_as_value)) && p.M * p.D * 8 <= int64_t{UINT32_MAX};
+}
+
+// Sets up a grid in which each block has `items` consecutive queries of one head; returns its blocks.
+inline int64_t blocks_for(CudaParams& p, int items) {
+  const int64_t per_head = (p.Q + items - 1) / items;
+  p.blocks_per_head = static_cast<uint32_t>(per_head);
+  return p.B * p.M * per_head;
 }
 
 template <class T, int V, int kGroup, int kSplit, bool kFused>
@@ -57,8 +71,16 @@ void start_forward(CudaParams p, const CudaLaunch& where) {
   Carver measure{nullptr};
   const ForwardShared<typename Compute<T>::type> shared(measure, p, threads);
   const int lanes = (kGroup ? kGroup : p.group) * kSplit;
-  launch({where.op, blocks_for(p, threads, lanes), threads, measure.used}, where.device,
+  launch({where.op, blocks_for(p, threads / lanes), threads, measure.used}, where.device,
          &forward_kernel<T, V, kGroup, kSplit, kFused>, p);
+}
+
+template <class T, bool kFused>
+void start_forward_mma(CudaParams p, const CudaLaunch& where) {
+  Carver measure{nullptr};
+  const ForwardPairs shared(measure, p);
+  launch({where.op, blocks_for(p, kBlockItems), kPairThreads, measure.used}, where.device,
+         p.K == kPairSamples ? &forward_mma_kernel<T, kFused, kPairSamples> : &forward_mma_kernel<T, kFused, 2 * kPairSamples>, p);
 }
 
 template <class T, bool kTiles>
@@ -85,7 +107,7 @@ void start_backward(CudaParams p, const CudaLaunch& where) {
   for (; bytes > where.facts.shared_bytes && !kGroup && p.group < 32; measure()) p.group *= 2;
   STD_TORCH_CHECK(bytes <= where.facts.shared_bytes, where.op, ": K = ", p.K,
                   " samples per head need more shared memory than this GPU has; use fewer");
-  launch({where.op, blocks_for(p, threads, lanes), threads, bytes}, where.device,
+  launch({where.op, blocks_for(p, threads / lanes), threads, bytes}, where.device,
          &backward_kernel<T, V, kGroup, kSplit, kFused, kTiles>, p);
 }
 
@@ -96,7 +118,11 @@ void choose_forward(const CudaParams& p, const CudaLaunch& where) {
     if (rows_aligned<T>(p, p.value)) {
       if (p.D != kCommonChannels) return start_forward<T, kVector, 0, 1, kFused>(p, where);
       if (!is_small(p, kGroup, where.facts)) {
-        return start_forward<T, kVector, kGroup, 1, kFused>(p, where);
+        if constexpr (sizeof(T) == 4) return start_forward<T, kVector, kGroup, 1, kFused>(p, where);
+        if constexpr (sizeof(T) == 2) {
+          if (fits_pairs<T>(p)) return start_forward_mma<T, kFused>(p, where);
+          return start_forward<T, kVector, 0, 1, kFused>(p, where);
+        }
       }
       return start_forward<T, kVector, kGroup, kVector, kFused>(p, where);
     }

@@ -19,6 +19,7 @@ struct LevelTable {
 
 struct CudaParams : MSDeformAttnParams {
   LevelTable table;
+  uint32_t blocks_per_head;  // of a launch
   int32_t group;         // lanes that share a row's channels, where the kernel is not compiled for one number
   bool pairs_aligned;    // x and y of a position can be loaded together
   bool queries_on_grid;  // Q == S: queries are probably the pixels of the levels

@@ -92,10 +92,19 @@ struct Levels {
     const int32_t width = level[l].width, height = level[l].height;
     const int32_t pixel = static_cast<int32_t>(i) - level[l].start;
     constexpr int32_t kStrip = 8;
-    const int32_t strip = pixel / (kStrip * width), in_strip = pixel - strip * kStrip * width;
-    const int32_t rows = min(kStrip, height - strip * kStrip);
-    return level[l].start + int64_t{strip * kStrip + in_strip % rows} * width + in_strip / rows;
+    // Unsigned divisions are shorter. The column is of the strip, whose last one may have fewer rows.
+    const int32_t strip = static_cast<uint32_t>(pixel) / static_cast<uint32_t>(kStrip * width);
+    const int32_t in_strip = pixel - strip * kStrip * width, rows = min(kStrip, height - strip * kStrip);
+    const int32_t column = static_cast<uint32_t>(in_strip) / static_cast<uint32_t>(rows);
+    return level[l].start + int64_t{strip * kStrip + in_strip - column * rows} * width + column;
   }
+};
+
+// The lanes of a warp that share an item.
+struct ItemLanes {
+  int lane;   // this one's place among them
+  int count;  // a power of two
+  int bits;   // of a lane's number in the warp, that tell them apart
 };
 
 // The lanes of a warp. kGroup 0: p.group lanes.
@@ -111,8 +120,23 @@ struct Lanes {
   __device__ int per_item() const { return group * kSplit; }
   // The sample of a chunk that this lane locates. Groups take turns, so that few samples occupy all groups.
   __device__ int own_sample() const { return part + kSplit * member; }
+  __device__ ItemLanes of_item() const { return {own_sample(), per_item(), per_item() - 1}; }
   // How far a group has to walk for `samples` samples left.
   __device__ int steps(int samples) const { return min(group, (samples + kSplit - 1) / kSplit); }
+};
+
+// A block has one head of one image, and consecutive queries. 32-bit divisions: 64-bit ones take a microsecond.
+struct BlockHead {
+  int64_t b, m;
+  int64_t first_query;  // counted in the order of Levels::query
+
+  __device__ BlockHead(const CudaParams& p, uint32_t queries) {
+    const uint32_t blocks_per_head = p.blocks_per_head;
+    const uint32_t head = blockIdx.x / blocks_per_head, heads = static_cast<uint32_t>(p.M);
+    b = head / heads;
+    m = head - static_cast<uint32_t>(b) * heads;
+    first_query = int64_t{blockIdx.x - head * blocks_per_head} * queries;
+  }
 };
 
 // One (image, query, head).
@@ -121,21 +145,55 @@ struct Item {
   bool alive;     // false beyond the last query of the block's image
   int64_t index;  // (b * Q + q) * M + m
 
-  // A block has one head of one image, and consecutive queries. 32-bit divisions: 64-bit ones take a
-  // microsecond.
-  __device__ Item(const CudaParams& p, const Levels& levels, int lanes_per_item) {
-    const uint32_t per_block = blockDim.x / static_cast<uint32_t>(lanes_per_item);
-    const uint32_t blocks_per_head = gridDim.x / static_cast<uint32_t>(p.B * p.M);
-    const uint32_t head = blockIdx.x / blocks_per_head, heads = static_cast<uint32_t>(p.M);
-    b = head / heads;
-    m = head - static_cast<uint32_t>(b) * heads;
-    q = int64_t{blockIdx.x - head * blocks_per_head} * per_block +
-        threadIdx.x / static_cast<uint32_t>(lanes_per_item);
-    alive = q < p.Q;
-    q = levels.query(alive ? q : p.Q - 1, static_cast<int>(p.L));
-    index = (b * p.Q + q) * p.M + m;
+  __device__ Item(const CudaParams& p, const BlockHead& head, int64_t q_, bool alive_)
+      : b(head.b), m(head.m), q(q_), alive(alive_), index((b * p.Q + q) * p.M + m) {}
+
+  // The i-th query of a block.
+  static __device__ Item of_block(const CudaParams& p, const Levels& levels, const BlockHead& head, int i) {
+    const int64_t nth = head.first_query + i;
+    const bool alive = nth < p.Q;
+    return {p, head, levels.query(alive ? nth : p.Q - 1, static_cast<int>(p.L)), alive};
+  }
+
+  // That of a thread, where `lanes_per_item` consecutive threads share an item.
+  static __device__ Item of_thread(const CudaParams& p, const Levels& levels, int lanes_per_item) {
+    const uint32_t lanes = static_cast<uint32_t>(lanes_per_item);
+    return of_block(p, levels, BlockHead(p, blockDim.x / lanes), static_cast<int>(threadIdx.x / lanes));
   }
 };
+
+// A number in value's dtype or the compute dtype.
+template <class T>
+__device__ __forceinline__ typename Compute<T>::type load_raw(const void* from, bool as_value) {
+  using A = typename Compute<T>::type;
+  if (as_value) {
+    A number[1];
+    load_numbers<T, 1>(static_cast<const T*>(from), number);
+    return number[0];
+  }
+  return __ldg(static_cast<const A*>(from));
+}
+
+template <class U, class A>
+__device__ __forceinline__ void load_two(const void* from, A& x, A& y) {
+  A pair[2];
+  load_numbers<U, 2>(static_cast<const U*>(from), pair);
+  x = pair[0];
+  y = pair[1];
+}
+
+// Two numbers, together where that is `aligned`.
+template <class T, class A>
+__device__ __forceinline__ void load_raw_pair(const void* from, bool as_value, bool aligned, A& x, A& y) {
+  if (!aligned) {
+    x = load_raw<T>(from, as_value);
+    y = load_raw<T>(static_cast<const char*>(from) + (as_value ? sizeof(T) : sizeof(A)), as_value);
+  } else if (as_value) {
+    load_two<T>(from, x, y);
+  } else {
+    load_two<A>(from, x, y);
+  }
+}
 
 // Numbers in value's dtype or the compute dtype, from one item's first on.
 template <class T>
@@ -149,29 +207,8 @@ struct RawNumbers {
               (b * rows.batch_stride + q * rows.row_stride + column) *
                   static_cast<int64_t>(as_value_ ? sizeof(T) : sizeof(A))),
         as_value(as_value_) {}
-  __device__ __forceinline__ A load(int i) const {
-    return as_value ? widen(reinterpret_cast<const T*>(first)[i]) : reinterpret_cast<const A*>(first)[i];
-  }
-  // Numbers i and i + 1, together where that is `aligned`.
-  __device__ __forceinline__ void load_pair(int i, bool aligned, A& x, A& y) const {
-    if (!aligned) {
-      x = load(i);
-      y = load(i + 1);
-    } else if (as_value) {
-      load_two(reinterpret_cast<const T*>(first) + i, x, y);
-    } else {
-      load_two(reinterpret_cast<const A*>(first) + i, x, y);
-    }
-  }
-
- private:
-  template <class U>
-  static __device__ __forceinline__ void load_two(const U* from, A& x, A& y) {
-    A pair[2];
-    load_numbers<U, 2>(from, pair);
-    x = pair[0];
-    y = pair[1];
-  }
+  __device__ __forceinline__ const char* at(int i) const { return first + i * static_cast<int>(as_value ? sizeof(T) : sizeof(A)); }
+  __device__ __forceinline__ A load(int i) const { return load_raw<T>(at(i), as_value); }
 };
 
 template <class T, class A>
@@ -194,6 +231,28 @@ struct Sample {
   A attention;
   int level;
   Corners<A> corners;
+
+  // Fills in the scales, and returns where the sample is, in pixels of its level. `at`: the query's reference on this
+  // level, 2 or 4 coordinates. Without branches, which would send every part of the sample through registers.
+  template <bool kFused>
+  __device__ __forceinline__ void project(const LevelInShared& of, const A* at, int coordinates, A& x, A& y) {
+    const A width = static_cast<A>(of.width), height = static_cast<A>(of.height);
+    A base_x = A(-0.5), base_y = A(-0.5);
+    scale_x = width;
+    scale_y = height;
+    if constexpr (kFused) {
+      base_x = at[0] * width - A(0.5);
+      base_y = at[1] * height - A(0.5);
+      scale_x = scale_y = A(1);
+      if (coordinates == 4) {
+        const A half = A(0.5) / static_cast<A>(of.points);
+        scale_x = at[2] * half * width;
+        scale_y = at[3] * half * height;
+      }
+    }
+    x = base_x + raw_x * scale_x;
+    y = base_y + raw_y * scale_y;
+  }
 };
 
 // One of its corners, for the lanes of its group: what it adds to the output, and gains from grad_output.
@@ -232,8 +291,10 @@ struct Source {
   const A* const reference;  // [L, coordinates] of the query
   const bool* const mask;    // [S] of the image, or null
   A maximum, inverse_sum;    // of the softmax
+  A only_weight;             // of this lane's sample, where the item has no more samples than lanes
 
-  __device__ Source(const CudaParams& p_, const Levels& levels_, const Item& item_, int lane, int lanes)
+  // Lanes of a warp that share an item: their number, and which bits of a lane's number tell them apart.
+  __device__ Source(const CudaParams& p_, const Levels& levels_, const Item& item_, const ItemLanes& lanes)
       : p(p_),
         levels(levels_),
         item(item_),
@@ -242,56 +303,57 @@ struct Source {
         reference(static_cast<const A*>(p_.reference_points) +
                   (item_.b * p_.Q + item_.q) * p_.L * p_.reference_coordinates),
         mask(kFused && p_.value_mask ? p_.value_mask + item_.b * p_.S : nullptr) {
-    if constexpr (kFused) softmax(lane, lanes);
+    if constexpr (kFused) softmax(lanes);
   }
 
-  __device__ void softmax(int lane, int lanes) {
+  __device__ void softmax(const ItemLanes& lanes) {
     const int K = static_cast<int>(p.K);
     maximum = -static_cast<A>(INFINITY);
-    for (int k = lane; k < K; k += lanes) {
-      const A logit = weights.load(k);
+    A logit = maximum;
+    for (int k = lanes.lane; k < K; k += lanes.count) {
+      logit = weights.load(k);
       maximum = logit > maximum ? logit : maximum;
     }
-    for (int bit = lanes / 2; bit > 0; bit /= 2) {
+#pragma unroll
+    for (int bit = 16; bit > 0; bit /= 2) {
+      if (!(lanes.bits & bit)) continue;
       const A other = __shfl_xor_sync(kWholeWarp, maximum, bit);
       maximum = other > maximum ? other : maximum;
     }
-    A sum = 0;
-    for (int k = lane; k < K; k += lanes) sum += exponential(weights.load(k) - maximum);
-    for (int bit = lanes / 2; bit > 0; bit /= 2) sum += __shfl_xor_sync(kWholeWarp, sum, bit);
+    only_weight = lanes.lane < K ? exponential(logit - maximum) : A(0);
+    A sum = only_weight;
+    if (K > lanes.count) {
+      sum = A(0);
+      for (int k = lanes.lane; k < K; k += lanes.count) sum += exponential(weights.load(k) - maximum);
+    }
+#pragma unroll
+    for (int bit = 16; bit > 0; bit /= 2) {
+      if (lanes.bits & bit) sum += __shfl_xor_sync(kWholeWarp, sum, bit);
+    }
     inverse_sum = A(1) / sum;
+    only_weight *= inverse_sum;
   }
 
-  // Sample k. Beyond the last, or of an item that is not alive: one without a valid corner. Without branches,
-  // which would send every part of it through registers.
-  __device__ Sample<A> locate(int k) const {
-    Sample<A> sample;
+  // The weight of sample k, which is this lane's; `only`: the item has no more samples than lanes.
+  __device__ __forceinline__ A attention(int k, bool only) const {
+    if constexpr (kFused) return only ? only_weight : exponential(weights.load(k) - maximum) * inverse_sum;
+    return weights.load(k);
+  }
+
+  // Sample k. Beyond the last, or of an item that is not alive: one without a valid corner.
+  __device__ Sample<A> locate(int k, bool only) const {
     const int K = static_cast<int>(p.K);
     const bool exists = item.alive && k < K;
     k = min(k, K - 1);
-    sample.level = levels.of_sample[k];
-    const LevelInShared level = levels.level[sample.level];
-    const A width = static_cast<A>(level.width), height = static_cast<A>(level.height);
-    positions.load_pair(2 * k, p.pairs_aligned, sample.raw_x, sample.raw_y);
-    A base_x = A(-0.5), base_y = A(-0.5);
-    sample.scale_x = width;
-    sample.scale_y = height;
-    if constexpr (kFused) {
-      const int coordinates = static_cast<int>(p.reference_coordinates);
-      const A* const at = reference + sample.level * coordinates;
-      base_x = at[0] * width - A(0.5);
-      base_y = at[1] * height - A(0.5);
-      sample.scale_x = sample.scale_y = A(1);
-      if (coordinates == 4) {
-        const A half = A(0.5) / static_cast<A>(level.points);
-        sample.scale_x = at[2] * half * width;
-        sample.scale_y = at[3] * half * height;
-      }
-      sample.attention = exponential(weights.load(k) - maximum) * inverse_sum;
-    } else {
-      sample.attention = weights.load(k);
-    }
-    const A x = base_x + sample.raw_x * sample.scale_x, y = base_y + sample.raw_y * sample.scale_y;
+    const int l = levels.of_sample[k];
+    Sample<A> sample;
+    sample.level = l;
+    load_raw_pair<T>(positions.at(2 * k), positions.as_value, p.pairs_aligned, sample.raw_x, sample.raw_y);
+    sample.attention = attention(k, only);
+    const int coordinates = static_cast<int>(p.reference_coordinates);
+    const LevelInShared level = levels.level[l];
+    A x, y;
+    sample.template project<kFused>(level, reference + l * coordinates, coordinates, x, y);
     sample.corners = bilinear_corners<A>(exists ? x : A(-2), y, level.width, level.height);
     return sample;
   }
@@ -322,16 +384,17 @@ struct Source {
   }
 };
 
-// Rows of one head of one image. The address of a row is one instruction: 32 bits times 32 bits plus 64 bits.
+// Rows of one head of one image.
 template <class T>
 struct HeadRows {
   const char* first;
   uint32_t stride;  // bytes
   __device__ HeadRows(const Rows& rows, int64_t b, int64_t column)
-      : first(static_cast<const char*>(rows.data) + (b * rows.batch_stride + column) * int64_t{sizeof(T)}),
+      : first(kept_whole(static_cast<const char*>(rows.data) +
+                         (b * rows.batch_stride + column) * int64_t{sizeof(T)})),
         stride(static_cast<uint32_t>(rows.row_stride * int64_t{sizeof(T)})) {}
   __device__ __forceinline__ const T* row(int32_t r) const {
-    return reinterpret_cast<const T*>(first + uint64_t{static_cast<uint32_t>(r)} * stride);
+    return reinterpret_cast<const T*>(row_address(first, static_cast<uint32_t>(r), stride));
   }
 };
 
