@@ -41,7 +41,7 @@ class Family:
 _ARGUMENTS = r"<(?P<T>\w+), (?P<V>\d+), (?P<group>\d+), (?P<split>\d+), (?P<fused>true|false)"
 FAMILIES = (
     Family("forward", rf"forward_kernel{_ARGUMENTS}\b[^>]*>"),
-    Family("forward mma", r"forward_mma_kernel<(?P<T>\w+), (?P<fused>true|false), (?P<chunks>\d+)>", lanes=()),
+    Family("forward mma", r"forward_mma_kernel<(?P<T>\w+), (?P<fused>true|false), (?P<samples>\d+), (?P<mask>true|false)>", lanes=()),
     Family("backward", rf"backward_kernel{_ARGUMENTS}, (?P<tiles>true|false)\b[^>]*>", backward=True),
 )
 

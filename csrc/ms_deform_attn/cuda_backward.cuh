@@ -12,13 +12,9 @@ namespace dino_kernels {
 
 template <int kSplit>
 constexpr int kBackwardThreads = kSplit > 1 ? 128 : 256;
-// Blocks that a multiprocessor must have room for: at most 80 registers a thread for tiles, where blocks wait
-// at barriers and others have to fill in. ptxas then spills next to nothing; with four blocks it spills a
-// lot.
-template <int kSplit, bool kTiles>
-constexpr int kBackwardBlocks = kTiles       ? 3
-                                : kSplit > 1 ? 5
-                                             : 2;
+// Blocks that a multiprocessor must have room for.
+template <int kSplit>
+constexpr int kBackwardBlocks = kSplit > 1 ? 5 : 2;
 
 // What the lanes keep of their samples until an item's last: [chunk][thread].
 template <class A>
@@ -38,20 +34,13 @@ struct Kept {
   }
 };
 
-template <class T, bool kTiles>
+template <class A>
 struct BackwardShared {
-  using A = typename Compute<T>::type;
   Levels levels;
   Hits<A>* hits;  // [threads]
   Kept<A> kept;
-  RowSort sort;  // of tiles, as the next
-  T* grads;      // [threads, V]: output gradients of the block's items
   __host__ __device__ BackwardShared(Carver& carver, const CudaParams& p, int threads, int chunks)
-      : levels(carver, p),
-        hits(carver.take<Hits<A>>(threads)),
-        kept(carver, p, threads, chunks),
-        sort(carver, kTiles ? threads : 0),
-        grads(carver.take<T>(kTiles ? threads * (16 / sizeof(T)) : 0)) {}
+      : levels(carver, p), hits(carver.take<Hits<A>>(threads)), kept(carver, p, threads, chunks) {}
 };
 
 // Chain rule. A sample outside has no gradient, not even 0 * NaN where its position is not finite.
@@ -81,36 +70,36 @@ __device__ __forceinline__ void sum_and_transpose(A (&parts)[kGroup][4], int mem
 }
 
 // One item's lanes at work. The template parameters are the kernel's.
-template <class T, int V, int kGroup, int kSplit, bool kFused, bool kTiles>
+template <class T, int V, int kGroup, int kSplit, bool kFused, bool kFixed>
 struct Backward {
   using A = typename Compute<T>::type;
   const CudaParams& p;
-  const BackwardShared<T, kTiles> shared;
+  const BackwardShared<A> shared;
   const Lanes<kGroup, kSplit> lanes;
   const Item item;
   const Source<T, kFused> source;
-  const Sums<A, kGroup == 0> sums;
+  const Sums<A, kFixed> sums;
   const HeadRows<T> rows;  // of value, from this lane's first channel on
   Hits<A>& own;
   const bool wants_samples, wants_value;
-  A grad[V] = {};  // of the output, where a group covers a row
+  // Of the output, where a group covers a row: of the channels that this lane reads, and of those it adds to.
+  A grad[V] = {}, grad_added[V] = {};
 
-  __device__ Backward(const CudaParams& p_, const BackwardShared<T, kTiles>& shared_)
+  __device__ Backward(const CudaParams& p_, const BackwardShared<A>& shared_)
       : p(p_),
         shared(shared_),
         lanes(p_),
         item(Item::of_thread(p_, shared_.levels, lanes.per_item())),
         source(p_, shared_.levels, item, lanes.of_item()),
-        sums(p_, item.b, item.m, lanes.member * V),
+        sums(p_, item.b, item.m),
         rows(p_.value, item.b, item.m * p_.D + lanes.member * V),
         own(shared_.hits[threadIdx.x]),
         wants_samples(p_.grad_positions || p_.grad_weights || p_.grad_reference_points),
         wants_value(p_.sums) {}
 
-  // From this lane's first channel on.
   __device__ __forceinline__ const T* grad_output() const {
     return static_cast<const T*>(p.grad_output.data) + item.b * p.grad_output.batch_stride +
-           item.q * p.grad_output.row_stride + item.m * p.D + lanes.member * V;
+           item.q * p.grad_output.row_stride + item.m * p.D;
   }
 
   // Shares of the dot products of one sample, over V of this lane's channels: those that lie `ahead` of its
@@ -132,15 +121,11 @@ struct Backward {
     }
   }
 
-  __device__ __forceinline__ void add_rows(const Hits<A>& hits, int ahead, const A (&g)[V]) const {
+  __device__ __forceinline__ void add_rows(const Hits<A>& hits, int ahead, int left, const A (&g)[V]) const {
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       const Hit<A> hit = hits.corner[c];
-      if (hit.row < 0) continue;
-      A numbers[V];
-#pragma unroll
-      for (int v = 0; v < V; ++v) numbers[v] = hit.weight * g[v];
-      sums.add(hit.row, ahead, numbers);
+      if (hit.row >= 0) sums.add(hit.row, ahead, lanes.group, lanes.member, left, hit.weight, g);
     }
   }
 
@@ -155,7 +140,7 @@ struct Backward {
         if (step >= steps) continue;
         const Hits<A> hits = read_hits(walked[step]);
         if (wants_samples) dot(hits, 0, grad, parts[step]);
-        if (!kTiles && wants_value) add_rows(hits, 0, grad);
+        if (wants_value) add_rows(hits, 0, kGroup * V, grad_added);
       }
       if (!wants_samples) return;
       sum_and_transpose<kGroup / 2>(parts, lanes.member);
@@ -165,11 +150,18 @@ struct Backward {
       for (int step = 0; step < steps; ++step) {
         const Hits<A> hits = read_hits(walked[step]);
         A part[4] = {};
-        for (int ahead = 0; lanes.member * V + ahead < p.D; ahead += lanes.group * V) {
+        const int D = static_cast<int>(p.D);
+        for (int ahead = 0; ahead < D; ahead += lanes.group * V) {
           A g[V] = {};
-          if (item.alive) load_numbers<T, V>(grad_output() + ahead, g);
-          if (wants_samples) dot(hits, ahead, g, part);
-          if (wants_value) add_rows(hits, ahead, g);
+          const int channel = ahead + lanes.member * V;
+          if (wants_samples && channel < D) {
+            if (item.alive) load_numbers<T, V>(grad_output() + channel, g);
+            dot(hits, ahead, g, part);
+          }
+          if (wants_value) {
+            sums.load(grad_output() + ahead, lanes.group, lanes.member, item.alive ? D - ahead : 0, g);
+            add_rows(hits, ahead, D - ahead, g);
+          }
         }
         if (!wants_samples) continue;
 #pragma unroll
@@ -255,66 +247,41 @@ struct Backward {
   __device__ __forceinline__ void run() {
     const int K = static_cast<int>(p.K);
     if constexpr (kGroup > 0) {
-      if (item.alive) load_numbers<T, V>(grad_output(), grad);
-    }
-    if constexpr (kTiles) {
-      store_numbers<T, V>(shared.grads + threadIdx.x * V, grad);
-      shared.sort.clear();
-      __syncthreads();
+      if (item.alive) {
+        load_numbers<T, V>(grad_output() + lanes.member * V, grad);
+        sums.load(grad_output(), kGroup, lanes.member, kGroup * V, grad_added);
+      }
     }
     A mean = 0;
     int kept = threadIdx.x;
-    for (int chunk = 0, turn = 0; chunk < K; chunk += lanes.per_item(), kept += blockDim.x, turn ^= 1) {
+    for (int chunk = 0; chunk < K; chunk += lanes.per_item(), kept += blockDim.x) {
       const int k = chunk + lanes.own_sample();
       const Sample<A> sample = source.locate(k, K <= lanes.per_item());
       source.leave(sample, own);
-      if constexpr (kTiles) sort_hits(turn);
       __syncwarp();
       A dots[4] = {};
-      if (wants_samples || !kTiles) walk(K - chunk, dots);
+      walk(K - chunk, dots);
       if (wants_samples && item.alive && k < K) mean += finish_sample(sample, k, dots, kept);
-      if constexpr (kTiles) {
-        __syncthreads();
-        shared.sort.template add_up<V, kGroup>(shared.hits, shared.grads, lanes.member, sums, turn);
-        __syncthreads();
-      } else {
-        __syncwarp();
-      }
+      __syncwarp();
     }
     if constexpr (kFused) {
       if (shared.kept.attention) finish_logits(mean);
       if (p.grad_reference_points) finish_reference_points();
     }
   }
-
-  // Tiles: the block's hits of this chunk, by row. add_up() may follow after a barrier.
-  __device__ __forceinline__ void sort_hits(int turn) const {
-    uint32_t inserted[4];
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      if (own.corner[c].row >= 0) inserted[c] = shared.sort.insert(own.corner[c].row);
-    }
-    __syncthreads();
-    shared.sort.place(turn);
-    __syncthreads();
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      if (own.corner[c].row >= 0) shared.sort.sort(inserted[c], 4 * threadIdx.x + c);
-    }
-  }
 };
 
-// kTiles: queries are on a grid, and the block adds up grad_value for all of them together.
-template <class T, int V, int kGroup, int kSplit, bool kFused, bool kTiles>
-__global__ void __launch_bounds__(kBackwardThreads<kSplit>, kBackwardBlocks<kSplit, kTiles>)
+// kFixed: grad_value is perhaps summed in fixed point.
+template <class T, int V, int kGroup, int kSplit, bool kFused, bool kFixed>
+__global__ void __launch_bounds__(kBackwardThreads<kSplit>, kBackwardBlocks<kSplit>)
     backward_kernel(const __grid_constant__ CudaParams p) {
   DINO_DYNAMIC_SHARED(memory);
   Carver carver{memory};
   const int per_item = (kGroup ? kGroup : p.group) * kSplit;
-  const BackwardShared<T, kTiles> shared(carver, p, blockDim.x,
-                                         static_cast<int>((p.K + per_item - 1) / per_item));
+  const BackwardShared<typename Compute<T>::type> shared(carver, p, blockDim.x,
+                                                         static_cast<int>((p.K + per_item - 1) / per_item));
   shared.levels.fill(p);
-  Backward<T, V, kGroup, kSplit, kFused, kTiles>(p, shared).run();
+  Backward<T, V, kGroup, kSplit, kFused, kFixed>(p, shared).run();
 }
 
 }  // namespace dino_kernels

@@ -8,9 +8,9 @@
 //   k even        high     low       0         0
 //   k odd         0        0         high      low
 //
-// A lane has the even or the odd ones of four channels, and its neighbour the others. Corners outside read the first row of their
-// level with weight zero. What is not finite there, or in the low part's products, would show: such items are computed
-// again as the other kernels do it.
+// A lane has the even or the odd ones of four channels, and its neighbour the others. Corners outside read another one's
+// row with weight zero. An infinity there, or times a low part of zero, gives NaN: where a result is not finite, the warp
+// computes its items again as the other kernels do.
 #pragma once
 
 #include "cuda_forward.cuh"
@@ -51,16 +51,15 @@ struct ForwardPair {
                : lane.g % 4 == 2 ? 0x3244
                                  : 0x1044) {}
 
-  __device__ __forceinline__ void leave(const Sample<float>& sample) const {
-    const Corners<float>& corners = sample.corners;
+  __device__ __forceinline__ void leave(const PairSample& sample) const {
     uint32_t word[2][2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float weight[2] = {corners.weight[2 * i] * sample.attention, corners.weight[2 * i + 1] * sample.attention};
+      const float weight[2] = {sample.weight[2 * i] * sample.attention, sample.weight[2 * i + 1] * sample.attention};
       SplitWeight<T>::split(weight, word[i]);
     }
     const int place = pair_place(lane.item, lane.sample);
-    rows[place] = make_int4(corners.row[0], corners.row[1], corners.row[2], corners.row[3]);
+    rows[place] = make_int4(sample.row[0], sample.row[1], sample.row[2], sample.row[3]);
     weights[place] = make_uint4(word[0][0], word[0][1], word[1][0], word[1][1]);
   }
 
@@ -122,13 +121,13 @@ struct ForwardPair {
   }
 };
 
-template <class T, bool kFused, int kSamples>
-__global__ void __launch_bounds__(kPairThreads, 4) forward_mma_kernel(const __grid_constant__ CudaParams p) {
+template <class T, bool kFused, int kSamples, bool kMask>
+__global__ void __launch_bounds__(kPairThreads, 3) forward_mma_kernel(const __grid_constant__ CudaParams p) {
   DINO_DYNAMIC_SHARED(memory);
   Carver carver{memory};
   const ForwardPairs shared(carver, p);
   shared.levels.fill(p);
-  using Raws = PairSource<T, kFused, kSamples>;
+  using Raws = PairSource<T, kFused, kSamples, kMask>;
   constexpr int kChunks = Raws::kChunks;
   const Raws source(p, shared.levels);
   const ForwardPair<T, kFused> pair(p, shared);
@@ -145,7 +144,9 @@ __global__ void __launch_bounds__(kPairThreads, 4) forward_mma_kernel(const __gr
     source.weigh(raw);
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
-      pair.leave(source.locate(raw[chunk], chunk, first + pair.lane.item < source.alive));
+      PairSample sample;
+      const bool readable = source.locate(raw[chunk], chunk, first + pair.lane.item < source.alive, sample);
+      pair.leave(sample);
       __syncwarp();
       // The next pair's numbers are on their way while this one's rows are.
       if (chunk == kChunks - 1 && first + 2 < kWarpItems) {
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(kPairThreads, 4) forward_mma_kernel(const __gr
       const int samples = number_of_samples<kSamples>(p) - kPairSamples * chunk;
 #pragma unroll
       for (int i = 0; i < kPairSamples; i += 4) {
-        if (i < samples) pair.add(value, i, sums);
+        if (i < samples && readable) pair.add(value, i, sums);
       }
       __syncwarp();
     }

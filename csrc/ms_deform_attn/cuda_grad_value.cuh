@@ -1,12 +1,8 @@
-// The gradient of value: four rows of every sample gain weight * grad_output. Three ways to add them up:
+// The gradient of value: four rows of every sample gain weight * grad_output. The rows are added one by one in global
+// memory: in floating point, as vectors; or in fixed point, where sums are the same in any order, hence deterministic.
+// cuda_tile_sums.cuh adds up what a tile of queries gives to the same rows first.
 //
-// 1. Rows one by one: vectors of floating-point adds in global memory. For few samples, or scattered ones.
-// 2. A tile of queries together: the block sorts by row what its tile adds, and sums hits on the same row in
-//    registers first. In an encoder neighbouring queries sample the same rows: 5 hits a row for 8 x 8 queries
-//    and 4 points.
-// 3. In fixed point, one by one: integer sums are the same in any order, hence deterministic.
-//
-// Sums are float32 or wider in all of them; `finish_kernel` turns them into value's dtype where that differs.
+// Sums are float32 or wider; `finish_kernel` turns them into value's dtype where that differs.
 #pragma once
 
 #include "../common/atomics.cuh"
@@ -22,14 +18,14 @@ struct Sums {
   bool fixed;
   int bytes;        // of one sum
   uint32_t stride;  // bytes from row to row
-  char* first;      // of row 0 of the head, from a lane's first channel on
+  char* first;      // of row 0 of the head
   A scale, fine_scale;
 
-  __device__ Sums(const CudaParams& p, int64_t b, int64_t m, int channel)
+  __device__ Sums(const CudaParams& p, int64_t b, int64_t m)
       : fixed(kFixed && p.bound != nullptr),
         bytes(fixed ? kIntegers * 8 : sizeof(A)),
         stride(static_cast<uint32_t>(p.M * p.D) * bytes),
-        first(static_cast<char*>(p.sums) + ((b * p.S * p.M + m) * p.D + channel) * bytes) {
+        first(kept_whole(static_cast<char*>(p.sums) + (b * p.S * p.M + m) * p.D * bytes)) {
     if (fixed) set_scale(p);
   }
 
@@ -45,115 +41,51 @@ struct Sums {
     fine_scale = ldexp(A(1), 62 - p.sum_headroom);
   }
 
-  // To V channels that lie `ahead` of the first.
-  template <int V>
-  __device__ __forceinline__ void add(int32_t row, int ahead, const A (&numbers)[V]) const {
-    char* const to = first + uint64_t{static_cast<uint32_t>(row)} * stride + ahead * bytes;
-    if (kFixed && fixed) {
+  // Channels come in portions of V * `group`, where a lane of a group adds to V of them: not those it reads, but so that
+  // the lanes together fill sectors of 32 bytes with each instruction. Calls each(i, channel): the numbers i and on, 4 or
+  // 1 of them, are of the channels from `channel` on, counted from the portion's first.
+  template <int V, class Each>
+  __device__ __forceinline__ void for_channels(int group, int member, Each each) const {
+    constexpr int kTogether = V % 4 == 0 ? 4 : 1;
+    if (kTogether == 1 || (kFixed && fixed)) {
 #pragma unroll
-      for (int v = 0; v < V; ++v) {
-        add_fixed(reinterpret_cast<long long*>(to) + v * kIntegers, numbers[v], scale, fine_scale);
-      }
+      for (int i = 0; i < V; ++i) each(i, i * group + member, std::integral_constant<int, 1>{});
     } else {
-      add_floats<V>(reinterpret_cast<A*>(to), numbers);
-    }
-  }
-};
-
-// What the threads of a block add to grad_value in one chunk, sorted by row: a counting sort over a hash
-// table of rows. Hit number 4 * thread + corner is a corner of the sample that a thread located.
-//
-// Sorted hits are dealt out evenly, and a group adds up those of one row before it goes to global memory.
-// Whole rows for each group would leave most lanes idle: near a coarse level's few rows a tile has up to 60
-// hits, elsewhere one.
-struct RowSort {
-  static constexpr int32_t kNone = -1;
-  int32_t slots;     // a power of two, and as many as hits: never full
-  int32_t* row;      // [slots] or kNone
-  int32_t* hits;     // [slots] of the row; from place() on, where they begin among the sorted
-  uint16_t* sorted;  // [slots] hit numbers
-  int32_t* count;    // [2] of sorted hits; chunks take turns
-
-  __host__ __device__ RowSort(Carver& carver, int threads)
-      : slots(4 * threads),
-        row(carver.take<int32_t>(slots)),
-        hits(carver.take<int32_t>(slots)),
-        sorted(carver.take<uint16_t>(slots)),
-        count(carver.take<int32_t>(2)) {}
-
-  // Each thread empties four slots.
-  __device__ __forceinline__ void clear_slots() const {
-    reinterpret_cast<int4*>(row)[threadIdx.x] = make_int4(kNone, kNone, kNone, kNone);
-    reinterpret_cast<int4*>(hits)[threadIdx.x] = make_int4(0, 0, 0, 0);
-  }
-  // By all threads; a barrier must follow.
-  __device__ void clear() const {
-    clear_slots();
-    if (threadIdx.x < 2) count[threadIdx.x] = 0;
-  }
-
-  // Counts a hit on `wanted`. Returns its row's slot, and above it which of the row's hits it is.
-  __device__ __forceinline__ uint32_t insert(int32_t wanted) const {
-    uint32_t slot = static_cast<uint32_t>(wanted) * 2654435761u >> 7;
-    for (;; ++slot) {
-      slot &= static_cast<uint32_t>(slots - 1);
-      int32_t found = *reinterpret_cast<volatile int32_t*>(row + slot);
-      if (found == kNone) found = atomicCAS(row + slot, kNone, wanted);
-      if (found == kNone || found == wanted) break;
-    }
-    return slot | static_cast<uint32_t>(atomicAdd(hits + slot, 1)) << 16;
-  }
-
-  // Between barriers: turns the counts of each row into where its hits begin. Rows come in any order: a
-  // warp's slots get the next places.
-  __device__ __forceinline__ void place(int turn) const {
-    int4& four = reinterpret_cast<int4*>(hits)[threadIdx.x];
-    const int4 n = four;
-    const int own = n.x + n.y + n.z + n.w, lane = threadIdx.x % warpSize;
-    int through = own;  // inclusive sum over the lanes
 #pragma unroll
-    for (int distance = 1; distance < warpSize; distance *= 2) {
-      const int before = __shfl_up_sync(kWholeWarp, through, distance);
-      if (lane >= distance) through += before;
-    }
-    int begin = lane == warpSize - 1 ? atomicAdd(count + turn, through) : 0;
-    begin = __shfl_sync(kWholeWarp, begin, warpSize - 1) + through - own;
-    four = make_int4(begin, begin + n.x, begin + n.x + n.y, begin + n.x + n.y + n.z);
-  }
-
-  __device__ __forceinline__ void sort(uint32_t inserted, int hit) const {
-    sorted[hits[inserted & 0xffff] + (inserted >> 16)] = static_cast<uint16_t>(hit);
-  }
-
-  // Between barriers: adds everything to global memory, and leaves the table empty. `grads` has the output
-  // gradients of the block's items.
-  template <int V, int kGroup, class T, class A>
-  __device__ __forceinline__ void add_up(const Hits<A>* of_thread, const T* grads, int member,
-                                         const Sums<A, false>& sums, int turn) const {
-    const Hit<A>* const all = of_thread->corner;
-    const int groups = blockDim.x / kGroup, each = (count[turn] + groups - 1) / groups;
-    const int begin = threadIdx.x / kGroup * each, end = min(begin + each, count[turn]);
-    clear_slots();
-    if (threadIdx.x == 0) count[1 - turn] = 0;
-    A numbers[V] = {};
-    int32_t last_row = kNone;
-    for (int i = begin; i < end; ++i) {
-      const int number = sorted[i];
-      const Hit<A> hit = all[number];
-      A grad[V];
-      widen<T, V>(
-          *reinterpret_cast<const Packed<T, V>*>(grads + (number / (4 * kGroup) * kGroup + member) * V),
-          grad);
-      if (hit.row != last_row) {
-        if (last_row != kNone) sums.add(last_row, 0, numbers);
-        last_row = hit.row;
-#pragma unroll
-        for (int v = 0; v < V; ++v) numbers[v] = A(0);
+      for (int i = 0; i < V; i += kTogether) {
+        each(i, (i / kTogether * group + member) * kTogether, std::integral_constant<int, kTogether>{});
       }
-#pragma unroll
-      for (int v = 0; v < V; ++v) numbers[v] += hit.weight * grad[v];
     }
-    if (last_row != kNone) sums.add(last_row, 0, numbers);
+  }
+
+  // The output gradients of those channels, of `left` that the portion has.
+  template <class T, int V>
+  __device__ __forceinline__ void load(const T* grad_output, int group, int member, int left, A (&grad)[V]) const {
+    for_channels<V>(group, member, [&](int i, int channel, auto together) {
+      A numbers[together()] = {};
+      if (channel < left) load_numbers<T, together()>(grad_output + channel, numbers);
+#pragma unroll
+      for (int j = 0; j < together(); ++j) grad[i + j] = numbers[j];
+    });
+  }
+
+  // row += weight * grad, from channel `ahead` on.
+  template <int V>
+  __device__ __forceinline__ void add(int32_t row, int ahead, int group, int member, int left, A weight,
+                                      const A (&grad)[V]) const {
+    char* const to = row_address(first, static_cast<uint32_t>(row), stride) + ahead * bytes;
+    for_channels<V>(group, member, [&](int i, int channel, auto together) {
+      if (channel >= left) return;
+      char* const at = to + channel * bytes;
+      if (kFixed && fixed) {
+        add_fixed(reinterpret_cast<long long*>(at), weight * grad[i], scale, fine_scale);
+      } else {
+        A numbers[together()];
+#pragma unroll
+        for (int j = 0; j < together(); ++j) numbers[j] = weight * grad[i + j];
+        add_floats<together()>(reinterpret_cast<A*>(at), numbers);
+      }
+    });
   }
 };
 
@@ -164,7 +96,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_con
   using A = typename Compute<T>::type;
   constexpr int kTogether = 4;
   const int64_t count = p.B * p.S * p.M * p.D, step = int64_t{gridDim.x} * kFinishThreads * kTogether;
-  const Sums<A, true> sums(p, 0, 0, 0);
+  const Sums<A, true> sums(p, 0, 0);
   const auto one = [&](int64_t i) {
     const auto* integers = static_cast<const long long*>(p.sums) + i * sums.kIntegers;
     return sums.fixed ? from_fixed(integers, sums.scale, sums.fine_scale) : static_cast<const A*>(p.sums)[i];

@@ -116,39 +116,21 @@ __device__ __forceinline__ float fast_reciprocal(float x) {
 #endif
 }
 
-// The four pixels around a point as bilinear_corners() has them, but with weight 0 where they are not valid, and with rows
-// that always exist: of the nearest pixel.
-__device__ __forceinline__ Corners<float> clamped_corners(float x, float y, bool exists, const LevelInShared& level) {
-  exists = exists && x == x && y == y;
-  x = exists ? x : -2.0f;
-  y = exists ? y : -2.0f;
-  const int32_t x0 = floor_to_int(x), y0 = floor_to_int(y);
-  const uint32_t width = static_cast<uint32_t>(level.width), height = static_cast<uint32_t>(level.height);
-  // Unsigned: negative ones are large. Beyond the level a fraction may be anything, and is not used.
-  const bool left = static_cast<uint32_t>(x0) < width, right = static_cast<uint32_t>(x0) + 1 < width;
-  const bool above = static_cast<uint32_t>(y0) < height, below = static_cast<uint32_t>(y0) + 1 < height;
-  Corners<float> corners;
-  corners.fraction_x = x - static_cast<float>(x0);
-  corners.fraction_y = y - static_cast<float>(y0);
-  const float weight_x[2] = {left ? 1.0f - corners.fraction_x : 0.0f, right ? corners.fraction_x : 0.0f};
-  const float weight_y[2] = {above ? 1.0f - corners.fraction_y : 0.0f, below ? corners.fraction_y : 0.0f};
-  const int32_t column[2] = {left ? x0 : 0, right ? x0 + 1 : 0};
-  const int32_t line[2] = {level.start + (above ? y0 : 0) * level.width, level.start + (below ? y0 + 1 : 0) * level.width};
-#pragma unroll
-  for (int c = 0; c < 4; ++c) {
-    corners.row[c] = line[c / 2] + column[c % 2];
-    corners.weight[c] = weight_y[c / 2] * weight_x[c % 2];
-  }
-  corners.valid[0] = above && left;
-  corners.valid[1] = above && right;
-  corners.valid[2] = below && left;
-  corners.valid[3] = below && right;
-  return corners;
-}
+// A sample of a pair, in the registers of the lane that located it.
+struct PairSample {
+  float raw_x, raw_y;      // as given: a location, or an offset
+  float scale_x, scale_y;  // pixels per unit of it
+  float attention;
+  float fraction_x, fraction_y;  // of Corners
+  int32_t row[4];                // of S, each of which can be read
+  float weight[4];               // bilinear; 0 where not valid
+  uint32_t valid;                // a bit a corner: inside the level, and no padding
+};
 
 // The raw samples of a pair of items, the counterpart of Source. A lane's samples belong to the
 // same levels in all pairs.
-template <class T, bool kFused, int kSamples>
+// kMask: there may be padding.
+template <class T, bool kFused, int kSamples, bool kMask>
 struct PairSource {
   static constexpr int kChunks = kSamples / kPairSamples;
   const CudaParams& p;
@@ -159,6 +141,7 @@ struct PairSource {
   const char* references;           // of its image, of this lane's first sample's level
   int level_index[kChunks];
   LevelInShared level[kChunks];
+  float unit_x[kChunks], unit_y[kChunks];  // pixels per unit of a position; with boxes, of their width and height, too
   uint32_t first;  // of the warp's items, counted in the order of Levels::query
   uint32_t alive;  // how many of them there are
   uint32_t query;  // one of theirs a lane; lanes 8 and on repeat them
@@ -172,7 +155,7 @@ struct PairSource {
   __device__ PairSource(const CudaParams& p_, const Levels& levels)
       : p(p_),
         head(p_, kBlockItems),
-        mask(kFused && p_.value_mask ? p_.value_mask + head.b * p_.S : nullptr),
+        mask(kMask && p_.value_mask ? p_.value_mask + head.b * p_.S : nullptr),
         positions(first_of_head(p_.positions, 2, position_bytes())),
         weights(first_of_head(p_.weights, 1, weight_bytes())),
         first(static_cast<uint32_t>(head.first_query) + threadIdx.x / 32 * kWarpItems),
@@ -183,6 +166,11 @@ struct PairSource {
     for (int c = 0; c < kChunks; ++c) {
       level_index[c] = levels.of_sample[min(k(c), number_of_samples<kSamples>(p_) - 1)];
       level[c] = levels.level[level_index[c]];
+      const float width = static_cast<float>(level[c].width), height = static_cast<float>(level[c].height);
+      const bool boxes = kFused && p_.reference_coordinates == 4;
+      const float half = 0.5f / static_cast<float>(level[c].points);
+      unit_x[c] = !kFused ? width : boxes ? half * width : 1.0f;
+      unit_y[c] = !kFused ? height : boxes ? half * height : 1.0f;
     }
     references = kept_whole(static_cast<const char*>(p_.reference_points) +
                             (head.b * p_.Q * p_.L + level_index[0]) * reference_bytes());
@@ -211,7 +199,7 @@ struct PairSource {
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       Raw& to = raw[c];
-      to = {0, 0, kFused ? -INFINITY : 0, {0, 0, 0, 0}};
+      to = {0, 0, kFused ? -INFINITY : 0, {0, 0, 1, 1}};
       if (!exists(c)) continue;
       load_raw_pair<T>(position + 2 * kPairSamples * c * position_bytes(), p.positions_as_value, true, to.x, to.y);
       to.weight = load_raw<T>(weight + kPairSamples * c * weight_bytes(), p.weights_as_value);
@@ -247,27 +235,72 @@ struct PairSource {
     for (int c = 0; c < kChunks; ++c) raw[c].weight *= inverse;
   }
 
-  // The sample of a chunk, of which weigh() has been called. Its corners' rows exist, and so they can be read, valid or
-  // not.
-  __device__ __forceinline__ Sample<float> locate(const Raw& raw, int chunk, bool item_exists) const {
-    Sample<float> sample;
-    sample.level = level_index[chunk];
+  // The sample of a chunk, of which weigh() has been called; by all lanes of a warp. Corners that are not valid get the
+  // row of one that is, of any lane, so that rows can be read without branches. Returns false if there is none.
+  __device__ __forceinline__ bool locate(const Raw& raw, int chunk, bool item_exists, PairSample& sample) const {
+    const LevelInShared& of = level[chunk];
     sample.raw_x = raw.x;
     sample.raw_y = raw.y;
+    sample.scale_x = raw.at[2] * unit_x[chunk];
+    sample.scale_y = raw.at[3] * unit_y[chunk];
     sample.attention = raw.weight;
-    float x, y;
-    sample.template project<kFused>(level[chunk], raw.at, static_cast<int>(p.reference_coordinates), x, y);
-    Corners<float>& corners = sample.corners;
-    corners = clamped_corners(x, y, item_exists && exists(chunk), level[chunk]);
-    if (kFused && mask != nullptr) {
+    float x = raw.x * sample.scale_x - 0.5f, y = raw.y * sample.scale_y - 0.5f;
+    if constexpr (kFused) {
+      x += raw.at[0] * static_cast<float>(of.width);
+      y += raw.at[1] * static_cast<float>(of.height);
+    }
+    const bool there = item_exists && exists(chunk) && x == x && y == y;
+    x = there ? x : -2.0f;
+    y = there ? y : -2.0f;
+    const int32_t x0 = floor_to_int(x), y0 = floor_to_int(y);
+    sample.fraction_x = x - static_cast<float>(x0);
+    sample.fraction_y = y - static_cast<float>(y0);
+    // Unsigned: negative ones are large.
+    const int32_t width = of.width, height = of.height;
+    const bool left = static_cast<uint32_t>(x0) < static_cast<uint32_t>(width);
+    const bool right = static_cast<uint32_t>(x0 + 1) < static_cast<uint32_t>(width);
+    const bool above = static_cast<uint32_t>(y0) < static_cast<uint32_t>(height);
+    const bool below = static_cast<uint32_t>(y0 + 1) < static_cast<uint32_t>(height);
+    const float weight_x[2] = {left ? 1.0f - sample.fraction_x : 0.0f, right ? sample.fraction_x : 0.0f};
+    const float weight_y[2] = {above ? 1.0f - sample.fraction_y : 0.0f, below ? sample.fraction_y : 0.0f};
+    // Beside a border, the row of the other corner.
+    const int32_t column[2] = {left ? x0 : x0 + 1, right ? x0 + 1 : x0};
+    const int32_t line[2] = {(above ? y0 : y0 + 1) * width + of.start, (below ? y0 + 1 : y0) * width + of.start};
+    const bool valid_x[2] = {left, right}, valid_y[2] = {above, below};
+    sample.valid = 0;
 #pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const bool padding = mask[corners.row[c]];
-        corners.valid[c] = corners.valid[c] && !padding;
-        corners.weight[c] = padding ? 0.0f : corners.weight[c];
+    for (int c = 0; c < 4; ++c) {
+      sample.row[c] = line[c / 2] + column[c % 2];
+      sample.weight[c] = weight_y[c / 2] * weight_x[c % 2];
+      sample.valid |= valid_y[c / 2] && valid_x[c % 2] ? 1u << c : 0u;
+    }
+    const bool inside = (left || right) && (above || below);
+    if (kMask && mask != nullptr) return without_padding(inside, sample);
+    if (__all_sync(kWholeWarp, inside)) return true;
+    const int32_t some = __reduce_max_sync(kWholeWarp, inside ? sample.row[0] : -1);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) sample.row[c] = inside ? sample.row[c] : some;
+    return some >= 0;
+  }
+
+  __device__ __forceinline__ bool without_padding(bool inside, PairSample& sample) const {
+    int32_t some = -1;
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      if (!inside || mask[sample.row[c]]) {
+        sample.valid &= ~(1u << c);
+        sample.weight[c] = 0;
+      } else {
+        some = sample.row[c];
       }
     }
-    return sample;
+    const int32_t any = __reduce_max_sync(kWholeWarp, some);
+    // A corner beside a border has the row of a valid one, or of padding.
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      if (!inside || mask[sample.row[c]]) sample.row[c] = any;
+    }
+    return any >= 0;
   }
 };
 

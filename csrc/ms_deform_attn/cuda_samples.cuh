@@ -231,29 +231,30 @@ struct Sample {
   A attention;
   int level;
   Corners<A> corners;
-
-  // Fills in the scales, and returns where the sample is, in pixels of its level. `at`: the query's reference on this
-  // level, 2 or 4 coordinates. Without branches, which would send every part of the sample through registers.
-  template <bool kFused>
-  __device__ __forceinline__ void project(const LevelInShared& of, const A* at, int coordinates, A& x, A& y) {
-    const A width = static_cast<A>(of.width), height = static_cast<A>(of.height);
-    A base_x = A(-0.5), base_y = A(-0.5);
-    scale_x = width;
-    scale_y = height;
-    if constexpr (kFused) {
-      base_x = at[0] * width - A(0.5);
-      base_y = at[1] * height - A(0.5);
-      scale_x = scale_y = A(1);
-      if (coordinates == 4) {
-        const A half = A(0.5) / static_cast<A>(of.points);
-        scale_x = at[2] * half * width;
-        scale_y = at[3] * half * height;
-      }
-    }
-    x = base_x + raw_x * scale_x;
-    y = base_y + raw_y * scale_y;
-  }
 };
+
+// Fills in a sample's scales, and returns where it is, in pixels of its level. `at`: the query's reference on this level, 2
+// or 4 coordinates. Without branches, which would send every part of the sample through registers.
+template <bool kFused, class A>
+__device__ __forceinline__ void project(const LevelInShared& of, const A* at, int coordinates, Sample<A>& sample, A& x,
+                                        A& y) {
+  const A width = static_cast<A>(of.width), height = static_cast<A>(of.height);
+  A base_x = A(-0.5), base_y = A(-0.5);
+  sample.scale_x = width;
+  sample.scale_y = height;
+  if constexpr (kFused) {
+    base_x = at[0] * width - A(0.5);
+    base_y = at[1] * height - A(0.5);
+    sample.scale_x = sample.scale_y = A(1);
+    if (coordinates == 4) {
+      const A half = A(0.5) / static_cast<A>(of.points);
+      sample.scale_x = at[2] * half * width;
+      sample.scale_y = at[3] * half * height;
+    }
+  }
+  x = base_x + sample.raw_x * sample.scale_x;
+  y = base_y + sample.raw_y * sample.scale_y;
+}
 
 // One of its corners, for the lanes of its group: what it adds to the output, and gains from grad_output.
 template <class A>
@@ -353,7 +354,7 @@ struct Source {
     const int coordinates = static_cast<int>(p.reference_coordinates);
     const LevelInShared level = levels.level[l];
     A x, y;
-    sample.template project<kFused>(level, reference + l * coordinates, coordinates, x, y);
+    project<kFused>(level, reference + l * coordinates, coordinates, sample, x, y);
     sample.corners = bilinear_corners<A>(exists ? x : A(-2), y, level.width, level.height);
     return sample;
   }
