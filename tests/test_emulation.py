@@ -250,7 +250,7 @@ def test_sums_in_fixed_point_become_the_numbers_that_a_division_by_the_scale_giv
     expected = (numbers / scales.double()).to(dtype)
     expected[:, -4:] = math.nan
     subnormal = (expected != 0) & (expected.abs() < torch.finfo(dtype).smallest_normal)
-    assert expected.isinf().any() and subnormal.any()
+    assert expected.isinf().any() and bool(subnormal.any()) is (dtype == torch.float64)
     name = f"sums_from_fixed_point_{str(dtype).removeprefix('torch.')}"
     result = launch(name, coarse.numel() // 1024 + 1, 1024, given, torch.zeros_like(expected), coarse.numel())
     assert same_numbers(result.view(torch.int32 if dtype == torch.float32 else torch.int64), expected)

@@ -9,11 +9,9 @@ namespace {
 
 constexpr uint32_t kAll = 0xffffffffu;
 
-// c + a[0] b[0] + ... + a[15] b[15], as imprecise as any GPU since Ampere. Products are exact. All 17 terms
-// are aligned to the largest, cut off 24 bits below its leading one, summed without error, and the sum is cut
-// off to float32: "MMA-Sim" (arXiv 2511.10909) finds this with 24 bits for 8 products at a time on Ampere,
-// and with 25 for 16 on Hopper. So a kernel that needs rounding to nearest, or small terms beside large ones,
-// is found here.
+// c + a[0] b[0] + ... + a[15] b[15], about as imprecise as on Ampere and Hopper (README.md). Products are
+// exact. All 17 terms are aligned to the largest, cut off 24 bits below its leading one and summed without
+// error, and the sum is cut off to float32.
 float dot(const float (&a)[16], const float (&b)[16], float c) {
   double terms[17];
   uint64_t largest = 0;
