@@ -7,6 +7,7 @@ run.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -31,10 +32,11 @@ extern "C" int32_t aoti_torch_get_current_cuda_stream(int32_t device, void** str
 """
 
 CUDA_RUNTIME = r"""
+#include <cstdint>
 #include <cstdio>
 #include <cuda_runtime_api.h>
 #undef cudaLaunchKernel
-static dim3 grid, block; static size_t shared; static cudaStream_t stream;
+static dim3 grid, block; static size_t shared; static cudaStream_t stream; static cudaError_t last = cudaSuccess;
 extern "C" {
 void** __cudaRegisterFatBinary(void*) { static void* handle; return &handle; }
 void __cudaRegisterFatBinaryEnd(void**) {}
@@ -55,7 +57,8 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3 g, dim3 b, void** arguments, s
   printf("{\"call\": \"launch\", \"blocks\": %u, \"threads\": %u, \"shared\": %zu, \"stream\": %zu, "
          "\"argument\": %d}\n",
          g.x, b.x, s, reinterpret_cast<size_t>(on), *static_cast<int*>(arguments[0]));
-  return cudaSuccess;
+  if (b.x == 1025) last = cudaErrorInvalidConfiguration;
+  return last;
 }
 cudaError_t cudaLaunchKernel(const void*, dim3 g, dim3 b, void** arguments, size_t s, cudaStream_t on) {
   return __cudaLaunchKernel(nullptr, g, b, arguments, s, on);
@@ -67,8 +70,23 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   *value = attribute == cudaDevAttrMultiProcessorCount ? 132 : 232448;
   return device == 7 ? cudaErrorInvalidDevice : cudaSuccess;
 }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaGetLastError() { const cudaError_t error = last; last = cudaSuccess; return error; }
 const char* cudaGetErrorString(cudaError_t) { return "a stand-in's error"; }
+
+// Of torch, in place of libtorch_cpu's: a tensor is the number of its device, from 100 on a CPU.
+int32_t aoti_torch_get_device_index(void* tensor, int32_t* index) {
+  *index = static_cast<int32_t>(reinterpret_cast<size_t>(tensor)); return 0;
+}
+int32_t aoti_torch_get_device_type(void* tensor, int32_t* type) {
+  *type = reinterpret_cast<size_t>(tensor) < 100; return 0;
+}
+int32_t aoti_torch_delete_tensor_object(void*) { return 0; }
+int32_t aoti_torch_create_device_guard(int32_t index, void** guard) {
+  printf("{\"call\": \"enter\", \"device\": %d}\n", index); *guard = &last; return 0;
+}
+int32_t aoti_torch_delete_device_guard(void* guard) {
+  printf("{\"call\": \"leave\", \"right\": %d}\n", guard == &last); return 0;
+}
 }
 """
 
@@ -78,6 +96,10 @@ PROGRAM = r"""
 #include "common/launch.h"
 using namespace dino_kernels;
 __global__ void kernel(const int number) {}
+__global__ void with_shared_memory(float* out) {
+  DINO_DYNAMIC_SHARED(memory);
+  *out = reinterpret_cast<float*>(memory)[threadIdx.x];
+}
 template <class Run> void attempt(Run run) {
   try { run(); } catch (const std::exception& error) { printf("{\"error\": \"%s\"}\n", error.what()); }
 }
@@ -89,6 +111,7 @@ int main(int, char** arguments) {
   attempt([] { launch({"no blocks", 0, 32, 0}, 0, &kernel, 44); });
   attempt([] { launch({"too many", int64_t{1} << 31, 32, 0}, 0, &kernel, 45); });
   attempt([] { launch({"no stream", 1, 32, 0}, 13, &kernel, 46); });
+  attempt([] { launch({"too many threads", 1, 1025, 0}, 0, &kernel, 47); });
   attempt([] { device_facts("no device", 7); });
   const auto show = [] {
     const DeviceFacts facts = device_facts("facts", 0);
@@ -97,6 +120,11 @@ int main(int, char** arguments) {
   show();
   assumed_multiprocessors = 1;
   show();
+  for (const size_t number : {3, 100}) {
+    const torch::stable::Tensor tensor(reinterpret_cast<AtenTensorHandle>(number));
+    const OnDevice device(tensor);
+    printf("{\"current\": %d, \"for kernels\": %d}\n", device.index, on_kernel_device(tensor));
+  }
 }
 """
 
@@ -175,7 +203,7 @@ def launches(tmp_path: Path, torch_cuda: Path, run_nvcc: Callable[..., None]) ->
     source = tmp_path / "program.cu"
     source.write_text(PROGRAM)
     run_nvcc(
-        *["-std=c++20", "-cudart=none", "-arch=sm_80", "-DTORCH_TARGET_VERSION=0x020a000000000000"],
+        *["-std=c++20", "-cudart=none", "-arch=sm_80", "-keep", "-DTORCH_TARGET_VERSION=0x020a000000000000"],
         *["-I", str(ROOT / "csrc"), "-isystem", str(torch_folder / "include"), str(source), str(runtime)],
         *["-L", str(torch_folder / "lib"), "-ltorch_cpu", "-lc10", "-ldl"],
         *["-Xlinker", f"-rpath={torch_folder / 'lib'}", "-o", str(program)],
@@ -185,17 +213,30 @@ def launches(tmp_path: Path, torch_cuda: Path, run_nvcc: Callable[..., None]) ->
     return [json.loads(line) for line in finished.stdout.splitlines()]
 
 
-def test_a_launch_takes_torchs_stream_and_every_refusal_says_why(launches):
+def test_a_launch_takes_torchs_stream_and_every_refusal_says_why(launches, tmp_path):
     messages = [line["error"].rpartition("launch.h:")[2].partition(", ")[2] for line in launches if "error" in line]
     assert messages[0].startswith("early: the loaded libtorch_cuda.so has no aoti_torch_get_current_cuda_stream")
     assert messages[1:] == [
         "too many: 2147483648 blocks are more than a launch can have; split the batch",
         "no stream: PyTorch returned no CUDA stream for device 13",
+        "too many threads: a stand-in's error",
         "no device: a stand-in's error",
     ]
-    plain, allow, shared, own, assumed = [line for line in launches if "error" not in line]
+    plain, allow, shared, refused, own, assumed, *guards = [line for line in launches if "error" not in line]
+    assert refused["argument"] == 47
     assert plain == {"call": "launch", "blocks": 3, "threads": 64, "shared": 100, "stream": STREAM, "argument": 42}
     assert allow == {"call": "allow", "shared": 60000}
     assert (shared["shared"], shared["stream"], shared["argument"]) == (60000, STREAM + 1, 43)
     assert own == {"multiprocessors": 132, "shared": 232448}
     assert assumed == {"multiprocessors": 1, "shared": 232448}
+    assert guards == [
+        {"call": "enter", "device": 3},
+        {"current": 3, "for kernels": 1},
+        {"call": "leave", "right": 1},
+        {"call": "enter", "device": 100},
+        {"current": 100, "for kernels": 0},
+        {"call": "leave", "right": 1},
+    ]
+    # Dynamic shared memory is aligned for the largest loads; the compiler kept its output.
+    ptx = (tmp_path / "program.ptx").read_text()
+    assert re.findall(r"\.extern \.shared \.align (\d+) \.b8 memory\[\]", ptx) == ["16"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -31,6 +33,15 @@ def on_gpu(monkeypatch):
 @pytest.mark.parametrize("name", NATIVE_OPS)
 def test_every_native_op_has_a_cuda_kernel_once_the_library_is_loaded(name):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dino_kernels_native::{name}", "CUDA")
+
+
+@pytest.mark.skipif(_native.CUDA is None, reason=str(_native.CUDA_MISSING))
+def test_the_library_says_which_cuda_and_which_architectures_it_was_compiled_for():
+    assert _native.CUDA is not None
+    compiler = (_native.build_info() or {})["cuda"]
+    assert compiler["nvcc"].startswith(f"{_native.version_text(_native.CUDA.runtime)}.")
+    architectures = sorted({int(number) for flag in compiler["flags"] for number in re.findall(r"sm_(\d+)", flag)})
+    assert _native.CUDA.architectures == ",".join(f"{number}0" for number in architectures)
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0)])

@@ -8,17 +8,30 @@
 
 namespace dino_kernels {
 
-// to[0..3] += numbers: from sm_90 on they travel to the L2 cache as one request. `to` is aligned to 16 bytes.
-__device__ __forceinline__ void add_four(float* to, float a, float b, float c, float d) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(a), "f"(b), "f"(c), "f"(d)
-               : "memory");
+// Whether one request to the L2 cache can carry four sums: from sm_90 on.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kFourAtOnce = false;
 #else
-  atomicAdd(to, a);
-  atomicAdd(to + 1, b);
-  atomicAdd(to + 2, c);
-  atomicAdd(to + 3, d);
+constexpr bool kFourAtOnce = true;
 #endif
+
+// A template, because older architectures do not declare the function.
+template <class Four>
+__device__ __forceinline__ void add_at_once(float* to, Four numbers) {
+  atomicAdd(reinterpret_cast<Four*>(to), numbers);
+}
+
+// to[0..3] += numbers, each atomically. `to` is global memory, aligned to 16 bytes.
+template <bool kAtOnce = kFourAtOnce>
+__device__ __forceinline__ void add_four(float* to, float a, float b, float c, float d) {
+  if constexpr (kAtOnce) {
+    add_at_once(to, make_float4(a, b, c, d));
+  } else {
+    atomicAdd(to, a);
+    atomicAdd(to + 1, b);
+    atomicAdd(to + 2, c);
+    atomicAdd(to + 3, d);
+  }
 }
 
 // to[i] += numbers[i], each element atomically.
@@ -48,20 +61,10 @@ constexpr double kLargestSum = 0x1p62;
 
 __device__ __forceinline__ void add_integer(long long* to, long long number) {
   // Two's complement: the unsigned add is the signed one, and the one that the hardware has.
-#if defined(__CUDA_ARCH__)
-  asm volatile("red.global.add.u64 [%0], %1;" ::"l"(to), "l"(number) : "memory");
-#else
   atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(number));
-#endif
 }
 
-__device__ __forceinline__ void poison_integer(long long* to) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("red.global.min.s64 [%0], %1;" ::"l"(to), "l"(kPoison) : "memory");
-#else
-  atomicMin(to, kPoison);
-#endif
-}
+__device__ __forceinline__ void poison_integer(long long* to) { atomicMin(to, kPoison); }
 
 // float32: one integer. Its last bit is 2^-62 of the bound of the sum, far below a rounding of any sum that
 // matters.
@@ -91,11 +94,21 @@ __device__ __forceinline__ bool is_poisoned(long long sum) {
   return sum < -kLargest || sum > kLargest;
 }
 
+// 1 / scale, for a power of two in the range of normal numbers, its inverse too: what a scale always is. The
+// exponents add up to twice the bias.
+__device__ __forceinline__ double inverse_scale(double scale) {
+  return __longlong_as_double((2046LL << 52) - __double_as_longlong(scale));
+}
+
+// The sum that add_fixed has made with these scales; NaN where it is poisoned, or where a scale is NaN
+// because the bound of the sums was not finite.
 __device__ __forceinline__ float from_fixed(const long long* sum, float scale, float) {
-  return is_poisoned(sum[0]) ? NAN : static_cast<float>(__ll2double_rn(sum[0]) / scale);
+  if (is_poisoned(sum[0]) || scale != scale) return NAN;
+  return static_cast<float>(__ll2double_rn(sum[0]) * inverse_scale(scale));
 }
 __device__ __forceinline__ double from_fixed(const long long* sum, double scale, double fine_scale) {
-  return is_poisoned(sum[0]) ? NAN : (__ll2double_rn(sum[0]) + __ll2double_rn(sum[1]) / fine_scale) / scale;
+  if (is_poisoned(sum[0]) || scale != scale) return NAN;
+  return (__ll2double_rn(sum[0]) + __ll2double_rn(sum[1]) * inverse_scale(fine_scale)) * inverse_scale(scale);
 }
 
 }  // namespace dino_kernels

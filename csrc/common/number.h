@@ -14,24 +14,24 @@ namespace dino_kernels {
 template <class Real>
 struct Number;  // vectors: see simd.h
 
+// Of a scalar: only CUDA sources call it, which have declared both functions. nvcc makes one instruction of
+// it and of the conversion to an integer (F2I.FLOOR).
+template <class Real>
+DINO_HOST_DEVICE Real round_down(Real x) {
+  if constexpr (sizeof(Real) == 4) {
+    return floorf(x);
+  } else {
+    return floor(x);
+  }
+}
+
 template <class Real, class Integer>
 struct ScalarNumber {
   using Element = Real;
   using Int = Integer;
   using Mask = bool;  // of a comparison
   static DINO_HOST_DEVICE Real from(Int i) { return static_cast<Real>(i); }
-  static DINO_HOST_DEVICE Int floor(Real x) {
-#if defined(__CUDA_ARCH__)
-    if constexpr (sizeof(Real) == 4) {
-      return __float2int_rd(x);
-    } else {
-      return __double2ll_rd(x);
-    }
-#else
-    const Int truncated = static_cast<Int>(x);
-    return x < from(truncated) ? truncated - 1 : truncated;
-#endif
-  }
+  static DINO_HOST_DEVICE Int floor(Real x) { return static_cast<Int>(round_down(x)); }
 };
 template <>
 struct Number<float> : ScalarNumber<float, int32_t> {};

@@ -60,6 +60,10 @@ void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()>& k
 
 // The dynamic shared memory of the running block: what `extern __shared__ char name[]` is in CUDA.
 void* dynamic_shared();
+bool in_dynamic_shared(const void* address);
+
+// An address of four floats that no GPU could add to at once is an error.
+void check_four(const void* address);
 
 // 0: threads and blocks take turns in order. Otherwise: in an order drawn from this seed, new at every turn,
 // and an atomic operation may give way to other threads.
@@ -222,6 +226,20 @@ template <class T>
 T atomicAdd(T* to, T v) {
   return emulation::atomic(to, [v](T x) { return static_cast<T>(x + v); });
 }
+// In global memory, subnormal float32 operands and sums become zero, whatever the compiler's flags (PTX ISA,
+// red and atom; REDG.E.ADD.F32.FTZ in machine code). In shared memory they do not, and no float64 does.
+inline float atomicAdd(float* to, float v) {
+  if (emulation::in_dynamic_shared(to)) return atomicAdd<float>(to, v);
+  const auto flush = [](float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; };
+  return emulation::atomic(to, [=](float x) { return flush(flush(x) + flush(v)); });
+}
+// From sm_90 on, in global memory. Only each element is atomic.
+inline float4 atomicAdd(float4* to, float4 v) {
+  emulation::check_four(to);
+  float* const first = &to->x;
+  return {atomicAdd(first, v.x), atomicAdd(first + 1, v.y), atomicAdd(first + 2, v.z),
+          atomicAdd(first + 3, v.w)};
+}
 template <class T>
 T atomicSub(T* to, T v) {
   return emulation::atomic(to, [v](T x) { return static_cast<T>(x - v); });
@@ -302,6 +320,12 @@ inline uint32_t __float_as_uint(float x) { return emulation::from_bits<uint32_t>
 inline int32_t __float_as_int(float x) { return emulation::from_bits<int32_t>(emulation::to_bits(x)); }
 inline float __uint_as_float(uint32_t x) { return emulation::from_bits<float>(emulation::to_bits(x)); }
 inline float __int_as_float(int32_t x) { return emulation::from_bits<float>(emulation::to_bits(x)); }
+inline long long __double_as_longlong(double x) {
+  return emulation::from_bits<long long>(emulation::to_bits(x));
+}
+inline double __longlong_as_double(long long x) {
+  return emulation::from_bits<double>(emulation::to_bits(x));
+}
 inline long long __float2ll_rn(float x) { return llrintf(x); }
 inline long long __double2ll_rn(double x) { return llrint(x); }
 inline float __ll2float_rn(long long x) { return static_cast<float>(x); }

@@ -180,6 +180,7 @@ struct Block {
   const std::function<void()>* kernel = nullptr;
   std::exception_ptr error;
   void* shared = nullptr;
+  size_t shared_bytes = 0;
 };
 
 struct Emulator {
@@ -343,6 +344,7 @@ void launch(dim3 grid, dim3 size, size_t shared, const std::function<void()>& ke
   Block block;
   block.kernel = &kernel;
   block.shared = memory.get();
+  block.shared_bytes = shared;
   block.threads.resize(count);
   for (int i = 0; i < count; ++i) {
     block.threads[i].index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
@@ -361,6 +363,17 @@ void launch(dim3 grid, dim3 size, size_t shared, const std::function<void()>& ke
 }
 
 void* dynamic_shared() { return emulator.block->shared; }
+
+bool in_dynamic_shared(const void* address) {
+  const Block& block = *emulator.block;
+  const auto offset = reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(block.shared);
+  return offset < block.shared_bytes;  // unsigned: a lower address is far beyond
+}
+
+void check_four(const void* address) {
+  if (reinterpret_cast<uintptr_t>(address) % 16) broken("four floats to add to are not aligned to 16 bytes");
+  if (in_dynamic_shared(address)) broken("four floats can be added to at once in global memory only");
+}
 
 void set_schedule(uint64_t seed) {
   emulator.shuffled = seed != 0;

@@ -9,28 +9,26 @@ namespace {
 
 constexpr uint32_t kAll = 0xffffffffu;
 
-// c + a[0] b[0] + ... + a[15] b[15], as imprecise as any GPU since Ampere. Products are exact. All 17 terms
-// are aligned to the largest, cut off 24 bits below its leading one, summed without error, and the sum is cut
-// off to float32: "MMA-Sim" (arXiv 2511.10909) finds this with 24 bits for 8 products at a time on Ampere,
-// and with 25 for 16 on Hopper. So a kernel that needs rounding to nearest, or small terms beside large ones,
-// is found here.
-float dot(const float (&a)[16], const float (&b)[16], float c) {
-  double terms[17];
-  uint64_t largest = 0;
-  for (int k = 0; k < 16; ++k) terms[k] = double{a[k]} * double{b[k]};
-  terms[16] = c;
-  for (const double term : terms) largest = std::max(largest, to_bits(std::fabs(term)));
-  const int exponent = static_cast<int>(largest >> 52) - 1023;
-  if (largest == 0 || exponent == 1024) {  // an infinity or NaN: as IEEE has it
-    double sum = 0;
-    for (const double term : terms) sum += term;
-    return static_cast<float>(sum);
+// c + a[0] b[0] + ... + a[7] b[7], at least as imprecise as on Ampere and Hopper (README.md). Products are
+// exact. All 9 terms are aligned to the largest, cut off 24 bits below its leading one and summed without
+// error, and the sum is cut off to float32.
+float dot(const double* a, const double* b, float c) {
+  double terms[9], largest = std::fabs(c), sum = c;
+  for (int k = 0; k < 8; ++k) {
+    terms[k] = a[k] * b[k];
+    const double magnitude = std::fabs(terms[k]);
+    largest = magnitude > largest ? magnitude : largest;
+    sum += terms[k];
   }
+  terms[8] = c;
+  // An infinity or NaN: as IEEE has it. Nothing else comes near the limits of float64.
+  if (!(std::fabs(sum) < HUGE_VAL) || largest == 0) return static_cast<float>(sum);
+  const int exponent = static_cast<int>(to_bits(largest) >> 52) - 1023;
   const auto power_of_two = [](int e) { return from_bits<double>(static_cast<uint64_t>(1023 + e) << 52); };
   const double units = power_of_two(24 - exponent);
-  int sum = 0;
-  for (const double term : terms) sum += static_cast<int>(term * units);
-  const double cut = sum * power_of_two(exponent - 24);
+  int count = 0;
+  for (const double term : terms) count += static_cast<int>(term * units);
+  const double cut = count * power_of_two(exponent - 24);
   const float nearest = static_cast<float>(cut);
   if (std::fabs(cut) >= 0x1p128 || std::fabs(double{nearest}) <= std::fabs(cut)) return nearest;
   return __uint_as_float(__float_as_uint(nearest) - 1);
@@ -50,11 +48,14 @@ const Round& together(Meeting at, const void* brought, size_t bytes) {
 void mma_16x8x16(float (&d)[4], const float (&fragments)[12]) {
   const Round& round = together(Meeting::mma, fragments, sizeof(fragments));
   const int g = lane() / 4, t = lane() % 4;
-  // The two numbers that `from` has in a register.
-  const auto copy = [&round](int from, int reg, float* to) {
-    std::memcpy(to, round.wide[from] + 8 * reg, 8);
+  // The two numbers that a lane has in a register.
+  const auto copy = [&round](int from, int reg, double* to) {
+    float pair[2];
+    std::memcpy(pair, round.wide[from] + 8 * reg, 8);
+    to[0] = pair[0];
+    to[1] = pair[1];
   };
-  float a[2][16], b[2][16];  // rows g and g + 8, columns 2t and 2t + 1
+  double a[2][16], b[2][16];  // rows g and g + 8, columns 2t and 2t + 1
   for (int k = 0; k < 8; k += 2) {
     for (int i = 0; i < 2; ++i) {
       copy(4 * g + k / 2, i, &a[i][k]);
@@ -63,7 +64,9 @@ void mma_16x8x16(float (&d)[4], const float (&fragments)[12]) {
       copy(4 * (2 * t + i) + k / 2, 5, &b[i][k + 8]);
     }
   }
-  for (int i = 0; i < 4; ++i) d[i] = dot(a[i / 2], b[i % 2], d[i]);
+  for (int k = 0; k < 16; k += 8) {
+    for (int i = 0; i < 4; ++i) d[i] = dot(a[i / 2] + k, b[i % 2] + k, d[i]);
+  }
 }
 
 void load_matrix_x4(uint32_t (&r)[4], const void* row, bool transposed) {

@@ -8,6 +8,7 @@
 #include <exception>
 #include <string>
 
+#include "common/atomics.cuh"
 #include "common/mma.cuh"
 
 struct Launch {
@@ -135,6 +136,42 @@ KERNEL(other_atomics, int, int) {
   atomicSub(out + 5, x);
 }
 
+// From in[t] to out[t], then to a sum in shared memory; and four at a time.
+KERNEL(add_floats_globally, float, float) { atomicAdd(out + threadIdx.x, in[threadIdx.x]); }
+KERNEL(add_floats_in_shared_memory, float, float) {
+  DYNAMIC_SHARED(float, sums);
+  sums[threadIdx.x] = out[threadIdx.x];
+  __syncthreads();
+  atomicAdd(sums + threadIdx.x, in[threadIdx.x]);
+  __syncthreads();
+  out[threadIdx.x] = sums[threadIdx.x];
+}
+KERNEL(add_doubles, double, double) { atomicAdd(out + threadIdx.x, in[threadIdx.x]); }
+template <bool kAtOnce>
+void add_fours(const float* in, float* out, int n) {  // n: rows that threads take turns to add to
+  const float* const x = in + 4 * (blockIdx.x * blockDim.x + threadIdx.x);
+  dino_kernels::add_four<kAtOnce>(out + 4 * (threadIdx.x % n), x[0], x[1], x[2], x[3]);
+}
+KERNEL(add_fours_at_once, float, float) { add_fours<true>(in, out, n); }
+KERNEL(add_fours_one_by_one, float, float) { add_fours<false>(in, out, n); }
+KERNEL(add_four_where_none_may, float, float) {
+  DYNAMIC_SHARED(float, shared);
+  dino_kernels::add_four<true>(n ? out + n : shared, 1, 2, 3, 4);
+}
+
+// in: the integers of one sum, then the scale; out: the sum in floating point.
+KERNEL(sums_from_fixed_point_float32, long long, float) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n)
+    out[i] = dino_kernels::from_fixed(in + 2 * i, __uint_as_float(static_cast<uint32_t>(in[2 * i + 1])), 0);
+}
+KERNEL(sums_from_fixed_point_float64, long long, double) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  const long long* const x = in + 4 * i;
+  out[i] = dino_kernels::from_fixed(x, __longlong_as_double(x[2]), __longlong_as_double(x[3]));
+}
+
 KERNEL(order_of_turns, int, int) { out[atomicAdd(out + n, 1)] = blockIdx.x * blockDim.x + threadIdx.x; }
 
 // Numbers.
@@ -154,6 +191,30 @@ KERNEL(bfloat16_to_float, uint16_t, float) {
 KERNEL(float_to_bfloat16, float, uint16_t) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < n) out[i] = __float2bfloat16_rn(in[i]).bits;
+}
+
+KERNEL(pairs_through_16_bits, float, float) {  // as bfloat16, as half
+  const float2 x = {in[2 * threadIdx.x], in[2 * threadIdx.x + 1]};
+  reinterpret_cast<float2*>(out)[threadIdx.x] = __bfloat1622float2(__float22bfloat162_rn(x));
+  reinterpret_cast<float2*>(out)[blockDim.x + threadIdx.x] = __half22float2(__float22half2_rn(x));
+}
+
+// in: x, y, then what to do with them.
+KERNEL(choose_bytes, uint32_t, uint32_t) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) out[i] = __byte_perm(in[0], in[1], in[2 + i]);
+}
+KERNEL(shift_through_two_words, uint32_t, uint32_t) {
+  out[threadIdx.x] = __funnelshift_l(in[0], in[1], in[2 + threadIdx.x]);
+  out[blockDim.x + threadIdx.x] = __funnelshift_r(in[0], in[1], in[2 + threadIdx.x]);
+}
+
+KERNEL(round_down_to_integers, double, long long) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) {
+    out[2 * i] = dino_kernels::Number<float>::floor(static_cast<float>(in[i]));
+    out[2 * i + 1] = dino_kernels::Number<double>::floor(in[i]);
+  }
 }
 
 template <class... T>
@@ -177,17 +238,49 @@ KERNEL(places, int, int) {
 
 template <class T>
 void multiply(const uint32_t* in, uint32_t* out) {
-  const int lane = threadIdx.x % 32, count = blockDim.x, t = threadIdx.x;
+  const int count = blockDim.x, t = threadIdx.x;
   float d[4];
   memcpy(d, in + 6 * count + 4 * t, sizeof(d));
   const uint32_t* r = in + 6 * t;
-  for (int i = 0; i < lane % 3; ++i) __syncwarp(1u << lane);  // lanes arrive at different times
+  for (int i = 0; i < t % 3; ++i) __threadfence();  // lanes arrive at different times
   dino_kernels::mma_16x8x16<T>(d, r[0], r[1], r[2], r[3], r[4], r[5]);
-  dino_kernels::mma_16x8x16<T>(d, 0, 0, 0, 0, 0, 0);  // at once again: nobody may see this one's operands
+  float none[4] = {};
+  dino_kernels::mma_16x8x16<T>(none, 0, 0, 0, 0, 0, 0);  // others may still be at the product before
   memcpy(out + 4 * t, d, sizeof(d));
 }
 KERNEL(mma_bfloat16, uint32_t, uint32_t) { multiply<dino_kernels::BFloat16>(in, out); }
 KERNEL(mma_half, uint32_t, uint32_t) { multiply<dino_kernels::Half>(in, out); }
+
+KERNEL(mma_of_some_lanes, int, int) {
+  float d[4] = {};
+  if (static_cast<int>(threadIdx.x) < n) dino_kernels::mma_16x8x16<dino_kernels::Half>(d, 0, 0, 0, 0, 0, 0);
+}
+
+// in: which of the 32 rows of 16 bytes each lane brings, then the rows; out: r[0] to r[3] of each lane.
+template <bool kTransposed, bool kBarrier>
+void load_matrices(const uint32_t* in, uint32_t* out) {
+  DYNAMIC_SHARED(uint4, rows);
+  const int t = threadIdx.x;
+  rows[t] = reinterpret_cast<const uint4*>(in + 32)[t];
+  if (kBarrier) __syncwarp();
+  uint32_t r[4];
+  if (kTransposed) {
+    dino_kernels::load_transposed_x4(r, rows + in[t]);
+  } else {
+    dino_kernels::load_matrix_x4(r, rows + in[t]);
+  }
+  if (kBarrier) __syncwarp();
+  rows[t] = make_uint4(0, 0, 0, 0);  // the next that its owner does
+  memcpy(out + 4 * t, r, sizeof(r));
+}
+KERNEL(ldmatrix, uint32_t, uint32_t) { load_matrices<false, true>(in, out); }
+KERNEL(ldmatrix_transposed, uint32_t, uint32_t) { load_matrices<true, true>(in, out); }
+KERNEL(ldmatrix_without_syncwarp, uint32_t, uint32_t) { load_matrices<false, false>(in, out); }
+KERNEL(ldmatrix_of_unaligned_rows, int, int) {
+  DYNAMIC_SHARED(char, rows);
+  uint32_t r[4];
+  dino_kernels::load_matrix_x4(r, rows + 8 * threadIdx.x);
+}
 
 // Wrong kernels.
 
