@@ -42,6 +42,12 @@ _ARGUMENTS = r"<(?P<T>\w+), (?P<V>\d+), (?P<group>\d+), (?P<split>\d+), (?P<fuse
 FAMILIES = (
     Family("forward", rf"forward_kernel{_ARGUMENTS}\b[^>]*>"),
     Family("forward mma", r"forward_mma_kernel<(?P<T>\w+), (?P<fused>true|false), (?P<samples>\d+), (?P<mask>true|false)>", lanes=()),
+    Family(
+        "backward mma",
+        r"backward_mma_kernel<(?P<T>\w+), (?P<fused>true|false), (?P<samples>\d+), (?P<fixed>true|false)>",
+        lanes=(),
+        backward=True,
+    ),
     Family("backward", rf"backward_kernel{_ARGUMENTS}, (?P<tiles>true|false)\b[^>]*>", backward=True),
 )
 

@@ -39,6 +39,15 @@ __device__ __forceinline__ Byte* row_address(Byte* base, uint32_t row, uint32_t 
 #endif
 }
 
+// Tells the compiler that a pointer is to global memory, where kept_whole() has hidden it.
+template <class U>
+__device__ __forceinline__ U* in_global_memory(U* pointer) {
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
+
 // Hands out pieces of memory, 16-byte aligned; with a null base it only measures.
 struct Carver {
   unsigned char* base;

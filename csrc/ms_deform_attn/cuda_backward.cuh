@@ -91,7 +91,7 @@ struct Backward {
         lanes(p_),
         item(Item::of_thread(p_, shared_.levels, lanes.per_item())),
         source(p_, shared_.levels, item, lanes.of_item()),
-        sums(p_, item.b, item.m),
+        sums(p_, item.b, item.m, lanes.member, V % 4 == 0 ? 4 : 1),
         rows(p_.value, item.b, item.m * p_.D + lanes.member * V),
         own(shared_.hits[threadIdx.x]),
         wants_samples(p_.grad_positions || p_.grad_weights || p_.grad_reference_points),
@@ -125,7 +125,7 @@ struct Backward {
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       const Hit<A> hit = hits.corner[c];
-      if (hit.row >= 0) sums.add(hit.row, ahead, lanes.group, lanes.member, left, hit.weight, g);
+      if (hit.row >= 0) sums.add(hit.row, ahead, lanes.group, left, hit.weight, g);
     }
   }
 
@@ -159,7 +159,7 @@ struct Backward {
             dot(hits, ahead, g, part);
           }
           if (wants_value) {
-            sums.load(grad_output() + ahead, lanes.group, lanes.member, item.alive ? D - ahead : 0, g);
+            sums.load(grad_output() + ahead, lanes.group, item.alive ? D - ahead : 0, g);
             add_rows(hits, ahead, D - ahead, g);
           }
         }
@@ -249,7 +249,7 @@ struct Backward {
     if constexpr (kGroup > 0) {
       if (item.alive) {
         load_numbers<T, V>(grad_output() + lanes.member * V, grad);
-        sums.load(grad_output(), kGroup, lanes.member, kGroup * V, grad_added);
+        sums.load(grad_output(), kGroup, kGroup * V, grad_added);
       }
     }
     A mean = 0;

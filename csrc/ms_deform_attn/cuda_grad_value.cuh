@@ -18,14 +18,17 @@ struct Sums {
   bool fixed;
   int bytes;        // of one sum
   uint32_t stride;  // bytes from row to row
-  char* first;      // of row 0 of the head
+  int member_channel;  // the first that this lane of a group adds to
+  char* first;      // of row 0 of the head, from that channel on
   A scale, fine_scale;
 
-  __device__ Sums(const CudaParams& p, int64_t b, int64_t m)
+  // `together`: how many neighbouring numbers a lane adds at once in floating point.
+  __device__ Sums(const CudaParams& p, int64_t b, int64_t m, int member, int together)
       : fixed(kFixed && p.bound != nullptr),
         bytes(fixed ? kIntegers * 8 : sizeof(A)),
         stride(static_cast<uint32_t>(p.M * p.D) * bytes),
-        first(kept_whole(static_cast<char*>(p.sums) + (b * p.S * p.M + m) * p.D * bytes)) {
+        member_channel(fixed ? member : member * together),
+        first(kept_whole(static_cast<char*>(p.sums) + ((b * p.S * p.M + m) * p.D + member_channel) * bytes)) {
     if (fixed) set_scale(p);
   }
 
@@ -42,27 +45,26 @@ struct Sums {
   }
 
   // Channels come in portions of V * `group`, where a lane of a group adds to V of them: not those it reads, but so that
-  // the lanes together fill sectors of 32 bytes with each instruction. Calls each(i, channel): the numbers i and on, 4 or
-  // 1 of them, are of the channels from `channel` on, counted from the portion's first.
+  // the lanes together fill sectors of 32 bytes with each instruction. Calls each(i, channel, n): n numbers from i on, 4
+  // or 1, are of the channels from member_channel + `channel` on, counted from the portion's first.
   template <int V, class Each>
-  __device__ __forceinline__ void for_channels(int group, int member, Each each) const {
+  __device__ __forceinline__ void for_channels(int group, Each each) const {
     constexpr int kTogether = V % 4 == 0 ? 4 : 1;
     if (kTogether == 1 || (kFixed && fixed)) {
 #pragma unroll
-      for (int i = 0; i < V; ++i) each(i, i * group + member, std::integral_constant<int, 1>{});
+      for (int i = 0; i < V; ++i) each(i, i * group, std::integral_constant<int, 1>{});
     } else {
 #pragma unroll
-      for (int i = 0; i < V; i += kTogether) {
-        each(i, (i / kTogether * group + member) * kTogether, std::integral_constant<int, kTogether>{});
-      }
+      for (int i = 0; i < V; i += kTogether) each(i, i * group, std::integral_constant<int, kTogether>{});
     }
   }
 
   // The output gradients of those channels, of `left` that the portion has.
   template <class T, int V>
-  __device__ __forceinline__ void load(const T* grad_output, int group, int member, int left, A (&grad)[V]) const {
-    for_channels<V>(group, member, [&](int i, int channel, auto together) {
+  __device__ __forceinline__ void load(const T* grad_output, int group, int left, A (&grad)[V]) const {
+    for_channels<V>(group, [&](int i, int channel, auto together) {
       A numbers[together()] = {};
+      channel += member_channel;
       if (channel < left) load_numbers<T, together()>(grad_output + channel, numbers);
 #pragma unroll
       for (int j = 0; j < together(); ++j) grad[i + j] = numbers[j];
@@ -71,11 +73,10 @@ struct Sums {
 
   // row += weight * grad, from channel `ahead` on.
   template <int V>
-  __device__ __forceinline__ void add(int32_t row, int ahead, int group, int member, int left, A weight,
-                                      const A (&grad)[V]) const {
-    char* const to = row_address(first, static_cast<uint32_t>(row), stride) + ahead * bytes;
-    for_channels<V>(group, member, [&](int i, int channel, auto together) {
-      if (channel >= left) return;
+  __device__ __forceinline__ void add(int32_t row, int ahead, int group, int left, A weight, const A (&grad)[V]) const {
+    char* const to = in_global_memory(row_address(first, static_cast<uint32_t>(row), stride)) + ahead * bytes;
+    for_channels<V>(group, [&](int i, int channel, auto together) {
+      if (member_channel + channel >= left) return;
       char* const at = to + channel * bytes;
       if (kFixed && fixed) {
         add_fixed(reinterpret_cast<long long*>(at), weight * grad[i], scale, fine_scale);
@@ -96,7 +97,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_con
   using A = typename Compute<T>::type;
   constexpr int kTogether = 4;
   const int64_t count = p.B * p.S * p.M * p.D, step = int64_t{gridDim.x} * kFinishThreads * kTogether;
-  const Sums<A, true> sums(p, 0, 0);
+  const Sums<A, true> sums(p, 0, 0, 0, 1);
   const auto one = [&](int64_t i) {
     const auto* integers = static_cast<const long long*>(p.sums) + i * sums.kIntegers;
     return sums.fixed ? from_fixed(integers, sums.scale, sums.fine_scale) : static_cast<const A*>(p.sums)[i];

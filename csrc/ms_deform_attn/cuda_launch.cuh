@@ -1,7 +1,7 @@
 // Which kernel runs a call, and with how many threads. Included once per dtype of value.
 #pragma once
 
-#include "cuda_backward.cuh"
+#include "cuda_backward_mma.cuh"
 #include "cuda_forward_mma.cuh"
 
 namespace dino_kernels {
@@ -77,21 +77,32 @@ void start_forward(CudaParams p, const CudaLaunch& where) {
 
 template <class T, bool kFused>
 void start_forward_mma(CudaParams p, const CudaLaunch& where) {
+  constexpr int kOne = kPairSamples, kTwo = 2 * kPairSamples;
   Carver measure{nullptr};
   const ForwardPairs shared(measure, p);
-  launch({where.op, blocks_for(p, kBlockItems), kPairThreads, measure.used}, where.device,
-         p.K == kPairSamples ? &forward_mma_kernel<T, kFused, kPairSamples> : &forward_mma_kernel<T, kFused, 2 * kPairSamples>, p);
+  auto* kernel = &forward_mma_kernel<T, kFused, kTwo, kFused>;
+  if (p.K == kOne && p.value_mask) kernel = &forward_mma_kernel<T, kFused, kOne, kFused>;
+  if (p.K == kOne && !p.value_mask) kernel = &forward_mma_kernel<T, kFused, kOne, false>;
+  launch({where.op, blocks_for(p, kBlockItems), kPairThreads, measure.used}, where.device, kernel, p);
 }
 
-template <class T, bool kTiles>
-int64_t backward_bytes(const CudaParams& p, int threads, int lanes_per_item) {
+template <class T, bool kFused, int kSamples, bool kFixed>
+void start_backward_mma(CudaParams p, const CudaLaunch& where) {
   Carver measure{nullptr};
-  const BackwardShared<T, kTiles> shared(measure, p, threads,
-                                         static_cast<int>((p.K + lanes_per_item - 1) / lanes_per_item));
-  return measure.used;
+  const BackwardPairs shared(measure, p, kSamples);
+  launch({where.op, blocks_for(p, kBlockItems), kPairThreads, measure.used}, where.device,
+         &backward_mma_kernel<T, kFused, kSamples, kFixed>, p);
 }
 
-template <class T, int V, int kGroup, int kSplit, bool kFused, bool kTiles>
+template <class T, bool kFused>
+void choose_backward_mma(const CudaParams& p, const CudaLaunch& where) {
+  constexpr int kOne = kPairSamples, kTwo = 2 * kPairSamples;
+  if (p.bound) return start_backward_mma<T, kFused, kTwo, true>(p, where);
+  if (p.K == kOne) return start_backward_mma<T, kFused, kOne, false>(p, where);
+  start_backward_mma<T, kFused, kTwo, false>(p, where);
+}
+
+template <class T, int V, int kGroup, int kSplit, bool kFused, bool kFixed>
 void start_backward(CudaParams p, const CudaLaunch& where) {
   int threads = kBackwardThreads<kSplit>;
   if (!kGroup) p.group = group_for(p.D, V);
@@ -99,16 +110,19 @@ void start_backward(CudaParams p, const CudaLaunch& where) {
   int lanes = 0;
   const auto measure = [&] {
     lanes = (kGroup ? kGroup : p.group) * kSplit;
-    bytes = backward_bytes<T, kTiles>(p, threads, lanes);
+    Carver carver{nullptr};
+    const BackwardShared<typename Compute<T>::type> shared(carver, p, threads,
+                                                           static_cast<int>((p.K + lanes - 1) / lanes));
+    bytes = carver.used;
   };
   measure();
   // Hundreds of samples per head: what is kept of them fits for fewer threads, or with more lanes an item.
-  for (; bytes > where.facts.shared_bytes && threads > 32 && !kTiles; measure()) threads /= 2;
+  for (; bytes > where.facts.shared_bytes && threads > 32; measure()) threads /= 2;
   for (; bytes > where.facts.shared_bytes && !kGroup && p.group < 32; measure()) p.group *= 2;
   STD_TORCH_CHECK(bytes <= where.facts.shared_bytes, where.op, ": K = ", p.K,
                   " samples per head need more shared memory than this GPU has; use fewer");
   launch({where.op, blocks_for(p, threads / lanes), threads, bytes}, where.device,
-         &backward_kernel<T, V, kGroup, kSplit, kFused, kTiles>, p);
+         &backward_kernel<T, V, kGroup, kSplit, kFused, kFixed>, p);
 }
 
 template <class T, bool kFused>
@@ -135,17 +149,21 @@ void choose_backward(const CudaParams& p, const CudaLaunch& where) {
   if constexpr (sizeof(T) <= 4) {
     constexpr int kVector = 16 / sizeof(T), kGroup = kCommonChannels / kVector;
     if (rows_aligned<T>(p, p.value) && rows_aligned<T>(p, p.grad_output)) {
-      if (p.D != kCommonChannels || p.bound) {
-        return start_backward<T, kVector, 0, 1, kFused, false>(p, where);
+      if (p.D != kCommonChannels) return start_backward<T, kVector, 0, 1, kFused, true>(p, where);
+      if (!p.bound && is_small(p, kGroup, where.facts)) {
+        return start_backward<T, kVector, kGroup, kVector, kFused, false>(p, where);
       }
-      const bool tiles = p.queries_on_grid && !is_small(p, kGroup, where.facts) && p.sums;
-      if (tiles && backward_bytes<T, true>(p, kBackwardThreads<1>, kGroup) <= where.facts.shared_bytes) {
-        return start_backward<T, kVector, kGroup, 1, kFused, true>(p, where);
+      if constexpr (sizeof(T) == 2) {
+        if (fits_pairs<T>(p)) return choose_backward_mma<T, kFused>(p, where);
+        return start_backward<T, kVector, 0, 1, kFused, true>(p, where);
       }
-      return start_backward<T, kVector, kGroup, kVector, kFused, false>(p, where);
+      if constexpr (sizeof(T) == 4) {
+        if (p.bound) return start_backward<T, kVector, kGroup, 1, kFused, true>(p, where);
+        return start_backward<T, kVector, kGroup, 1, kFused, false>(p, where);
+      }
     }
   }
-  start_backward<T, 1, 0, 1, kFused, false>(p, where);
+  start_backward<T, 1, 0, 1, kFused, true>(p, where);
 }
 
 }  // namespace dino_kernels
