@@ -7,12 +7,15 @@
 #pragma once
 
 #include "cuda_backward.cuh"
-#include "cuda_pairs.cuh"
+#include "cuda_tile_sums.cuh"
 
 namespace dino_kernels {
 
-// Marks the weight of a corner that is not valid. No arithmetic of a GPU returns this NaN.
-constexpr uint32_t kNotValid = 0xffffffffu;
+// Marks the weight of a corner that is not to be added. No arithmetic of a GPU returns this NaN.
+constexpr uint32_t kNotToAdd = 0xffffffffu;
+
+// How grad_value is added up.
+enum class ValueSums { one_by_one, in_fixed_point, by_tile };
 
 // Shared memory of a block.
 struct BackwardPairs {
@@ -27,14 +30,14 @@ struct BackwardPairs {
   }
 };
 
-template <class T, bool kFused, int kSamples, bool kFixed>
+template <class T, bool kFused, int kSamples, ValueSums kSums>
 struct BackwardPair {
   using Raws = PairSource<T, kFused, kSamples, kFused>;
   static constexpr int kChunks = Raws::kChunks;
   const CudaParams& p;
   const Raws source;
   const HeadRows<T> value;  // from this lane's 8 channels on
-  const Sums<float, kFixed> sums;
+  const Sums<float, kSums == ValueSums::in_fixed_point> sums;
   int4* const rows;       // [kPairPlaces] of the warp
   uint4* const weights;   // [kPairPlaces]
   float* const grad_reference;
@@ -57,11 +60,12 @@ struct BackwardPair {
     return reinterpret_cast<const T*>(row_address(grad_output, q, stride));
   }
 
-  __device__ __forceinline__ void leave(const PairSample& sample) const {
+  // For the other lanes. `to_add`: the corners whose hits scatter() is to add, a bit each.
+  __device__ __forceinline__ void leave(const PairSample& sample, uint32_t to_add) const {
     uint32_t weight[4];
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      weight[c] = sample.valid >> c & 1 ? __float_as_uint(sample.weight[c] * sample.attention) : kNotValid;
+      weight[c] = to_add >> c & 1 ? __float_as_uint(sample.weight[c] * sample.attention) : kNotToAdd;
     }
     const int place = pair_place(source.lane.item, source.lane.sample);
     rows[place] = make_int4(sample.row[0], sample.row[1], sample.row[2], sample.row[3]);
@@ -102,7 +106,7 @@ struct BackwardPair {
       if (i >= samples) break;
       const int place = pair_place(item, i) + lane / 16;
       const uint32_t bits = weight[4 * place];
-      if (bits != kNotValid) sums.add(row[4 * place], 0, kLanes, kChannels, __uint_as_float(bits), grad);
+      if (bits != kNotToAdd) sums.add(row[4 * place], 0, kLanes, kChannels, __uint_as_float(bits), grad);
     }
   }
 
@@ -163,20 +167,31 @@ struct BackwardPair {
   }
 };
 
-// kFixed: grad_value is summed in fixed point.
-template <class T, bool kFused, int kSamples, bool kFixed>
+template <class T, bool kTiles>
+__host__ __device__ auto tile_sums(Carver& carver, const CudaParams& p, int samples) {
+  if constexpr (kTiles) {
+    return TileSums<T>(carver, p, samples);
+  } else {
+    return 0;
+  }
+}
+
+template <class T, bool kFused, int kSamples, ValueSums kSums>
 __global__ void __launch_bounds__(kPairThreads, 3) backward_mma_kernel(const __grid_constant__ CudaParams p) {
   DINO_DYNAMIC_SHARED(memory);
   Carver carver{memory};
   const BackwardPairs shared(carver, p, kSamples);
+  constexpr bool kTiles = kSums == ValueSums::by_tile;
+  [[maybe_unused]] const auto tile = tile_sums<T, kTiles>(carver, p, kSamples);
   shared.levels.fill(p);
-  using Pair = BackwardPair<T, kFused, kSamples, kFixed>;
+  using Pair = BackwardPair<T, kFused, kSamples, kSums>;
   constexpr int kChunks = Pair::kChunks;
   const Pair pair(p, shared);
   const auto& source = pair.source;
   const PairLane& lane = source.lane;
   const bool wants_samples = p.grad_positions || p.grad_weights || p.grad_reference_points;
   typename Pair::Raws::Raw raw[kChunks];
+  if constexpr (kTiles) tile.prepare(p, shared.levels, source.head);
 #pragma unroll 1
   for (int first = 0; first < kWarpItems; first += 2) {
     const uint32_t q = source.query_of(first + lane.item), q_of_column = source.query_of(first + lane.g / 4);
@@ -198,7 +213,12 @@ __global__ void __launch_bounds__(kPairThreads, 3) backward_mma_kernel(const __g
       attention[chunk] = raw[chunk].weight;
       PairSample sample;
       const bool readable = source.locate(raw[chunk], chunk, alive, sample);
-      pair.leave(sample);
+      uint32_t to_add = sample.valid;
+      if constexpr (kTiles) {
+        const int item = threadIdx.x / 32 * kWarpItems + first + lane.item;
+        to_add &= ~tile.take(sample, tile.windows[source.level_index[chunk]], item, source.k(chunk));
+      }
+      pair.leave(sample, to_add);
       __syncwarp();
       if (wants_samples) {
         float dots[4] = {};
@@ -226,6 +246,13 @@ __global__ void __launch_bounds__(kPairThreads, 3) backward_mma_kernel(const __g
       }
     }
     if (kFused && p.grad_reference_points) pair.finish_reference_points(shared.levels, first);
+  }
+  if constexpr (kTiles) {
+    for (int l = 0, begin = 0, end = 0; l < static_cast<int>(p.L); ++l, begin = end) {
+      const LevelInShared level = shared.levels.level[l];
+      end = begin + level.points;
+      if (tile.windows[l].used) tile.add_up(level, tile.windows[l], begin, end, pair.sums);
+    }
   }
 }
 

@@ -37,13 +37,15 @@ constexpr int kPairPlaces = 40;
 __device__ __forceinline__ int pair_place(int item, int sample) { return 20 * item + 10 * (sample / 8) + sample % 8; }
 
 // 16-bit numbers high + low for each of two weights, as the halves of a word: together they have 16 significant bits
-// (BFloat16), or 21 (Half, of a weight times kScale, which keeps small ones normal).
+// (BFloat16), or 21 (Half, of a weight times kScale, which keeps small ones normal). Sums of up to 32 weights that are kLargest are
+// finite.
 template <class T>
 struct SplitWeight;
 
 template <>
 struct SplitWeight<BFloat16> {
   static constexpr float kScale = 1;
+  static constexpr float kLargest = 0x1p120f;
   // Cut off rather than rounded: a finite number stays finite.
   static __device__ __forceinline__ void split(const float (&weight)[2], uint32_t (&word)[2]) {
     float rest[2];
@@ -65,6 +67,7 @@ struct SplitWeight<BFloat16> {
 template <>
 struct SplitWeight<Half> {
   static constexpr float kScale = 1024;
+  static constexpr float kLargest = 1;
   static __device__ __forceinline__ void split(const float (&weight)[2], uint32_t (&word)[2]) {
     const float first = weight[0] * kScale, second = weight[1] * kScale;
     const __half2 high = __floats2half2_rn(first, second);
@@ -121,6 +124,7 @@ struct PairSample {
   float raw_x, raw_y;      // as given: a location, or an offset
   float scale_x, scale_y;  // pixels per unit of it
   float attention;
+  int32_t x, y;                  // pixel of the upper left corner
   float fraction_x, fraction_y;  // of Corners
   int32_t row[4];                // of S, each of which can be read
   float weight[4];               // bilinear; 0 where not valid
@@ -253,6 +257,8 @@ struct PairSource {
     x = there ? x : -2.0f;
     y = there ? y : -2.0f;
     const int32_t x0 = floor_to_int(x), y0 = floor_to_int(y);
+    sample.x = x0;
+    sample.y = y0;
     sample.fraction_x = x - static_cast<float>(x0);
     sample.fraction_y = y - static_cast<float>(y0);
     // Unsigned: negative ones are large.
