@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.sass import attention, checks
+from benchmarks.sass import attention, checks, matching
 from benchmarks.sass.disassembly import Kernel, MissingTool, compiler, cubins, demangle, kernel_names, read_kernels
 from benchmarks.sass.kinds import by_kind
 from benchmarks.sass.memory import Ledger
@@ -31,24 +31,24 @@ from benchmarks.sass.occupancy import LIMITS, blocks_per_multiprocessor
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "dino_kernels" / "_cuda.so"
 STORED = ROOT / "benchmarks" / "results" / "counts.json"
-TOGETHER = 8  # items
 BLOCKS = 3  # of a kernel, evenly spaced over one head's
 
 
 @dataclass
 class Counted:
-    """One kernel's counts; all of `kinds` and `memory` are per 8 items."""
+    """One kernel's counts; `instructions`, `kinds` and `memory` are those of one unit of work, which `per` names."""
 
     label: str
     name: str
+    workload: str
+    per: str
+    units: float  # of the workload
     registers: int
     stack_bytes: int
     shared_bytes: int  # that were touched, static and dynamic
     threads: int
     blocks_per_multiprocessor: int
-    workload: str
     instructions: float
-    items: int  # of the workload
     kinds: dict[str, float] = field(default_factory=dict)
     memory: dict[str, float] = field(default_factory=dict)
 
@@ -57,51 +57,43 @@ class Counted:
 
     def floor_us(self, clock_ghz: float, multiprocessors: int) -> float:
         """Of the whole workload, by issued instructions."""
-        return self.instructions * self.items / TOGETHER / (4e3 * clock_ghz * multiprocessors)
+        return self.instructions * self.units / (4e3 * clock_ghz * multiprocessors)
 
     def shared_us(self, clock_ghz: float, multiprocessors: int) -> float:
         """Of the whole workload, by wavefronts of shared memory, one a cycle."""
-        return self.memory.get("shared wavefronts", 0) * self.items / TOGETHER / (1e3 * clock_ghz * multiprocessors)
+        return self.memory.get("shared wavefronts", 0) * self.units / (1e3 * clock_ghz * multiprocessors)
 
 
 def label_of(name: str) -> str | None:
-    """ "forward large bf16 fused" and the like; None where `attention.FAMILIES` does not have the kernel."""
-    found = attention.match_family(name)
-    if found is None:
-        return None
-    family, groups = found
-    lanes = [int(groups[key]) for key in family.lanes]
-    size = (
-        "tile" if groups.get("tiles") == "true" else "general" if 0 in lanes else "small" if lanes[-1] > 1 else "large"
-    )
-    return f"{family.name} {size} {attention.TYPES[groups['T']]} {'fused' if groups['fused'] == 'true' else 'classic'}"
+    """A few words for a demangled name; None where it is no kernel that this counts."""
+    return attention.label_of(name) or matching.label_of(name)
 
 
 def is_hot(label: str) -> bool:
-    return "general" not in label and "fp64" not in label
+    return not any(word in label for word in ("general", "fp64", "SciPy"))
 
 
 def count(kernel: Kernel, name: str, label: str, blocks: int = BLOCKS) -> tuple[Counted, Ledger]:
     """Executes some blocks of a kernel."""
-    case = attention.DECODER if "small" in label else attention.ENCODER
-    launch = attention.prepare(kernel, name, case)
-    total, heads = Ledger(), case.batch * case.heads
-    a_head = launch.blocks // heads
-    for i in range(blocks):
-        total.add(launch.run(i % heads * a_head + (2 * i + 1) * a_head // (2 * blocks)))
-    unit = TOGETHER / (launch.items * blocks)
-    shared = max(launch.shared_touched - 1024, kernel.static_shared)
+    launch = (attention if attention.label_of(name) else matching).launch(kernel, name, label, blocks)
+    total = Ledger()
+    for index in launch.chosen:
+        total.add(launch.run(index))
+    launch.check(len(launch.chosen))
+    unit = 1 / (launch.units_of_block * len(launch.chosen))
+    shared = max(launch.shared_touched, kernel.static_shared)
     counted = Counted(
         label,
         name,
+        launch.workload,
+        launch.per,
+        launch.units,
         kernel.registers,
         kernel.stack,
         shared,
-        kernel.max_threads,
-        blocks_per_multiprocessor(kernel.arch, kernel.registers, kernel.max_threads, shared),
-        case.name,
+        launch.threads,
+        blocks_per_multiprocessor(kernel.arch, kernel.registers, launch.threads, shared),
         round(total.at.total() * unit, 1),
-        case.batch * case.heads * (case.queries or case.rows),
         {kind: round(n * unit, 1) for kind, n in by_kind(kernel.instructions, total.at).most_common()},
         {what: round(n * unit, 1) for what, n in sorted(total.memory.items())},
     )
@@ -130,6 +122,7 @@ def row(counted: Counted, arch: int, clock: float, multiprocessors: int) -> list
     return [
         counted.label,
         counted.workload,
+        counted.per,
         f"{counted.registers}",
         f"{counted.stack_bytes}",
         f"{counted.shared_bytes / 1024:.1f}",
@@ -144,7 +137,7 @@ def row(counted: Counted, arch: int, clock: float, multiprocessors: int) -> list
 
 
 HEADER = [
-    *("kernel", "workload", "registers", "stack B", "shared KiB", "threads x blocks", "occupancy"),
+    *("kernel", "workload", "per", "registers", "stack B", "shared KiB", "threads x blocks", "occupancy"),
     *("instructions", "floor us", "shared wavefronts", "LDG sectors", "RED sectors (partial)"),
 ]
 
@@ -218,13 +211,13 @@ def describe(counted: Counted, kernel: Kernel, arch: int, clock: float, multipro
         "  "
         + ", ".join(
             f"{title} {cell}"
-            for title, cell in list(zip(HEADER, row(counted, arch, clock, multiprocessors), strict=True))[1:7]
+            for title, cell in list(zip(HEADER, row(counted, arch, clock, multiprocessors), strict=True))[1:8]
         )
     )
     lines.append(
-        f"  per {TOGETHER} items: {counted.instructions:.0f} instructions, floor "
+        f"  per {counted.per}: {counted.instructions:.0f} instructions, floor "
         f"{counted.floor_us(clock, multiprocessors):.1f} us (shared memory {counted.shared_us(clock, multiprocessors):.1f} us) "
-        f"for all {counted.items} items"
+        f"for all {counted.units:.0f}"
     )
     lines.append("  " + ", ".join(f"{kind} {n:.0f}" for kind, n in counted.kinds.items()))
     lines.append("  " + ", ".join(f"{what} {n:.0f}" for what, n in counted.memory.items()))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.sass.instructions import (
+    NUMBER,
     Instruction,
     UnknownInstruction,
     Value,
@@ -359,6 +360,16 @@ def permute(ins: Instruction) -> Run:
         raise UnknownInstruction(str(ins))
     to = sink(ins.operands[0], ins)
     a, s, b = (integer(text, ins) for text in ins.operands[1:4])
+    if NUMBER.fullmatch(ins.operands[2]) and not int(ins.operands[2], 0) & 0x8888:
+        places = [int(ins.operands[2], 0) >> 4 * i & 7 for i in range(4)]
+
+        def run_bytes(w: Any, m: np.ndarray) -> None:
+            pair = np.empty((32, 2), U32)
+            pair[:, 0], pair[:, 1] = a(w), b(w)
+            to(w, m, np.ascontiguousarray(pair.view(np.uint8)[:, places]).view(U32)[:, 0])
+
+        if ins.base == "PRMT":
+            return run_bytes
 
     def run(w: Any, m: np.ndarray) -> None:
         pair = a(w).astype(U64) | (b(w).astype(U64) << U64(32))

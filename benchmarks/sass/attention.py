@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.sass.disassembly import ROOT, Kernel
-from benchmarks.sass.execution import Block, Program
 from benchmarks.sass.floating import from_bfloat16, from_half, to_bfloat16, to_half
-from benchmarks.sass.memory import Constants, Ledger, Memory
+from benchmarks.sass.launch import GLOBAL, Launch, constant_bank
+from benchmarks.sass.memory import Memory
 from benchmarks.sass.parameters import Headers
 
-GLOBAL = 0x7_0000_0000  # where global memory begins
-SHARED_LIMIT = 227 << 10  # bytes that a block may have on sm_90
+TOGETHER = 8  # items that counts are given for
 CHANNELS, HEADS = 32, 8
 TYPES = {"__nv_bfloat16": "bf16", "__half": "fp16", "float": "fp32", "double": "fp64"}
+RAW: dict[str, Any] = {"bf16": np.uint16, "fp16": np.uint16, "fp32": np.float32, "fp64": np.float64}
 DTYPE = {"fp32": 0, "fp64": 1, "bf16": 2, "fp16": 3}  # csrc/common/dtype.h
 
 
@@ -74,6 +74,25 @@ def match_family(name: str) -> tuple[Family, dict[str, str]] | None:
         if found:
             return family, {key: value for key, value in found.groupdict().items() if value is not None}
     return None
+
+
+def label_of(name: str) -> str | None:
+    """\"forward large bf16 fused\" and the like, of a demangled name; None where FAMILIES does not have it."""
+    found = match_family(name)
+    if found is None:
+        return None
+    family, groups = found
+    lanes = [int(groups[key]) for key in family.lanes]
+    if 0 in lanes:
+        size = "general"
+    else:
+        size = "tile" if groups.get("tiles") == "true" else "small" if lanes[-1] > 1 else "large"
+    return f"{family.name} {size} {TYPES[groups['T']]} {'fused' if groups['fused'] == 'true' else 'classic'}"
+
+
+def launch(kernel: Kernel, name: str, label: str, blocks: int) -> AttentionLaunch:
+    """On the workload that the kernel is for."""
+    return prepare(kernel, name, DECODER if "small" in label else ENCODER, blocks)
 
 
 @cache
@@ -155,61 +174,24 @@ def sample_inputs(case: Case, fused: bool) -> Inputs:
 
 
 @dataclass
-class Launch:
-    """A kernel with its parameters and memory, block by block."""
+class AttentionLaunch(Launch):
+    """Of deformable attention. `items`: (query, head) pairs of a block."""
 
-    kernel: Kernel
-    family: Family
-    case: Case
-    dtype: str
-    fused: bool
-    inputs: Inputs
-    memory: Memory
-    constants: Constants
-    program: Program
-    blocks: int
-    items: int  # of a block, (query, head) pairs
-    addresses: dict[str, int]
-    shared_touched: int = 0
+    case: Case = ENCODER
+    family: Family = FAMILIES[0]
+    dtype: str = ""
+    fused: bool = False
+    given: str = ""  # dtype of positions and weights
+    items: int = 0
+    inputs: Inputs | None = None
 
-    def run(self, index: int) -> Ledger:
-        block = Block(
-            self.program,
-            self.constants,
-            self.memory,
-            index,
-            self.kernel.max_threads,
-            SHARED_LIMIT,
-            (self.kernel.stack + 15) // 16 * 16,
-        )
-        ledger = block.run()
-        self.shared_touched = max(self.shared_touched, block.shared.touched)
-        return ledger
-
-    def result(self, name: str, raw_dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    def result(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         """One of the outputs as float64."""
-        kind: Any = {"bf16": np.uint16, "fp16": np.uint16, "fp32": np.float32, "fp64": np.float64}[raw_dtype]
-        return widened(self.memory.get(self.addresses[name], kind, shape), raw_dtype)
+        return widened(self.memory.get(self.addresses[name], RAW[dtype], shape), dtype)
 
 
-def constant_bank(kernel: Kernel, parameters: bytes, blocks: int) -> Constants:
-    """Bank 0: sizes of block and grid, the stack, and the parameters."""
-    if len(parameters) != kernel.parameter_bytes:
-        raise ValueError(
-            f"{kernel.name} takes {kernel.parameter_bytes} bytes of parameters, the structs in csrc have "
-            f"{len(parameters)}: build the library again"
-        )
-    bank = bytearray(kernel.parameter_offset + len(parameters))
-    for at, number in ((0, kernel.max_threads), (4, 1), (8, 1), (12, blocks), (16, 1), (20, 1)):
-        bank[at : at + 4] = number.to_bytes(4, "little")
-    bank[0x28:0x2C] = ((kernel.stack + 15) // 16 * 16).to_bytes(4, "little")
-    bank[kernel.parameter_offset :] = parameters
-    banks = {number: data for number, data in kernel.constants.items() if number != 0}
-    return Constants({**banks, 0: bytes(bank)})
-
-
-def prepare(kernel: Kernel, name: str, case: Case) -> Launch:
-    """Everything for running blocks of a kernel of deformable attention. `name`: demangled."""
+def prepare(kernel: Kernel, name: str, case: Case, blocks: int = 3) -> AttentionLaunch:
+    """A kernel of deformable attention, by its demangled name; `blocks` evenly spaced ones are chosen."""
     found = match_family(name)
     if found is None:
         raise ValueError(f"{name} is of none of the families in {Path(__file__).name}")
@@ -222,7 +204,8 @@ def prepare(kernel: Kernel, name: str, case: Case) -> Launch:
     B, Q, M, K = inputs.weights.shape
     S, L = case.rows, len(case.shapes)
     items = kernel.max_threads // lanes
-    blocks = B * M * math.ceil(Q / items)
+    of_head = math.ceil(Q / items)
+    grid = B * M * of_head
     compute = "fp64" if dtype == "fp64" else "fp32"
     as_value = fused  # one product gives raw offsets and logits; locations and weights are float32 in the classic op
     given = dtype if as_value else compute
@@ -277,6 +260,38 @@ def prepare(kernel: Kernel, name: str, case: Case) -> Launch:
             "grad_positions": at["grad_positions"],
             "grad_weights": at["grad_weights"],
         }
-    constants = constant_bank(kernel, headers().pack("CudaParams", parameters), blocks)
-    program = Program(kernel.instructions)
-    return Launch(kernel, family, case, dtype, fused, inputs, memory, constants, program, blocks, items, at)
+    written = "grad_weights" if family.backward else "output"
+    width = (K if family.backward else CHANNELS) * unit[given if family.backward else dtype]
+    begin = at[written] - GLOBAL
+    rows = memory.bytes[begin : begin + B * Q * M * width].reshape(-1, width)
+    rows[:] = 0xFF
+
+    def check(blocks_run: int) -> None:
+        found = int((rows != 0xFF).any(1).sum())
+        if not blocks_run * items - items < found <= blocks_run * items:
+            raise ValueError(
+                f"{blocks_run} blocks of {name} wrote {found} items of {items} each. Correct the lanes of an item in "
+                f"FAMILIES of {Path(__file__).name}"
+            )
+
+    return AttentionLaunch(
+        kernel,
+        case.name,
+        f"{TOGETHER} items",
+        items / TOGETHER,
+        B * Q * M / TOGETHER,
+        memory,
+        constant_bank(kernel, headers().pack("CudaParams", parameters), grid, kernel.max_threads),
+        grid,
+        [i % (B * M) * of_head + (2 * i + 1) * of_head // (2 * blocks) for i in range(blocks)],
+        kernel.max_threads,
+        at,
+        check,
+        case=case,
+        family=family,
+        dtype=dtype,
+        fused=fused,
+        given=given,
+        items=items,
+        inputs=inputs,
+    )

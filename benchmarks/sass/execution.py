@@ -188,7 +188,6 @@ class Warp:
 
     def advance(self, split: Split) -> None:
         program, counts = self.block.program, self.block.ledger.at
-        everyone = np.ones(32, bool)
         while True:
             index = split.pc // ADDRESS_BYTES
             step = program.step(index)
@@ -200,8 +199,8 @@ class Warp:
             if step.guard is not None:
                 lanes = lanes & step.guard(self)
             if step.run is not None:
-                if lanes.any():
-                    step.run(self, lanes if step.guard is not None or not lanes.all() else everyone)
+                if step.guard is None or 1 in lanes.tobytes():
+                    step.run(self, lanes)
                 split.pc += ADDRESS_BYTES
             elif not self.control(split, step, lanes):
                 return
@@ -217,7 +216,7 @@ class Warp:
 
     def control(self, split: Split, step: Step, lanes: np.ndarray) -> bool:
         ins, base, following = step.ins, step.ins.base, split.pc + ADDRESS_BYTES
-        if base in NO_OPERATION or (base != "BAR" and not lanes.any()):
+        if base in NO_OPERATION or (base != "BAR" and 1 not in lanes.tobytes()):
             split.pc = following
             return True
         if base == "BRA":
@@ -230,10 +229,10 @@ class Warp:
             taken = lanes
             rest = split.lanes & ~taken
             split.pc = following
-            if not taken.any():
+            if 1 not in taken.tobytes():
                 return True
             assert ins.target is not None
-            if not rest.any():
+            if 1 not in rest.tobytes():
                 split.pc = ins.target
                 return True
             return self.move(split, taken, ins.target)
@@ -241,7 +240,7 @@ class Warp:
             self.exited = self.exited | lanes
             split.lanes = split.lanes & ~lanes
             split.pc = following
-            if not split.lanes.any():
+            if 1 not in split.lanes.tobytes():
                 self.splits.remove(split)
                 return False
             return True

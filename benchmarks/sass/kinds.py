@@ -21,7 +21,7 @@ _KINDS = {
     "move, select": "MOV CS2R SEL S2R P2R R2P B2R",
     "compare": "ISETP PLOP3",
     "constant": "LDC",
-    "shuffle, vote": "SHFL VOTE MATCH REDUX R2UR CREDUX",
+    "shuffle, vote": "SHFL VOTE VOTEU MATCH REDUX R2UR CREDUX",
     "barrier": "BAR",
     "branch": (
         "BRA BSSY BSYNC BREAK EXIT CALL RET WARPSYNC BMOV BRX JMP YIELD NOP ENDCOLLECTIVE NANOSLEEP LEPC BPT MEMBAR "
@@ -29,7 +29,6 @@ _KINDS = {
     ),
 }
 _BY_BASE = {base: kind for kind, bases in _KINDS.items() for base in bases.split()}
-_MOVES = {"MOV", "MOV.U32"}
 
 
 def kind_of(ins: Instruction) -> str:
@@ -45,9 +44,7 @@ def kind_of(ins: Instruction) -> str:
         return "local memory"
     if ins.opcode.startswith("IMAD.MOV") or (base == "HFMA2" and "RZ" in ins.operands[1:3]):
         return "move, select"
-    if base[0] == "U" and base not in ("UNKNOWN",):
-        return "uniform"
-    if base == "S2UR":
+    if base[0] == "U" or base == "S2UR":
         return "uniform"
     return _BY_BASE.get(base, f"other: {base}")
 

@@ -79,8 +79,9 @@ class Memory:
 
     def offsets(self, addresses: np.ndarray, m: np.ndarray, width: int, ins: Instruction) -> np.ndarray:
         """Of the lanes in `m`; 0 for the others."""
-        offsets = np.where(m, addresses - self.base, 0)
-        if (offsets < 0).any() or (offsets + width > self.size).any() or (offsets % width).any():
+        offsets = addresses - self.base
+        offsets[~m] = 0
+        if offsets.min() < 0 or offsets.max() + width > self.size or int(np.bitwise_or.reduce(offsets)) & (width - 1):
             bad = addresses[m][:4]
             raise BadAccess(f"{ins}: {self.name} memory at {', '.join(f'{int(x):#x}' for x in bad)}, ...")
         self.touched = max(self.touched, int(offsets.max()) + width)
@@ -129,6 +130,11 @@ class Constants:
         return value if np.ndim(at) else value[0]
 
 
+def all_lanes(value: Value) -> np.ndarray:
+    """A uniform value, for each lane."""
+    return value if np.ndim(value) else np.full(32, value)
+
+
 def words_of(width: int) -> int:
     return max(1, width // 4)
 
@@ -136,27 +142,22 @@ def words_of(width: int) -> int:
 def shared_wavefronts(offsets: np.ndarray, m: np.ndarray, width: int) -> int:
     """How often the 32 banks are used: lanes that read one word share it."""
     together = {16: 8, 8: 16}.get(width, 32)
+    units, banks = max(4, width), 128 // max(4, width)  # of vectors, where each lies in as many banks as it has words
     total = 0
     for first in range(0, 32, together):
         lanes = slice(first, first + together)
-        chosen = offsets[lanes][m[lanes]] >> 2
-        if chosen.size == 0:
-            continue
-        words = np.unique((chosen[:, None] + np.arange(words_of(width))).reshape(-1))
-        total += int(np.bincount(words & 31).max())
+        chosen = set((offsets[lanes][m[lanes]] // units).tolist())
+        if chosen:
+            total += max(Counter([vector % banks for vector in chosen]).values()) if len(chosen) > 1 else 1
     return total
 
 
 def count_sectors(addresses: np.ndarray, m: np.ndarray, width: int) -> tuple[int, int, int]:
     """(lines, sectors, sectors that are covered in part) of one instruction."""
-    chosen = addresses[m]
-    if chosen.size == 0:
-        return 0, 0, 0
-    first = np.unique(chosen)
-    unit = min(width, 4)
-    parts = np.unique((first[:, None] + np.arange(0, width, unit)).reshape(-1))
-    sectors, covered = np.unique(parts >> 5, return_counts=True)
-    return len(np.unique(sectors >> 2)), len(sectors), int((covered * unit < 32).sum())
+    covered: dict[int, int] = {}
+    for address in set(addresses[m].tolist()):  # an access is aligned to its width, so it lies in one sector
+        covered[address >> 5] = covered.get(address >> 5, 0) + width
+    return len({sector >> 2 for sector in covered}), len(covered), sum(size < 32 for size in covered.values())
 
 
 def address_of(ins: Instruction, text: str) -> Callable[[Any], np.ndarray]:
@@ -164,7 +165,7 @@ def address_of(ins: Instruction, text: str) -> Callable[[Any], np.ndarray]:
     if found is None:
         raise UnknownInstruction(str(ins))
     base, offset = address_parts(found[1], ins)
-    return lambda w: np.broadcast_to(base(w) + offset, (32,))
+    return lambda w: all_lanes(base(w) + offset)
 
 
 def registers_of(text: str, count: int, ins: Instruction) -> list[Callable[[Any], np.ndarray]]:
@@ -175,7 +176,7 @@ def registers_of(text: str, count: int, ins: Instruction) -> list[Callable[[Any]
     kind, number = found
     names = [f"{kind}Z" if number < 0 else f"{kind}{number + i}" for i in range(count)]
     sources = [integer(name, ins) for name in names]
-    return [lambda w, source=source: np.broadcast_to(source(w), (32,)) for source in sources]
+    return [lambda w, source=source: all_lanes(source(w)) for source in sources]
 
 
 def sinks_of(text: str, count: int, ins: Instruction) -> list[Callable[..., None]]:
@@ -365,7 +366,7 @@ def shuffle(ins: Instruction) -> Run:
             source = least | (by & ~segment)
             valid = source <= most
         source = np.broadcast_to(np.where(valid, source, LANES), (32,))
-        value = np.broadcast_to(a(w), (32,))[source]
+        value = all_lanes(a(w))[source]
         in_range(w, m, valid)
         to(w, m, value)
 
@@ -380,7 +381,7 @@ def vote(ins: Instruction) -> Run:
     name = next(name for name in ("ALL", "ANY", "EQ") if name in ins.modifiers)
 
     def run(w: Any, m: np.ndarray) -> None:
-        truth = np.broadcast_to(given(w), (32,)) & m
+        truth = all_lanes(given(w)) & m
         count = int(truth.sum())
         if ballot:
             ballot(w, m, U32(int((truth.astype(np.int64) << LANES).sum())))
@@ -400,7 +401,7 @@ def match_any(ins: Instruction) -> Run:
     a = read(ins.operands[1], ins)
 
     def run(w: Any, m: np.ndarray) -> None:
-        value = np.broadcast_to(a(w), (32,))
+        value = all_lanes(a(w))
         equal = (value[:, None] == value[None, :]) & m[None, :]
         to(w, m, (equal.astype(np.int64) << LANES[None, :]).sum(1))
 
@@ -415,7 +416,7 @@ def reduce(ins: Instruction) -> Run:
     function = next((functions[name] for name in functions if name in ins.modifiers), np.bitwise_and)
 
     def run(w: Any, m: np.ndarray) -> None:
-        value = np.broadcast_to(a(w), (32,))[m].view(view)
+        value = all_lanes(a(w))[m].view(view)
         to(w, m, np.asarray(function.reduce(value)).astype(view).view(U32))
 
     return run
