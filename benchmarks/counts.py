@@ -31,6 +31,15 @@ from benchmarks.sass.occupancy import LIMITS, blocks_per_multiprocessor
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "dino_kernels" / "_cuda.so"
 STORED = ROOT / "benchmarks" / "results" / "counts.json"
+FINDINGS = {
+    "local memory in loops": checks.local_memory_in_loops,
+    "byte loads of shared memory": checks.byte_loads_of_shared,
+    "generic accesses": checks.generic_accesses,
+    "float64 arithmetic": checks.doubles,
+    "reductions of less than 16 bytes": checks.narrow_reductions,
+    "reductions that flush subnormal numbers": checks.flushing_reductions,
+}
+UPDATE = "a change that is meant is stored by python -m benchmarks.counts --update"
 BLOCKS = 3  # of a kernel, evenly spaced over one head's
 
 
@@ -49,8 +58,10 @@ class Counted:
     threads: int
     blocks_per_multiprocessor: int
     instructions: float
+    of_one_block: float  # instructions of the first block alone, which tests/test_machine_code.py executes again
     kinds: dict[str, float] = field(default_factory=dict)
     memory: dict[str, float] = field(default_factory=dict)
+    findings: dict[str, int] = field(default_factory=dict)  # of FINDINGS
 
     def occupancy(self, arch: int) -> float:
         return self.blocks_per_multiprocessor * self.threads / LIMITS[arch].threads
@@ -77,8 +88,9 @@ def count(kernel: Kernel, name: str, label: str, blocks: int = BLOCKS) -> tuple[
     """Executes some blocks of a kernel."""
     launch = (attention if attention.label_of(name) else matching).launch(kernel, name, label, blocks)
     total = Ledger()
-    for index in launch.chosen:
-        total.add(launch.run(index))
+    ledgers = [launch.run(index) for index in launch.chosen]
+    for ledger in ledgers:
+        total.add(ledger)
     launch.check(len(launch.chosen))
     unit = 1 / (launch.units_of_block * len(launch.chosen))
     shared = max(launch.shared_touched, kernel.static_shared)
@@ -94,8 +106,10 @@ def count(kernel: Kernel, name: str, label: str, blocks: int = BLOCKS) -> tuple[
         launch.threads,
         blocks_per_multiprocessor(kernel.arch, kernel.registers, launch.threads, shared),
         round(total.at.total() * unit, 1),
+        round(ledgers[0].at.total() / launch.units_of_block, 1),
         {kind: round(n * unit, 1) for kind, n in by_kind(kernel.instructions, total.at).most_common()},
         {what: round(n * unit, 1) for what, n in sorted(total.memory.items())},
+        {title: len(find(kernel)) for title, find in FINDINGS.items()},
     )
     return counted, total
 
@@ -146,6 +160,15 @@ def table(document: dict[str, Any]) -> list[list[str]]:
     """The stored counts, for benchmarks/report.py."""
     counted = [Counted(**entry) for entry in document["kernels"]]
     return [HEADER, *(row(c, document["arch"], document["clock_ghz"], document["multiprocessors"]) for c in counted)]
+
+
+def caption(document: dict[str, Any]) -> str:
+    """What stands below the table in a README."""
+    return (
+        f"Counted, not measured: `python -m benchmarks.counts` executes the sm_{document['arch']} machine code of "
+        f"ptxas {document['compiler']} on a CPU. Floor: all instructions of the workload issued at four a cycle by "
+        f"{document['multiprocessors']} multiprocessors at {document['clock_ghz']} GHz."
+    )
 
 
 def stored() -> dict[str, Any]:
@@ -214,21 +237,15 @@ def describe(counted: Counted, kernel: Kernel, arch: int, clock: float, multipro
             for title, cell in list(zip(HEADER, row(counted, arch, clock, multiprocessors), strict=True))[1:8]
         )
     )
+    issue, shared = counted.floor_us(clock, multiprocessors), counted.shared_us(clock, multiprocessors)
     lines.append(
-        f"  per {counted.per}: {counted.instructions:.0f} instructions, floor "
-        f"{counted.floor_us(clock, multiprocessors):.1f} us (shared memory {counted.shared_us(clock, multiprocessors):.1f} us) "
-        f"for all {counted.units:.0f}"
+        f"  per {counted.per}: {counted.instructions:.0f} instructions, floor {issue:.1f} us "
+        f"(shared memory {shared:.1f} us) for all {counted.units:.0f}"
     )
     lines.append("  " + ", ".join(f"{kind} {n:.0f}" for kind, n in counted.kinds.items()))
     lines.append("  " + ", ".join(f"{what} {n:.0f}" for what, n in counted.memory.items()))
-    for title, found in (
-        ("local memory in loops", checks.local_memory_in_loops(kernel)),
-        ("byte loads of shared memory", checks.byte_loads_of_shared(kernel)),
-        ("generic accesses", checks.generic_accesses(kernel)),
-        ("float64 arithmetic", checks.doubles(kernel)),
-        ("reductions of less than 16 bytes", checks.narrow_reductions(kernel)),
-        ("reductions that flush subnormal numbers", checks.flushing_reductions(kernel)),
-    ):
+    for title, find in FINDINGS.items():
+        found = find(kernel)
         if found:
             lines.append(f"  {title}: {len(found)}, such as {found[0]}")
     return lines

@@ -190,6 +190,12 @@ class AttentionLaunch(Launch):
         return widened(self.memory.get(self.addresses[name], RAW[dtype], shape), dtype)
 
 
+def chosen_blocks(of_head: int, heads: int, count: int) -> list[int]:
+    """Evenly spaced blocks, each of another head. The one in the middle is the first, however many there are."""
+    order = sorted(range(count), key=lambda i: abs(2 * i + 1 - count))
+    return [n % heads * of_head + (2 * i + 1) * of_head // (2 * count) for n, i in enumerate(order)]
+
+
 def prepare(kernel: Kernel, name: str, case: Case, blocks: int = 3) -> AttentionLaunch:
     """A kernel of deformable attention, by its demangled name; `blocks` evenly spaced ones are chosen."""
     found = match_family(name)
@@ -283,7 +289,7 @@ def prepare(kernel: Kernel, name: str, case: Case, blocks: int = 3) -> Attention
         memory,
         constant_bank(kernel, headers().pack("CudaParams", parameters), grid, kernel.max_threads),
         grid,
-        [i % (B * M) * of_head + (2 * i + 1) * of_head // (2 * blocks) for i in range(blocks)],
+        chosen_blocks(of_head, B * M, blocks),
         kernel.max_threads,
         at,
         check,

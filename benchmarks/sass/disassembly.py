@@ -241,3 +241,13 @@ def demangle(names: list[str]) -> dict[str, str]:
         return {name: name for name in names}
     out = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=False).stdout.split("\n")
     return dict(zip(names, out, strict=False))
+
+
+def kernels_of_cubin(cubin: bytes, arch: int) -> list[Kernel]:
+    """The kernels of a cubin in memory, such as `triton.compile(...).asm["cubin"]`."""
+    folder = CACHE / f"{hashlib.sha256(cubin).hexdigest()[:16]}-{arch}"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "kernel.cubin"
+    if not path.exists():
+        path.write_bytes(cubin)
+    return read_kernels(path, arch)

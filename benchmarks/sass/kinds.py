@@ -42,7 +42,7 @@ def kind_of(ins: Instruction) -> str:
         return base
     if base in ("STL", "LDL"):
         return "local memory"
-    if ins.opcode.startswith("IMAD.MOV") or (base == "HFMA2" and "RZ" in ins.operands[1:3]):
+    if (base == "IMAD" and ins.operands[1:3] == ["RZ", "RZ"]) or (base == "HFMA2" and "RZ" in ins.operands[1:3]):
         return "move, select"
     if base[0] == "U" or base == "S2UR":
         return "uniform"

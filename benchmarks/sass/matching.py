@@ -84,21 +84,40 @@ def cost(kernel: Kernel, dtype: str) -> Launch:
     source = {
         "logits": memory.put(narrow(logits.astype(np.float64), dtype)),
         "boxes": memory.put(boxes.astype(np.float32)),
-        "logits_set_stride": Q * C, "logits_batch_stride": Q * C, "logits_row_stride": C,
-        "boxes_set_stride": Q * 4, "boxes_batch_stride": Q * 4, "boxes_row_stride": 4,
-        "sets": 1, "Q": Q,
+        "logits_set_stride": Q * C,
+        "logits_batch_stride": Q * C,
+        "logits_row_stride": C,
+        "boxes_set_stride": Q * 4,
+        "boxes_batch_stride": Q * 4,
+        "boxes_row_stride": 4,
+        "sets": 1,
+        "Q": Q,
     }
     parameters = {
-        "G": 1, "B": 1, "Q": Q, "C": C, "N": TARGETS, "max_targets": TARGETS, "num_sources": 1,
-        "logits_dtype": DTYPE[dtype], "boxes_dtype": DTYPE["fp32"],
+        "G": 1,
+        "B": 1,
+        "Q": Q,
+        "C": C,
+        "N": TARGETS,
+        "max_targets": TARGETS,
+        "num_sources": 1,
+        "logits_dtype": DTYPE[dtype],
+        "boxes_dtype": DTYPE["fp32"],
         "labels": memory.put(labels.astype(np.int64)),
         "target_boxes": memory.put(targets.astype(np.float32)),
         "offsets": memory.put(np.array([0, TARGETS], np.int64)),
         "formula": {
-            "class_weight": 2.0, "l1_weight": 5.0, "giou_weight": 2.0,
-            "alpha": 0.25, "gamma": 2.0, "class_eps": 1e-8,
+            "class_weight": 2.0,
+            "l1_weight": 5.0,
+            "giou_weight": 2.0,
+            "alpha": 0.25,
+            "gamma": 2.0,
+            "class_eps": 1e-8,
         },
-        "table": [source], "tiles": tiles, "cost": at["cost"], "notes": at["notes"],
+        "table": [source],
+        "tiles": tiles,
+        "cost": at["cost"],
+        "notes": at["notes"],
     }
     bank = constant_bank(kernel, headers()["matching_cost"].pack("CudaCostParams", parameters), tiles, TILE)
     units = SETS * IMAGES * tiles
@@ -114,11 +133,22 @@ def assignment(kernel: Kernel, label: str, costs: str = "early") -> Launch:
     double = label.endswith("fp64")
     at = {"columns": memory.allocate(8 * T), "status": memory.allocate(4)}
     parameters = {
-        "G": 1, "R": T, "C": Q, "B": 1, "max_rows": T, "cost_float64": double,
+        "G": 1,
+        "R": T,
+        "C": Q,
+        "B": 1,
+        "max_rows": T,
+        "cost_float64": double,
         "cost": memory.put(matrix.astype(np.float64 if double else np.float32)),
-        "group_stride": T * Q, "row_stride": Q, "column_stride": 1, "as_scipy": "SciPy" in label,
+        "group_stride": T * Q,
+        "row_stride": Q,
+        "column_stride": 1,
+        "as_scipy": "SciPy" in label,
         "offsets": memory.put(np.array([0, T], np.int64)),
-        "columns": at["columns"], "status": at["status"], "solver_rows": T, "solver_columns": Q,
+        "columns": at["columns"],
+        "status": at["status"],
+        "solver_rows": T,
+        "solver_columns": Q,
     }
     threads = FEW_THREADS if Q <= SHORT_ROWS else kernel.max_threads
     packed = headers()["linear_sum_assignment"].pack("CudaAssignmentParams", parameters)

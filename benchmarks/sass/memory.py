@@ -200,9 +200,9 @@ def memory_and_address(w: Any, space: str, addresses: np.ndarray, m: np.ndarray)
     if space == "global":
         return w.block.memory, addresses
     if space == "shared":
-        return w.block.shared, addresses
+        return w.block.shared, addresses & 0xFFFFFFFF
     if space == "local":
-        return w.local, addresses + LANES * w.local_bytes
+        return w.local, (addresses & 0xFFFFFFFF) + LANES * w.local_bytes
     shared = (addresses >> 32 == SHARED_WINDOW)[m]
     if shared.any() != shared.all():
         raise BadAccess("lanes of a generic access disagree on the memory")
