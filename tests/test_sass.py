@@ -205,6 +205,7 @@ def test_a_block_exchanges_numbers_through_shared_memory():
         ("SHFL.IDX PT, R5, R0, 0x2, 0x181f", LANES // 8 * 8 + 2),
         ("ISETP.GT.AND P0, PT, R0, 0x1d, PT\nVOTE.ANY R5, PT, P0", np.full(32, 0xC0000000)),
         ("STS [RZ], RZ\nATOMS.ADD R5, [RZ], R0\nLDS R5, [RZ]", np.full(32, 496)),
+        ("IMAD.SHL.U32 R6, R0, 0x4, RZ\nSTS [R6], R0\nIMAD.SHL.U32 R6, R0, 0x10, RZ\nLDSM.16.M88 R5, [R6]", LANES),
         ("MOV R6, 0x3f800000\nF2FP.BF16.F32.PACK_AB R5, R6, RZ", np.full(32, 0x3F800000)),
     ],
     ids=lambda value: value.split()[0] if isinstance(value, str) else "",
@@ -357,7 +358,8 @@ def compiled(tmp_path_factory):
     if not Path(nvcc).exists():
         pytest.skip("nvcc was not found")
     try:
-        find_tool("cuobjdump"), find_tool("nvdisasm")
+        for tool in ("cuobjdump", "nvdisasm"):
+            find_tool(tool)
     except MissingTool as missing:
         pytest.skip(str(missing))
     folder = tmp_path_factory.mktemp("sass")

@@ -26,7 +26,7 @@ from benchmarks.sass.instructions import (
 )
 from benchmarks.sass.memory import LANES, SHARED_WINDOW, Constants, Ledger, Memory
 
-for _name in ("floating", "memory"):
+for _name in ("floating", "lanes", "logic", "memory"):
     importlib.import_module(f"benchmarks.sass.{_name}")  # fill BUILDERS
 
 STEPS = 3_000_000  # of a warp, before it counts as endless

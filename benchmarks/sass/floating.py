@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.sass.arithmetic import COMPARISONS, U32, U64, Run, joined_with, operation
+from benchmarks.sass.arithmetic import U32, U64, Run, operation
 from benchmarks.sass.instructions import (
     NUMBER,
     Instruction,
@@ -30,6 +30,7 @@ from benchmarks.sass.instructions import (
     sink,
     sink64,
 )
+from benchmarks.sass.logic import COMPARISONS, joined_with
 
 F32, F64 = np.float32, np.float64
 TINY = F32(2.0**-126)
@@ -90,6 +91,14 @@ def multiply(ins: Instruction) -> Run:
 
 @operation("FFMA")
 def fused(ins: Instruction) -> Run:
+    if _plain(ins):
+        to, (a, b, c) = sink(ins.operands[0], ins), (float32(text, ins) for text in ins.operands[1:4])
+
+        def run(w: Any, m: np.ndarray) -> None:
+            exact = np.add(np.multiply(a(w), b(w), dtype=F64), c(w), dtype=F64)
+            to(w, m, exact.astype(F32).view(U32))
+
+        return run
     return in_float32(ins, lambda a, b, c: a * b + c, 3)
 
 

@@ -22,9 +22,7 @@ from benchmarks.sass.instructions import (
     Value,
     address_parts,
     integer,
-    integer64,
     is_predicate,
-    predicate,
     register,
     sink,
 )
@@ -316,7 +314,7 @@ def atomic(ins: Instruction) -> Run:
     inputs = operands[2 if returns else 1 :]
     swap = "CAS" in ins.modifiers or "CAST" in ins.modifiers
     values = [value for text in inputs for value in registers_of(text, words, ins)]
-    dtype, join = (np.uint64 if words == 2 else np.uint32, None) if swap else joined(ins)
+    dtype, join = (np.uint32, lambda a, b: b) if swap else joined(ins)
     if not values:
         values = [lambda w: np.zeros(32, U32)] * words
 
@@ -342,81 +340,25 @@ def atomic(ins: Instruction) -> Run:
     return run
 
 
-@operation("SHFL")
-def shuffle(ins: Instruction) -> Run:
-    in_range, to = sink(ins.operands[0], ins), sink(ins.operands[1], ins)
-    a, b, c = (integer(text, ins) for text in ins.operands[2:5])
-    mode = next(name for name in ("IDX", "UP", "DOWN", "BFLY") if name in ins.modifiers)
-
-    def run(w: Any, m: np.ndarray) -> None:
-        by, limits = b(w).astype(np.int64) & 31, c(w).astype(np.int64)
-        clamp, segment = limits & 31, (limits >> 8) & 31
-        most = (LANES & segment) | (clamp & ~segment)
-        least = LANES & segment
-        if mode == "UP":
-            source = LANES - by
-            valid = source >= most
-        elif mode == "DOWN":
-            source = LANES + by
-            valid = source <= most
-        elif mode == "BFLY":
-            source = LANES ^ by
-            valid = source <= most
-        else:
-            source = least | (by & ~segment)
-            valid = source <= most
-        source = np.broadcast_to(np.where(valid, source, LANES), (32,))
-        value = all_lanes(a(w))[source]
-        in_range(w, m, valid)
-        to(w, m, value)
-
-    return run
-
-
-@operation("VOTE", "VOTEU")
-def vote(ins: Instruction) -> Run:
-    operands = list(ins.operands)
-    ballot = sink(operands.pop(0), ins) if not is_predicate(operands[0]) else None
-    result, given = sink(operands[0], ins), predicate(operands[-1], ins)
-    name = next(name for name in ("ALL", "ANY", "EQ") if name in ins.modifiers)
-
-    def run(w: Any, m: np.ndarray) -> None:
-        truth = all_lanes(given(w)) & m
-        count = int(truth.sum())
-        if ballot:
-            ballot(w, m, U32(int((truth.astype(np.int64) << LANES).sum())))
-        total = int(m.sum())
-        answer = {"ALL": count == total, "ANY": count > 0, "EQ": count in (0, total)}[name]
-        result(w, m, np.bool_(answer))
-
-    return run
-
-
-@operation("MATCH")
-def match_any(ins: Instruction) -> Run:
-    if "ANY" not in ins.modifiers:
+@operation("LDSM")
+def load_matrices(ins: Instruction) -> Run:
+    """PTX's ldmatrix: 8 x 8 matrices of 16-bit numbers, whose rows lie where lanes 8i to 8i + 7 say."""
+    if ins.modifiers - {"16", "M88", "MT88", "2", "4"}:
         raise UnknownInstruction(str(ins))
-    to = sink(ins.operands[0], ins)
-    read = integer64 if "U64" in ins.modifiers else integer
-    a = read(ins.operands[1], ins)
+    count = next((int(name) for name in ("4", "2") if name in ins.modifiers), 1)
+    transposed = "MT88" in ins.modifiers
+    to, address = sinks_of(ins.operands[0], count, ins), address_of(ins, ins.operands[1])
 
     def run(w: Any, m: np.ndarray) -> None:
-        value = all_lanes(a(w))
-        equal = (value[:, None] == value[None, :]) & m[None, :]
-        to(w, m, (equal.astype(np.int64) << LANES[None, :]).sum(1))
-
-    return run
-
-
-@operation("REDUX", "CREDUX")
-def reduce(ins: Instruction) -> Run:
-    to, a = sink(ins.operands[0], ins), integer(ins.operands[-1], ins)
-    view = np.int32 if "S32" in ins.modifiers else U32
-    functions = {"SUM": np.add, "MIN": np.minimum, "MAX": np.maximum, "OR": np.bitwise_or, "XOR": np.bitwise_xor}
-    function = next((functions[name] for name in functions if name in ins.modifiers), np.bitwise_and)
-
-    def run(w: Any, m: np.ndarray) -> None:
-        value = all_lanes(a(w))[m].view(view)
-        to(w, m, np.asarray(function.reduce(value)).astype(view).view(U32))
+        memory, addresses = memory_and_address(w, "shared", address(w), m)
+        rows = 8 * count > LANES
+        offsets = memory.offsets(addresses, m & rows, 16, ins)
+        w.block.ledger.memory["shared wavefronts"] += shared_wavefronts(offsets, m & rows, 16)
+        halves = memory.words.view(np.uint16)
+        for i, write in enumerate(to):
+            matrix = halves[(offsets[8 * i : 8 * i + 8, None] >> 1) + np.arange(8)].astype(U32)
+            matrix = matrix.T if transposed else matrix
+            row, column = LANES >> 2, (LANES & 3) * 2
+            write(w, m, matrix[row, column] | (matrix[row, column + 1] << U32(16)))
 
     return run
