@@ -340,6 +340,10 @@ def convert(ins: Instruction) -> Run:
     if "F64.F32" in ins.opcode:
         to, a = sink64(ins.operands[0], ins), float32(ins.operands[1], ins)
         return lambda w, m: to(w, m, np.asarray(a(w)).astype(F64))
+    if "BF16.F32" in ins.opcode or "F16.F32" in ins.opcode:
+        to, a = sink(ins.operands[0], ins), float32(ins.operands[1], ins)
+        narrow = to_bfloat16 if "BF16" in ins.modifiers else to_half
+        return lambda w, m: to(w, m, narrow(a(w)))
     raise UnknownInstruction(str(ins))
 
 

@@ -188,6 +188,20 @@ def reverse_bits(ins: Instruction) -> Run:
     return simple(ins, lambda a: sum(((a >> U32(i)) & U32(1)) << U32(31 - i) for i in range(32)), 1)
 
 
+@operation("SGXT", "USGXT")
+def extend(ins: Instruction) -> Run:
+    to, a, bits = sink(ins.operands[0], ins), integer(ins.operands[1], ins), int(ins.operands[2], 0)
+    if not 0 < bits < 32 or "W" in ins.modifiers:
+        raise UnknownInstruction(str(ins))
+    up, view = U32(32 - bits), U32 if "U32" in ins.modifiers else S32
+
+    def run(w: Any, m: np.ndarray) -> None:
+        shifted = a(w) << up
+        to(w, m, (shifted.view(view) >> view(32 - bits)).view(U32))
+
+    return run
+
+
 @operation("P2R")
 def predicates_to_register(ins: Instruction) -> Run:
     operands = [text for text in " ".join(ins.operands).replace("PR", "").split() if text]
