@@ -81,7 +81,7 @@ def label_of(name: str) -> str | None:
 
 
 def is_hot(label: str) -> bool:
-    return not any(word in label for word in ("general", "fp64", "SciPy"))
+    return not any(word in label for word in ("general", "fp64", "SciPy", "K="))
 
 
 def count(kernel: Kernel, name: str, label: str, blocks: int = BLOCKS) -> tuple[Counted, Ledger]:
@@ -127,6 +127,10 @@ def hot_kernels(library: Path, arch: int, pattern: str = "") -> list[tuple[Kerne
         if wanted:
             exact = "|".join(rf"^{re.escape(mangled)}$" for mangled in wanted)
             found += [(kernel, *wanted[kernel.name]) for kernel in read_kernels(cubin, arch, exact)]
+    labels = [label for _, _, label in found]
+    for i, (kernel, name, label) in enumerate(found):
+        if labels.count(label) > 1:  # several kernels for one purpose: told apart by their template parameters
+            found[i] = (kernel, name, f"{label} {name[name.index('<') : name.rindex('(')]}")
     return sorted(found, key=lambda entry: entry[2])
 
 
@@ -199,6 +203,10 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--update", action="store_true", help=f"write {STORED.relative_to(ROOT)}")
     options = parser.parse_args()
+    if options.update and (
+        options.kernel or options.library != LIBRARY or options.arch != 90 or options.blocks != BLOCKS
+    ):
+        parser.error("--update stores all hot kernels of the built library: leave out what selects others")
     try:
         kernels = hot_kernels(options.library, options.arch, options.kernel)
     except (MissingTool, FileNotFoundError) as problem:
@@ -207,9 +215,14 @@ def main() -> int:
     if not kernels:
         print(f"counts: {options.library} has no kernel that matches {options.kernel!r}", file=sys.stderr)
         return 1
-    counts = []
+    counts, failed = [], False
     for kernel, name, label in kernels:
-        counted, total = count(kernel, name, label, options.blocks)
+        try:
+            counted, total = count(kernel, name, label, options.blocks)
+        except (RuntimeError, ValueError) as problem:  # an instruction that is not known, a launch that does not fit
+            print(f"counts: {label}: {problem}", file=sys.stderr)
+            failed = True
+            continue
         counts.append(counted)
         if options.json:
             continue
@@ -222,9 +235,9 @@ def main() -> int:
     document = as_document(counts, options.arch, options.clock, options.sms, compiler(options.library, options.arch))
     if options.json:
         print(json.dumps(document, indent=1))
-    if options.update:
+    if options.update and not failed:
         STORED.write_text(json.dumps(document, indent=1) + "\n")
-    return 0
+    return int(failed)
 
 
 def describe(counted: Counted, kernel: Kernel, arch: int, clock: float, multiprocessors: int) -> list[str]:

@@ -29,7 +29,8 @@ class Family:
     """What the launch code knows of a kernel and its machine code does not say: change it with cuda_launch.cuh.
 
     `pattern` matches the demangled name; of its groups, T is required, `lanes` are those whose product is the lanes
-    of an item, `fused` and `tiles` are "true" or "false".
+    of an item, `fused` and `tiles` are "true" or "false", and `K`, where there is one, is the number of samples that the
+    kernel is compiled for.
     """
 
     name: str
@@ -87,7 +88,11 @@ def label_of(name: str) -> str | None:
         size = "general"
     else:
         size = "tile" if groups.get("tiles") == "true" else "small" if lanes[-1] > 1 else "large"
-    return f"{family.name} {size} {TYPES[groups['T']]} {'fused' if groups['fused'] == 'true' else 'classic'}"
+    samples = (
+        f" K={groups['K']}" if groups.get("K", "0") not in ("0", str(ENCODER.points * len(ENCODER.shapes))) else ""
+    )
+    kind = "fused" if groups["fused"] == "true" else "classic"
+    return f"{family.name} {size} {TYPES[groups['T']]} {kind}{samples}"
 
 
 def launch(kernel: Kernel, name: str, label: str, blocks: int) -> AttentionLaunch:
