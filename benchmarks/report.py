@@ -18,7 +18,7 @@ from functools import partial
 from itertools import chain, groupby
 from typing import Any
 
-from benchmarks import ablation
+from benchmarks import ablation, counts
 from benchmarks.machine import ROOT, caption
 from benchmarks.matching_peers import BASELINES, LISTS
 from benchmarks.matching_workloads import ASSIGNMENT, COST, MATCHER
@@ -27,7 +27,7 @@ from benchmarks.results import FILE_NAME, RESULTS, published
 Document = dict[str, Any]
 Table = list[list[str]]  # the first row is the header
 MARKER = re.compile(r"(<!-- results:(\w+)(?: ([\w.-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
-WORDS = ("workload", "op", "by", "model", "pass", "part")  # columns aligned to the left
+WORDS = ("workload", "kernel", "per", "op", "by", "model", "pass", "part")  # columns aligned to the left
 FORWARD, BOTH = "forward", "forward+backward"
 MATCHING_JOBS = {COST: "cost", ASSIGNMENT: "assignment", MATCHER: "matcher"}
 # Of published results that are older than the table.
@@ -187,6 +187,7 @@ TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
     "matching": (FILE_NAME, matching_table),
     **{op: (FILE_NAME, partial(matching_op_table, op=op)) for op in MATCHING_JOBS},
     "ablation": (ablation.FILE_NAME, ablation.table),
+    "counts": (counts.STORED.name, counts.table),
 }
 
 
@@ -249,12 +250,15 @@ def update(text: str, load: Callable[[str | None, str], Document]) -> str:
         document = load(folder, file)
         rows = table(document)
         shown = as_markdown(rows) if len(rows) > 1 else NOT_MEASURED
-        return f"{start}\n{shown}\n\n{caption(document['machine'])}\n\n{end}"
+        origin = caption(document["machine"]) if "machine" in document else counts.caption(document)
+        return f"{start}\n{shown}\n\n{origin}\n\n{end}"
 
     return MARKER.sub(replace, text)
 
 
 def load(folder: str | None, file: str) -> Document:
+    if (RESULTS / file).exists():  # of no machine
+        return json.loads((RESULTS / file).read_text())
     if folder is None:
         files = published(file)
         if len(files) != 1:

@@ -1,0 +1,163 @@
+"""Launches of the kernels of matching: 900 queries, 91 classes and 20 targets, as DINO's training step has them."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.matching_workloads import MatchingStep, sample_predictions, sample_targets
+from benchmarks.sass.attention import DTYPE, TYPES, narrow
+from benchmarks.sass.disassembly import ROOT, Kernel
+from benchmarks.sass.launch import GLOBAL, Launch, constant_bank
+from benchmarks.sass.memory import Memory
+
+TARGETS, IMAGES, SETS = 20, 16, 7
+COST_PATTERN = r"matching_cost_kernel<(?P<T>\w+)>"
+ASSIGNMENT_PATTERN = r"assignment_kernel<(?P<T>\w+), (?:dino_kernels::)?(?P<solver>\w+)>"
+TILE = 128  # queries of a block of the cost kernel
+SHORT_ROWS, FEW_THREADS = 256, 128  # of the assignment: csrc/linear_sum_assignment/cuda.cu
+
+
+def label_of(name: str) -> str | None:
+    """The label of a demangled name; None where it is no kernel of matching."""
+    if found := re.search(rf"\b{COST_PATTERN}", name):
+        return f"matching_cost {TYPES[found['T']]}"
+    if found := re.search(rf"\b{ASSIGNMENT_PATTERN}", name):
+        return f"assignment {found['solver']} {TYPES[found['T']]}"
+    return None
+
+
+def launch(kernel: Kernel, name: str, label: str, blocks: int) -> Launch:
+    """Of DINO's usual training step: 7 sets of predictions, 16 images with 20 targets."""
+    return cost(kernel, label.split()[-1]) if label.startswith("matching_cost") else assignment(kernel, label)
+
+
+@cache
+def headers() -> dict[str, Any]:
+    from benchmarks.sass.parameters import Headers
+
+    folders = [ROOT / "csrc" / name for name in ("matching_cost", "linear_sum_assignment")]
+    return {folder.name: Headers(folder / "params.h", folder / "cuda_params.h") for folder in folders}
+
+
+@cache
+def predictions(costs: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Logits [Q, C], boxes [Q, 4], labels [T] and boxes [T, 4] of one image."""
+    step = MatchingStep(TARGETS, costs, 1, sets=1)
+    generator = torch.Generator().manual_seed(0)
+    targets = sample_targets(step, generator)
+    logits, boxes = sample_predictions(step, targets, generator)
+    given = (logits[0, 0], boxes[0, 0], targets[0]["labels"], targets[0]["boxes"])
+    return tuple(tensor.numpy() for tensor in given)  # type: ignore[return-value]
+
+
+def focal_cost_matrix(costs: str) -> np.ndarray:
+    """[T, Q] float64: focal 2, L1 5, GIoU 2, as DINO weighs them."""
+    logits, boxes, labels, targets = (array.astype(np.float64) for array in predictions(costs))
+    p = 1 / (1 + np.exp(-logits[:, labels.astype(int)].T))
+    focal = 0.25 * (1 - p) ** 2 * -np.log(p + 1e-8) - 0.75 * p**2 * -np.log(1 - p + 1e-8)
+    distance = np.abs(targets[:, None] - boxes[None]).sum(-1)
+
+    def corners(b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return b[..., :2] - b[..., 2:] / 2, b[..., :2] + b[..., 2:] / 2
+
+    (low, high), (low_t, high_t) = corners(boxes[None]), corners(targets[:, None])
+    inner = np.clip(np.minimum(high, high_t) - np.maximum(low, low_t), 0, None).prod(-1)
+    union = (high - low).prod(-1) + (high_t - low_t).prod(-1) - inner
+    outer = (np.maximum(high, high_t) - np.minimum(low, low_t)).prod(-1)
+    giou = inner / union - (outer - union) / outer
+    return 2 * focal + 5 * distance - 2 * giou
+
+
+def cost(kernel: Kernel, dtype: str) -> Launch:
+    """The cost matrix of an image; the unit is a tile of 128 queries with all targets."""
+    logits, boxes, labels, targets = predictions("early")
+    Q, C = logits.shape
+    tiles = -(-Q // TILE)
+    memory = Memory("global", 1 << 22, GLOBAL)
+    at = {"cost": memory.allocate(TARGETS * Q * 4), "notes": memory.allocate(tiles * 4)}
+    source = {
+        "logits": memory.put(narrow(logits.astype(np.float64), dtype)),
+        "boxes": memory.put(boxes.astype(np.float32)),
+        "logits_set_stride": Q * C,
+        "logits_batch_stride": Q * C,
+        "logits_row_stride": C,
+        "boxes_set_stride": Q * 4,
+        "boxes_batch_stride": Q * 4,
+        "boxes_row_stride": 4,
+        "sets": 1,
+        "Q": Q,
+    }
+    parameters = {
+        "G": 1,
+        "B": 1,
+        "Q": Q,
+        "C": C,
+        "N": TARGETS,
+        "max_targets": TARGETS,
+        "num_sources": 1,
+        "logits_dtype": DTYPE[dtype],
+        "boxes_dtype": DTYPE["fp32"],
+        "labels": memory.put(labels.astype(np.int64)),
+        "target_boxes": memory.put(targets.astype(np.float32)),
+        "offsets": memory.put(np.array([0, TARGETS], np.int64)),
+        "formula": {
+            "class_weight": 2.0,
+            "l1_weight": 5.0,
+            "giou_weight": 2.0,
+            "alpha": 0.25,
+            "gamma": 2.0,
+            "class_eps": 1e-8,
+        },
+        "table": [source],
+        "tiles": tiles,
+        "cost": at["cost"],
+        "notes": at["notes"],
+    }
+    bank = constant_bank(kernel, headers()["matching_cost"].pack("CudaCostParams", parameters), tiles, TILE)
+    units = SETS * IMAGES * tiles
+    workload = f"{SETS} x {IMAGES} x {Q} x {TARGETS}"
+    return Launch(kernel, workload, "tile of 128 queries", 1, units, memory, bank, tiles, [0, tiles // 2], TILE, at)
+
+
+def assignment(kernel: Kernel, label: str, costs: str = "early") -> Launch:
+    """The assignment of an image; the unit is the problem. Its kernel takes float32 or float64 costs."""
+    matrix = focal_cost_matrix(costs)
+    T, Q = matrix.shape
+    memory = Memory("global", 1 << 22, GLOBAL)
+    double = label.endswith("fp64")
+    at = {"columns": memory.allocate(8 * T), "status": memory.allocate(4)}
+    parameters = {
+        "G": 1,
+        "R": T,
+        "C": Q,
+        "B": 1,
+        "max_rows": T,
+        "cost_float64": double,
+        "cost": memory.put(matrix.astype(np.float64 if double else np.float32)),
+        "group_stride": T * Q,
+        "row_stride": Q,
+        "column_stride": 1,
+        "as_scipy": "SciPy" in label,
+        "offsets": memory.put(np.array([0, T], np.int64)),
+        "columns": at["columns"],
+        "status": at["status"],
+        "solver_rows": T,
+        "solver_columns": Q,
+    }
+    threads = FEW_THREADS if Q <= SHORT_ROWS else kernel.max_threads
+    packed = headers()["linear_sum_assignment"].pack("CudaAssignmentParams", parameters)
+
+    def check(_: int) -> None:
+        if memory.get(at["status"], np.int32, (1,))[0] != 0:
+            raise ValueError(f"{Path(__file__).name}: {label} did not solve its problem")
+
+    bank = constant_bank(kernel, packed, 1, threads)
+    units = SETS * IMAGES
+    workload = f"{SETS} x {IMAGES} x {Q} x {T}"
+    return Launch(kernel, workload, "problem", 1, units, memory, bank, 1, [0], threads, at, check)
