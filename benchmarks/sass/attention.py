@@ -40,9 +40,13 @@ class Family:
 
 
 _ARGUMENTS = r"<(?P<T>\w+), (?P<V>\d+), (?P<group>\d+), (?P<split>\d+), (?P<fused>true|false)"
+_OF_PAIRS = r"<(?P<T>\w+), (?P<fused>true|false), (?P<samples>\d+)"
+PAIR_LANES = 4  # of an item, in the kernels that take pairs of items
 FAMILIES = (
     Family("forward", rf"forward_kernel{_ARGUMENTS}\b[^>]*>"),
-    Family("backward", rf"backward_kernel{_ARGUMENTS}, (?P<tiles>true|false)\b[^>]*>", backward=True),
+    Family("backward", rf"backward_kernel{_ARGUMENTS}, (?:true|false)\b[^>]*>", backward=True),
+    Family("forward", rf"forward_mma_kernel{_OF_PAIRS}, (?P<mask>true|false)>", lanes=()),
+    Family("backward", rf"backward_mma_kernel{_OF_PAIRS}, \(dino_kernels::ValueSums\)(?P<sums>0|2)>", lanes=(), backward=True),
 )
 
 
@@ -87,10 +91,9 @@ def label_of(name: str) -> str | None:
     if 0 in lanes:
         size = "general"
     else:
-        size = "tile" if groups.get("tiles") == "true" else "small" if lanes[-1] > 1 else "large"
-    samples = (
-        f" K={groups['K']}" if groups.get("K", "0") not in ("0", str(ENCODER.points * len(ENCODER.shapes))) else ""
-    )
+        size = "small" if lanes and lanes[-1] > 1 else "tile" if groups.get("sums") == "2" else "large"
+    samples = " K<=32" if groups.get("samples") == "32" else ""
+    samples += " mask" if not samples and groups.get("mask") == "true" else ""
     kind = "fused" if groups["fused"] == "true" else "classic"
     return f"{family.name} {size} {TYPES[groups['T']]} {kind}{samples}"
 
@@ -208,7 +211,7 @@ def prepare(kernel: Kernel, name: str, case: Case, blocks: int = 3) -> Attention
         raise ValueError(f"{name} is of none of the families in {Path(__file__).name}")
     family, groups = found
     dtype, fused = TYPES[groups["T"]], groups["fused"] == "true"
-    lanes = math.prod(int(groups[key]) for key in family.lanes)
+    lanes = math.prod(int(groups[key]) for key in family.lanes) if family.lanes else PAIR_LANES
     if lanes == 0:  # any number of lanes
         lanes = 1 << max(0, math.ceil(math.log2(CHANNELS / int(groups["V"]))))
     inputs = sample_inputs(case, fused)
@@ -248,6 +251,7 @@ def prepare(kernel: Kernel, name: str, case: Case, blocks: int = 3) -> Attention
         "weights_as_value": as_value,
         "output": at["output"],
         "table": {"sizes": [n for shape in case.shapes for n in shape], "points": [case.points] * L},
+        "blocks_per_head": math.ceil(Q / items),
         "group": lanes,
         "pairs_aligned": True,
         "queries_on_grid": Q == S,
