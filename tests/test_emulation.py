@@ -353,6 +353,18 @@ def test_numbers_are_rounded_down_to_integers():
     assert torch.equal(result, given.floor().long()[:, None].expand(-1, 2))
 
 
+def test_floats_beyond_integers_become_the_nearest_integer():
+    largest, smallest = 2**31 - 1, -(2**31)
+    expected = {
+        -1.5: (-2, -2, -1), -0.5: (-1, 0, 0), 0.5: (0, 0, 0), 2.5: (2, 2, 2), 2.75: (2, 3, 2),
+        2147483520.0: (2147483520,) * 3, 2.0**31: (largest,) * 3, math.inf: (largest,) * 3,
+        -(2.0**31): (smallest,) * 3, -3e9: (smallest,) * 3, -math.inf: (smallest,) * 3, math.nan: (0, 0, 0),
+    }  # fmt: skip
+    given = torch.tensor(list(expected))
+    result = launch("integers_of_floats", 1, len(expected), given, zeros(len(expected), 3))
+    assert list(map(tuple, result.tolist())) == list(expected.values())
+
+
 def test_vector_types_have_the_sizes_and_alignments_of_cuda():
     layouts = {
         "char2": (2, 2), "char3": (3, 1), "char4": (4, 4), "uchar2": (2, 2), "uchar4": (4, 4),

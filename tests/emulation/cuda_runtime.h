@@ -330,6 +330,12 @@ inline long long __float2ll_rn(float x) { return llrintf(x); }
 inline long long __double2ll_rn(double x) { return llrint(x); }
 inline float __ll2float_rn(long long x) { return static_cast<float>(x); }
 inline double __ll2double_rn(long long x) { return static_cast<double>(x); }
+// Conversions to 32 bits: what does not fit becomes the nearest number that does, NaN zero.
+inline int32_t __float2int_rd(float x) {
+  return static_cast<int32_t>(std::fmin(std::fmax(std::floor(x == x ? x : 0.0f), -0x1p31), 2147483647.0));
+}
+inline int32_t __float2int_rn(float x) { return __float2int_rd(std::rint(x)); }
+inline int32_t __float2int_rz(float x) { return __float2int_rd(std::trunc(x)); }
 inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
 inline float __fdividef(float x, float y) { return x / y; }

@@ -217,6 +217,12 @@ KERNEL(round_down_to_integers, double, long long) {
   }
 }
 
+KERNEL(integers_of_floats, float, int) {  // down, to the nearest, towards zero
+  out[3 * threadIdx.x] = __float2int_rd(in[threadIdx.x]);
+  out[3 * threadIdx.x + 1] = __float2int_rn(in[threadIdx.x]);
+  out[3 * threadIdx.x + 2] = __float2int_rz(in[threadIdx.x]);
+}
+
 template <class... T>
 void layouts(int* out) {
   ((*out++ = sizeof(T), *out++ = alignof(T)), ...);
