@@ -269,9 +269,16 @@ def test_sums_in_global_memory_return_nothing_and_four_travel_together_from_sm_9
     assert requests("poison") == [f"{prefix}.E.MIN.S64.STRONG.GPU"]
 
 
+FLOORS = {
+    "floor_float32": "F2I.FLOOR.NTZ",
+    "floor_saturated": "F2I.FLOOR.NTZ",
+    "floor_float64": "F2I.S64.F64.FLOOR",
+}
+
+
 @needs_nvcc
 def test_rounding_down_is_one_instruction(machine_code):
-    for kernel, conversion in (("floor_float32", "F2I.FLOOR.NTZ"), ("floor_float64", "F2I.S64.F64.FLOOR")):
+    for kernel, conversion in FLOORS.items():
         conversions = [name for name in opcodes(machine_code[kernel]) if re.match("F2I|FRND|FSETP|DSETP|I2F", name)]
         assert conversions == [conversion]
 
@@ -290,3 +297,30 @@ def test_nvcc_masks_the_selector_of_a_byte_permutation(ptx):
     masked = re.search(r"(%r\d+), %r\d+, (\d+)$", only(ptx["choose_bytes"], "and"))
     assert masked and int(masked[2]) == 0x7777
     assert only(ptx["choose_bytes"], "prmt").endswith(f", {masked[1]}")
+
+
+@needs_nvcc
+def test_a_row_of_a_pointer_kept_whole_is_one_instruction_away(ptx, machine_code):
+    arithmetic = [name for name in opcodes(machine_code["row_of_bytes"]) if re.match("IMAD.WIDE|IADD|LEA|UIADD", name)]
+    assert arithmetic == ["IMAD.WIDE.U32"]
+    offset = re.fullmatch(r"mul\.wide\.u32 (%rd\d+), (%r\d+), (%r\d+)", only(ptx["row_of_bytes"], "mul.wide"))
+    assert offset is not None
+    parameters = re.findall(r"ld\.param\.u\d+ (%r\w+), \[row_of_bytes_param_(\d)\]", "\n".join(ptx["row_of_bytes"]))
+    number_of = {register: int(number) for register, number in parameters}
+    assert (number_of[offset[2]], number_of[offset[3]]) == (1, 2)
+    base, added = only(ptx["row_of_bytes"], "add.s64").split(", ")[1:]
+    assert (number_of[base], added) == (0, offset[1])
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    ("kernel", "function", "factor"),
+    [("exponential", "ex2.approx.ftz.f32", "0f3FB8AA3B"), ("reciprocal", "rcp.approx.ftz.f32", None)],
+)
+def test_approximate_functions_take_the_number_and_return_the_result(ptx, machine_code, kernel, function, factor):
+    result, argument = only(ptx[kernel], function).removeprefix(function).strip().split(", ")
+    if factor:  # log2(e), to the nearest float32
+        argument = only(ptx[kernel], f"mul.f32 {argument}, ").split(", ")[1]
+        assert only(ptx[kernel], "mul.f32").endswith(f", {factor}")
+    assert accesses(ptx[kernel], "ld") == {argument: 0} and accesses(ptx[kernel], "st") == {result: 0}
+    assert len([name for name in opcodes(machine_code[kernel]) if name.startswith("MUFU")]) == 1
