@@ -40,6 +40,22 @@ extern "C" __global__ void ldmatrix_transposed(uint32_t* out) { load<true>(out);
 extern "C" __global__ void add_four_floats(float* out, float a) { add_four(out, a, a + 1, a + 2, a + 3); }
 extern "C" __global__ void add_to_integer(long long* out, long long number) { add_integer(out, number); }
 extern "C" __global__ void poison(long long* out) { poison_integer(out); }
+// Through a pointer that the compiler knows nothing of.
+template <class U>
+__device__ U* hidden(U* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
+}
+extern "C" __global__ void add_to_hidden_pointers(float* out, double* doubles, long long* integers) {
+  const float three[3] = {1, 2, 3}, four[4] = {1, 2, 3, 4};
+  const double two[2] = {1, 2};
+  add_floats<3>(hidden(out + 1), three);
+  add_floats<4>(hidden(out + 4), four);
+  add_floats<2>(hidden(doubles), two);
+  add_integer(hidden(integers) + threadIdx.x, 1);
+  poison_integer(hidden(integers) + threadIdx.x);
+}
+
 extern "C" __global__ void from_fixed_float32(const long long* in, float* out, float scale) {
   *out = from_fixed(in, scale, 0);
 }

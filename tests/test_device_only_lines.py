@@ -267,6 +267,9 @@ def test_sums_in_global_memory_return_nothing_and_four_travel_together_from_sm_9
     prefix = "REDG" if architecture >= 90 else "RED"
     assert requests("add_to_integer") == [f"{prefix}.E.ADD.64.STRONG.GPU"]
     assert requests("poison") == [f"{prefix}.E.MIN.S64.STRONG.GPU"]
+    hidden = requests("add_to_hidden_pointers")
+    assert len(hidden) == 3 + (1 if architecture >= 90 else 4) + 2 + 1 + 1
+    assert all(name.startswith(f"{prefix}.E.") for name in hidden), "no branch for shared memory"
 
 
 FLOORS = {

@@ -65,6 +65,9 @@ bool in_dynamic_shared(const void* address);
 // An address of four floats that no GPU could add to at once is an error.
 void check_four(const void* address);
 
+// What the compiler may assume has to be true.
+void check_assumption(bool holds, const char* condition);
+
 // 0: threads and blocks take turns in order. Otherwise: in an order drawn from this seed, new at every turn,
 // and an atomic operation may give way to other threads.
 void set_schedule(uint64_t seed);
@@ -272,6 +275,10 @@ template <class T>
 T atomicCAS(T* to, T expected, T v) {
   return emulation::atomic(to, [=](T x) { return x == expected ? v : x; });
 }
+
+// Static shared memory counts as global: its address does not tell.
+inline bool __isGlobal(const void* address) { return !emulation::in_dynamic_shared(address); }
+#define __builtin_assume(condition) emulation::check_assumption(condition, #condition)
 
 // Loads and stores with a cache hint.
 template <class T>
