@@ -1,7 +1,9 @@
 // One kernel for each of the lines that only a GPU's compiler sees, and for what nvcc makes of the shared
 // ones: tests/test_device_only_lines.py reads what they become.
 #include "common/atomics.cuh"
+#include "common/block.cuh"
 #include "common/mma.cuh"
+#include "ms_deform_attn/cuda_pairs.cuh"
 
 using namespace dino_kernels;
 
@@ -38,6 +40,22 @@ extern "C" __global__ void ldmatrix_transposed(uint32_t* out) { load<true>(out);
 extern "C" __global__ void add_four_floats(float* out, float a) { add_four(out, a, a + 1, a + 2, a + 3); }
 extern "C" __global__ void add_to_integer(long long* out, long long number) { add_integer(out, number); }
 extern "C" __global__ void poison(long long* out) { poison_integer(out); }
+// Through a pointer that the compiler knows nothing of.
+template <class U>
+__device__ U* hidden(U* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
+}
+extern "C" __global__ void add_to_hidden_pointers(float* out, double* doubles, long long* integers) {
+  const float three[3] = {1, 2, 3}, four[4] = {1, 2, 3, 4};
+  const double two[2] = {1, 2};
+  add_floats<3>(hidden(out + 1), three);
+  add_floats<4>(hidden(out + 4), four);
+  add_floats<2>(hidden(doubles), two);
+  add_integer(hidden(integers) + threadIdx.x, 1);
+  poison_integer(hidden(integers) + threadIdx.x);
+}
+
 extern "C" __global__ void from_fixed_float32(const long long* in, float* out, float scale) {
   *out = from_fixed(in, scale, 0);
 }
@@ -53,3 +71,10 @@ extern "C" __global__ void floor_float64(const double* in, int64_t* out) {
 extern "C" __global__ void choose_bytes(uint32_t* out, uint32_t x, uint32_t y, uint32_t selector) {
   *out = __byte_perm(x, y, selector);
 }
+
+extern "C" __global__ void row_of_bytes(const char* base, uint32_t row, uint32_t stride, int* out) {
+  *out = __ldg(reinterpret_cast<const int*>(row_address(kept_whole(base), row, stride)));
+}
+extern "C" __global__ void exponential(float* x) { *x = fast_exponential(*x); }
+extern "C" __global__ void reciprocal(float* x) { *x = fast_reciprocal(*x); }
+extern "C" __global__ void floor_saturated(const float* in, int32_t* out) { *out = floor_to_int(*in); }

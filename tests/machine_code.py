@@ -10,8 +10,14 @@ import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
+from tests.emulation.build import TORCH_TARGET
+
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
-FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", f"-I{CSRC}"]  # as setup.py has them
+# As setup.py has them.
+FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", TORCH_TARGET, f"-I{CSRC}"]
+FLAGS += ["-isystem", str(Path(torch.__file__).parent / "include")]
 
 
 @functools.cache

@@ -100,19 +100,19 @@ def regions_of_csrc() -> list[Region]:
     return regions
 
 
-def listed() -> dict[Region, str]:
-    """The README's table: regions, and what shows each."""
+def listed() -> list[tuple[Region, str]]:
+    """The README's table: regions, and what shows each. Regions that begin alike have a row each."""
     rows = re.findall(r"^\| `([^`|]+)` \| `([^`|]+)` \| (\d+) \| (.+) \|$", LIST.read_text(), re.MULTILINE)
-    return {Region(file, first, int(lines)): shown for file, first, lines, shown in rows}
+    return [(Region(file, first, int(lines)), shown) for file, first, lines, shown in rows]
 
 
 def test_the_readme_lists_every_line_that_no_emulation_sees():
     """A new one needs a row there: a test of its own, or a reason."""
-    assert sorted(regions_of_csrc()) == sorted(listed())
+    assert sorted(regions_of_csrc()) == sorted(region for region, _ in listed())
 
 
 def test_what_is_said_to_show_a_line_exists():
-    for region, shown in listed().items():
+    for region, shown in listed():
         tests = re.findall(r"`(test_\w+)\.py(?:::(test_\w+))?`", shown)
         assert tests or shown.startswith("No test: "), f"{region}: name a test, or give a reason after 'No test: '"
         for file, name in tests:
@@ -267,11 +267,21 @@ def test_sums_in_global_memory_return_nothing_and_four_travel_together_from_sm_9
     prefix = "REDG" if architecture >= 90 else "RED"
     assert requests("add_to_integer") == [f"{prefix}.E.ADD.64.STRONG.GPU"]
     assert requests("poison") == [f"{prefix}.E.MIN.S64.STRONG.GPU"]
+    hidden = requests("add_to_hidden_pointers")
+    assert len(hidden) == 3 + (1 if architecture >= 90 else 4) + 2 + 1 + 1
+    assert all(name.startswith(f"{prefix}.E.") for name in hidden), "no branch for shared memory"
+
+
+FLOORS = {
+    "floor_float32": "F2I.FLOOR.NTZ",
+    "floor_saturated": "F2I.FLOOR.NTZ",
+    "floor_float64": "F2I.S64.F64.FLOOR",
+}
 
 
 @needs_nvcc
 def test_rounding_down_is_one_instruction(machine_code):
-    for kernel, conversion in (("floor_float32", "F2I.FLOOR.NTZ"), ("floor_float64", "F2I.S64.F64.FLOOR")):
+    for kernel, conversion in FLOORS.items():
         conversions = [name for name in opcodes(machine_code[kernel]) if re.match("F2I|FRND|FSETP|DSETP|I2F", name)]
         assert conversions == [conversion]
 
@@ -290,3 +300,30 @@ def test_nvcc_masks_the_selector_of_a_byte_permutation(ptx):
     masked = re.search(r"(%r\d+), %r\d+, (\d+)$", only(ptx["choose_bytes"], "and"))
     assert masked and int(masked[2]) == 0x7777
     assert only(ptx["choose_bytes"], "prmt").endswith(f", {masked[1]}")
+
+
+@needs_nvcc
+def test_a_row_of_a_pointer_kept_whole_is_one_instruction_away(ptx, machine_code):
+    arithmetic = [name for name in opcodes(machine_code["row_of_bytes"]) if re.match("IMAD.WIDE|IADD|LEA|UIADD", name)]
+    assert arithmetic == ["IMAD.WIDE.U32"]
+    offset = re.fullmatch(r"mul\.wide\.u32 (%rd\d+), (%r\d+), (%r\d+)", only(ptx["row_of_bytes"], "mul.wide"))
+    assert offset is not None
+    parameters = re.findall(r"ld\.param\.u\d+ (%r\w+), \[row_of_bytes_param_(\d)\]", "\n".join(ptx["row_of_bytes"]))
+    number_of = {register: int(number) for register, number in parameters}
+    assert (number_of[offset[2]], number_of[offset[3]]) == (1, 2)
+    base, added = only(ptx["row_of_bytes"], "add.s64").split(", ")[1:]
+    assert (number_of[base], added) == (0, offset[1])
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    ("kernel", "function", "factor"),
+    [("exponential", "ex2.approx.ftz.f32", "0f3FB8AA3B"), ("reciprocal", "rcp.approx.ftz.f32", None)],
+)
+def test_approximate_functions_take_the_number_and_return_the_result(ptx, machine_code, kernel, function, factor):
+    result, argument = only(ptx[kernel], function).removeprefix(function).strip().split(", ")
+    if factor:  # log2(e), to the nearest float32
+        argument = only(ptx[kernel], f"mul.f32 {argument}, ").split(", ")[1]
+        assert only(ptx[kernel], "mul.f32").endswith(f", {factor}")
+    assert accesses(ptx[kernel], "ld") == {argument: 0} and accesses(ptx[kernel], "st") == {result: 0}
+    assert len([name for name in opcodes(machine_code[kernel]) if name.startswith("MUFU")]) == 1

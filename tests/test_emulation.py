@@ -220,7 +220,8 @@ def test_four_sums_at_once_lose_nothing(name):
 
 
 def test_four_sums_at_once_must_be_aligned_and_in_global_memory():
-    for n, message in ((2, "not aligned to 16 bytes"), (0, "in global memory only")):
+    assumed = "told to assume what is wrong: __isGlobal"
+    for n, message in ((2, "not aligned to 16 bytes"), (0, "in global memory only"), (-1, assumed)):
         with pytest.raises(RuntimeError, match=message):
             launch("add_four_where_none_may", 1, 1, torch.zeros(1), torch.zeros(8), n, shared=64)
 
@@ -351,6 +352,18 @@ def test_numbers_are_rounded_down_to_integers():
     given = torch.tensor([-2.0, -1.5, -1.0, -0.75, -0.0, 0.0, 0.25, 1.0, 2.5, 3.0, 4194303.5, -4194303.5]).double()
     result = launch("round_down_to_integers", 1, 32, given, torch.zeros(len(given), 2, dtype=torch.int64), len(given))
     assert torch.equal(result, given.floor().long()[:, None].expand(-1, 2))
+
+
+def test_floats_beyond_integers_become_the_nearest_integer():
+    largest, smallest = 2**31 - 1, -(2**31)
+    expected = {
+        -1.5: (-2, -2, -1), -0.5: (-1, 0, 0), 0.5: (0, 0, 0), 2.5: (2, 2, 2), 2.75: (2, 3, 2),
+        2147483520.0: (2147483520,) * 3, 2.0**31: (largest,) * 3, math.inf: (largest,) * 3,
+        -(2.0**31): (smallest,) * 3, -3e9: (smallest,) * 3, -math.inf: (smallest,) * 3, math.nan: (0, 0, 0),
+    }  # fmt: skip
+    given = torch.tensor(list(expected))
+    result = launch("integers_of_floats", 1, len(expected), given, zeros(len(expected), 3))
+    assert list(map(tuple, result.tolist())) == list(expected.values())
 
 
 def test_vector_types_have_the_sizes_and_alignments_of_cuda():

@@ -65,6 +65,9 @@ bool in_dynamic_shared(const void* address);
 // An address of four floats that no GPU could add to at once is an error.
 void check_four(const void* address);
 
+// What the compiler may assume has to be true.
+void check_assumption(bool holds, const char* condition);
+
 // 0: threads and blocks take turns in order. Otherwise: in an order drawn from this seed, new at every turn,
 // and an atomic operation may give way to other threads.
 void set_schedule(uint64_t seed);
@@ -273,6 +276,10 @@ T atomicCAS(T* to, T expected, T v) {
   return emulation::atomic(to, [=](T x) { return x == expected ? v : x; });
 }
 
+// Static shared memory counts as global: its address does not tell.
+inline bool __isGlobal(const void* address) { return !emulation::in_dynamic_shared(address); }
+#define __builtin_assume(condition) emulation::check_assumption(condition, #condition)
+
 // Loads and stores with a cache hint.
 template <class T>
 T __ldg(const T* from) {
@@ -330,6 +337,12 @@ inline long long __float2ll_rn(float x) { return llrintf(x); }
 inline long long __double2ll_rn(double x) { return llrint(x); }
 inline float __ll2float_rn(long long x) { return static_cast<float>(x); }
 inline double __ll2double_rn(long long x) { return static_cast<double>(x); }
+// Conversions to 32 bits: what does not fit becomes the nearest number that does, NaN zero.
+inline int32_t __float2int_rd(float x) {
+  return static_cast<int32_t>(std::fmin(std::fmax(std::floor(x == x ? x : 0.0f), -0x1p31), 2147483647.0));
+}
+inline int32_t __float2int_rn(float x) { return __float2int_rd(std::rint(x)); }
+inline int32_t __float2int_rz(float x) { return __float2int_rd(std::trunc(x)); }
 inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
 inline float __fdividef(float x, float y) { return x / y; }

@@ -375,6 +375,10 @@ void check_four(const void* address) {
   if (in_dynamic_shared(address)) broken("four floats can be added to at once in global memory only");
 }
 
+void check_assumption(bool holds, const char* condition) {
+  if (!holds) broken(std::string("the compiler was told to assume what is wrong: ") + condition);
+}
+
 void set_schedule(uint64_t seed) {
   emulator.shuffled = seed != 0;
   emulator.random = seed * 0x9e3779b97f4a7c15u | 1;

@@ -156,7 +156,9 @@ KERNEL(add_fours_at_once, float, float) { add_fours<true>(in, out, n); }
 KERNEL(add_fours_one_by_one, float, float) { add_fours<false>(in, out, n); }
 KERNEL(add_four_where_none_may, float, float) {
   DYNAMIC_SHARED(float, shared);
-  dino_kernels::add_four<true>(n ? out + n : shared, 1, 2, 3, 4);
+  if (n < 0) dino_kernels::add_integer(reinterpret_cast<long long*>(shared), 1);
+  const float4 numbers = {1, 2, 3, 4};
+  atomicAdd(reinterpret_cast<float4*>(n ? out + n : shared), numbers);
 }
 
 // in: the integers of one sum, then the scale; out: the sum in floating point.
@@ -215,6 +217,12 @@ KERNEL(round_down_to_integers, double, long long) {
     out[2 * i] = dino_kernels::Number<float>::floor(static_cast<float>(in[i]));
     out[2 * i + 1] = dino_kernels::Number<double>::floor(in[i]);
   }
+}
+
+KERNEL(integers_of_floats, float, int) {  // down, to the nearest, towards zero
+  out[3 * threadIdx.x] = __float2int_rd(in[threadIdx.x]);
+  out[3 * threadIdx.x + 1] = __float2int_rn(in[threadIdx.x]);
+  out[3 * threadIdx.x + 2] = __float2int_rz(in[threadIdx.x]);
 }
 
 template <class... T>
