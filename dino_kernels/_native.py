@@ -83,6 +83,11 @@ def _why_unusable(cuda: CudaLibrary) -> str | None:
     return None
 
 
+# Kernels that stand side by side for a direction of deformable attention until a GPU has decided between them, numbered
+# from 1 on as in csrc/ms_deform_attn/cuda_launch.cuh. Calls that only one of them can run get that one.
+CANDIDATES = {"backward": ("scatter", "tile")}
+
+
 @contextmanager
 def assume_multiprocessors(count: int) -> Iterator[None]:
     """Choose CUDA kernels as for a GPU with `count` multiprocessors, in all threads: for tests and sanitizers.
@@ -92,14 +97,41 @@ def assume_multiprocessors(count: int) -> Iterator[None]:
     Raises:
         RuntimeError: there is no CUDA library.
     """
+    with _setting("dino_kernels_cuda_assume_multiprocessors", count):
+        yield
+
+
+@contextmanager
+def choose_candidate(name: str) -> Iterator[None]:
+    """Run one of CANDIDATES wherever it can run, in all threads: for tests and benchmarks.
+
+    Raises:
+        ValueError: CANDIDATES has no such name.
+        RuntimeError: there is no CUDA library.
+    """
+    with _setting("dino_kernels_cuda_choose_candidate", candidate_number(name)):
+        yield
+
+
+def candidate_number(name: str) -> int:
+    """Return the number of one of CANDIDATES in the CUDA library."""
+    for names in CANDIDATES.values():
+        if name in names:
+            return names.index(name) + 1
+    raise ValueError(f"there is no candidate {name!r}; allowed are {CANDIDATES}")
+
+
+@contextmanager
+def _setting(function: str, number: int) -> Iterator[None]:
+    """A number in the CUDA library that is otherwise 0."""
     if CUDA is None:
-        raise RuntimeError(f"assume_multiprocessors needs the CUDA library: {CUDA_MISSING}")
-    library = ctypes.CDLL(str(_CUDA_PATH))  # loaded already; this only finds it
-    library.dino_kernels_cuda_assume_multiprocessors(count)
+        raise RuntimeError(f"{function} is in the CUDA library: {CUDA_MISSING}")
+    set_number = getattr(ctypes.CDLL(str(_CUDA_PATH)), function)  # loaded already; this only finds it
+    set_number(number)
     try:
         yield
     finally:
-        library.dino_kernels_cuda_assume_multiprocessors(0)
+        set_number(0)
 
 
 def unsupported_gpu(index: int) -> str | None:

@@ -254,3 +254,14 @@ def shifted_add(ins: Instruction) -> Run:
             carry_out(w, m, (total >> U64(32)) != U64(0))
 
     return run
+
+
+@operation("IDP")
+def dot_product(ins: Instruction) -> Run:
+    """2A.LO.U16.U8: two halves times the two lower bytes, added to a third number."""
+    if ins.modifiers != {"2A", "LO", "U16", "U8"}:
+        raise UnknownInstruction(str(ins))
+    to = sink(ins.operands[0], ins)
+    a, b, c = (integer(text, ins) for text in ins.operands[1:4])
+    half, byte = U32(0xFFFF), U32(0xFF)
+    return lambda w, m: to(w, m, c(w) + (a(w) & half) * (b(w) & byte) + (a(w) >> U32(16)) * (b(w) >> U32(8) & byte))

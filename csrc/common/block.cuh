@@ -25,8 +25,8 @@ __device__ __forceinline__ Byte* kept_whole(Byte* base) {
   return base;
 }
 
-// base + row * stride, in one instruction where the base was kept_whole(). To be used by __ldg, __stcg and the like:
-// that it is global memory is hidden from the compiler, too.
+// base + row * stride, in one instruction where the base was kept_whole(). To be used by __ldg, __stcg, as_global() and
+// the like: that it is global memory is hidden from the compiler, too.
 template <class Byte>
 __device__ __forceinline__ Byte* row_address(Byte* base, uint32_t row, uint32_t stride) {
   static_assert(sizeof(Byte) == 1);
@@ -37,15 +37,6 @@ __device__ __forceinline__ Byte* row_address(Byte* base, uint32_t row, uint32_t 
 #else
   return base + uint64_t{row} * stride;
 #endif
-}
-
-// Tells the compiler that a pointer is to global memory, where kept_whole() has hidden it.
-template <class U>
-__device__ __forceinline__ U* in_global_memory(U* pointer) {
-#if defined(__CUDA_ARCH__)
-  __builtin_assume(__isGlobal(pointer));
-#endif
-  return pointer;
 }
 
 // Hands out pieces of memory, 16-byte aligned; with a null base it only measures.

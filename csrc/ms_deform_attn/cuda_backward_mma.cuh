@@ -14,8 +14,8 @@ namespace dino_kernels {
 // Marks the weight of a corner that is not to be added. No arithmetic of a GPU returns this NaN.
 constexpr uint32_t kNotToAdd = 0xffffffffu;
 
-// How grad_value is added up.
-enum class ValueSums { one_by_one, in_fixed_point, by_tile };
+// How grad_value is added up: row by row in global memory, in floating or in fixed point; or for a tile of queries first.
+enum class ValueSums { scatter, fixed_point, tile };
 
 // Shared memory of a block.
 struct BackwardPairs {
@@ -37,7 +37,7 @@ struct BackwardPair {
   const CudaParams& p;
   const Raws source;
   const HeadRows<T> value;  // from this lane's 8 channels on
-  const Sums<float, kSums == ValueSums::in_fixed_point> sums;
+  const Sums<float, kSums == ValueSums::fixed_point> sums;
   int4* const rows;       // [kPairPlaces] of the warp
   uint4* const weights;   // [kPairPlaces]
   float* const grad_reference;
@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kPairThreads, 3) backward_mma_kernel(const __g
   DINO_DYNAMIC_SHARED(memory);
   Carver carver{memory};
   const BackwardPairs shared(carver, p, kSamples);
-  constexpr bool kTiles = kSums == ValueSums::by_tile;
+  constexpr bool kTiles = kSums == ValueSums::tile;
   [[maybe_unused]] const auto tile = tile_sums<T, kTiles>(carver, p, kSamples);
   shared.levels.fill(p);
   using Pair = BackwardPair<T, kFused, kSamples, kSums>;

@@ -73,14 +73,14 @@ struct Sums {
 
   // Four sums of a row, `ahead` of the lane's first channel, in floating point.
   __device__ __forceinline__ void add_numbers(int32_t row, int ahead, const A (&numbers)[4]) const {
-    char* const to = in_global_memory(row_address(first, static_cast<uint32_t>(row), stride)) + ahead * bytes;
+    char* const to = row_address(first, static_cast<uint32_t>(row), stride) + ahead * bytes;
     add_floats<4>(reinterpret_cast<A*>(to), numbers);
   }
 
   // row += weight * grad, from channel `ahead` on.
   template <int V>
   __device__ __forceinline__ void add(int32_t row, int ahead, int group, int left, A weight, const A (&grad)[V]) const {
-    char* const to = in_global_memory(row_address(first, static_cast<uint32_t>(row), stride)) + ahead * bytes;
+    char* const to = row_address(first, static_cast<uint32_t>(row), stride) + ahead * bytes;
     for_channels<V>(group, [&](int i, int channel, auto together) {
       if (member_channel + channel >= left) return;
       char* const at = to + channel * bytes;

@@ -86,20 +86,36 @@ void start_forward_mma(CudaParams p, const CudaLaunch& where) {
   launch({where.op, blocks_for(p, kBlockItems), kPairThreads, measure.used}, where.device, kernel, p);
 }
 
-template <class T, bool kFused, int kSamples, bool kFixed>
-void start_backward_mma(CudaParams p, const CudaLaunch& where) {
+// Until a GPU has decided, two kernels stand side by side for the backward of an encoder in 16 bits: `make gpu-measure`
+// times both. Numbered as in dino_kernels._native.CANDIDATES, from 1 on.
+enum class Candidate { preferred, scatter, tile };
+constexpr Candidate kPreferredBackward = Candidate::scatter;
+
+template <class T, bool kFused, int kSamples, ValueSums kSums>
+bool start_backward_mma(CudaParams p, const CudaLaunch& where) {
+  constexpr bool kTiles = kSums == ValueSums::tile;
   Carver measure{nullptr};
   const BackwardPairs shared(measure, p, kSamples);
+  [[maybe_unused]] const auto tile = tile_sums<T, kTiles>(measure, p, kSamples);
+  if (kTiles && measure.used > where.facts.shared_bytes) return false;
   launch({where.op, blocks_for(p, kBlockItems), kPairThreads, measure.used}, where.device,
-         &backward_mma_kernel<T, kFused, kSamples, kFixed>, p);
+         &backward_mma_kernel<T, kFused, kSamples, kSums>, p);
+  return true;
 }
 
 template <class T, bool kFused>
 void choose_backward_mma(const CudaParams& p, const CudaLaunch& where) {
   constexpr int kOne = kPairSamples, kTwo = 2 * kPairSamples;
-  if (p.bound) return start_backward_mma<T, kFused, kTwo, true>(p, where);
-  if (p.K == kOne) return start_backward_mma<T, kFused, kOne, false>(p, where);
-  start_backward_mma<T, kFused, kTwo, false>(p, where);
+  const auto chosen = static_cast<Candidate>(chosen_candidate);
+  const bool tile = (chosen == Candidate::preferred ? kPreferredBackward : chosen) == Candidate::tile;
+  if (p.bound) {
+    start_backward_mma<T, kFused, kTwo, ValueSums::fixed_point>(p, where);
+  } else if (p.K != kOne) {
+    start_backward_mma<T, kFused, kTwo, ValueSums::scatter>(p, where);
+  } else if (!tile || !p.queries_on_grid || !p.sums ||
+             !start_backward_mma<T, kFused, kOne, ValueSums::tile>(p, where)) {
+    start_backward_mma<T, kFused, kOne, ValueSums::scatter>(p, where);
+  }
 }
 
 template <class T, int V, int kGroup, int kSplit, bool kFused, bool kFixed>

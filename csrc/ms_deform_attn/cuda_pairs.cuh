@@ -87,16 +87,7 @@ struct SplitWeight<Half> {
   }
 };
 
-// Rounded down; far away numbers become the nearest there is.
-__device__ __forceinline__ int32_t floor_to_int(float x) {
-#if defined(__CUDA_ARCH__)
-  return __float2int_rd(x);
-#else
-  return static_cast<int32_t>(fmaxf(fminf(floorf(x), 2147483520.0f), -2147483648.0f));
-#endif
-}
-
-// Within 2^-20 of e^x for -20 < x <= 0, more for smaller ones; below 2^-126 it is 0.
+// Within (2^-22 + |x| 2^-24) of e^x, relative, for x <= 0; below 2^-126 it is 0.
 __device__ __forceinline__ float fast_exponential(float x) {
 #if defined(__CUDA_ARCH__)
   float result;
@@ -256,7 +247,7 @@ struct PairSource {
     const bool there = item_exists && exists(chunk) && x == x && y == y;
     x = there ? x : -2.0f;
     y = there ? y : -2.0f;
-    const int32_t x0 = floor_to_int(x), y0 = floor_to_int(y);
+    const int32_t x0 = __float2int_rd(x), y0 = __float2int_rd(y);
     sample.x = x0;
     sample.y = y0;
     sample.fraction_x = x - static_cast<float>(x0);
