@@ -29,8 +29,8 @@ class Family:
     """What the launch code knows of a kernel and its machine code does not say: change it with cuda_launch.cuh.
 
     `pattern` matches the demangled name; of its groups, T is required, `lanes` are those whose product is the lanes
-    of an item, `fused` and `tiles` are "true" or "false", and `K`, where there is one, is the number of samples that the
-    kernel is compiled for.
+    of an item, `fused` and `tiles` are "true" or "false", and `K`, where there is one, is the number of samples that
+    the kernel is compiled for.
     """
 
     name: str
