@@ -1,8 +1,8 @@
-"""What an eager call like an earlier one skips: its argument checks, and the dispatch of an op registered in Python.
+"""What eager calls skip: the dispatch of an op registered in Python, and argument checks that an earlier call made.
 
-Both take longer than a small kernel. The registered ops serve what watches or rewrites calls: torch.compile, export,
-tracing, functorch's transforms, modes and tensor subclasses. Where none of these is active, the same kernel and the
-same gradient formula are called directly.
+Each takes longer than a small kernel. The registered ops serve what watches or rewrites calls: torch.compile, export,
+functorch's transforms, modes, tensor subclasses. All other calls are ordinary: the same kernel and the same gradient
+formula are called directly.
 """
 
 from __future__ import annotations
@@ -43,9 +43,13 @@ class SeenCalls:
 
     A finding holds for a call with an equal key if its tensors have the same classes, dtypes, devices, sizes and
     strides, the same `requires_grad` and the same dispatch keys, which depend on inference mode and autocast.
+
+    Args:
+        any_sizes: sizes and strides may differ.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, any_sizes: bool = False) -> None:
+        self._any_sizes = any_sizes
         # Replaced as a whole: a thread may lose what another one added, and sees nothing half done.
         self._calls: tuple[tuple[Any, _Guards, Any], ...] = ()
 
@@ -61,9 +65,8 @@ class SeenCalls:
         return None
 
     def add(self, key: Any, tensors: Sequence[Tensor], finding: Any) -> None:
-        """Remember the finding about this call, if it is an ordinary one."""
-        if _are_ordinary(tensors):
-            self._calls = ((key, _guards_of(tensors), finding), *self._calls[: _LATEST - 1])
+        """Remember the finding about this call, which is an ordinary one."""
+        self._calls = ((key, _guards_of(tensors, self._any_sizes), finding), *self._calls[: _LATEST - 1])
 
 
 class Backends(Protocol):
@@ -106,7 +109,8 @@ class EagerOp:
         whether it runs it, and its kernel checks the numbers inside of tensors.
         """
         if is_watched():
-            return self._run_checked(given, num_points, backend, None, ())
+            name, arguments = self._check(given, num_points, backend)
+            return self._op(*arguments, name) if name != "reference" else self._run(name, arguments, False)
         deterministic = torch.are_deterministic_algorithms_enabled()  # which a backend may refuse
         key = exactly(backend, deterministic, num_points, *[... if isinstance(x, Tensor) else x for x in given])
         tensors = [x for x in given if isinstance(x, Tensor)]
@@ -119,37 +123,70 @@ class EagerOp:
                 arguments = self._settle(*arguments)
             module = self._backends.modules.get(name)
             if module and module.unsupported(*arguments) is None:
-                if differentiable and torch.is_grad_enabled():
-                    return self._apply(*arguments, name)
-                return module.forward(*arguments)
-        return self._run_checked(given, num_points, backend, key, tensors)
-
-    def _run_checked(
-        self,
-        given: Sequence[Any],
-        num_points: Sequence[int] | None,
-        backend: str,
-        key: bytes | None,
-        tensors: Sequence[Tensor],
-    ) -> Tensor:
-        arguments = self._backends.prepare(*given, num_points=num_points)
-        name = self._backends.resolve(backend, arguments)
+                return self._run(name, arguments, differentiable)
+        name, arguments = self._check(given, num_points, backend)
         if name == "reference":
-            return self._backends.modules[name].forward(*arguments)
-        if key:
-            _, _, sizes, _, counts, *samples = arguments
-            # In an array's place the key has its bytes alone.
-            if all(type(number) is int for number in (*sizes, *counts)):
-                as_given = all(_have_same_elements(*both) for both in zip(given[3:], samples, strict=True))
-                self._seen.add(key, tensors, (sizes, counts, name, as_given, is_differentiable(tensors)))
-        return self._op(*arguments, name)
+            return self._run(name, arguments, False)
+        if not are_ordinary(tensors):
+            return self._op(*arguments, name)
+        differentiable = is_differentiable(tensors)
+        _, _, sizes, _, counts, *samples = arguments
+        # In an array's place the key has its bytes alone.
+        if key and all(type(number) is int for number in (*sizes, *counts)):
+            as_given = all(_have_same_elements(*both) for both in zip(given[3:], samples, strict=True))
+            self._seen.add(key, tensors, (sizes, counts, name, as_given, differentiable))
+        return self._run(name, arguments, differentiable)
+
+    def _check(
+        self, given: Sequence[Any], num_points: Sequence[int] | None, backend: str
+    ) -> tuple[str, tuple[Any, ...]]:
+        arguments = self._backends.prepare(*given, num_points=num_points)
+        return self._backends.resolve(backend, arguments), arguments
+
+    def _run(self, name: str, arguments: tuple[Any, ...], differentiable: bool) -> Tensor:
+        if differentiable and torch.is_grad_enabled():
+            return self._apply(*arguments, name)
+        return self._backends.modules[name].forward(*arguments)
+
+
+def _have_same_elements(given: Tensor | None, settled: Tensor | None) -> bool:
+    """Whether an argument was left as it was, but for its sample dimensions, which backends take as one or as two."""
+    if given is None or settled is None:
+        return given is settled
+    return given.dtype == settled.dtype and given.numel() == settled.numel()
+
+
+class UndifferentiableOp:
+    """A registered op without a gradient, whose kernel ordinary calls reach directly.
+
+    Args:
+        op: the registered op.
+        kernel: what it runs.
+    """
+
+    def __init__(self, op: torch._ops.OpOverload, kernel: Callable[..., Any]) -> None:
+        self._op = op
+        self._kernel = kernel
+        self._seen = SeenCalls(any_sizes=True)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Return the op's result for its own arguments, tensors and lists of tensors among them."""
+        if is_watched():
+            return self._op(*arguments)
+        tensors = [x for y in arguments for x in (y if isinstance(y, list) else (y,)) if isinstance(x, Tensor)]
+        key = len(tensors)
+        if not self._seen.find(key, tensors):
+            if is_differentiable(tensors) or not are_ordinary(tensors):
+                return self._op(*arguments)
+            self._seen.add(key, tensors, True)
+        return self._kernel(*arguments)
 
 
 def _differentiable(
     backends: Backends, op: torch._ops.OpOverload, setup_context: Callable[..., None], backward: Callable[..., Any]
 ) -> Callable[..., Tensor]:
     """Return what the registered op does with its arguments where a gradient is needed, without the op."""
-    ordinary_gradients = SeenCalls()
+    ordinary_gradients = SeenCalls(any_sizes=True)
 
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *inputs, name = arguments
@@ -163,11 +200,14 @@ def _differentiable(
 
     def direct_backward(ctx: Any, grad_output: Tensor) -> Any:
         # What was saved is as it was: no hook had it. With grad mode, the gradient op refuses second derivatives.
-        if not (torch.is_grad_enabled() or is_watched()):
-            if ordinary_gradients.find(None, (grad_output,)):
-                return backward(ctx, grad_output, gradient_kernel)
-            ordinary_gradients.add(None, (grad_output,), True)
-        return backward(ctx, grad_output)
+        if torch.is_grad_enabled() or is_watched():
+            return backward(ctx, grad_output)
+        tensors = (grad_output,)
+        if not ordinary_gradients.find(None, tensors):
+            if not are_ordinary(tensors):
+                return backward(ctx, grad_output)
+            ordinary_gradients.add(None, tensors, True)
+        return backward(ctx, grad_output, gradient_kernel)
 
     # Under the name that registration gives it.
     name = f"GeneratedBackwardFor_{op._namespace}_{op._opname}_{op._overloadname}"
@@ -176,13 +216,6 @@ def _differentiable(
     # Past the search for functorch's tensors in Function.apply: an ordinary call has none.
     base: Any = super(torch.autograd.Function, function)
     return base.apply
-
-
-def _have_same_elements(given: Tensor | None, settled: Tensor | None) -> bool:
-    """Whether an argument was left as it was, but for its sample dimensions, which backends take as one or as two."""
-    if given is None or settled is None:
-        return given is settled
-    return given.dtype == settled.dtype and given.numel() == settled.numel()
 
 
 def is_differentiable(tensors: Sequence[Tensor]) -> bool:
@@ -207,8 +240,8 @@ def _is_watched_in_eager() -> bool:
     )
 
 
-def _are_ordinary(tensors: Sequence[Tensor]) -> bool:
-    """Whether a registered op of these tensors would only call its kernel, and autograd where it is needed."""
+def are_ordinary(tensors: Sequence[Tensor]) -> bool:
+    """Return whether a registered op of these tensors would only call its kernel, and autograd where it is needed."""
     active = torch._C._dispatch_tls_local_include_set()
     return all(
         type(tensor) in _ORDINARY_TYPES
@@ -218,20 +251,22 @@ def _are_ordinary(tensors: Sequence[Tensor]) -> bool:
     )
 
 
-def _guards_of(tensors: Sequence[Tensor]) -> _Guards:
+def _guards_of(tensors: Sequence[Tensor], any_sizes: bool) -> _Guards:
     """torch.compile's own guards of its arguments: one call compares everything that `SeenCalls` promises."""
     from torch._C._dynamo.guards import TensorGuards
 
     guards: Any = TensorGuards
-    return guards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+    sizes = [[None] * tensor.dim() for tensor in tensors] if any_sizes else None
+    return guards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=sizes)
 
 
 def _is_available() -> bool:
     """Whether this torch has what tells ordinary calls apart, which is not public. Without it, none is ordinary."""
     probe = torch.empty(0, device="cpu")
     try:
-        _is_watched_in_eager(), _are_ordinary([probe])
-        return _guards_of([probe]).check(probe)
+        _is_watched_in_eager()
+        are_ordinary([probe])
+        return _guards_of([probe], False).check(probe) and _guards_of([probe], True).check(probe)
     except (AttributeError, ImportError, TypeError):
         return False
 
