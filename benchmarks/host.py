@@ -23,10 +23,13 @@ ROOT = Path(__file__).resolve().parent.parent
 SHAPES = ((6, 8), (3, 4), (1, 3), (1, 1))  # S = 64
 QUERIES, HEADS, CHANNELS, POINTS = 8, 8, 32, 4
 OPS = ("ms_deform_attn", "fused_ms_deform_attn")
-PASSES = ("inference", "forward", "forward + backward")
-CALLS = [f"{op}, {shapes}, {passes}" for op in OPS for shapes in ("list", "tensor") for passes in PASSES]
-CALLS += [f"MSDeformAttn, {shapes}, {passes}" for shapes in ("list", "tensor") for passes in PASSES]
-PER_TURN = 10  # calls that one turn times
+# The last is a decoder's share: six calls for one call of torch.autograd.grad, whose own time is a quarter of one's.
+PASSES = ("inference", "forward", "forward + backward", "forward + backward of 6 layers")
+LAYERS = 6
+CALLS = [
+    f"{op}, {shapes}, {passes}" for op in (*OPS, "MSDeformAttn") for shapes in ("list", "tensor") for passes in PASSES
+]
+PER_TURN = 30  # calls that one turn times
 
 
 class Worker:
@@ -36,8 +39,8 @@ class Worker:
         command = [sys.executable, "-P", str(Path(__file__).resolve()), "--worker", str(checkout)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def ask(self, call: str, what: str) -> Any:
-        """Return the seconds of one call, or the numbers of Python and C functions that it calls."""
+    def ask(self, call: str, what: str) -> list[float]:
+        """Return the seconds of one call, or how many functions it calls, as a list of these one or two numbers."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps([call, what]) + "\n")
         self._process.stdin.flush()
@@ -68,14 +71,17 @@ def serve(checkout: str) -> None:
             calls[name] = _call_of(name)
             for _ in range(20):
                 calls[name]()
-        print(json.dumps(_seconds(calls[name]) if what == "seconds" else _functions(calls[name])), flush=True)
+        number = LAYERS if name.endswith("layers") else 1
+        measure = _seconds if what == "seconds" else _functions
+        print(json.dumps([result / number for result in measure(calls[name])]), flush=True)
 
 
 def _call_of(name: str) -> Callable[[], Any]:
     import torch
 
     op, shapes, passes = name.split(", ")
-    function, inputs = (_module if op == "MSDeformAttn" else _public_function)(op, shapes)
+    make = _module if op == "MSDeformAttn" else _public_function
+    function, inputs = make(op, shapes)
     if passes == "inference":
 
         def run() -> Any:
@@ -85,10 +91,13 @@ def _call_of(name: str) -> Callable[[], Any]:
         return run
     if passes == "forward":
         return lambda: function(**inputs)
-    leaves = [x for x in inputs.values() if isinstance(x, torch.Tensor) and x.requires_grad]
-    leaves += list(function.parameters()) if isinstance(function, torch.nn.Module) else []
-    grad = torch.ones_like(function(**inputs))
-    return lambda: torch.autograd.grad(function(**inputs), leaves, grad)
+    layers = [make(op, shapes) for _ in range(LAYERS if passes.endswith("layers") else 1)]
+    leaves = []
+    for function, inputs in layers:
+        leaves += [x for x in inputs.values() if isinstance(x, torch.Tensor) and x.requires_grad]
+        leaves += list(function.parameters()) if isinstance(function, torch.nn.Module) else []
+    grads = [torch.ones_like(function(**inputs)) for function, inputs in layers]
+    return lambda: torch.autograd.grad([function(**inputs) for function, inputs in layers], leaves, grads)
 
 
 def _public_function(op: str, shapes: str) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -122,11 +131,11 @@ def _module(_: str, shapes: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     return MSDeformAttn(channels, len(SHAPES), 4, 2), inputs
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def _seconds(call: Callable[[], Any]) -> list[float]:
     start = thread_time()
     for _ in range(PER_TURN):
         call()
-    return (thread_time() - start) / PER_TURN
+    return [(thread_time() - start) / PER_TURN]
 
 
 def _functions(call: Callable[[], Any]) -> list[int]:
@@ -161,10 +170,10 @@ def main() -> None:
         rounds = [[worker.ask(call, "seconds") for worker in workers] for _ in range(arguments.rounds)]
         cells = [call]
         for number, worker in enumerate(workers):
-            cells.append(f"{median(seconds[number] for seconds in rounds) * 1e6:.1f}")
-            cells.append(" + ".join(str(count) for count in worker.ask(call, "functions")))
+            cells.append(f"{median(seconds[number][0] for seconds in rounds) * 1e6:.1f}")
+            cells.append(" + ".join(f"{count:.0f}" for count in worker.ask(call, "functions")))
         if len(workers) == 2:
-            cells.append(f"{median(ours / theirs for ours, theirs in rounds):.3f}")
+            cells.append(f"{median(ours[0] / theirs[0] for ours, theirs in rounds):.3f}")
         print(f"| {' | '.join(cells)} |", flush=True)
     for worker in workers:
         worker.close()

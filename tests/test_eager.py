@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dino_kernels
+from benchmarks import host
 from dino_kernels import UnsupportedError, _eager
 from dino_kernels._dispatch import ops
 from dino_kernels.testing import Case, Result, random_grad_output, run, sample_inputs
@@ -504,3 +505,13 @@ def test_threads_get_their_own_results(op):
     for thread in threads:
         thread.join()
     assert not errors, errors[0]
+
+
+@pytest.mark.parametrize(("passes", "most"), [("forward", 70), ("forward + backward", 180)])
+@pytest.mark.parametrize("shapes", ["list", "tensor"])
+def test_a_call_like_an_earlier_one_calls_few_functions(op, passes, most, shapes):
+    """Before there were calls past the registered op, 165 and 266, `torch.autograd.grad`'s own among them."""
+    repeated = host._call_of(f"{op}, {shapes}, {passes}")
+    for _ in range(3):
+        repeated()
+    assert sum(host._functions(repeated)) <= most
