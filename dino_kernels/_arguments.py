@@ -164,6 +164,16 @@ def compute_dtype(value: Tensor) -> torch.dtype:
     return torch.float64 if value.dtype == torch.float64 else torch.float32
 
 
+def flat(samples: Tensor, dimensions: int) -> Tensor:
+    """[B, Q, M, L, P, ...], of so many dimensions, as [B, Q, M, K, ...]."""
+    return samples.flatten(3, 4) if samples.dim() == dimensions else samples
+
+
+def to_compute_dtype(tensor: Tensor, value: Tensor) -> Tensor:
+    dtype = compute_dtype(value)
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
 def to_sample_dtype(tensor: Tensor, value: Tensor) -> Tensor:
     """Weights, offsets and logits stay in `value`'s dtype where they have it, else the compute dtype."""
     return tensor if tensor.dtype == value.dtype else tensor.to(compute_dtype(value))

@@ -10,14 +10,15 @@ MAX_ROW_STRIDE = 2**27
 
 def rows(tensor: Tensor) -> Tensor:
     """[B, Q, ...] as [B, Q, n] with a dense last dimension."""
-    tensor = tensor.flatten(2)
+    tensor = tensor if tensor.dim() == 3 else tensor.flatten(2)
     return tensor if tensor.stride(2) == 1 else tensor.contiguous()
 
 
 def heads(value: Tensor) -> Tensor:
     """[B, S, M, D] with dense rows of M * D."""
-    dense = value.stride(3) == 1 and value.stride(2) == value.shape[3]
-    return value if dense and value.stride(1) < MAX_ROW_STRIDE else value.contiguous()
+    _, row, head, channel = value.stride()
+    dense = channel == 1 and head == value.shape[3]
+    return value if dense and row < MAX_ROW_STRIDE else value.contiguous()
 
 
 def contiguous(tensor: Tensor | None) -> Tensor | None:

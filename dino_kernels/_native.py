@@ -133,9 +133,18 @@ def _setting(function: str, number: int) -> Iterator[None]:
     finally:
         set_number(0)
 
+# By device index: neither the GPUs nor the library change while a process runs.
+_unsupported_gpus: dict[int, str | None] = {}
+
 
 def unsupported_gpu(index: int) -> str | None:
     """Why the machine code and PTX in the CUDA library do not run on this GPU."""
+    if index not in _unsupported_gpus:
+        _unsupported_gpus[index] = _why_unsupported(index)
+    return _unsupported_gpus[index]
+
+
+def _why_unsupported(index: int) -> str | None:
     assert CUDA is not None
     major, minor = torch.cuda.get_device_capability(index)
     compiled = [(int(number) // 100, int(number) // 10 % 10) for number in CUDA.architectures.split(",")]

@@ -22,6 +22,7 @@ def on_gpu(monkeypatch):
     """A machine with a GPU of the given capability, and a library compiled for the given architectures."""
 
     def pretend(capability: tuple[int, int], architectures: str, flags: list[str]) -> None:
+        monkeypatch.setattr(_native, "_unsupported_gpus", {})
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
         monkeypatch.setattr(_native, "CUDA", CudaLibrary(13000, 13000, architectures, True))
         monkeypatch.setattr(_native, "build_info", lambda: {"cuda": {"nvcc": "13.0.48", "flags": flags}})
@@ -70,6 +71,14 @@ def test_older_gpus_are_turned_down_with_what_to_do(on_gpu, capability):
 def test_an_older_minor_version_is_turned_down(on_gpu):
     on_gpu((8, 0), "860", [])
     assert unsupported_gpu(0) is not None
+
+
+def test_a_gpu_is_looked_at_once(on_gpu, monkeypatch):
+    on_gpu((9, 0), "800,900", [])
+    looked_at = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: looked_at.append(index) or (9, index))
+    assert [unsupported_gpu(index) for index in (0, 1, 0, 1)] == [None] * 4
+    assert looked_at == [0, 1]
 
 
 def test_asking_for_the_gpu_breaks_no_graph(on_gpu):

@@ -54,6 +54,7 @@ RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     (
         "dino_kernels.ops.*",
         ("dino_kernels._arguments", "dino_kernels._matching", "dino_kernels._dispatch", "dino_kernels._library")
+        + ("dino_kernels._eager",)
         + tuple(f"dino_kernels.ops.*.{name}" for name in (*BACKENDS, "reference")),
         ("torch",),
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dino_kernels import _arguments as check
 from dino_kernels._dispatch import Backends
+from dino_kernels._eager import EagerOp
 from dino_kernels._library import define, no_double_backward
 from dino_kernels.ops.fused_ms_deform_attn import cpu, cuda, reference, triton
 
@@ -17,7 +18,10 @@ OP = "fused_ms_deform_attn"
 
 
 class Arguments(NamedTuple):
-    """The arguments as the op and its backends see them: checked, dtypes settled, samples flattened."""
+    """The arguments as the op and its backends see them: checked, dtypes settled, samples flattened.
+
+    Calls past the registered op leave the sample dimensions K as they were given, as K or as L, P.
+    """
 
     value: Tensor  # [B, S, M, D]
     spatial_shapes: Tensor | None  # [L, 2] (H, W), or None where level_sizes has them
@@ -50,14 +54,11 @@ def prepare(
     counts = check.point_counts(OP, "sampling_offsets", sampling_offsets, 1, levels, num_points)
     # Logits often come as [B, Q, M, L * P], straight from the projection.
     check.point_counts(OP, "attention_logits", attention_logits, 0, levels, counts)
-    if sampling_offsets.dim() == 6:
-        sampling_offsets = sampling_offsets.flatten(3, 4)
-    if attention_logits.dim() == 5:
-        attention_logits = attention_logits.flatten(3, 4)
+    offsets, logits = check.flat(sampling_offsets, 6), check.flat(attention_logits, 5)
     batch, rows, heads, _ = value.shape
-    check.check_sample_tensor(OP, "sampling_offsets", sampling_offsets, batch, None, heads, sum(counts))
-    queries = sampling_offsets.shape[1]
-    check.check_sample_tensor(OP, "attention_logits", attention_logits, batch, queries, heads, sum(counts))
+    check.check_sample_tensor(OP, "sampling_offsets", offsets, batch, None, heads, sum(counts))
+    queries = offsets.shape[1]
+    check.check_sample_tensor(OP, "attention_logits", logits, batch, queries, heads, sum(counts))
     if (
         reference_points.dim() != 4
         or reference_points.shape[0] != batch
@@ -75,20 +76,37 @@ def prepare(
         if value_mask.dtype != torch.bool:
             raise TypeError(f"{OP}: value_mask must be bool, True = padding, got {value_mask.dtype}")
         check.check_device(OP, "value_mask", value_mask, value)
-    sampling_offsets = check.to_sample_dtype(sampling_offsets, value)
-    attention_logits = check.to_sample_dtype(attention_logits, value)
-    if sampling_offsets.dtype != attention_logits.dtype:
-        compute = check.compute_dtype(value)
-        sampling_offsets, attention_logits = sampling_offsets.to(compute), attention_logits.to(compute)
+    return settle(value, table, sizes, level_start_index, counts, reference_points, offsets, logits, value_mask)
+
+
+def settle(
+    value: Tensor,
+    spatial_shapes: Tensor | None,
+    level_sizes: list[int],
+    level_start_index: Tensor | None,
+    num_points: list[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    value_mask: Tensor | None,
+) -> Arguments:
+    """Give samples the dtypes, and reference points the levels, that backends take."""
+    offsets = check.to_sample_dtype(sampling_offsets, value)
+    logits = check.to_sample_dtype(attention_logits, value)
+    if offsets.dtype != logits.dtype:
+        offsets, logits = check.to_compute_dtype(offsets, value), check.to_compute_dtype(logits, value)
+    reference_points = check.to_compute_dtype(reference_points, value)
+    if reference_points.shape[2] != len(num_points):
+        reference_points = reference_points.expand(-1, -1, len(num_points), -1)
     return Arguments(
         value,
-        table,
-        sizes,
+        spatial_shapes,
+        level_sizes,
         level_start_index,
-        counts,
-        reference_points.to(check.compute_dtype(value)).expand(-1, -1, levels, -1),
-        sampling_offsets,
-        attention_logits,
+        num_points,
+        reference_points,
+        offsets,
+        logits,
         value_mask,
     )
 
@@ -140,7 +158,7 @@ def fused_ms_deform_attn(
         ValueError, TypeError: a malformed argument, named.
         UnsupportedError: no backend can run the call, or not the requested one.
     """
-    arguments = prepare(
+    given = (
         value,
         spatial_shapes,
         level_start_index,
@@ -148,12 +166,8 @@ def fused_ms_deform_attn(
         sampling_offsets,
         attention_logits,
         value_mask,
-        num_points=num_points,
     )
-    backend = backends.resolve(backend, arguments)
-    if backend == "reference":
-        return reference.forward(*arguments)
-    return _op(*arguments, backend)
+    return _eager_op(given, num_points, backend)
 
 
 def _kernel(*arguments: Any) -> Tensor:
@@ -195,11 +209,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.level_sizes, ctx.num_points, ctx.backend = level_sizes, num_points, backend
 
 
-def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_output: Tensor, gradients: Callable[..., Any] = _backward_op) -> tuple[Tensor | None, ...]:
     value, spatial_shapes, level_start_index, *samples, value_mask = ctx.saved_tensors
     needs = ctx.needs_input_grad
     wanted = [needs[0], needs[5], needs[6], needs[7]]
-    grads = _backward_op(
+    grads = gradients(
         grad_output,
         value,
         spatial_shapes,
@@ -211,10 +225,11 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         wanted,
         ctx.backend,
     )
-    grad_value, *grad_samples = (g if want else None for g, want in zip(grads, wanted, strict=True))
+    grad_value, *grad_samples = [g if want else None for g, want in zip(grads, wanted, strict=True)]
     return grad_value, None, None, None, None, *grad_samples, None, None
 
 
 _op = define(
     f"{OP}({_INPUTS}, str backend) -> Tensor", _kernel, _fake, setup_context=_setup_context, backward=_backward
 )
+_eager_op = EagerOp(backends, settle, _op, _setup_context, _backward)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from dino_kernels._layout import contiguous, heads, rows
+from dino_kernels._layout import heads, rows
 from dino_kernels.ops.ms_deform_attn.native import NAMESPACE
+
+
+@functools.cache
+def _ops(namespace: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The native forward and backward, looked up once."""
+    library = getattr(torch.ops, namespace)
+    return library.fused_ms_deform_attn_forward.default, library.fused_ms_deform_attn_backward.default
 
 
 def forward(
@@ -23,16 +34,16 @@ def forward(
     namespace: str = NAMESPACE,
 ) -> Tensor:
     """The value-weighted sum of samples, [B, Q, M * D]."""
-    return getattr(torch.ops, namespace).fused_ms_deform_attn_forward(
+    return _ops(namespace)[0](
         heads(value),
-        contiguous(spatial_shapes),
+        None if spatial_shapes is None else spatial_shapes.contiguous(),
         level_sizes,
-        contiguous(level_start_index),
+        None if level_start_index is None else level_start_index.contiguous(),
         num_points,
         reference_points.contiguous(),
         rows(sampling_offsets),
         rows(attention_logits),
-        contiguous(value_mask),
+        None if value_mask is None else value_mask.contiguous(),
     )
 
 
@@ -56,24 +67,22 @@ def backward(
 
     The CUDA kernels return that of reference_points by head, [B, Q, M, L, 2 or 4].
     """
-    grad_value, grad_reference_points, grad_offsets, grad_logits = getattr(
-        torch.ops, namespace
-    ).fused_ms_deform_attn_backward(
+    grad_value, grad_reference_points, grad_offsets, grad_logits = _ops(namespace)[1](
         rows(grad_output),
         heads(value),
-        contiguous(spatial_shapes),
+        None if spatial_shapes is None else spatial_shapes.contiguous(),
         level_sizes,
-        contiguous(level_start_index),
+        None if level_start_index is None else level_start_index.contiguous(),
         num_points,
         reference_points.contiguous(),
         rows(sampling_offsets),
         rows(attention_logits),
-        contiguous(value_mask),
+        None if value_mask is None else value_mask.contiguous(),
         wanted,
         sum_bound,
     )
     if wanted[2]:
-        grad_offsets = grad_offsets.view(sampling_offsets.shape)
+        grad_offsets = grad_offsets.view_as(sampling_offsets)
     if wanted[3]:
-        grad_logits = grad_logits.view(attention_logits.shape)
+        grad_logits = grad_logits.view_as(attention_logits)
     return grad_value, grad_reference_points, grad_offsets, grad_logits

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dino_kernels._dispatch import Backends
+from dino_kernels._eager import UndifferentiableOp
 from dino_kernels._library import define, not_differentiable
 from dino_kernels._matching import Check, Ties, check_choices, report_status
 from dino_kernels.ops.linear_sum_assignment import cpu, cuda, reference, triton
@@ -305,10 +306,13 @@ def _fake(cost: Tensor, offsets: Tensor | None, *rest: Any) -> tuple[Tensor, ...
     )
 
 
-_op = define(
-    f"{OP}(Tensor cost, Tensor? offsets, Tensor? sizes, SymInt max_rows, bool maximize, str ties, bool full, "
-    "str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+_op = UndifferentiableOp(
+    define(
+        f"{OP}(Tensor cost, Tensor? offsets, Tensor? sizes, SymInt max_rows, bool maximize, str ties, bool full, "
+        "str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        _kernel,
+        _fake,
+        backward=not_differentiable(OP),
+    ),
     _kernel,
-    _fake,
-    backward=not_differentiable(OP),
 )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dino_kernels._dispatch import Backends
+from dino_kernels._eager import UndifferentiableOp
 from dino_kernels._library import define, not_differentiable
 from dino_kernels._matching import CostArguments, FormulaOptions, Predictions, Targets, cost_arguments
 from dino_kernels.ops.matching_cost import cpu, cuda, reference, triton
@@ -88,10 +89,13 @@ def _fake(logits: list[Tensor], boxes: list[Tensor], labels: Tensor, *rest: Any)
     return labels.new_empty((sets, labels.shape[0], queries), dtype=torch.float32)
 
 
-_op = define(
-    f"{OP}(Tensor[] logits, Tensor[] boxes, Tensor labels, Tensor? target_boxes, Tensor offsets, Tensor? extra_cost, "
-    "SymInt max_targets, str class_cost, float[] formula, str backend) -> Tensor",
+_op = UndifferentiableOp(
+    define(
+        f"{OP}(Tensor[] logits, Tensor[] boxes, Tensor labels, Tensor? target_boxes, Tensor offsets, "
+        "Tensor? extra_cost, SymInt max_targets, str class_cost, float[] formula, str backend) -> Tensor",
+        _kernel,
+        _fake,
+        backward=not_differentiable(OP),
+    ),
     _kernel,
-    _fake,
-    backward=not_differentiable(OP),
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from dino_kernels import _arguments as check
 from dino_kernels._dispatch import Backends
+from dino_kernels._eager import EagerOp
 from dino_kernels._library import define, no_double_backward
 from dino_kernels.ops.ms_deform_attn import cpu, cuda, reference, triton
 
@@ -16,7 +17,10 @@ OP = "ms_deform_attn"
 
 
 class Arguments(NamedTuple):
-    """The arguments as the op and its backends see them: checked, dtypes settled, samples flattened."""
+    """The arguments as the op and its backends see them: checked, dtypes settled, samples flattened.
+
+    Calls past the registered op leave the sample dimensions K as they were given, as K or as L, P.
+    """
 
     value: Tensor  # [B, S, M, D]
     spatial_shapes: Tensor | None  # [L, 2] (H, W), or None where level_sizes has them
@@ -43,21 +47,30 @@ def prepare(
     check.check_floating(OP, "attention_weights", attention_weights, value)
     counts = check.point_counts(OP, "sampling_locations", sampling_locations, 1, levels, num_points)
     check.point_counts(OP, "attention_weights", attention_weights, 0, levels, counts)
-    if sampling_locations.dim() == 6:
-        sampling_locations = sampling_locations.flatten(3, 4)
-    if attention_weights.dim() == 5:
-        attention_weights = attention_weights.flatten(3, 4)
+    locations, weights = check.flat(sampling_locations, 6), check.flat(attention_weights, 5)
     batch, _, heads, _ = value.shape
-    check.check_sample_tensor(OP, "sampling_locations", sampling_locations, batch, None, heads, sum(counts))
-    queries = sampling_locations.shape[1]
-    check.check_sample_tensor(OP, "attention_weights", attention_weights, batch, queries, heads, sum(counts))
+    check.check_sample_tensor(OP, "sampling_locations", locations, batch, None, heads, sum(counts))
+    check.check_sample_tensor(OP, "attention_weights", weights, batch, locations.shape[1], heads, sum(counts))
+    return settle(value, table, sizes, level_start_index, counts, locations, weights)
+
+
+def settle(
+    value: Tensor,
+    spatial_shapes: Tensor | None,
+    level_sizes: list[int],
+    level_start_index: Tensor | None,
+    num_points: list[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Arguments:
+    """Give samples the dtypes that backends take."""
     return Arguments(
         value,
-        table,
-        sizes,
+        spatial_shapes,
+        level_sizes,
         level_start_index,
-        counts,
-        sampling_locations.to(check.compute_dtype(value)),
+        num_points,
+        check.to_compute_dtype(sampling_locations, value),
         check.to_sample_dtype(attention_weights, value),
     )
 
@@ -101,13 +114,8 @@ def ms_deform_attn(
         ValueError, TypeError: a malformed argument, named.
         UnsupportedError: no backend can run the call, or not the requested one.
     """
-    arguments = prepare(
-        value, spatial_shapes, level_start_index, sampling_locations, attention_weights, num_points=num_points
-    )
-    backend = backends.resolve(backend, arguments)
-    if backend == "reference":
-        return reference.forward(*arguments)
-    return _op(*arguments, backend)
+    given = value, spatial_shapes, level_start_index, sampling_locations, attention_weights
+    return _eager_op(given, num_points, backend)
 
 
 def _kernel(*arguments: Any) -> Tensor:
@@ -149,11 +157,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.level_sizes, ctx.num_points, ctx.backend = level_sizes, num_points, backend
 
 
-def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_output: Tensor, gradients: Callable[..., Any] = _backward_op) -> tuple[Tensor | None, ...]:
     value, spatial_shapes, level_start_index, locations, weights = ctx.saved_tensors
     needs = ctx.needs_input_grad
     wanted = [needs[0], needs[5], needs[6]]
-    grads = _backward_op(
+    grads = gradients(
         grad_output,
         value,
         spatial_shapes,
@@ -165,10 +173,11 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         wanted,
         ctx.backend,
     )
-    grad_value, grad_locations, grad_weights = (g if want else None for g, want in zip(grads, wanted, strict=True))
+    grad_value, grad_locations, grad_weights = [g if want else None for g, want in zip(grads, wanted, strict=True)]
     return grad_value, None, None, None, None, grad_locations, grad_weights, None
 
 
 _op = define(
     f"{OP}({_INPUTS}, str backend) -> Tensor", _kernel, _fake, setup_context=_setup_context, backward=_backward
 )
+_eager_op = EagerOp(backends, settle, _op, _setup_context, _backward)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from dino_kernels._layout import contiguous, heads, rows
+from dino_kernels._layout import heads, rows
 
 NAMESPACE = "dino_kernels_native"
+
+
+@functools.cache
+def _ops(namespace: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The native forward and backward, looked up once."""
+    library = getattr(torch.ops, namespace)
+    return library.ms_deform_attn_forward.default, library.ms_deform_attn_backward.default
 
 
 def forward(
@@ -22,11 +33,11 @@ def forward(
     namespace: str = NAMESPACE,
 ) -> Tensor:
     """The value-weighted sum of samples, [B, Q, M * D]."""
-    return getattr(torch.ops, namespace).ms_deform_attn_forward(
+    return _ops(namespace)[0](
         heads(value),
-        contiguous(spatial_shapes),
+        None if spatial_shapes is None else spatial_shapes.contiguous(),
         level_sizes,
-        contiguous(level_start_index),
+        None if level_start_index is None else level_start_index.contiguous(),
         num_points,
         rows(sampling_locations),
         rows(attention_weights),
@@ -48,12 +59,12 @@ def backward(
     namespace: str = NAMESPACE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, sampling_locations and attention_weights; those not wanted are empty."""
-    grad_value, grad_locations, grad_weights = getattr(torch.ops, namespace).ms_deform_attn_backward(
+    grad_value, grad_locations, grad_weights = _ops(namespace)[1](
         rows(grad_output),
         heads(value),
-        contiguous(spatial_shapes),
+        None if spatial_shapes is None else spatial_shapes.contiguous(),
         level_sizes,
-        contiguous(level_start_index),
+        None if level_start_index is None else level_start_index.contiguous(),
         num_points,
         rows(sampling_locations),
         rows(attention_weights),
@@ -61,7 +72,7 @@ def backward(
         sum_bound,
     )
     if wanted[1]:
-        grad_locations = grad_locations.view(sampling_locations.shape)
+        grad_locations = grad_locations.view_as(sampling_locations)
     if wanted[2]:
-        grad_weights = grad_weights.view(attention_weights.shape)
+        grad_weights = grad_weights.view_as(attention_weights)
     return grad_value, grad_locations, grad_weights
