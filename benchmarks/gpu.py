@@ -144,7 +144,7 @@ def plan(device: str, short: bool) -> list[Part]:
         )
         for name, job, seconds in gpu_matching.JOBS
     ]
-    first = parts[:1] + matching[:1] + parts[1:2] + [red, *candidates] + matching[1:5] + [counters]
+    first = parts[:2] + matching[:1] + [red, *candidates] + matching[1:5] + [counters]
     return first + others + parts[2:6] + compiled + matching[5:] + parts[6:]
 
 
@@ -159,7 +159,7 @@ def sources() -> str:
 
 def describe(device: str, short: bool, commit: str | None) -> dict[str, Any]:
     facts = machine.describe(device) | {"sources": sources(), "short": short}
-    return facts | {"commit": facts["commit"] or commit}
+    return facts | {"commit": facts["commit"] or commit or None}
 
 
 def opened(path: Path, facts: dict[str, Any], fresh: bool) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def failed(document: dict[str, Any]) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS, help=f"the JSON ({DEFAULT_RESULTS})")
-    parser.add_argument("--budget", type=float, default=330.0, metavar="SECONDS", help="for everything (330)")
+    parser.add_argument("--budget", type=float, default=500.0, metavar="SECONDS", help="for everything (500)")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--short", action="store_true", help="maps an eighth as wide and high, hardly a race")
     parser.add_argument("--only", metavar="TEXT", default="", help="parts whose name contains this")

@@ -36,8 +36,8 @@ __device__ void add1(float* address, float x) {
   asm volatile("red.global.add.f32 [%0], %1;" ::"l"(__cvta_generic_to_global(address)), "f"(x) : "memory");
 }
 
-// The row that a group of lanes adds in a round: all its lanes compute the same one. These 20 instructions a round are
-// few beside the vector additions; the rate of scalars is a lower bound.
+// The row that a group of lanes adds in a round: all its lanes compute the same one. These 20 instructions a
+// round are few beside the vector additions; the rate of scalars is a lower bound.
 __device__ float* row_of(float* table, uint32_t rows, uint32_t group, int round) {
   uint32_t mixed = group * 0x9e3779b9u + static_cast<uint32_t>(round) * 0x85ebca6bu;
   mixed = (mixed ^ (mixed >> 16)) * 0x7feb352du;
@@ -91,7 +91,8 @@ void measure(float* table, uint32_t rows, const char* where, int blocks, const c
   std::vector<float> times;
   for (int repeat = 0; repeat <= kRepeats; ++repeat) {  // the first warms up
     check(cudaEventRecord(start), "record");
-    for (int launch = 0; launch < launches; ++launch) add_rows<Pattern><<<blocks, kThreads>>>(table, rows, 1.0f);
+    for (int launch = 0; launch < launches; ++launch)
+      add_rows<Pattern><<<blocks, kThreads>>>(table, rows, 1.0f);
     check(cudaEventRecord(stop), "record");
     check(cudaEventSynchronize(stop), "add_rows");
     float ms = 0;
@@ -106,8 +107,9 @@ void measure(float* table, uint32_t rows, const char* where, int blocks, const c
   const double expected = added * (kRepeats + 1) * kRow;
   std::sort(times.begin(), times.end());
   const double seconds = times[times.size() / 2] / 1e3;
-  std::printf("  {\"pattern\": \"%s\", \"rows\": \"%s\", \"table_rows\": %u, \"ms\": %.5f, \"rows_per_s\": %.5g, ",
-              Pattern::kName, where, rows, 1e3 * seconds, added / seconds);
+  std::printf(
+      "  {\"pattern\": \"%s\", \"rows\": \"%s\", \"table_rows\": %u, \"ms\": %.5f, \"rows_per_s\": %.5g, ",
+      Pattern::kName, where, rows, 1e3 * seconds, added / seconds);
   std::printf("\"float32_per_s\": %.5g, \"right\": %s}%s\n", added * kRow / seconds,
               total == expected ? "true" : "false", end);
 }

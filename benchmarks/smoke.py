@@ -97,7 +97,7 @@ def main() -> int:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the workers, which share the cores
     facts = machine.describe(options.device)
     document: dict[str, Any] = {
-        "machine": facts | {"commit": facts["commit"] or options.commit},
+        "machine": facts | {"commit": facts["commit"] or options.commit or None},
         "cuda_library": _native.CUDA_MISSING or "usable",
         "candidates": [candidate.id for candidate in candidates()],
         "checks": {},

@@ -223,12 +223,12 @@ def _offset_scale(case: Case, reference: Tensor) -> Tensor:
 def _sizes(case: Case) -> Tensor:
     """(W, H) of each sample's level, [K, 2]."""
     counts = torch.tensor(case.points)
-    return torch.tensor(case.shapes, dtype=torch.float64).flip(-1).repeat_interleave(counts, dim=0)
+    return torch.tensor(case.shapes, dtype=torch.float64).flip(-1).repeat_interleave(counts, dim=0, output_size=case.K)
 
 
 def _reference_pixels(case: Case, reference: Tensor) -> Tensor:
     """Reference points in pixel coordinates of each sample's level, [B, Q, 1, K, 2]."""
-    points = reference[..., :2].repeat_interleave(torch.tensor(case.points), dim=2)
+    points = reference[..., :2].repeat_interleave(torch.tensor(case.points), dim=2, output_size=case.K)
     return (points * _sizes(case) - 0.5)[:, :, None]
 
 
