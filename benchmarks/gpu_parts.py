@@ -73,8 +73,8 @@ def speed(
     )
     racers, notes = {}, {}
     for contestant, implementation in present(reporter, op, line_up(dtype, names), inputs_of):
-        call = op, case, inputs_of(contestant.dtype), grad_of(contestant.dtype)
-        check = partial(_check, implementation, contestant, *call, reference, device)
+        arguments = op, case, inputs_of(contestant.dtype), grad_of(contestant.dtype)
+        check = partial(_check, implementation, contestant, *arguments, reference, device)
         verdict = reporter.attempt(f"check {contestant.id}", check)
         if verdict is not None:
             racers[contestant], notes[contestant] = implementation, verdict

@@ -2,8 +2,8 @@
 
     python3 -m benchmarks.gpu_peers --python 3.12
 
-downloads the wheels of PEERS for that Python into peers/wheels and unpacks them into peers/site. Carry peers/site to the
-machine with the GPU and put it first on PYTHONPATH; torch and triton stay that machine's own.
+downloads the wheels of PEERS for that Python into peers/wheels and unpacks them into peers/site. Carry peers/site to
+the machine with the GPU and put it first on PYTHONPATH; torch and triton stay that machine's own.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from benchmarks.candidates import LARGE, SMALL
 from benchmarks.graphs import Graphed, assert_never_waits, assert_replays
 from benchmarks.isolated import Part, Reporter
 from benchmarks.peers import implementations
+from benchmarks.race import Call
 from benchmarks.workloads import OPS
 from dino_kernels import hungarian_match, linear_sum_assignment, matching_cost
 from dino_kernels.testing import (
@@ -159,13 +160,15 @@ def graph(reporter: Reporter, backend: str, device: str) -> None:
         reporter.not_run("CUDA graph", f"it needs a CUDA device; this is {device}")
         return
     inputs = sample_inputs(OPS[1], _named("encoder"), torch.bfloat16, device)
-    steps = {"attention": partial(gate.forward_backward, implementations()[backend], OPS[1], inputs)}
-    grad_output = torch.ones_like(gate.forward(implementations()[backend], OPS[1], inputs))
-    steps["attention"] = partial(steps["attention"], grad_output)
+    implementation = implementations()[backend]
+    grad_output = torch.ones_like(gate.forward(implementation, OPS[1], inputs))
     predictions = matching_inputs(MATCHING_CASES[0].small(), torch.float32, device)
-    steps["matching"] = lambda: matching_cost(**predictions, backend=backend)
+    steps: dict[str, Call] = {
+        "attention": partial(gate.forward_backward, implementation, OPS[1], inputs, grad_output),
+        "matching": partial(matching_cost, **predictions, backend=backend),
+    }
 
-    def check(call: Any) -> str:
+    def check(call: Call) -> str:
         assert_never_waits(call)
         assert_replays(Graphed(call), call())
         return "replays"

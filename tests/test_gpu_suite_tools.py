@@ -118,7 +118,7 @@ class CpuGenerator(torch.Generator):
     """Of any device, as a machine without it can have one."""
 
     def __new__(cls, device: str = "cpu"):
-        return super().__new__(cls, "cpu")
+        return super().__new__(cls, "cpu")  # pyright: ignore[reportCallIssue]
 
 
 @pytest.mark.parametrize("op", OPS)
