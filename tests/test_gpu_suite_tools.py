@@ -19,7 +19,7 @@ from benchmarks import candidates, gate, gpu, gpu_candidates, gpu_peers, gpu_too
 from benchmarks.gpu_table import COUNTERS_PART, RED_PART, summary, targets
 from benchmarks.isolated import Reporter, new_record
 from benchmarks.workloads import OPS, RF_DETR, miniature
-from dino_kernels import _native
+from dino_kernels import _native, testing
 from dino_kernels.testing import DTYPES, sample_inputs
 
 # Stopwatches.
@@ -128,7 +128,14 @@ def test_all_of_a_workload_is_drawn_on_its_device(monkeypatch, op, workload):
     close = iter([True, True, False])
     monkeypatch.setattr(torch, "Generator", CpuGenerator)
     monkeypatch.setattr(torch.Tensor, "any", lambda self: next(close))
-    case = gpu.WORKLOADS[workload]
+    case, draw = gpu.WORKLOADS[workload], testing._drawn
+
+    def draw_there(*arguments: Any) -> dict[str, Any]:
+        inputs = draw(*arguments)
+        assert {tensor.device.type for tensor in inputs.values() if isinstance(tensor, torch.Tensor)} == {"meta"}
+        return inputs
+
+    monkeypatch.setattr(testing, "_drawn", draw_there)
     inputs = gate.training_inputs(op, case, "bf16", "meta")
     tensors = [tensor for tensor in inputs.values() if isinstance(tensor, torch.Tensor)]
     tensors.append(gate.output_gradient(case, "bf16", "meta"))
