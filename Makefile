@@ -1,6 +1,6 @@
-PYTHON ?= python
+PYTHON ?= python3
 CXX ?= c++
-CSRC := $(shell find csrc tests/emulation -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
+CSRC := $(shell find csrc tests/emulation benchmarks -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
 # The sanitized library lives apart, with a copy of the package, so that the normal build stays as it is.
 SANITIZED := build/sanitized
@@ -8,7 +8,7 @@ SANITIZED := build/sanitized
 # what it is for; nor are registrations and what never gets to a kernel.
 SANITIZED_TESTS := $(filter-out tests/test_install.py tests/test_compile% tests/test_matching_compile.py \
   tests/test_opcheck.py tests/test_layering.py tests/test_nn% tests/test_memory.py \
-  tests/test_integrations_% tests/test_triton_% tests/test_gpu_suite.py tests/test_benchmark_tables.py \
+  tests/test_integrations_% tests/test_triton_% tests/test_gpu_suite% tests/test_benchmark_tables.py \
   tests/test_hungarian_matcher.py tests/test_emulation.py tests/test_cuda_kernels.py tests/test_cuda_matching.py, \
   $(wildcard tests/test_*.py))
 # Python itself is not instrumented, so the runtime has to be there before it; libstdc++ too, to see exceptions.
@@ -22,15 +22,25 @@ SANITIZED_PYTEST = $(SANITIZED_PYTHON) -m pytest -q -p no:cacheprovider --captur
 # the accesses of bfloat16.
 SANITIZED_EMULATION := tests/test_emulation.py tests/test_cuda_kernels.py tests/test_fuzz.py
 
+# The three GPU steps, each for one command of at most 9 minutes; benchmarks/README.md has them in order. What they find
+# goes into the folder of GPU_RESULTS.
 GPU_RESULTS ?= build/gpu/results.json
+GPU_COMMIT ?=
+# auto: install where no compiled libraries are here that run on this GPU; 1: always; 0: never.
+GPU_INSTALL ?= auto
+GPU_MEASURE_SECONDS ?= 500
 # What `make gpu` may take in all, and of that its tests; what they leave is for the measurements.
 GPU_SECONDS ?= 530
-GPU_TEST_SECONDS ?= 160
+GPU_TEST_SECONDS ?= 240
 GPU_OPTIONS ?=
+GPU_ARCH ?= 9.0
 # memcheck and racecheck, which finds races in shared memory; initcheck, reads of memory that nobody wrote.
 GPU_TOOLS ?= memcheck racecheck initcheck
+GPU_BUILD = TORCH_CUDA_ARCH_LIST=$(GPU_ARCH) PIP_DISABLE_PIP_VERSION_CHECK=1 \
+  $(PYTHON) -m pip install --no-build-isolation --no-deps -e .
+GPU_SUITE = $(PYTHON) -m benchmarks.gpu --results $(GPU_RESULTS) --commit "$(GPU_COMMIT)" $(GPU_OPTIONS)
 
-.PHONY: help install test bench lint format types sanitize sanitized-library sanitize-cpu sanitize-cuda sanitize-cuda-matching gpu gpu-sanitize
+.PHONY: help install test bench lint format types sanitize sanitized-library sanitize-cpu sanitize-cuda sanitize-cuda-matching gpu gpu-ready gpu-smoke gpu-measure gpu-peers gpu-sanitize
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -72,15 +82,28 @@ sanitize-cuda: sanitized-library
 sanitize-cuda-matching: sanitized-library
 	$(SANITIZED_PYTEST) -k "not fp16" tests/test_cuda_matching.py
 
+gpu-ready:  # fails with one line where there is no GPU; builds the libraries where they are missing
+	@code=0; $(PYTHON) -m benchmarks.ready || code=$$?; \
+	if [ $$code -ne 0 ] && [ $$code -ne 3 ]; then exit $$code; fi; \
+	if [ "$(GPU_INSTALL)" = 1 ] || { [ $$code -eq 3 ] && [ "$(GPU_INSTALL)" != 0 ]; }; then \
+	  echo '$(GPU_BUILD)'; $(GPU_BUILD); fi
+
+gpu-smoke: gpu-ready  ## on a machine with a GPU, in 2 minutes: does every kernel family work? each check in its own process
+	$(PYTHON) -m benchmarks.smoke --results $(dir $(GPU_RESULTS))smoke.json --commit "$(GPU_COMMIT)"
+
+gpu-measure: gpu-ready  ## in 9 minutes: the speed of kernels, candidates and peers into GPU_RESULTS; again: resume
+	$(GPU_SUITE) --budget $(GPU_MEASURE_SECONDS)
+
 # A failing or endless test does not cost the measurements; the exit code tells of both.
-gpu:  ## on a machine with a GPU, without network, in 9 minutes: install, test, measure into GPU_RESULTS
-	@end=$$(($$(date +%s) + $(GPU_SECONDS))); set -ex; \
-	$(PYTHON) -m pip install --no-build-isolation --no-deps -e .; \
-	$(PYTHON) -m dino_kernels; \
-	status=0; \
-	timeout --kill-after=5 $(GPU_TEST_SECONDS) $(PYTHON) -m pytest --gpu --fuzz 50 -q --tb=short --maxfail=10 || status=$$?; \
-	$(PYTHON) -m benchmarks.gpu --results $(GPU_RESULTS) --budget $$((end - $$(date +%s))) $(GPU_OPTIONS) || status=$$?; \
+gpu: gpu-ready  ## in 9 minutes: all GPU tests in parallel, then what is not measured yet, into GPU_RESULTS
+	@end=$$(($$(date +%s) + $(GPU_SECONDS))); status=0; set -x; \
+	$(PYTHON) -m dino_kernels || status=$$?; \
+	$(PYTHON) -m benchmarks.gpu_tests --seconds $(GPU_TEST_SECONDS) || status=$$?; \
+	$(GPU_SUITE) --budget $$((end - $$(date +%s))) || status=$$?; \
 	exit $$status
+
+gpu-peers:  ## peers of the GPU suite into peers/site, to be carried to a machine without network
+	$(PYTHON) -m benchmarks.gpu_peers
 
 gpu-sanitize:  ## the CUDA kernels under compute-sanitizer, on the smallest cases
 	for tool in $(GPU_TOOLS); do \

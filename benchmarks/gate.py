@@ -20,11 +20,19 @@ FULL_SIZE_TOLERANCE = {"fp64": 1e-8, "fp32": 1e-4, "fp16": 4e-3, "bf16": 3e-2}
 
 
 def training_inputs(op: str, case: Case, dtype: str, device: str) -> dict[str, Any]:
-    inputs = sample_inputs(op, case, DTYPES[dtype], device, requires_grad=False)
+    """The call that is timed, drawn on `device`: on one CPU thread an encoder layer takes seconds to draw."""
+    inputs = sample_inputs(op, case, DTYPES[dtype], device, requires_grad=False, draw_on=device)
     for name in LEAVES:
         if name in inputs:
             inputs[name].requires_grad_()
     return inputs
+
+
+def output_gradient(case: Case, dtype: str, device: str) -> Tensor:
+    """A gradient of the output, [B, Q, M * D], drawn on `device`; all dtypes see the same numbers, rounded."""
+    generator = torch.Generator(device).manual_seed(1234)
+    shape = case.batch, case.queries, case.heads * case.channels
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device=device).to(DTYPES[dtype])
 
 
 def forward(implementation: Implementation, op: str, inputs: dict[str, Any]) -> Tensor:
@@ -53,11 +61,17 @@ def assert_right_in_miniature(implementation: Implementation, op: str, case: Cas
 
 
 def assert_right_at_full_size(
-    implementation: Implementation, op: str, case: Case, dtype: str, inputs: dict[str, Any], reference: Result
+    implementation: Implementation,
+    op: str,
+    case: Case,
+    dtype: str,
+    inputs: dict[str, Any],
+    grad_output: Tensor,
+    reference: Result,
 ) -> None:
     """No entry differs visibly from the reference's, on the very tensors that are timed."""
     problems = []
-    result = forward_backward(implementation, op, inputs).named()
+    result = forward_backward(implementation, op, inputs, grad_output).named()
     for name, wanted in reference.named().items():
         got = result[name]
         if got.shape != wanted.shape:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -11,26 +11,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import gate
-from benchmarks.graphs import modes, tensors_of, time_graphs
+from benchmarks import gate, peers
+from benchmarks.graphs import KERNELS, modes, never_waiting, tensors_of, time_graphs
 from benchmarks.isolated import Reporter
 from benchmarks.memory import peak_on_cuda
-from benchmarks.peers import Implementation, implementations
+from benchmarks.peers import COMPILED, Implementation
 from benchmarks.race import Call, Timing, race, stopwatch_for
 from benchmarks.results import times
 from benchmarks.stage import PASSES, Contestant, baseline, call_of
 from benchmarks.workloads import OPS
-from dino_kernels._accuracy import _largest, _rms, random_grad_output
+from dino_kernels._accuracy import _largest, _rms
 from dino_kernels.testing import DTYPES, Case, Result
 
 LONGEST_MESSAGE = 400
 Inputs = dict[str, Any]
+# A part of its own, because it compiles for long: with whom it is compared.
+WITH_COMPILED = ("cuda", "triton", COMPILED)
 
 
-def line_up(dtype: str) -> list[Contestant]:
-    """Everyone, with the float32 reference; the original op has no 16 bit, so its float32 stands in."""
+@functools.cache
+def implementations() -> dict[str, Implementation]:
+    """Everyone of `pytest benchmarks/`, and the compiled reference."""
+    return peers.implementations() | {COMPILED: peers.compiled_reference()}
+
+
+def line_up(dtype: str, names: Sequence[str] | None = None) -> list[Contestant]:
+    """Everyone or `names`, with the float32 reference; the original op has no 16 bit, so its float32 stands in."""
     sixteen_bit = dtype in ("bf16", "fp16")
-    names = [name for name in implementations() if name != "reference"]
+    if names is None:
+        names = [name for name in implementations() if name not in ("reference", COMPILED)]
     everyone = [Contestant(name, "fp32" if sixteen_bit and name == "original" else dtype) for name in names]
     return [baseline(dtype), *everyone]
 
@@ -45,21 +54,32 @@ def present(reporter: Reporter, op: str, everyone: list[Contestant], inputs_of: 
             reporter.not_run(contestant.id, reason)
 
 
-def speed(reporter: Reporter, op: str, case: Case, dtype: str, device: str, seconds: float, laps: int) -> None:
-    """Time of everyone, per call and in a CUDA graph, and peak memory."""
+def speed(
+    reporter: Reporter,
+    op: str,
+    case: Case,
+    dtype: str,
+    device: str,
+    seconds: float,
+    laps: int,
+    names: Sequence[str] | None = None,
+    kernels: bool = False,
+) -> None:
+    """Time of everyone or of `names`, per call, without launches where `kernels`, in a CUDA graph; peak memory."""
     inputs_of = functools.cache(lambda dtype: gate.training_inputs(op, case, dtype, device))
+    grad_of = functools.cache(lambda dtype: gate.output_gradient(case, dtype, device))
     reference = functools.cache(
-        lambda dtype: gate.forward_backward(implementations()["reference"], op, inputs_of(dtype))
+        lambda dtype: gate.forward_backward(implementations()["reference"], op, inputs_of(dtype), grad_of(dtype))
     )
     racers, notes = {}, {}
-    for contestant, implementation in present(reporter, op, line_up(dtype), inputs_of):
-        check = partial(_check, implementation, op, case, contestant, inputs_of(contestant.dtype), reference, device)
+    for contestant, implementation in present(reporter, op, line_up(dtype, names), inputs_of):
+        arguments = op, case, inputs_of(contestant.dtype), grad_of(contestant.dtype)
+        check = partial(_check, implementation, contestant, *arguments, reference, device)
         verdict = reporter.attempt(f"check {contestant.id}", check)
         if verdict is not None:
             racers[contestant], notes[contestant] = implementation, verdict
     reference.cache_clear()
     about = {"workload": case.id, "op": op}
-    grad_of = functools.cache(lambda dtype: _grad_output(case, dtype, device))
 
     def call(which: str, contestant: Contestant, implementation: Implementation) -> Call:
         dtype = contestant.dtype
@@ -75,11 +95,15 @@ def speed(reporter: Reporter, op: str, case: Case, dtype: str, device: str, seco
         ]
 
     def time_calls(which: str, calls: dict[Contestant, Call], mode: str, each: int = 1) -> list[dict[str, Any]]:
-        timings = race(calls, stopwatch_for(device), seconds, laps)
+        timings = race(calls, stopwatch_for(device, mode != "call"), seconds, laps)
         return rows(which, mode, {contestant: timing.per_call(each) for contestant, timing in timings.items()})
 
     for which in PASSES if racers else ():
         reporter.attempt(f"time {which}", lambda which=which: time_calls(which, calls(which), "call"))
+        if kernels and device == "cuda":
+            ready = never_waiting(reporter, which, calls(which), KERNELS)
+            if ready:
+                reporter.attempt(f"time {which} {KERNELS}", partial(time_calls, which, ready, KERNELS))
     if device != "cuda":
         reporter.not_run("CUDA graphs and peak memory", f"they need a CUDA device; this is {device}")
         return
@@ -103,16 +127,17 @@ def _about(contestant: Contestant) -> dict[str, Any]:
 
 def _check(
     implementation: Implementation,
+    contestant: Contestant,
     op: str,
     case: Case,
-    contestant: Contestant,
     inputs: Inputs,
+    grad_output: Tensor,
     reference: Callable[[str], Result],
     device: str,
 ) -> dict[str, str]:
     """A wrong kernel of ours raises and gets no speed; a wrong peer is noted. All have run at full size behind this."""
     if contestant.implementation == "reference":
-        gate.forward_backward(implementation, op, inputs)
+        gate.forward_backward(implementation, op, inputs, grad_output)
         return {}
     note = {}
     try:
@@ -123,17 +148,12 @@ def _check(
         note = {"inaccurate": str(error)[:LONGEST_MESSAGE]}
     if implementation.ours:
         wanted = reference(contestant.dtype)
-        gate.assert_right_at_full_size(implementation, op, case, contestant.dtype, inputs, wanted)
+        gate.assert_right_at_full_size(implementation, op, case, contestant.dtype, inputs, grad_output, wanted)
     else:
-        gate.forward_backward(implementation, op, inputs)
+        gate.forward_backward(implementation, op, inputs, grad_output)
     if device == "cuda":
         torch.cuda.synchronize()  # an illegal access is this contestant's, not the next one's
     return note
-
-
-def _grad_output(case: Case, dtype: str, device: str) -> Tensor:
-    output = torch.empty(case.batch, case.queries, case.heads * case.channels)
-    return random_grad_output(output).to(device, DTYPES[dtype])
 
 
 def named(contestant: Contestant, call: Call) -> Call:
@@ -154,7 +174,7 @@ def accuracy(reporter: Reporter, case: Case, dtype: str, device: str) -> None:
 
     for op in OPS:
         inputs = gate.training_inputs(op, case, dtype, device)
-        grad_output = _grad_output(case, dtype, device)
+        grad_output = gate.output_gradient(case, dtype, device)
         exact = _coarsest(implementations()["reference"], op, _cast(inputs, torch.float64), grad_output.double(), rows)
         everyone = [Contestant("reference", dtype), *line_up(dtype)[1:]]
         cast = functools.cache(lambda dtype, inputs=inputs: _cast(inputs, DTYPES[dtype]))
@@ -229,7 +249,7 @@ def deterministic(reporter: Reporter, case: Case, dtype: str, device: str, secon
     op = "fused_ms_deform_attn"
     inputs_of = functools.cache(lambda dtype: gate.training_inputs(op, case, dtype, device))
     everyone = [Contestant(name, dtype) for name in ("cuda", "triton", "cpu")]
-    grad_output = _grad_output(case, dtype, device)
+    grad_output = gate.output_gradient(case, dtype, device)
 
     def compare(implementation: Implementation, contestant: Contestant) -> list[dict[str, Any]]:
         call = call_of("forward+backward", implementation, op, inputs_of(dtype), grad_output)

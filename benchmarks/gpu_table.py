@@ -24,9 +24,11 @@ ORDER = (
     "original",
     "mmcv",
     "transformers",
+    "torch.compile",
     "reference",
 )
 SHORT_NAMES = {
+    "torch.compile": "compile",
     "deformops-fp32acc": "do-fp32acc",
     "deformops-cuda": "do-cuda",
     "transformers": "hf",
@@ -34,7 +36,8 @@ SHORT_NAMES = {
 }
 # Who adds up the gradient of value in float32.
 DEFORMOPS_IN_FP32 = ("deformops-fp32acc", "deformops-cuda")
-GRAPH = "graph"
+GRAPH, KERNELS = "graph", "kernels"
+RED_PART, COUNTERS_PART = "rate of L2 additions", "Nsight Compute"
 PASS_NAMES = {"forward": "fwd", "forward+backward": "fwd+bwd"}
 ENCODER, ENCODER_FP32 = "encoder B=2 fused_ms_deform_attn bf16", "encoder B=2 fused_ms_deform_attn fp32"
 DECODER = "decoder Q=1100 fused_ms_deform_attn bf16"
@@ -137,6 +140,10 @@ def matching_targets(document: Document) -> list[Row]:
     both = ours(MATCHER, GRAPH)
     microseconds = 1e3 * both["median_ms"] if both else None
     found = [_verdict("matching 7x16 of 900x20, cost + assignment: us", "most", 40.0, None, microseconds)]
+    for kind in ("early", "collapsed"):
+        solved = ours(MATCHER, GRAPH, f"{MATCHING} {kind}")
+        name = f"matching 7x16 of 900x20, {kind}, cost + assignment: us"
+        found.append(_verdict(name, "most", None, None, 1e3 * solved["median_ms"] if solved else None))
     launches = rows_of(document, part_name(MATCHING, MATCHER), "launches")
     fewest = min((row["launches"] for row in launches if not row["implementation"].endswith(LISTS)), default=None)
     found.append(_verdict("matching 7x16 of 900x20, cost + assignment: launches", "most", 2.0, fewest, None))
@@ -194,9 +201,11 @@ def speed_table(document: Document, parts: list[str]) -> Table:
 
 def _times(rows: list[Row], implementation: str) -> str:
     by_mode = {row["mode"]: row for row in rows if row["implementation"] == implementation}
-    cells = [f"{by_mode[mode]['median_ms']:.3g}" if mode in by_mode else "-" for mode in ("call", GRAPH)]
+    cells = {mode: f"{row['median_ms']:.3g}" for mode, row in by_mode.items()}
+    # Kernels alone, where no graph holds the call.
+    alone = cells.get(GRAPH) or (f"k{cells[KERNELS]}" if KERNELS in cells else None)
     wrong = "!" if any("inaccurate" in row for row in by_mode.values()) else ""
-    return "-" if not by_mode else (cells[0] if cells[1] == "-" else "/".join(cells)) + wrong
+    return "/".join(filter(None, [cells.get("call", "-"), alone])) + wrong if cells else "-"
 
 
 def small_tables(document: Document) -> Iterator[str]:
@@ -223,6 +232,31 @@ def small_tables(document: Document) -> Iterator[str]:
             + ")"
             for row in rows
         )
+
+
+def tool_tables(document: Document) -> Iterator[str]:
+    """What the candidates took, what the L2 cache adds, and the counters of a few kernels."""
+    for part in document["parts"]:
+        rows = rows_of(document, part, "candidate")
+        by_name: dict[str, list[str]] = {}
+        for row in rows:
+            by_name.setdefault(f"{row['direction']} {row['candidate']}", []).append(
+                f"{row['median_ms']:.4g} {row['mode']}"
+            )
+        if rows:
+            yield f"{part}, ms: " + "; ".join(f"{name} {', '.join(values)}" for name, values in by_name.items())
+    rows = rows_of(document, RED_PART, "red")
+    if rows:
+        listed = (f"{row['pattern']} on {row['rows']} rows {row['rows_per_s'] / 1e9:.3g}" for row in rows)
+        yield "rows of 128 B added in L2, 10^9 a second: " + "; ".join(listed)
+    rows = rows_of(document, COUNTERS_PART, "counters")
+    if rows:
+        names = [name for name in rows[0] if name not in ("kind", "target", "kernel")]
+        table = [["target", "kernel", *names]]
+        for row in rows:
+            values = ("-" if row[name] is None else f"{row[name]:.4g}" for name in names)
+            table.append([row["target"], row["kernel"].partition("<")[0].rpartition(" ")[2][-30:], *values])
+        yield as_text(table)
 
 
 def failures(document: Document, parts: list[str]) -> list[str]:
@@ -262,12 +296,12 @@ def summary(document: Document, parts: list[str]) -> str:
     if facts["short"]:
         heading += "\nA DRY RUN with small maps: none of these numbers, and no verdict below, means anything."
     units = (
-        "ms per call / in a CUDA graph, cold L2, medians; MiB: peak of fwd+bwd; "
+        "ms per call / in a CUDA graph (k: its kernels, without a graph), cold L2, medians; MiB: peak of fwd+bwd; "
         "!: misses the tolerance; original is fp32 always, ref in fp32; do: deformops; tla: torch-linear-assignment"
     )
     matching = matching_table(document)
     ends = [as_text(matching)] if len(matching) > 1 else []
-    ends += [*small_tables(document), as_text(target_table(document))]
+    ends += [*tool_tables(document), *small_tables(document), as_text(target_table(document))]
     wrong, all_wrong = [], failures(document, parts)
     while all_wrong and len("\n".join([*wrong, all_wrong[0]])) < LONGEST // 4:
         wrong.append(all_wrong.pop(0))

@@ -15,6 +15,8 @@ from benchmarks.race import Call
 from benchmarks.stage import Contestant
 from dino_kernels.testing import Case, Result
 
+# The mode of a call that is timed without its launches, and without a graph.
+KERNELS = "kernels"
 # A decoder's call is short, and a graph of several shows what is left of it behind others. Their L2 is warm.
 CALLS_PER_GRAPH = 10
 # Of the largest entry. Sums of 16-bit atomics differ by several per cent from one call to the next.
@@ -78,7 +80,7 @@ def time_graphs(
     if reporter.finished(f"time {which} {mode}"):
         return
     graphs = {}
-    for contestant, call in calls.items():
+    for contestant, call in never_waiting(reporter, which, calls, "in a graph").items():
         graph = _capture(reporter, f"{which} {contestant.id}", mode, call, each)
         if graph is not None:
             graphs[contestant] = graph
@@ -89,8 +91,12 @@ def time_graphs(
     torch.cuda.empty_cache()
 
 
-def _capture(reporter: Reporter, who: str, mode: str, call: Call, each: int) -> Graphed | None:
-    def waits() -> str:
+def never_waiting(
+    reporter: Reporter, which: str, calls: Mapping[Contestant, Call], mode: str
+) -> dict[Contestant, Call]:
+    """The calls that can be enqueued before the GPU begins; the others are reported as not run in this mode."""
+
+    def waits(call: Call) -> str:
         try:
             assert_never_waits(call)
         except RuntimeError as error:
@@ -99,16 +105,23 @@ def _capture(reporter: Reporter, who: str, mode: str, call: Call, each: int) -> 
             return f"it waits for the GPU ({error})"
         return "no"
 
+    ready = {}
+    for contestant, call in calls.items():
+        who = f"{which} {contestant.id}"
+        answer = reporter.attempt(f"waits {who}", partial(waits, call))
+        if answer == "no":
+            ready[contestant] = call
+        elif answer is not None:
+            reporter.not_run(f"{who} {mode}", answer)
+    return ready
+
+
+def _capture(reporter: Reporter, who: str, mode: str, call: Call, each: int) -> Graphed | None:
     def capture() -> Graphed:
         graphed = Graphed(call, each)
         assert_replays(graphed, call())
         return graphed
 
-    answer = reporter.attempt(f"waits {who}", waits)
-    if answer != "no":
-        if answer is not None:
-            reporter.not_run(f"{who} in a graph", answer)
-        return None
     return reporter.attempt(f"{mode} {who}", capture, kept=False, spoils=True)
 
 

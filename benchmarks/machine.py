@@ -18,6 +18,7 @@ import dino_kernels
 from dino_kernels import _native
 
 ROOT = Path(__file__).resolve().parent.parent
+NO_GPU = "no CUDA device here (torch.cuda.is_available() is False)"
 PEERS = ("transformers", "mmcv", "deformops", "scipy", "lapx", "torch-linear-assignment")
 
 

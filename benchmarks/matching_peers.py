@@ -74,7 +74,7 @@ class MatchingInputs:
 
     @cached_property
     def float64_matrices(self) -> list[np.ndarray]:
-        """Per problem [T, Q], contiguous: the smaller side first, as SciPy would turn it."""
+        """Per problem [T, Q], contiguous: the smaller side first in a detector, as SciPy would turn it."""
         return [m.double().cpu().contiguous().numpy() for layer in self.cost for m in layer.split(self.counts)]
 
     @cached_property
@@ -111,9 +111,9 @@ def matchers() -> dict[str, Matcher]:
     everyone += [
         Matcher("dino", False, (COST, MATCHER), _dino, _dino_answer, _always),
         Matcher("scipy", False, (ASSIGNMENT,), _scipy_as_dino, _pairs_answer, _always),
-        Matcher("scipy-float64", False, (ASSIGNMENT,), _scipy_float64, _columns_answer, _always),
+        Matcher("scipy-float64", False, (ASSIGNMENT,), _scipy_float64, _rows_answer, _always),
         Matcher("lapx-lapjv", False, (ASSIGNMENT,), _lapjv, _columns_answer, _lapx_unsupported),
-        Matcher("lapx-lapjvh", False, (ASSIGNMENT,), _lapjvh, _columns_answer, _lapx_unsupported),
+        Matcher("lapx-lapjvh", False, (ASSIGNMENT,), _lapjvh, _rows_answer, _lapx_unsupported),
         Matcher("torch-linear-assignment", False, (ASSIGNMENT,), _tla, _padded_answer, _tla_unsupported),
         Matcher("tla-unchecked", False, (ASSIGNMENT,), _tla_unchecked, _padded_answer, _tla_unchecked_unsupported),
         Matcher("transformers", False, (MATCHER,), _transformers, _pairs_answer, _transformers_unsupported, 0.0),
@@ -253,8 +253,17 @@ def _scipy_as_dino(op: str, inputs: MatchingInputs) -> list[list[Pairs]]:
     return [_solve_images(cost, inputs.counts) for cost in inputs.costs_as_dino_has_them]
 
 
-def _scipy_float64(op: str, inputs: MatchingInputs) -> list[np.ndarray]:
-    return [linear_sum_assignment(matrix)[1] for matrix in inputs.float64_matrices]
+def _scipy_float64(op: str, inputs: MatchingInputs) -> list[Pairs]:
+    return [linear_sum_assignment(matrix) for matrix in inputs.float64_matrices]
+
+
+def _rows_answer(op: str, inputs: MatchingInputs, pairs: Sequence[Pairs]) -> Tensor:
+    """From the targets and queries of each problem's pairs."""
+    columns = torch.full((inputs.step.sets, len(inputs.packed)), -1)
+    problems = [part for row in columns for part in row.split(inputs.counts)]
+    for part, (targets, queries) in zip(problems, pairs, strict=True):
+        part[torch.as_tensor(targets)] = torch.as_tensor(queries)
+    return columns
 
 
 def _columns_answer(op: str, inputs: MatchingInputs, columns: Sequence[np.ndarray]) -> Tensor:
@@ -268,10 +277,10 @@ def _lapjv(op: str, inputs: MatchingInputs) -> list[np.ndarray]:
     return [lapjv(matrix, extend_cost=True, return_cost=False)[0] for matrix in inputs.float64_matrices]
 
 
-def _lapjvh(op: str, inputs: MatchingInputs) -> list[np.ndarray]:
+def _lapjvh(op: str, inputs: MatchingInputs) -> list[Pairs]:
     """Its fastest on few rows, newer."""
     lapjvh = importlib.import_module("lap").lapjvh
-    return [lapjvh(matrix, extend_cost=True, return_cost=False)[1] for matrix in inputs.float64_matrices]
+    return [lapjvh(matrix, extend_cost=True, return_cost=False) for matrix in inputs.float64_matrices]
 
 
 def _lapx_unsupported(op: str, inputs: MatchingInputs) -> str | None:

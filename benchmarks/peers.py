@@ -44,6 +44,34 @@ def implementations() -> dict[str, Implementation]:
     return {implementation.name: implementation for implementation in everyone}
 
 
+COMPILED = "torch.compile"
+
+
+def compiled_reference(compiler: str = "inductor") -> Implementation:
+    """The reference by `torch.compile`; its first call compiles, for half a minute, and so does one of other shapes."""
+
+    @functools.cache
+    def compiled(op: str) -> Callable[..., Tensor]:
+        function = getattr(dino_kernels, op)
+
+        def reference(**inputs: Any) -> Tensor:
+            return function(**inputs, backend="reference")
+
+        return torch.compile(reference, backend=compiler, dynamic=False, fullgraph=True)
+
+    def run(op: str, inputs: dict[str, Any]) -> Tensor:
+        # Read on the host as numbers, a table would end the graph.
+        shapes = _host_shapes(inputs["spatial_shapes"])
+        return compiled(op)(**inputs | {"spatial_shapes": shapes, "level_start_index": None})
+
+    def unsupported(op: str, inputs: dict[str, Any]) -> str | None:
+        if compiler == "inductor" and inputs["value"].device.type != "cuda":
+            return "compiled for a GPU only"
+        return None
+
+    return Implementation(COMPILED, False, run, unsupported)
+
+
 def _backend(name: str) -> Implementation:
     def run(op: str, inputs: dict[str, Any]) -> Tensor:
         return getattr(dino_kernels, op)(**inputs, backend=name)

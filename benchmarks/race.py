@@ -53,26 +53,74 @@ def cpu_stopwatch(call: Call) -> float:
 class CudaStopwatch:
     """GPU seconds of one call, between two events, with a cold L2 cache.
 
-    Overwriting the L2 cache also keeps the GPU busy while Python enqueues the call, which hides the launch cost
-    of short calls.
+    The cache is filled by reading: after writes, its dirty lines would go to memory while the call is timed. Where
+    Python enqueues a call more slowly than the GPU runs it, this is Python's time.
     """
 
     def __init__(self) -> None:
         size = torch.cuda.get_device_properties("cuda").L2_cache_size
-        self.flush = torch.empty(2 * size, dtype=torch.int8, device="cuda")
+        self.flush = torch.zeros(2 * size // 4, dtype=torch.float32, device="cuda")
+        self.total = torch.empty((), dtype=torch.float32, device="cuda")
         self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def __call__(self, call: Call) -> float:
-        self.flush.zero_()
+        self._enqueue(call)
+        return self._seconds()
+
+    def _enqueue(self, call: Call) -> None:
+        torch.sum(self.flush, dim=0, out=self.total)
         self.start.record()
         call()
         self.end.record()
+
+    def _seconds(self) -> float:
         self.end.synchronize()
         return self.start.elapsed_time(self.end) / 1e3
 
 
-def stopwatch_for(device: str) -> Callable[[Call], float]:
-    return CudaStopwatch() if device == "cuda" else cpu_stopwatch
+class KernelStopwatch(CudaStopwatch):
+    """GPU seconds of one call's kernels, without Python and launches, also where no graph can hold the call.
+
+    The GPU sleeps until everything is enqueued. Whether it still slept then is checked, and the sleep grows until it
+    did. A call that waits for the GPU is never enqueued in time: that raises a RuntimeError.
+    """
+
+    LONGEST_S = 0.05
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sleep_s = 2e-4
+        self.cycles_per_s = self._clock()
+
+    def __call__(self, call: Call) -> float:
+        sleep_s = self.sleep_s
+        while sleep_s <= self.LONGEST_S:
+            torch.cuda._sleep(int(sleep_s * self.cycles_per_s))
+            self._enqueue(call)
+            slept_through = not self.start.query()
+            seconds = self._seconds()
+            if slept_through:
+                self.sleep_s = sleep_s
+                return seconds
+            sleep_s *= 2
+        raise RuntimeError(f"Python enqueues the call in more than {self.LONGEST_S} s, or the call waits for the GPU")
+
+    def _clock(self) -> float:
+        """Cycles of a second, of the clock that `_sleep` counts; the first sleep wakes the GPU."""
+        cycles = 10_000_000
+        for _ in range(2):
+            self.start.record()
+            torch.cuda._sleep(cycles)
+            self.end.record()
+            seconds = self._seconds()
+        return cycles / seconds
+
+
+def stopwatch_for(device: str, kernels_only: bool = False) -> Callable[[Call], float]:
+    """Times one call, with its launches or without them; on a CPU both are wall-clock time."""
+    if device != "cuda":
+        return cpu_stopwatch
+    return KernelStopwatch() if kernels_only else CudaStopwatch()
 
 
 def race(

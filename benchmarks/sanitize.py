@@ -1,12 +1,17 @@
 """The CUDA kernels on the smallest cases, to be run under compute-sanitizer: `make gpu-sanitize`.
 
+    compute-sanitizer --tool racecheck python3 -m benchmarks.sanitize
+    compute-sanitizer --tool racecheck python3 -m benchmarks.sanitize --tiles    only the kernels of an encoder's tiles
+
 Exits with 1 where a kernel refuses a call or where its result is not right; the tool adds its own findings.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +19,7 @@ from torch import Tensor
 
 import dino_kernels
 from benchmarks import gate
+from benchmarks.candidates import LARGE, SMALL, multiprocessors
 from benchmarks.peers import implementations
 from benchmarks.workloads import OPS
 from dino_kernels import hungarian_match, linear_sum_assignment, matching_cost
@@ -35,25 +41,42 @@ from dino_kernels.testing import (
 NAMES = ("encoder_masked", "decoder_few_queries", "odd_points", "one_pixel_levels", "channels_36", "hostile_boxes")
 
 
+# As many queries as rows, with 32 channels: what gets tiles in a large call.
+TILES = ("encoder_masked",)
+
+
 class Refused(Exception):
     """The backend cannot run a call; the message says why."""
 
 
-def attention(backend: str, device: str) -> int:
-    """Forward and backward of deformable attention, with and without deterministic algorithms; how many calls."""
+def sized(backend: str, count: int) -> AbstractContextManager[object]:
+    """Calls take the kernels of a GPU with `count` multiprocessors, where the backend has any choice."""
+    return multiprocessors(count) if backend == "cuda" else nullcontext()
+
+
+def attention(
+    backend: str,
+    device: str,
+    names: Sequence[str] = NAMES,
+    dtypes: Sequence[str] = tuple(DTYPES),
+    modes: Sequence[bool] = (False, True),
+) -> int:
+    """Forward and backward of deformable attention, in each of `modes` deterministic or not; how many calls."""
     kernel = implementations()[backend]
     runs = 0
     for op in OPS:
-        for case in (case for case in CASES if case.name in NAMES):
-            for name, dtype in DTYPES.items():
-                inputs, on_cpu = (sample_inputs(op, case, dtype, where) for where in (device, "cpu"))
+        for case in (case for case in CASES if case.name in names):
+            for name in dtypes:
+                inputs, on_cpu = (sample_inputs(op, case, DTYPES[name], where) for where in (device, "cpu"))
                 reason = kernel.unsupported(op, inputs)
                 if reason is not None:
                     raise Refused(f"{op} {case.id} {name}: {reason}")
-                for deterministic in (False, True):
+                for deterministic in modes:
                     torch.use_deterministic_algorithms(deterministic)
-                    result = gate.forward_backward(kernel, op, inputs)
-                    torch.use_deterministic_algorithms(False)
+                    try:
+                        result = gate.forward_backward(kernel, op, inputs)
+                    finally:
+                        torch.use_deterministic_algorithms(False)
                     # Compared on the CPU: the sanitizer would watch PyTorch's kernels too, at length.
                     grads = {key: grad.cpu() for key, grad in result.grads.items()}
                     label = f"{backend} in {name}{', deterministic' if deterministic else ''}"
@@ -62,11 +85,12 @@ def attention(backend: str, device: str) -> int:
     return runs
 
 
-def matching(backend: str, device: str) -> int:
-    """Costs within the tolerance, and assignments of which every bit is the reference's; how many calls."""
+def matching(backend: str, device: str, dtypes: Sequence[str] = tuple(DTYPES)) -> int:
+    """Costs within the tolerance, and matches of which every bit is the reference's; how many calls."""
     runs = 0
     for case in MATCHING_CASES:
-        for name, dtype in DTYPES.items():
+        for name in dtypes:
+            dtype = DTYPES[name]
             inputs, on_cpu = (matching_inputs(case.small(), dtype, where) for where in (device, "cpu"))
             offsets = on_cpu["targets"].offsets
             for function in (matching_cost, hungarian_match):
@@ -78,6 +102,12 @@ def matching(backend: str, device: str) -> int:
                 wanted = linear_sum_assignment(cost, offsets=offsets, ties=ties, full_output=True, backend="reference")
                 assert_same_assignment(match, wanted, f"hungarian_match by {backend} in {name}, {case.id}")
             runs += 3
+    return runs
+
+
+def assignment(backend: str, device: str) -> int:
+    """Assignments of given costs, of which every bit is the reference's; how many calls."""
+    runs = 0
     for case in ASSIGNMENT_CASES:
         for dtype in (torch.float32, torch.float64):
             cost = assignment_costs(case.small(), dtype)
@@ -112,12 +142,19 @@ def assert_same_assignment(found: Any, wanted: Any, label: str) -> None:
     assert_same_bits(results(found), results(wanted), names)
 
 
-def main(backend: str, device: str) -> int:
+def main(backend: str, device: str, tiles: bool) -> int:
     # Filled, memory that a kernel reads before anybody wrote it would pass for written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        print(f"{attention(backend, device)} calls of {backend}, forward and backward")
-        print(f"{matching(backend, device)} calls of {backend}, matching")
+        if tiles:
+            with sized(backend, LARGE):
+                runs = attention(backend, device, TILES, ("fp32", "bf16"), (False,))
+            print(f"{runs} calls of {backend} with tiles, forward and backward")
+            return 0
+        for name, count in (("large", LARGE), ("small", SMALL)):
+            with sized(backend, count):
+                print(f"{attention(backend, device)} calls of {backend} as {name} ones, forward and backward")
+        print(f"{matching(backend, device) + assignment(backend, device)} calls of {backend}, matching")
     except Refused as refusal:
         print(refusal)
         return 1
@@ -125,4 +162,9 @@ def main(backend: str, device: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*(sys.argv[1:] or ("cuda", "cuda"))))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("backend", nargs="?", default="cuda")
+    parser.add_argument("device", nargs="?", default="cuda")
+    parser.add_argument("--tiles", action="store_true", help="only the kernels of an encoder's tiles")
+    options = parser.parse_args()
+    sys.exit(main(options.backend, options.device, options.tiles))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from benchmarks import gate
@@ -54,7 +53,9 @@ class Outcome:
 def measure(op: str, case: Case, everyone: Sequence[Contestant], effort: Effort, device: str) -> Outcome:
     """Check everyone, then time those who pass. A wrong peer is timed and marked; a wrong kernel of ours is not."""
     known = implementations()
-    inputs = {dtype: gate.training_inputs(op, case, dtype, device) for dtype in {c.dtype for c in everyone}}
+    dtypes = {c.dtype for c in everyone}
+    inputs = {dtype: gate.training_inputs(op, case, dtype, device) for dtype in dtypes}
+    grads = {dtype: gate.output_gradient(case, dtype, device) for dtype in dtypes}
     refusals, errors = {}, {}
     references = {}
     for contestant in everyone:
@@ -69,8 +70,9 @@ def measure(op: str, case: Case, everyone: Sequence[Contestant], effort: Effort,
             gate.assert_right_in_miniature(implementation, op, case, dtype, device)
             if implementation.ours:
                 if dtype not in references:
-                    references[dtype] = gate.forward_backward(known["reference"], op, inputs[dtype])
-                gate.assert_right_at_full_size(implementation, op, case, dtype, inputs[dtype], references[dtype])
+                    references[dtype] = gate.forward_backward(known["reference"], op, inputs[dtype], grads[dtype])
+                full_size = inputs[dtype], grads[dtype], references[dtype]
+                gate.assert_right_at_full_size(implementation, op, case, dtype, *full_size)
         except AssertionError as error:
             errors[contestant] = str(error)
         except Exception as error:  # must not end the others' race; ours fails its own test with it
@@ -79,17 +81,13 @@ def measure(op: str, case: Case, everyone: Sequence[Contestant], effort: Effort,
     racers = [c for c in everyone if c not in refusals and not (c in errors and known[c.implementation].ours)]
     timings = {}
     for which in PASSES:
-        calls = {c: call_of(which, known[c.implementation], op, inputs[c.dtype]) for c in racers}
+        calls = {c: call_of(which, known[c.implementation], op, inputs[c.dtype], grads[c.dtype]) for c in racers}
         timings[which] = race(calls, stopwatch_for(device), effort.race_s, effort.laps)
     return Outcome(refusals, errors, timings)
 
 
-def call_of(
-    which: str, implementation: Implementation, op: str, inputs: dict[str, Any], grad_output: Tensor | None = None
-) -> Call:
-    """One pass, ready to be timed; the output's gradient is drawn where none is given."""
+def call_of(which: str, implementation: Implementation, op: str, inputs: dict[str, Any], grad_output: Tensor) -> Call:
+    """One pass, ready to be timed."""
     if which == "forward":
         return partial(gate.forward, implementation, op, inputs)
-    if grad_output is None:
-        grad_output = torch.randn_like(gate.forward(implementation, op, inputs))
     return partial(gate.forward_backward, implementation, op, inputs, grad_output)

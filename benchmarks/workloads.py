@@ -1,6 +1,6 @@
-"""What is measured: the calls that DINO, Deformable DETR and RT-DETR make, and three series that grow.
+"""What is measured: the calls that DINO, Deformable DETR, RT-DETR and RF-DETR make, and three series that grow.
 
-M = 8 heads of D = 32 channels everywhere, which is what these models use.
+M = 8 heads of D = 32 channels, which is what these models use, but for RF-DETR's M = 16 of D = 16.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ ENCODER_400x667 = encoder("encoder_400x667", pyramid(400, 667))
 ENCODER_5_SCALE = encoder("encoder_5_scale", pyramid(800, 1333, (4, *STRIDES)))
 DECODER_900 = decoder("decoder_q900", 900, COCO)
 DECODER_1100 = decoder("decoder_q1100", 1100, COCO)
+# One level, two points: a small part of a decoder layer's samples.
+RF_DETR = Case("rfdetr_768x768", 1, 1300, 16, 16, ((48, 48),), (2,), reference_coordinates=4)
 RT_DETR = decoder("rtdetr_640x640", 300, pyramid(640, 640, (8, 16, 32)), points=(3, 6, 3))
 
 
@@ -89,7 +91,7 @@ def fused_op(*cases: Case) -> tuple[tuple[str, Case], ...]:
 
 SHORT = Effort(
     "short",
-    fused_op(ENCODER_400x667) + both_ops(DECODER_900, RT_DETR),
+    fused_op(ENCODER_400x667) + both_ops(DECODER_900, RT_DETR, RF_DETR),
     fused_op(ENCODER_400x667),
     growth((300, 1000), (200, 400), (4, 8)),
     ("fp32", "bf16"),
@@ -98,8 +100,8 @@ SHORT = Effort(
 )
 DEFAULT = Effort(
     "default",
-    both_ops(ENCODER_800x1333) + fused_op(ENCODER_800x1066) + both_ops(DECODER_900, RT_DETR),
-    fused_op(ENCODER_800x1333, DECODER_900, RT_DETR),
+    both_ops(ENCODER_800x1333) + fused_op(ENCODER_800x1066) + both_ops(DECODER_900, RT_DETR, RF_DETR),
+    fused_op(ENCODER_800x1333, DECODER_900, RT_DETR, RF_DETR),
     growth((100, 300, 1000, 3000), (200, 400, 800), (1, 2, 4, 8, 16)),
     ("fp32", "bf16"),
     race_s=3.0,
@@ -116,6 +118,7 @@ _FULL_CASES = (
     DECODER_1100,
     replace(DECODER_1100, batch=2),
     RT_DETR,
+    RF_DETR,
 )
 FULL = Effort(
     "full",

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import dino_kernels
+from benchmarks import triton_configs
 from dino_kernels import UnsupportedError, _native
 from dino_kernels._dispatch import ops
 from dino_kernels.testing import DTYPES, Case, MatchingCase, matching_inputs, sample_inputs
@@ -42,10 +43,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("dino_kernels")
     group.addoption("--fuzz", type=int, default=200, metavar="N", help="random cases of each fuzz test (200)")
     group.addoption("--large", action="store_true", help="tensors of more than 2^31 elements (about 12 GB)")
-    group.addoption("--gpu", action="store_true", help="only tests with a parameter that is 'cuda' or 'triton'")
+    group.addoption(
+        "--gpu",
+        action="store_true",
+        help="only tests with a parameter that is 'cuda' or 'triton', the important ones first; of a test's variants "
+        "by Triton, which compile for seconds, a few, unless --fuzz is above 200",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--gpu"):
+        triton_configs.keep_one()
     if "libasan" in os.environ.get("LD_PRELOAD", "") and not emulation.SANITIZED:
         raise pytest.UsageError(
             f"a sanitizer is loaded, but the tests would import {dino_kernels.__file__} without one"
@@ -62,13 +70,44 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
 
     # A machine with a GPU runs what no other machine can, and nothing else.
-    def touches_the_gpu(item: pytest.Item) -> bool:
-        callspec = getattr(item, "callspec", None)
-        values = [value for value in callspec.params.values() if isinstance(value, str)] if callspec else []
-        return "cuda" in values or "triton" in values
+    chosen = sorted((item for item in items if _backends_of(item) & {"cuda", "triton"}), key=_rank_on_a_gpu)
+    if int(config.getoption("--fuzz") or 1) <= 200:
+        chosen = _few_by_triton(chosen)
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = chosen
 
-    config.hook.pytest_deselected(items=[item for item in items if not touches_the_gpu(item)])
-    items[:] = [item for item in items if touches_the_gpu(item)]
+
+# What a GPU shows first, by how names of files begin; others come behind these, and what compiles for long last.
+GPU_ORDER = ("test_gpu.py", "test_gpu_matching.py", "test_gpu_", "test_cuda_", "test_determinism_cuda.py")
+GPU_LAST = ("test_compile.py", "test_matching_compile.py", "test_opcheck.py")
+
+
+def _backends_of(item: pytest.Item) -> set[str]:
+    callspec = getattr(item, "callspec", None)
+    return {value for value in callspec.params.values() if isinstance(value, str)} if callspec else set()
+
+
+def _rank_on_a_gpu(item: pytest.Item) -> tuple[bool, int]:
+    """CUDA before Triton; within either, files in the order above."""
+    name = item.path.name
+    if name in GPU_LAST:
+        rank = len(GPU_ORDER) + 1
+    else:
+        rank = next((place for place, start in enumerate(GPU_ORDER) if name.startswith(start)), len(GPU_ORDER))
+    return "cuda" not in _backends_of(item), rank
+
+
+def _few_by_triton(items: list[pytest.Item]) -> list[pytest.Item]:
+    """All that touch CUDA, and of each test's other variants FEW_VARIANTS."""
+    variants: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if "cuda" not in _backends_of(item):
+            variants[item.nodeid.partition("[")[0]].append(item)
+    left_out: set[pytest.Item] = set()
+    for name, each in variants.items():
+        left_out |= set(each) - set(random.Random(name).sample(each, min(FEW_VARIANTS, len(each))))
+    return [item for item in items if item not in left_out]
 
 
 def _shown_often_enough(items: list[pytest.Item]) -> set[pytest.Item]:

@@ -1,13 +1,13 @@
 """The CUDA kernels' own limits and choices: which kernel a call gets, shared memory, channels, alignment, bad tables.
 
-Under emulation a device of one multiprocessor makes calls large, as in all other tests, and one of 32 makes
-them small; these get other kernels.
+A device of one multiprocessor makes calls large, as in all other tests under emulation, and one of 32 makes them
+small; these get other kernels. A GPU is told to be of that size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import combinations
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import dino_kernels
+from benchmarks import candidates
 from dino_kernels import UnsupportedError
 from dino_kernels._dispatch import ops
 from dino_kernels.testing import CASES, Case, assert_accurate, run, sample_inputs
@@ -36,21 +37,34 @@ def kernel(request: pytest.FixtureRequest) -> str:
 
 @contextmanager
 def device_of(kernel: str, multiprocessors: int) -> Iterator[None]:
-    """A GPU is as large as it is."""
+    """A device of this size; a GPU is told. Where there is none, the test is skipped when it makes its inputs."""
+    sized = nullcontext()
     if kernel == emulation.NAME:
-        with emulation.multiprocessors(multiprocessors):
-            yield
-    else:
+        sized = emulation.multiprocessors(multiprocessors)
+    elif torch.cuda.is_available():
+        sized = candidates.multiprocessors(multiprocessors)
+    with sized:
+        yield
+
+
+@pytest.fixture(autouse=True)
+def large_unless_told(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All calls here are large, as they are under emulation, also on a GPU of many multiprocessors."""
+    gpu = "kernel" in request.fixturenames and request.getfixturevalue("kernel") == "cuda"
+    with device_of("cuda", LARGE) if gpu else nullcontext():
         yield
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("case", [case for case in CASES if case.channels == 32], ids=lambda case: case.id)
-def test_small_calls_are_as_accurate_as_pytorch(make_inputs, op, dtype, case):
-    """Other numbers of channels have one kernel for all sizes, and large calls are those of all other tests."""
-    inputs = make_inputs(op, case, dtype, emulation.NAME)
-    with emulation.multiprocessors(SMALL):
-        assert_accurate(op, inputs, emulation.NAME)
+@pytest.mark.parametrize(
+    ("kernel", "multiprocessors"), [("cuda", LARGE), ("cuda", SMALL), (emulation.NAME, SMALL)], indirect=["kernel"]
+)
+def test_calls_of_either_size_are_as_accurate_as_pytorch(make_inputs, op, dtype, case, kernel, multiprocessors):
+    """Other numbers of channels have one kernel for all sizes; emulated large calls are those of all other tests."""
+    inputs = make_inputs(op, case, dtype, kernel)
+    with device_of(kernel, multiprocessors):
+        assert_accurate(op, inputs, kernel)
 
 
 # K is more than any kernel takes at once, so that each goes over its samples in several rounds.

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from benchmarks import gpu, gpu_matching, gpu_parts, graphs
 from benchmarks.gpu_parts import saved_bytes
 from benchmarks.gpu_table import LONGEST, summary, targets
 from benchmarks.isolated import Part, Reporter, new_record, run
-from benchmarks.matching_peers import BASELINES
+from benchmarks.matching_peers import BASELINES, MatchingInputs
 from benchmarks.matching_workloads import ASSIGNMENT, COST, MATCHER
 from benchmarks.race import cpu_stopwatch, race
 from benchmarks.stage import Contestant
@@ -204,14 +205,39 @@ def test_the_plan_begins_with_what_matters_and_has_every_workload():
     for case in gpu.WORKLOADS.values():
         assert {(case.id, "bf16"), (case.id, "fp32")} <= timed
     assert len({part.name for part in plan}) == len(plan)
-    matching = [part.arguments["job"] for part in plan[:6] if "job" in part.arguments]
-    assert set(matching) == {COST, ASSIGNMENT, MATCHER}
+    names = [part.name for part in plan]
+    begin = names[: names.index("Nsight Compute")]
+    assert "rate of L2 additions" in begin and {f"candidates {name}" for name in names[:2]} <= set(begin)
+    jobs = [part.arguments["job"] for part in plan if part.name in begin and "job" in part.arguments]
+    assert set(jobs) == {COST, ASSIGNMENT, MATCHER}
+    for conflicts in ("early", "collapsed"):
+        assert {f"matching 7x16 T=20 {conflicts} {job}" for job in (MATCHER, ASSIGNMENT)} <= set(names)
+    assert {f"{name} compiled" for name in names[:2]} <= set(names)
+
+
+@pytest.mark.parametrize(("tasks", "pairs"), [(100, 100), (300, 300), (600, 300)])
+def test_the_published_shapes_of_torch_linear_assignment_are_its_workers_and_tasks(tasks, pairs):
+    inputs = MatchingInputs(gpu_matching.STEPS[f"208 of 300x{tasks}"], "cpu")
+    assert list(inputs.padded.shape) == [208, 300, tasks]
+    row = linear_sum_assignment(inputs.padded[0])
+    assert len(row[0]) == pairs
+
+
+def test_matrices_of_all_pairs_that_fit_no_memory_are_not_made():
+    step = gpu_matching.STEPS["208 of 300x600"]
+    assert "entries, more than" in str(gpu_matching.elsewhere("scipy", ASSIGNMENT, step))
+    assert gpu_matching.elsewhere("scipy-float64", ASSIGNMENT, step) is None
+    assert all(
+        gpu_matching.elsewhere("scipy", ASSIGNMENT, other) is None
+        for name, other in gpu_matching.STEPS.items()
+        if not name.startswith("208")
+    )
 
 
 def planted() -> dict[str, Any]:
     """Results in which every implementation ran every workload, in milliseconds that are easy to divide."""
     ms = {"reference": 20.0, "cuda": 0.1, "triton": 0.4, "transformers": 8.0, "mmcv": 1.0}
-    ms |= {"deformops": 0.16, "deformops-fp32acc": 0.2, "deformops-cuda": 0.3, "original": 0.5}
+    ms |= {"torch.compile": 2.0, "deformops": 0.16, "deformops-fp32acc": 0.2, "deformops-cuda": 0.3, "original": 0.5}
     document: dict[str, Any] = {"machine": FACTS, "parts": {}}
     for part in gpu.plan("cuda", short=False):
         record: dict[str, Any] = new_record() | {"status": "done"}
@@ -273,6 +299,8 @@ def test_targets_are_ratios_of_our_fastest_kernel_and_tell_where_they_are_met():
         check(f"decoder Q=1100 bf16 {which}: x best peer", None, 0.889, "NOT MET")
     check("encoder B=2 bf16 fwd an image: x L1 bound of 25 us", 2.0, 1.8, "met")
     check("matching 7x16 of 900x20, cost + assignment: us", None, 20.0, "met")
+    for conflicts in ("early", "collapsed"):
+        check(f"matching 7x16 of 900x20, {conflicts}, cost + assignment: us", None, 20.0, "no target")
     check("matching 7x16 of 900x20, cost + assignment: launches", 3, None, "NOT MET")
     check("assignment 7x16 of 900x20: x torch-linear-assignment", 50.0, 15.0, "met per call only")
     check("matching 7x16 T=20: x eager GPU cost + SciPy", 125.0, None, "met")
@@ -387,18 +415,19 @@ def test_where_there_is_a_gpu_graphs_and_memory_are_measured_for_everyone(monkey
     monkeypatch.setattr(graphs, "Graphed", FakeResultGraph)
     monkeypatch.setattr(graphs, "assert_never_waits", refuse_a_waiting_call)
     monkeypatch.setattr(gpu_parts, "peak_on_cuda", lambda call: {"peak": 2.0, "least": 1.0} if call() else {})
-    monkeypatch.setattr(gpu_parts, "stopwatch_for", lambda device: cpu_stopwatch)
-    monkeypatch.setattr(gpu_parts, "line_up", lambda dtype: [Contestant("reference", "fp32")])
+    monkeypatch.setattr(gpu_parts, "stopwatch_for", lambda device, kernels_only: cpu_stopwatch)
+    monkeypatch.setattr(gpu_parts, "line_up", lambda dtype, names: [Contestant("reference", "fp32")])
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     events: list[tuple] = []
     case = miniature(gpu.WORKLOADS["decoder Q=900"])
     device = CpuThatSaysCuda("cpu")
-    gpu_parts.speed(Reporter(events.append, new_record()), "fused_ms_deform_attn", case, "bf16", device, 0.0, 2)
+    reporter = Reporter(events.append, new_record())
+    gpu_parts.speed(reporter, "fused_ms_deform_attn", case, "bf16", device, 0.0, 2, kernels=True)
     assert not [event for event in events if event[0] in ("failed", "not_run")]
     rows = [row for event in events if event[0] == "finished" and isinstance(event[2], list) for row in event[2]]
     modes = {(row["kind"], row.get("pass"), row.get("mode")) for row in rows}
     passes = ("forward", "forward+backward")
-    expected = {("speed", which, mode) for which in passes for mode in ("call", "graph", "graph of 10")}
+    expected = {("speed", which, mode) for which in passes for mode in ("call", "kernels", "graph", "graph of 10")}
     assert modes == expected | {("memory", None, None)}
 
 
@@ -442,11 +471,3 @@ def test_saved_bytes_count_each_storage_once():
     assert saved_bytes(lambda: x * x) == 4000
     assert saved_bytes(lambda: x[:500] * x[500:]) == 4000
     assert saved_bytes(lambda: x.exp().exp()) == 8000
-
-
-def test_the_gpu_option_keeps_tests_of_gpu_backends_only(run_python):
-    program = (
-        "import pytest, sys; sys.exit(pytest.main(['--gpu', '--collect-only', '-q', 'tests/test_determinism.py']))"
-    )
-    ids = [line for line in run_python(program).splitlines() if "::" in line]
-    assert ids and all("cuda" in name or "triton" in name for name in ids)

@@ -19,6 +19,8 @@ import torch
 from PIL import Image
 from train_toys import NAMES, TINY, assert_same_weights, quick_runs, toy_config, weights, write_rectangles
 
+# Which `dino.training.command` cannot do without.
+pytest.importorskip("tyro")
 import dino.training.command
 import dino.training.evaluation
 from dino.checkpoint import load_model
