@@ -133,6 +133,7 @@ def _setting(function: str, number: int) -> Iterator[None]:
     finally:
         set_number(0)
 
+
 # By device index: neither the GPUs nor the library change while a process runs.
 _unsupported_gpus: dict[int, str | None] = {}
 

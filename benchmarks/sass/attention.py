@@ -46,7 +46,12 @@ FAMILIES = (
     Family("forward", rf"forward_kernel{_ARGUMENTS}\b[^>]*>"),
     Family("backward", rf"backward_kernel{_ARGUMENTS}, (?:true|false)\b[^>]*>", backward=True),
     Family("forward", rf"forward_mma_kernel{_OF_PAIRS}, (?P<mask>true|false)>", lanes=()),
-    Family("backward", rf"backward_mma_kernel{_OF_PAIRS}, \(dino_kernels::ValueSums\)(?P<sums>0|2)>", lanes=(), backward=True),
+    Family(
+        "backward",
+        rf"backward_mma_kernel{_OF_PAIRS}, \(dino_kernels::ValueSums\)(?P<sums>0|2)>",
+        lanes=(),
+        backward=True,
+    ),
 )
 
 

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SCALARS = {"int64_t": "q", "int32_t": "i", "uint32_t": "I", "int": "i", "float": "f", "bool": "?", "DType": "i", "double": "d"}
+SCALARS = {
+    "int64_t": "q",
+    "int32_t": "i",
+    "uint32_t": "I",
+    "int": "i",
+    "float": "f",
+    "bool": "?",
+    "DType": "i",
+    "double": "d",
+}
 STRUCT = re.compile(r"\bstruct (\w+)(?: : (\w+))? \{(.*?)\n\};", re.DOTALL)
 CONSTANT = re.compile(r"constexpr int(?:\d+_t)? (\w+) = ([^;]+);")
 
