@@ -7,7 +7,8 @@ small; these get other kernels. A GPU is told to be of that size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 import dino_kernels
 from benchmarks import candidates
-from dino_kernels import UnsupportedError
+from dino_kernels import UnsupportedError, _native
 from dino_kernels._dispatch import ops
 from dino_kernels.testing import CASES, Case, assert_accurate, run, sample_inputs
 from tests.comparison import assert_same_but_for_the_order_of_sums, assert_same_sums, magnitudes_of_sums
@@ -36,14 +37,21 @@ def kernel(request: pytest.FixtureRequest) -> str:
 
 
 @contextmanager
-def device_of(kernel: str, multiprocessors: int) -> Iterator[None]:
-    """A device of this size; a GPU is told. Where there is none, the test is skipped when it makes its inputs."""
-    sized = nullcontext()
-    if kernel == emulation.NAME:
-        sized = emulation.multiprocessors(multiprocessors)
-    elif torch.cuda.is_available():
-        sized = candidates.multiprocessors(multiprocessors)
-    with sized:
+def device_of(kernel: str, multiprocessors: int | str) -> Iterator[None]:
+    """A device of this size, or where large calls take the candidate of this name; a GPU is told.
+
+    Where there is no GPU, the test is skipped when it makes its inputs.
+    """
+    size = multiprocessors if isinstance(multiprocessors, int) else LARGE
+    with ExitStack() as told:
+        if kernel == emulation.NAME:
+            told.enter_context(emulation.multiprocessors(size))
+            if isinstance(multiprocessors, str):
+                told.enter_context(emulation.candidate(multiprocessors))
+        elif torch.cuda.is_available():
+            told.enter_context(candidates.multiprocessors(size))
+            if isinstance(multiprocessors, str):
+                told.enter_context(_native.choose_candidate(multiprocessors))
         yield
 
 
@@ -67,15 +75,25 @@ def test_calls_of_either_size_are_as_accurate_as_pytorch(make_inputs, op, dtype,
         assert_accurate(op, inputs, kernel)
 
 
-# K is more than any kernel takes at once, so that each goes over its samples in several rounds.
 _LEVELS = ((6, 8), (3, 4))
-ENCODER = Case("tiles", 2, 60, 4, 32, _LEVELS, (23, 17), 4, mask=True)
+# In 16 bits, kernels with tensor cores take 16 samples, or up to 32 in two chunks.
+TILES = Case("tiles", 2, 60, 5, 32, _LEVELS, (9, 7), 4, mask=True, layout="local")
+PAIRS = Case("pairs", 2, 150, 2, 32, _LEVELS, (7, 9), 4)
+CHUNKS = Case("chunks", 2, 60, 5, 32, _LEVELS, (11, 14), 2, mask=True)
+# Of the others, K is more than any takes at once, so that each goes over its samples in several rounds.
+ENCODER = Case("encoder", 2, 60, 4, 32, _LEVELS, (23, 17), 4, mask=True)
 QUERIES = Case("rows", 2, 37, 2, 32, _LEVELS, (23, 17), 4, mask=True)
 CHANNELS = Case("channels", 2, 19, 3, 20, _LEVELS, (23, 17), 4, mask=True)
+# In place of a number of multiprocessors: that of a large call, and one of the candidates.
+TILE = "tile"
 KERNELS = [
-    pytest.param(ENCODER, LARGE, torch.float32, id="tiles"),
-    pytest.param(ENCODER, LARGE, torch.bfloat16, id="tiles-bf16"),
-    pytest.param(QUERIES, LARGE, torch.float32, id="large"),
+    pytest.param(TILES, LARGE, torch.bfloat16, id="scatter-bf16"),
+    pytest.param(TILES, TILE, torch.bfloat16, id="tile-bf16"),
+    pytest.param(TILES, TILE, torch.float16, id="tile-fp16"),
+    pytest.param(PAIRS, LARGE, torch.bfloat16, id="pairs-bf16"),
+    pytest.param(CHUNKS, LARGE, torch.bfloat16, id="chunks-bf16"),
+    pytest.param(ENCODER, LARGE, torch.bfloat16, id="many-bf16"),
+    pytest.param(ENCODER, LARGE, torch.float32, id="large"),
     pytest.param(QUERIES, SMALL, torch.float32, id="small"),
     pytest.param(QUERIES, SMALL, torch.bfloat16, id="small-bf16"),
     pytest.param(CHANNELS, LARGE, torch.float32, id="any channels"),
@@ -104,9 +122,6 @@ def test_every_kernel_computes_any_subset_of_gradients(make_inputs, op, kernel, 
             for name, grad in run(op, inputs, kernel).grads.items():
                 if name == "value":
                     assert_same_sums(grad, everything.grads[name], magnitudes, kernel)
-                elif kernel == emulation.NAME and "tiles" in case.name:
-                    # Without value's gradient there are no tiles, and dot products are summed in another order.
-                    torch.testing.assert_close(grad, everything.grads[name], rtol=1e-2, atol=1e-4)
                 else:
                     assert torch.equal(grad, everything.grads[name]), f"{name} of {wanted}"
 
@@ -129,7 +144,7 @@ def test_no_kernel_reads_rows_that_no_sample_touches(make_inputs, op, kernel, ca
 def test_every_element_of_every_result_is_written_by_every_kernel(
     make_inputs, deterministic, op, kernel, case, multiprocessors, dtype
 ):
-    """Deterministic mode fills new tensors with NaN. For tiles it has no kernel, so they are not meant here."""
+    """Deterministic mode fills new tensors with NaN. It has one way to sum grad_value, whatever the candidate."""
     with device_of(kernel, multiprocessors):
         for name, tensor in run(op, make_inputs(op, case, dtype, kernel), kernel).named().items():
             assert tensor.isfinite().all(), name
@@ -151,9 +166,39 @@ def test_tiles_of_queries_at_borders_of_levels(make_inputs, op, kernel, width, q
     """60 rows: with as many queries they are taken as a grid, in strips of 8 rows of pixels."""
     height = 48 // width
     shapes = ((height, width), (1, 60 - height * width - 3), (3, 1))
-    case = Case("borders", 2, queries, 8, 32, shapes, (4, 4, 4), layout="local")
+    case = Case("borders", 2, queries, 8, 32, shapes, (5, 4, 7), layout="local")
     assert case.S == 60
-    assert_accurate(op, make_inputs(op, case, torch.float32, kernel), kernel)
+    with device_of(kernel, TILE):
+        assert_accurate(op, make_inputs(op, case, torch.bfloat16, kernel), kernel)
+
+
+def test_windows_of_tiles_on_large_maps(make_inputs, op, kernel):
+    """Samples near and far: some hits are in the tile's window of 16 x 16 pixels, some are beyond it."""
+    case = Case("windows", 1, 48 * 40 + 24 * 20 + 12 * 10, 1, 32, ((48, 40), (24, 20), (12, 10)), (5, 5, 6))
+    assert case.queries == case.S
+    for layout in ("local", "uniform"):
+        inputs = make_inputs(op, replace(case, layout=layout), torch.bfloat16, kernel)
+        with device_of(kernel, TILE):
+            assert_accurate(op, inputs, kernel)
+
+
+@pytest.mark.parametrize("multiprocessors", [LARGE, TILE], ids=["scatter", "tile"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_reaches_the_results_that_the_reference_has_it_in(
+    make_inputs, op, kernel, poison, multiprocessors
+):
+    """Zero times infinity is NaN, also in a matrix product: there it must not spread to other queries and rows."""
+    for where in ("value", "grad_output"):
+        inputs = make_inputs(op, TILES, torch.bfloat16, kernel)
+        grad_output = torch.randn_like(inputs["value"]).flatten(2)
+        poisoned = grad_output if where == "grad_output" else inputs["value"].data
+        poisoned[1, 17] = poison
+        with device_of(kernel, multiprocessors):
+            result = run(op, inputs, kernel, grad_output)
+        expected = run(op, {**inputs}, "reference", grad_output)
+        for (name, tensor), wanted in zip(result.named().items(), expected.named().values(), strict=True):
+            assert torch.equal(tensor.isfinite(), wanted.isfinite()), f"{name}, {where}"
+            assert (tensor == poison).sum() == (wanted == poison).sum(), f"{name}, {where}"
 
 
 @pytest.mark.parametrize("starts", [(30, 0, 42), (0, 0, 42), (12, 12, 42)], ids=str)

@@ -56,6 +56,16 @@ def multiprocessors(count: int) -> Iterator[None]:
         library().emulation_set_multiprocessors(1)
 
 
+@contextmanager
+def candidate(name: str) -> Iterator[None]:
+    """One of `_native.CANDIDATES` runs wherever it can."""
+    library().emulation_choose_candidate(_native.candidate_number(name))
+    try:
+        yield
+    finally:
+        library().emulation_choose_candidate(0)
+
+
 def _refusal(what: str, device: torch.device) -> str | None:
     return None if device.type == "cpu" else f"the emulation runs on CPU tensors, {what} is on {device}"
 
