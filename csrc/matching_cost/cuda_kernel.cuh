@@ -7,6 +7,7 @@
 // second time from the cache); the boxes and the cost once. float32 throughout.
 #pragma once
 
+#include "../common/dependent_launch.cuh"
 #include "cuda_class.cuh"
 
 namespace dino_kernels {
@@ -75,6 +76,7 @@ __device__ __forceinline__ void fill_unused(const CudaCostParams& p, const CostP
 __global__ void __launch_bounds__(kTile) matching_cost_kernel(const __grid_constant__ CudaCostParams p) {
   DINO_DYNAMIC_SHARED(memory);
   CostShared& shared = *reinterpret_cast<CostShared*>(memory);
+  let_next_kernel_start();  // all blocks of this one have a place before any of the next
   const CostProblem problem = problem_of_block(p);
   const int thread = static_cast<int>(threadIdx.x);
   check_offsets(p, problem);
