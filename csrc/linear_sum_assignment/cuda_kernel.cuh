@@ -46,23 +46,25 @@ class AssignmentResults {
   __device__ AssignmentResults(const CudaAssignmentParams& p, const AssignmentProblem& problem,
                                bool is_transposed)
       : columns_(p.columns + problem.group * p.R + problem.first_row),
-        duals_{p.row_duals + problem.group * p.R + problem.first_row,
-               p.column_duals + int64_t{blockIdx.x} * p.C},
+        row_duals_(p.row_duals + problem.group * p.R + problem.first_row),
+        column_duals_(p.column_duals + int64_t{blockIdx.x} * p.C),
         maximize_(p.maximize),
         is_transposed_(is_transposed) {}
 
   __device__ void pair(int64_t row, int64_t column) const {
     columns_[is_transposed_ ? column : row] = is_transposed_ ? row : column;
   }
-  __device__ void row_dual(int64_t row, double dual) const { duals_[is_transposed_][row] = given(dual); }
+  __device__ void row_dual(int64_t row, double dual) const {
+    (is_transposed_ ? column_duals_ : row_duals_)[row] = given(dual);
+  }
   __device__ void column_dual(int64_t column, double dual) const {
-    duals_[!is_transposed_][column] = given(dual);
+    (is_transposed_ ? row_duals_ : column_duals_)[column] = given(dual);
   }
   __device__ const int64_t* columns() const { return columns_; }
 
  private:
   int64_t* columns_;
-  double* duals_[2];
+  double *row_duals_, *column_duals_;
   bool maximize_, is_transposed_;
 
   __device__ double given(double dual) const { return (maximize_ ? -dual : dual) + 0.0; }  // no -0
@@ -74,7 +76,7 @@ __device__ __forceinline__ int32_t completeness(const AssignmentProblem& problem
 
 // T: of the costs, or double for either.
 template <class T, template <class> class Solver>
-__global__ void __launch_bounds__(kMaxWarps * 32)
+__global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 4 ? 2 : 1)
     assignment_kernel(const __grid_constant__ CudaAssignmentParams p) {
   DINO_DYNAMIC_SHARED(memory);
   Carver in_shared{memory};

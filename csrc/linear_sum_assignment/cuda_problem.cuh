@@ -32,9 +32,12 @@ struct Matrix {
   bool maximize;
   bool is_transposed;
 
-  // NaN and either infinity included.
-  __device__ __forceinline__ T given(int32_t row, int32_t column) const {
-    const int64_t i = row * row_stride + column * column_stride;
+  // The cost in a column and so many further; NaN and either infinity included. kStride: of columns, where it
+  // is known.
+  template <int kStride = 0>
+  __device__ __forceinline__ T given(int32_t row, int32_t column, int32_t further = 0) const {
+    const int64_t stride = kStride ? kStride : column_stride;
+    const int64_t i = row * row_stride + column * stride + further * stride;
     T x;
     if constexpr (sizeof(T) == 4) {
       x = static_cast<const float*>(cost)[i];
@@ -101,33 +104,62 @@ __device__ __forceinline__ AssignmentProblem assignment_of_block(const CudaAssig
 }
 
 // Of a lane, in flight at the same time.
-constexpr int kLoads = 8;
-
-// What a lane finds in its columns of a row, every 32nd one.
 template <class T>
-struct RowScan {
+constexpr int kLoads = sizeof(T) == 4 ? 8 : 4;
+
+// What a lane finds in its columns of a row, every 32nd one. kDense: dense rows have code of their own, of
+// half as many instructions, which the kernel for many rows has no registers for.
+template <class T, bool kDense>
+class RowScan {
+ public:
   Lowest<T> lowest;
   int finite = 0;        // allowed columns
   bool invalid = false;  // some cost is NaN or -inf
 
   RowScan() = default;
   __device__ __forceinline__ RowScan(const Matrix<T>& matrix, int row) {
+    if (kDense && matrix.column_stride == 1) {
+      scan<kDense>(matrix, row);  // all loads of a round have one address and constant offsets
+    } else {
+      scan<0>(matrix, row);
+    }
+  }
+
+ private:
+  // kStride: of columns, or 0 where it is not known.
+  template <int kStride>
+  __device__ __forceinline__ void scan(const Matrix<T>& matrix, int row) {
+    constexpr int kCount = kLoads<T>, kRound = 32 * kCount;
     const int lane = threadIdx.x % 32;
-    for (int start = lane; start < matrix.columns; start += 32 * kLoads) {
-      T costs[kLoads];
+    int first = 0;
+    if constexpr (kStride > 0) {
+      for (; first + kRound <= matrix.columns; first += kRound) {
+        T costs[kCount];
 #pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        const int column = start + 32 * i;
-        costs[i] = column < matrix.columns ? matrix.given(row, column) : kInfinity<T>;
-      }
+        for (int i = 0; i < kCount; ++i) costs[i] = matrix.template given<kStride>(row, first + lane, 32 * i);
 #pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        const bool above = costs[i] > -kInfinity<T>, allowed = above && costs[i] < kInfinity<T>;
-        invalid = invalid || !above;
-        finite += allowed;
-        if (allowed) lowest.see(costs[i], start + 32 * i);
+        for (int i = 0; i < kCount; ++i) see(costs[i], first + lane + 32 * i);
       }
     }
+    for (; first < matrix.columns; first += kRound) {
+      T costs[kCount];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        costs[i] = kInfinity<T>;
+        if (first + lane + 32 * i < matrix.columns) {
+          costs[i] = matrix.template given<kStride>(row, first + lane, 32 * i);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) see(costs[i], first + lane + 32 * i);
+    }
+  }
+
+  __device__ __forceinline__ void see(T cost, uint32_t column) {
+    const bool allowed = fabs(cost) < kInfinity<T>;
+    finite += allowed;
+    invalid = invalid || !(cost > -kInfinity<T>);
+    if (allowed) lowest.see(cost, column);
   }
 };
 
@@ -153,8 +185,8 @@ struct SolverRows {
     int used = 0, most = 0, set = 0;
     for (int first = 0; first < matrix.rows; first += warps, set ^= 1) {
       const int row = first + warp;
-      RowScan<T> scan;
-      if (row < matrix.rows) scan = RowScan<T>(matrix, row);
+      RowScan<T, false> scan;
+      if (row < matrix.rows) scan = RowScan<T, false>(matrix, row);
       invalid = invalid || scan.invalid;
       const Lowest<T> lowest = lowest_of_warp(scan.lowest);
       const int finite = __reduce_add_sync(kWholeWarp, scan.finite);
@@ -204,11 +236,12 @@ __device__ int count_columns(const Matrix<T>& matrix, const int32_t* index, int 
 template <class T, class Fill>
 __device__ __forceinline__ int orient(Matrix<T>& matrix, const int32_t* index, Fill fill) {
   if (matrix.columns < matrix.rows) matrix = matrix.transposed();
-  const int2 found = fill(matrix);
-  // One row with as many allowed columns as there are rows, and nothing has to be counted.
-  if (found.y >= found.x || count_columns(matrix, index, found.x) >= found.x) return found.x;
-  matrix = matrix.transposed();
-  return fill(matrix).x;
+  for (bool turned = false;; turned = true) {
+    const int2 found = fill(matrix);
+    // One row with as many allowed columns as there are rows, and nothing has to be counted.
+    if (turned || found.y >= found.x || count_columns(matrix, index, found.x) >= found.x) return found.x;
+    matrix = matrix.transposed();
+  }
 }
 
 }  // namespace dino_kernels

@@ -41,8 +41,8 @@ struct WarpRows {
     int used = 0, most = 0, set = 0;
     for (int first = 0; first < matrix.rows; first += warps, set ^= 1) {
       const int row = first + warp;
-      RowScan<float> scan;
-      if (row < matrix.rows) scan = RowScan<float>(matrix, row);
+      RowScan<float, true> scan;
+      if (row < matrix.rows) scan = RowScan<float, true>(matrix, row);
       invalid = invalid || scan.invalid;
       const Lowest<float> lowest = lowest_of_warp(scan.lowest);
       const int allowed = __reduce_add_sync(kWholeWarp, scan.finite);
@@ -93,15 +93,16 @@ struct WarpRows {
 
   __device__ Lowest<float> scan_lane(const Matrix<float>& matrix, int at) {
     Lowest<float> lowest;
-    for (int start = threadIdx.x; start < matrix.columns; start += 32 * kLoads) {
-      float costs[kLoads];
+    constexpr int kCount = kLoads<float>;
+    for (int start = threadIdx.x; start < matrix.columns; start += 32 * kCount) {
+      float costs[kCount];
 #pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
+      for (int i = 0; i < kCount; ++i) {
         const int column = start + 32 * i;
         costs[i] = column < matrix.columns ? matrix.at(at, column) : kInfinity<float>;
       }
 #pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
+      for (int i = 0; i < kCount; ++i) {
         const uint32_t column = start + 32 * i;
         if (costs[i] < kInfinity<float> && !is_matched(column)) lowest.see(costs[i], column);
       }

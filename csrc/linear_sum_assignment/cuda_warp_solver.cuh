@@ -89,9 +89,9 @@ class WarpSolver {
       }
       const int nearest = lowest_lane(is_open ? distance_ : kInfinity<double>);
       base = __shfl_sync(kWholeWarp, distance_, nearest);
+      row = __shfl_sync(kWholeWarp, partner_, nearest);
       if (!(open >> nearest & 1) || best.value <= base) break;
       open &= ~(1u << nearest);
-      row = __shfl_sync(kWholeWarp, partner_, nearest);
     }
     if (best.value == kInfinity<double>) return;
     const unsigned done = all & ~open;

@@ -38,13 +38,8 @@ template <bool kBoxes, bool kExtra>
 __device__ __forceinline__ void write_costs(const CudaCostParams& p, const CostShared& shared, const Box& box,
                                             int count, CostColumn column) {
   const float* class_cost = &shared.class_cost[0][threadIdx.x];
-  float l1_weight = p.formula.l1_weight, giou_weight = -p.formula.giou_weight, eps = p.formula.giou_eps;
-  forget_origin(l1_weight);
-  forget_origin(giou_weight);
-  forget_origin(eps);
-  forget_origin(column.stride);
+  const float l1_weight = p.formula.l1_weight, giou_weight = -p.formula.giou_weight, eps = p.formula.giou_eps;
   const StagedTarget* target = shared.target;
-  forget_origin(count);
 #pragma unroll 1
   for (; count > 0; --count, ++target) {
     float cost = class_cost[target->class_costs];
