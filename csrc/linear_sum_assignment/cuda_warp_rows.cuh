@@ -89,7 +89,7 @@ struct WarpRows {
 
  private:
   // Up to so many lanes' columns are looked at by all lanes, one lane's after the other.
-  static constexpr int kLanesTogether = 3;
+  static constexpr int kLanesTogether = 8;
 
   __device__ Lowest<float> scan_lane(const Matrix<float>& matrix, int at) {
     Lowest<float> lowest;
