@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(kWarpRows * 32)
   if (!p.objective) return;
   if (lane < used) results.row_dual(solver.index, solver.u);
   if (lane < solver.slots) results.column_dual(solver.slot_column, solver.slot_v);
-  __syncwarp();
+  __syncwarp();  // the shuffles before met too, but do not order memory
   const double sum = sum_assigned(given, results.columns());
   if (lane == 0) p.objective[blockIdx.x] = sum;
 }

@@ -120,7 +120,7 @@ class WarpSolver {
       slot_v = 0;
       rows_.match(sink);
     }
-    __syncwarp();
+    __syncwarp();  // the shuffles that follow meet too, but do not order memory
     int slot = slots++;
     for (int step = 0; step <= slots; ++step) {
       const int left = __shfl_sync(kWholeWarp, slot_of_, row);
