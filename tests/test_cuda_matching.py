@@ -77,10 +77,12 @@ def assert_solved(cost: Tensor, kernel: str, *rest: Any, **options: Any) -> Assi
 
 
 @TIES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("kind", ["collapsed", "integers", "forbidden", "blocked", "hostile"])
-def test_any_order_of_threads_gives_the_references_bits(kernel, device, ties, kind):
+def test_any_order_of_threads_gives_the_references_bits(kernel, device, ties, dtype, kind):
+    """In float32 one warp solves, in float64 and in SciPy's order a block."""
     for sides in ((9, 14), (14, 9), (11, 11)):
-        cost = assignment_costs(AssignmentCase("order", 3, *sides, kind), torch.float64, device)
+        cost = assignment_costs(AssignmentCase("order", 3, *sides, kind), dtype, device)
         for number, order in enumerate(orders(kernel)):
             with order:
                 assert_solved(cost, kernel, ties=ties, maximize=number % 2 == 1)
@@ -99,6 +101,25 @@ def test_columns_at_borders_of_warps_and_blocks(kernel, device, ties, columns, k
 def test_rows_at_borders_of_warps_and_blocks(kernel, device, rows, columns):
     """Four or sixteen warps take a row each, and 32 rows ask for their columns at once."""
     assert_solved(assignment_costs(AssignmentCase("rows", 1, rows, columns, "integers"), device=device), kernel)
+
+
+@pytest.mark.parametrize("kind", ["collapsed", "integers", "hostile"])
+@pytest.mark.parametrize("sides", [(32, 40), (40, 32), (33, 40), (40, 33)], ids=str)
+def test_one_warp_solves_up_to_32_rows_and_a_block_more(kernel, device, kind, sides):
+    cost = assignment_costs(AssignmentCase("warp", 1, *sides, kind), device=device)
+    for order in orders(kernel, 3):
+        with order:
+            assert_solved(cost, kernel)
+
+
+def test_more_columns_than_a_warp_keeps_a_bit_of(kernel, device):
+    """Up to 2^18 columns one warp solves; the same costs in the last columns of one more."""
+    most = 1 << 18
+    for columns in (most, most + 1):
+        cost = torch.full((1, 3, columns), 9.0, device=device)
+        cost[0, :, -2:] = torch.tensor([[1.0, 2.0], [1.0, 4.0], [1.0, 3.0]], device=device)
+        result = assert_solved(cost, kernel)
+        assert result.objective.item() == 12  # 2 + 1 + 9
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])

@@ -36,7 +36,8 @@ struct LaunchShape {
   const char* op;  // for messages
   int64_t blocks;
   int threads;
-  int64_t shared_bytes;  // dynamic
+  int64_t shared_bytes;       // dynamic
+  bool starts_early = false;  // may start before the previous kernel ends; see dependent_launch.cuh
 };
 
 // Set by tests and sanitizers, to choose the kernels that a small or a large device would get; 0: the
@@ -66,6 +67,15 @@ inline DeviceFacts device_facts(const char* op, int device) {
   return facts;
 }
 
+// Whether a kernel's code waits for the previous kernel: code for older architectures, which a newer GPU runs
+// as well where the library has no other, does not.
+template <class... Parameters>
+bool waits_by_itself(const char* op, void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes{};
+  check_cuda(op, cudaFuncGetAttributes(&attributes, kernel));
+  return attributes.ptxVersion >= 90;
+}
+
 template <class... Parameters>
 void launch(const LaunchShape& shape, int device, void (*kernel)(Parameters...),
             const Parameters&... arguments) {
@@ -81,6 +91,20 @@ void launch(const LaunchShape& shape, int device, void (*kernel)(Parameters...),
   if (shape.shared_bytes > kDefaultSharedBytes) {
     check_cuda(shape.op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                               static_cast<int>(shape.shared_bytes)));
+  }
+  if (shape.starts_early && waits_by_itself(shape.op, kernel)) {
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
+    config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+    config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &early;
+    config.numAttrs = 1;
+    check_cuda(shape.op, cudaLaunchKernelEx(&config, kernel, arguments...));
+    return;
   }
   kernel<<<static_cast<unsigned>(shape.blocks), shape.threads, shape.shared_bytes,
            static_cast<cudaStream_t>(stream)>>>(arguments...);

@@ -1,4 +1,5 @@
-// CUDA entry point: the costs, then the assignment; two launches on one stream, and nothing in between.
+// CUDA entry point: the costs, then the assignment; two launches on one stream, of which the second starts
+// early: its blocks come and read the offsets while the costs are still being written.
 #include "../common/launch.h"
 #include "../linear_sum_assignment/cuda.h"
 #include "../matching_cost/cuda.h"
@@ -29,7 +30,7 @@ struct CudaMatchCall {
     p.column_stride = 1;
     p.notes = static_cast<const int32_t*>(notes.const_data_ptr());
     p.notes_per_problem = notes.size(2);
-    launch_assignment(op, device.index, p, labels);
+    launch_assignment(op, device.index, p, labels, true);
   }
 };
 

@@ -7,8 +7,9 @@
 
 namespace dino_kernels {
 
-// Fills the results that `params` points to. `like` is any tensor on the device.
+// Fills the results that `params` points to. `like` is any tensor on the device. `starts_early`: may start
+// while the kernel before it on the stream runs, which writes the costs.
 void launch_assignment(const char* op, int device, const AssignmentParams& params,
-                       const torch::stable::Tensor& like);
+                       const torch::stable::Tensor& like, bool starts_early);
 
 }  // namespace dino_kernels

@@ -79,6 +79,20 @@ __device__ __forceinline__ Lowest<double> lowest_of_warp(const Lowest<double>& o
   return {from_order(lowest), __reduce_min_sync(kWholeWarp, order == lowest ? own.index : kNoIndex)};
 }
 
+// Which lane has the lowest number, and of those with equal ones the first.
+__device__ __forceinline__ int lowest_lane(double own) {
+  const uint64_t order = to_order(own);
+  const uint32_t high = static_cast<uint32_t>(order >> 32), low = static_cast<uint32_t>(order);
+  const uint32_t lowest_high = __reduce_min_sync(kWholeWarp, high);
+  unsigned lanes = __ballot_sync(kWholeWarp, high == lowest_high);
+  if (lanes & (lanes - 1)) {  // the upper halves of several are equal
+    const uint32_t rest = high == lowest_high ? low : kNoIndex;
+    const uint32_t lowest_low = __reduce_min_sync(kWholeWarp, rest);
+    lanes &= __ballot_sync(kWholeWarp, rest == lowest_low);
+  }
+  return __ffs(static_cast<int>(lanes)) - 1;
+}
+
 // Over a block, with one barrier. Two sets of parts alternate: whoever writes a set has passed the barrier
 // that all reach only after they have read it.
 class BlockLowest {

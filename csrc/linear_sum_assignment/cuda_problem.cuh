@@ -21,18 +21,29 @@ struct AssignmentShared {
   int32_t slots;
 };
 
-// Costs as a solver sees them: what is not finite is forbidden, and infinite.
+// Costs as a solver sees them: what is not finite is forbidden, and infinite. T is double for costs of either
+// type, or float.
 template <class T>
 struct Matrix {
-  const T* cost;
+  const void* cost;
+  bool is_float64;
   int64_t row_stride, column_stride;
   int32_t rows, columns;
   bool maximize;
   bool is_transposed;
 
-  // NaN and either infinity included.
-  __device__ __forceinline__ T given(int32_t row, int32_t column) const {
-    const T x = cost[row * row_stride + column * column_stride];
+  // The cost in a column and so many further; NaN and either infinity included. kStride: of columns, where it
+  // is known.
+  template <int kStride = 0>
+  __device__ __forceinline__ T given(int32_t row, int32_t column, int32_t further = 0) const {
+    const int64_t stride = kStride ? kStride : column_stride;
+    const int64_t i = row * row_stride + column * stride + further * stride;
+    T x;
+    if constexpr (sizeof(T) == 4) {
+      x = static_cast<const float*>(cost)[i];
+    } else {
+      x = is_float64 ? static_cast<const double*>(cost)[i] : static_cast<const float*>(cost)[i];
+    }
     return maximize ? -x : x;
   }
   __device__ __forceinline__ T at(int32_t row, int32_t column) const {
@@ -40,7 +51,7 @@ struct Matrix {
     return x > -kInfinity<T> && x < kInfinity<T> ? x : kInfinity<T>;
   }
   __device__ Matrix transposed() const {
-    return {cost, column_stride, row_stride, columns, rows, maximize, !is_transposed};
+    return {cost, is_float64, column_stride, row_stride, columns, rows, maximize, !is_transposed};
   }
 };
 
@@ -52,7 +63,9 @@ struct AssignmentProblem {
 
   template <class T>
   __device__ Matrix<T> matrix(const CudaAssignmentParams& p) const {
-    return {static_cast<const T*>(p.cost) + group * p.group_stride + first_row * p.row_stride,
+    const int64_t first = group * p.group_stride + first_row * p.row_stride;
+    return {static_cast<const unsigned char*>(p.cost) + first * (p.cost_float64 ? 8 : 4),
+            p.cost_float64,
             p.row_stride,
             p.column_stride,
             rows,
@@ -91,7 +104,64 @@ __device__ __forceinline__ AssignmentProblem assignment_of_block(const CudaAssig
 }
 
 // Of a lane, in flight at the same time.
-constexpr int kLoads = 8;
+template <class T>
+constexpr int kLoads = sizeof(T) == 4 ? 8 : 4;
+
+// What a lane finds in its columns of a row, every 32nd one. kDense: dense rows have code of their own, of
+// half as many instructions, which the kernel for many rows has no registers for.
+template <class T, bool kDense>
+class RowScan {
+ public:
+  Lowest<T> lowest;
+  int finite = 0;        // allowed columns
+  bool invalid = false;  // some cost is NaN or -inf
+
+  RowScan() = default;
+  __device__ __forceinline__ RowScan(const Matrix<T>& matrix, int row) {
+    if (kDense && matrix.column_stride == 1) {
+      scan<kDense>(matrix, row);  // all loads of a round have one address and constant offsets
+    } else {
+      scan<0>(matrix, row);
+    }
+  }
+
+ private:
+  // kStride: of columns, or 0 where it is not known.
+  template <int kStride>
+  __device__ __forceinline__ void scan(const Matrix<T>& matrix, int row) {
+    constexpr int kCount = kLoads<T>, kRound = 32 * kCount;
+    const int lane = threadIdx.x % 32;
+    int first = 0;
+    if constexpr (kStride > 0) {
+      for (; first + kRound <= matrix.columns; first += kRound) {
+        T costs[kCount];
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) costs[i] = matrix.template given<kStride>(row, first + lane, 32 * i);
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) see(costs[i], first + lane + 32 * i);
+      }
+    }
+    for (; first < matrix.columns; first += kRound) {
+      T costs[kCount];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        costs[i] = kInfinity<T>;
+        if (first + lane + 32 * i < matrix.columns) {
+          costs[i] = matrix.template given<kStride>(row, first + lane, 32 * i);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) see(costs[i], first + lane + 32 * i);
+    }
+  }
+
+  __device__ __forceinline__ void see(T cost, uint32_t column) {
+    const bool allowed = fabs(cost) < kInfinity<T>;
+    finite += allowed;
+    invalid = invalid || !(cost > -kInfinity<T>);
+    if (allowed) lowest.see(cost, column);
+  }
+};
 
 // The rows that have an allowed column, in ascending order. There are never more than either side is long.
 struct SolverRows {
@@ -115,27 +185,11 @@ struct SolverRows {
     int used = 0, most = 0, set = 0;
     for (int first = 0; first < matrix.rows; first += warps, set ^= 1) {
       const int row = first + warp;
-      Lowest<T> lowest;
-      int finite = 0;
-      if (row < matrix.rows) {
-        for (int start = lane; start < matrix.columns; start += 32 * kLoads) {
-          T costs[kLoads];
-#pragma unroll
-          for (int i = 0; i < kLoads; ++i) {
-            const int column = start + 32 * i;
-            costs[i] = column < matrix.columns ? matrix.given(row, column) : kInfinity<T>;
-          }
-#pragma unroll
-          for (int i = 0; i < kLoads; ++i) {
-            const bool above = costs[i] > -kInfinity<T>, allowed = above && costs[i] < kInfinity<T>;
-            invalid = invalid || !above;
-            finite += allowed;
-            if (allowed) lowest.see(costs[i], start + 32 * i);
-          }
-        }
-        lowest = lowest_of_warp(lowest);
-        finite = __reduce_add_sync(kWholeWarp, finite);
-      }
+      RowScan<T, false> scan;
+      if (row < matrix.rows) scan = RowScan<T, false>(matrix, row);
+      invalid = invalid || scan.invalid;
+      const Lowest<T> lowest = lowest_of_warp(scan.lowest);
+      const int finite = __reduce_add_sync(kWholeWarp, scan.finite);
       auto& scans = shared.scans[set];
       if (lane == 0) {
         scans.value[warp] = lowest.value;
@@ -158,34 +212,36 @@ struct SolverRows {
     __syncthreads();
     return {used, most};
   }
-
-  // How many columns have an allowed row, where `used` is how many rows there are here. By all threads.
-  template <class T>
-  __device__ int count_columns(const Matrix<T>& matrix, int used) const {
-    int count = 0;
-    for (int first = 0; first < matrix.columns; first += blockDim.x) {
-      const int column = first + threadIdx.x;
-      bool allowed = false;
-      for (int i = 0; column < matrix.columns && i < used && !allowed; ++i) {
-        allowed = matrix.at(index[i], column) < kInfinity<T>;
-      }
-      count += __syncthreads_count(allowed);
-    }
-    return count;
-  }
 };
 
-// Turns `matrix` so that rows are the smaller side, and fills the rows; returns how many there are. Of the
-// smaller side every row wants a partner; where infinities leave too few for that, it is the other side that
-// counts as smaller.
+// How many columns have an allowed row, where `index` has the `used` rows that have an allowed column. By all
+// threads.
 template <class T>
-__device__ int orient(Matrix<T>& matrix, const SolverRows& rows, AssignmentShared& shared) {
+__device__ int count_columns(const Matrix<T>& matrix, const int32_t* index, int used) {
+  int count = 0;
+  for (int first = 0; first < matrix.columns; first += blockDim.x) {
+    const int column = first + threadIdx.x;
+    bool allowed = false;
+    for (int i = 0; column < matrix.columns && i < used && !allowed; ++i) {
+      allowed = matrix.at(index[i], column) < kInfinity<T>;
+    }
+    count += __syncthreads_count(allowed);
+  }
+  return count;
+}
+
+// Turns `matrix` so that rows are the smaller side, and fills the rows, whose places are `index`, by `fill`;
+// returns how many there are. Of the smaller side every row wants a partner; where infinities leave too few
+// for that, it is the other side that counts as smaller.
+template <class T, class Fill>
+__device__ __forceinline__ int orient(Matrix<T>& matrix, const int32_t* index, Fill fill) {
   if (matrix.columns < matrix.rows) matrix = matrix.transposed();
-  const int2 found = rows.fill(matrix, shared);
-  // One row with as many allowed columns as there are rows, and nothing has to be counted.
-  if (found.y >= found.x || rows.count_columns(matrix, found.x) >= found.x) return found.x;
-  matrix = matrix.transposed();
-  return rows.fill(matrix, shared).x;
+  for (bool turned = false;; turned = true) {
+    const int2 found = fill(matrix);
+    // One row with as many allowed columns as there are rows, and nothing has to be counted.
+    if (turned || found.y >= found.x || count_columns(matrix, index, found.x) >= found.x) return found.x;
+    matrix = matrix.transposed();
+  }
 }
 
 }  // namespace dino_kernels

@@ -7,170 +7,52 @@
 // second time from the cache); the boxes and the cost once. float32 throughout.
 #pragma once
 
-#include <cstdio>
-#include <limits>
-
-#include "../common/block.cuh"
-#include "../common/launch.h"
-#include "../common/vec.cuh"
-#include "cuda_pair.cuh"
-#include "cuda_params.h"
+#include "../common/dependent_launch.cuh"
+#include "cuda_class.cuh"
 
 namespace dino_kernels {
 
-constexpr int kTile = 128;  // queries, and threads
-constexpr int kChunk = 32;  // targets
-
-struct alignas(16) StagedTarget {
-  Box box;
-  int32_t class_row;  // in class_cost; -1: the target is not valid
-};
-
-struct CostShared {
-  StagedTarget target[kChunk];
-  int32_t label[kChunk];  // the distinct ones
-  int32_t distinct;
-  int32_t invalid;                       // some target is
-  float class_cost[kChunk][kTile + 1];   // weighted; padded: lanes write down a column
-  float row_max[kTile], row_sum[kTile];  // of the softmax of a query
-  bool forbidden[kTile];
-};
-
-constexpr float kInfinite = std::numeric_limits<float>::infinity();
-
-__device__ __forceinline__ bool is_finite(float x) { return fabsf(x) < kInfinite; }
-
-// One problem, as a block sees it.
-struct CostProblem {
-  int64_t set, image, first_query;
-  int64_t begin, end;  // of its targets
-  const PredictionSource* source;
-  int queries;  // of this tile that the set has
-
-  __device__ int64_t logits_row(int q) const {
-    return (set - source->first_set) * source->logits_set_stride + image * source->logits_batch_stride +
-           (first_query + q) * source->logits_row_stride;
-  }
-  __device__ int64_t boxes_row(int q) const {
-    return (set - source->first_set) * source->boxes_set_stride + image * source->boxes_batch_stride +
-           (first_query + q) * source->boxes_row_stride;
-  }
-};
-
-__device__ __forceinline__ float load_float(const void* from, DType dtype, int64_t i) {
-  switch (dtype) {
-    case DType::float64:
-      return static_cast<float>(static_cast<const double*>(from)[i]);
-    case DType::bfloat16:
-      return widen(static_cast<const BFloat16*>(from)[i]);
-    case DType::float16:
-      return widen(static_cast<const Half*>(from)[i]);
-    default:
-      return static_cast<const float*>(from)[i];
-  }
-}
-
-// The costs of one query with consecutive targets.
+// Where one query's costs with consecutive targets are.
 struct CostColumn {
-  float* cost;         // of the set
-  const float* extra;  // likewise, or null
-  int64_t at;
+  float* cost;
+  const float* extra;  // or null
+  int64_t stride;
 
   __device__ __forceinline__ CostColumn(const CudaCostParams& p, int64_t set, int64_t target, int64_t query)
-      : cost(p.cost + set * p.N * p.Q),
-        extra(p.extra_cost ? p.extra_cost + set * p.extra_set_stride : nullptr),
-        at(target * p.Q + query) {}
+      : cost(p.cost + (set * p.N + target) * p.Q + query),
+        extra(p.extra_cost ? p.extra_cost + set * p.extra_set_stride + target * p.Q + query : nullptr),
+        stride(p.Q) {}
 
-  // Of a pair that is allowed.
-  __device__ __forceinline__ void write_next(const CudaCostParams& p, float x) {
-    cost[at] = extra ? x + extra[at] : x;
-    at += p.Q;
-  }
-  __device__ __forceinline__ void forbid_next(const CudaCostParams& p) {
-    cost[at] = kInfinite;
-    at += p.Q;
+  // Of `count` targets.
+  __device__ __forceinline__ void forbid(int64_t count) {
+#pragma unroll 1
+    for (; count > 0; --count) {
+      *cost = kInfinite;
+      cost += stride;
+    }
   }
 };
 
-// By one warp, a target a lane.
-__device__ __forceinline__ void stage_targets(const CudaCostParams& p, CostShared& shared, int64_t first,
-                                              int count) {
-  const int lane = static_cast<int>(threadIdx.x);
-  bool valid = false;
-  StagedTarget target{};
-  int32_t label = 0;
-  if (lane < count) {
-    const int64_t given = p.labels[first + lane];
-    valid = given >= 0 && given < p.C;
-    if (p.target_boxes) {
-      float numbers[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        numbers[i] = p.target_boxes[(first + lane) * 4 + i];
-        valid = valid && is_finite(numbers[i]);
-      }
-      valid = valid && numbers[2] >= 0 && numbers[3] >= 0;
-      target.box = make_box(numbers);
+// What a thread's query costs with each target of the chunk.
+template <bool kBoxes, bool kExtra>
+__device__ __forceinline__ void write_costs(const CudaCostParams& p, const CostShared& shared, const Box& box,
+                                            int count, CostColumn column) {
+  const float* class_cost = &shared.class_cost[0][threadIdx.x];
+  const float l1_weight = p.formula.l1_weight, giou_weight = -p.formula.giou_weight, eps = p.formula.giou_eps;
+  const StagedTarget* target = shared.target;
+#pragma unroll 1
+  for (; count > 0; --count, ++target) {
+    float cost = class_cost[target->class_costs];
+    if constexpr (kBoxes) {
+      cost += l1_weight * l1_distance(box, target->box);
+      cost += giou_weight * generalized_iou(box, target->box, eps);
     }
-    if (valid) label = static_cast<int32_t>(given);
-  }
-  const unsigned same = __match_any_sync(kWholeWarp, valid ? label : -1);
-  const int leader = __ffs(static_cast<int>(same)) - 1;
-  const unsigned leaders = __ballot_sync(kWholeWarp, valid && leader == lane);
-  const unsigned invalid = __ballot_sync(kWholeWarp, lane < count && !valid);
-  target.class_row = valid ? __popc(leaders & ((1u << leader) - 1)) : -1;
-  shared.target[lane] = target;
-  if (valid && leader == lane) shared.label[target.class_row] = label;
-  if (lane == 0) {
-    shared.distinct = __popc(leaders);
-    shared.invalid = invalid != 0;
-  }
-}
-
-// A warp a query.
-template <class T>
-__device__ void sum_softmax_rows(const CudaCostParams& p, CostShared& shared, const CostProblem& problem) {
-  const T* logits = static_cast<const T*>(problem.source->logits);
-  const int lane = static_cast<int>(threadIdx.x) % 32, C = static_cast<int>(p.C);
-  for (int q = static_cast<int>(threadIdx.x) / 32; q < problem.queries; q += kTile / 32) {
-    const T* row = logits + problem.logits_row(q);
-    float largest = -kInfinite, sum = 0;
-    for (int c = lane; c < C; c += 32) largest = fmaxf(largest, static_cast<float>(widen(row[c])));
-#pragma unroll
-    for (int bits = 16; bits > 0; bits /= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(kWholeWarp, largest, bits));
+    if constexpr (kExtra) {
+      cost += *column.extra;
+      column.extra += column.stride;
     }
-    for (int c = lane; c < C; c += 32) sum += expf(static_cast<float>(widen(row[c])) - largest);
-#pragma unroll
-    for (int bits = 16; bits > 0; bits /= 2) sum += __shfl_xor_sync(kWholeWarp, sum, bits);
-    if (lane == 0) {
-      shared.row_max[q] = largest;
-      shared.row_sum[q] = sum;
-    }
-  }
-}
-
-// Class costs of the tile's queries with the chunk's labels. A logit that is not finite forbids its query; of
-// a softmax, a probability that is none.
-template <class T>
-__device__ void compute_class_costs(const CudaCostParams& p, CostShared& shared, const CostProblem& problem) {
-  const T* logits = static_cast<const T*>(problem.source->logits) + problem.logits_row(0);
-  const int distinct = shared.distinct;
-  const int queries_ahead = kTile / distinct, labels_ahead = kTile % distinct;
-  int q = static_cast<int>(threadIdx.x) / distinct, row = static_cast<int>(threadIdx.x) % distinct;
-  while (q < problem.queries) {
-    const int64_t at = q * problem.source->logits_row_stride + shared.label[row];
-    float number = static_cast<float>(widen(logits[at]));
-    if (p.formula.softmax) number = expf(number - shared.row_max[q]) / shared.row_sum[q];
-    if (!is_finite(number)) shared.forbidden[q] = true;
-    const float cost = p.formula.softmax ? -number : focal_cost(number, p.formula);
-    shared.class_cost[row][q] = p.formula.class_weight * cost;
-    q += queries_ahead;
-    row += labels_ahead;
-    if (row >= distinct) {
-      row -= distinct;
-      ++q;
-    }
+    *column.cost = target->valid ? cost : kInfinite;
+    column.cost += column.stride;
   }
 }
 
@@ -182,44 +64,14 @@ __device__ __forceinline__ void fill_unused(const CudaCostParams& p, const CostP
   // Rare: not worth the code of an unrolled loop, and its 64-bit division.
 #pragma unroll 1
   for (int64_t i = problem.image; i < p.N - used; i += images) {
-    CostColumn(p, problem.set, i < first ? i : i + used, query).forbid_next(p);
+    CostColumn(p, problem.set, i < first ? i : i + used, query).forbid(1);
   }
 }
 
-// Offsets are on the device, so that only a kernel can check them.
-__device__ __forceinline__ void check_offsets(const CudaCostParams& p, const CostProblem& problem) {
-  const int64_t first = p.offsets[0], last = p.offsets[p.B];
-  if (first >= 0 && first <= problem.begin && problem.begin <= problem.end && problem.end <= last &&
-      last <= p.N) {
-    return;
-  }
-  printf("dino_kernels: offsets of image %lld do not fit the %lld targets\n",
-         static_cast<long long>(problem.image), static_cast<long long>(p.N));
-  __trap();
-}
-
-__device__ __forceinline__ CostProblem problem_of_block(const CudaCostParams& p) {
-  const unsigned images = static_cast<unsigned>(max(p.B, int64_t{1}));
-  const unsigned tiles = static_cast<unsigned>(p.tiles), number = blockIdx.x / tiles;
-  CostProblem problem;
-  problem.set = number / images;
-  problem.image = number % images;
-  problem.first_query = int64_t{blockIdx.x % tiles} * kTile;
-  problem.begin = p.offsets[problem.image];
-  problem.end = p.offsets[min(problem.image + 1, p.B)];
-  int i = 0;
-  while (i + 1 < p.num_sources && p.table[i + 1].first_set <= problem.set) ++i;
-  problem.source = &p.table[i];
-  problem.queries =
-      static_cast<int>(max(int64_t{0}, min(int64_t{kTile}, problem.source->Q - problem.first_query)));
-  return problem;
-}
-
-// T: of the logits.
-template <class T>
 __global__ void __launch_bounds__(kTile) matching_cost_kernel(const __grid_constant__ CudaCostParams p) {
   DINO_DYNAMIC_SHARED(memory);
   CostShared& shared = *reinterpret_cast<CostShared*>(memory);
+  let_next_kernel_start();  // all blocks of this one have a place before any of the next
   const CostProblem problem = problem_of_block(p);
   const int thread = static_cast<int>(threadIdx.x);
   check_offsets(p, problem);
@@ -235,12 +87,8 @@ __global__ void __launch_bounds__(kTile) matching_cost_kernel(const __grid_const
   bool box_finite = true;
   if (has_query && p.target_boxes) {
     float numbers[4];
-    const int64_t at = problem.boxes_row(thread);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      numbers[i] = load_float(problem.source->boxes, p.boxes_dtype, at + i);
-      box_finite = box_finite && is_finite(numbers[i]);
-    }
+    load_four(problem.source->boxes, p.boxes_dtype, problem.boxes_row(thread), numbers);
+    for (float number : numbers) box_finite = box_finite && is_finite(number);
     box = make_box(numbers);
   }
   shared.forbidden[thread] = false;
@@ -252,26 +100,22 @@ __global__ void __launch_bounds__(kTile) matching_cost_kernel(const __grid_const
     some_invalid = some_invalid || shared.invalid;
     if (shared.distinct > 0) {
       if (p.formula.softmax && !some_valid) {
-        sum_softmax_rows<T>(p, shared, problem);
+        sum_softmax_rows(p, shared, problem);
         __syncthreads();
       }
       some_valid = true;
-      compute_class_costs<T>(p, shared, problem);
+      compute_class_costs(p, shared, problem);
     }
     __syncthreads();
-    CostColumn column(p, problem.set, first, problem.first_query + thread);
-    for (int t = 0; t < count && has_query; ++t) {
-      const StagedTarget& target = shared.target[t];
-      if (target.class_row < 0) {
-        column.forbid_next(p);
-        continue;
-      }
-      float cost = shared.class_cost[target.class_row][thread];
+    if (has_query) {
+      const CostColumn column(p, problem.set, first, problem.first_query + thread);
       if (p.target_boxes) {
-        cost += p.formula.l1_weight * l1_distance(box, target.box) -
-                p.formula.giou_weight * generalized_iou(box, target.box, p.formula.giou_eps);
+        p.extra_cost ? write_costs<true, true>(p, shared, box, count, column)
+                     : write_costs<true, false>(p, shared, box, count, column);
+      } else {
+        p.extra_cost ? write_costs<false, true>(p, shared, box, count, column)
+                     : write_costs<false, false>(p, shared, box, count, column);
       }
-      column.write_next(p, cost);
     }
     __syncthreads();
   }
@@ -280,8 +124,7 @@ __global__ void __launch_bounds__(kTile) matching_cost_kernel(const __grid_const
   const bool forbidden = has_query && some_valid && (!box_finite || shared.forbidden[thread]);
   if (forbidden || (!has_query && problem.first_query + thread < p.Q)) {
     CostColumn column(p, problem.set, problem.begin, problem.first_query + thread);
-#pragma unroll 1
-    for (int64_t n = problem.begin; n < problem.end; ++n) column.forbid_next(p);
+    column.forbid(problem.end - problem.begin);
   }
   const int32_t nonfinite = __syncthreads_or(forbidden) ? kNonfinitePrediction : 0;
   if (thread == 0) p.notes[blockIdx.x] = nonfinite | (some_invalid ? kInvalidTarget : 0);

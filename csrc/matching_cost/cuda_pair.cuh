@@ -3,9 +3,14 @@
 
 #include <cuda_runtime.h>
 
+#include <limits>
+
+#include "../common/approximate.cuh"
 #include "params.h"
 
 namespace dino_kernels {
+
+constexpr float kInfinite = std::numeric_limits<float>::infinity();
 
 // A box as (cx, cy, w, h) and as corners; L1 needs the one, GIoU the other.
 struct Box {
@@ -21,40 +26,88 @@ __device__ __forceinline__ Box make_box(const float (&cxcywh)[4]) {
   return box;
 }
 
-__device__ __forceinline__ float power(float x, float exponent) {
-  return exponent == 2.0f ? x * x : powf(x, exponent);
+// Not inlined: exponents other than 2 are rare.
+inline __device__ __attribute__((noinline)) float general_power(float x, float exponent) {
+  return powf(x, exponent);
 }
 
-// e^-|x| cannot overflow, and of sigmoid(x) and sigmoid(-x) neither is 1 minus the other, which would lose
-// the small one.
-__device__ __forceinline__ float focal_cost(float logit, const CostFormula& formula) {
-  const float e = expf(-fabsf(logit));
-  const float larger = 1.0f / (1.0f + e), smaller = e * larger;
-  const float probability = logit >= 0 ? larger : smaller, opposite = logit >= 0 ? smaller : larger;
-  float positive, negative;
-  if (formula.class_eps > 0) {
-    positive = -logf(probability + formula.class_eps);
-    negative = -logf(opposite + formula.class_eps);
-  } else {
-    const float rest = log1pf(e);
-    positive = fmaxf(-logit, 0.0f) + rest;
-    negative = fmaxf(logit, 0.0f) + rest;
+// The weighted focal cost of a logit x. e^-|x| cannot overflow, and of sigmoid(x) and sigmoid(-x) neither is
+// 1 minus the other, which would lose the small one.
+//
+// Logarithms are approximate near 1, with an absolute error: that of the term beside which the other is
+// large.
+//
+// kSquare: for gamma = 2 and an eps that is a normal number, as nearly all formulas have it.
+template <bool kSquare>
+class FocalCost {
+ public:
+  static __device__ bool applies(const CostFormula& formula) {
+    return !kSquare || (formula.gamma == 2.0f && formula.class_eps >= kSmallest);
   }
-  return formula.alpha * power(opposite, formula.gamma) * positive -
-         (1.0f - formula.alpha) * power(probability, formula.gamma) * negative;
-}
+
+  __device__ explicit FocalCost(const CostFormula& formula)
+      : gamma_(formula.gamma),
+        eps_(formula.class_eps),
+        positive_(formula.class_weight * formula.alpha),
+        negative_(formula.class_weight * (1.0f - formula.alpha)) {
+    if (kSquare || eps_ > 0) {  // the logarithms are those to base 2 of numbers below 1
+      positive_ *= -kLn2;
+      negative_ *= -kLn2;
+    }
+  }
+
+  __device__ __forceinline__ float operator()(float logit, int) const {
+    const float e = expf(-fabsf(logit)), sum = 1.0f + e;
+    const float guess = reciprocal(sum), larger = fmaf(guess, fmaf(-sum, guess, 1.0f), guess);
+    const float smaller = e * larger;
+    // Of larger = max(p, 1 - p) and smaller: which one is p decides the weights only.
+    float of_larger, of_smaller;
+    if (kSquare || eps_ > 0) {
+      of_larger = log2_of(at_least_smallest(larger + eps_));
+      of_smaller = log2_by_exponent(at_least_smallest(smaller + eps_));
+    } else {
+      of_larger = kLn2 * log2_of(sum);
+      of_smaller = fabsf(logit) + of_larger;
+    }
+    of_larger *= power(smaller);
+    of_smaller *= power(larger);
+    return logit >= 0 ? positive_ * of_larger - negative_ * of_smaller
+                      : positive_ * of_smaller - negative_ * of_larger;
+  }
+
+ private:
+  static constexpr float kLn2 = 0.693147180559945309f, kSmallest = 0x1p-126f;
+  float gamma_, eps_, positive_, negative_;  // the last two: weights of the terms
+
+  static __device__ __forceinline__ float at_least_smallest(float x) {
+    return kSquare ? x : fmaxf(x, kSmallest);
+  }
+  __device__ __forceinline__ float power(float x) const {
+    return kSquare || gamma_ == 2.0f ? x * x : general_power(x, gamma_);
+  }
+};
 
 __device__ __forceinline__ float l1_distance(const Box& a, const Box& b) {
   return fabsf(a.cx - b.cx) + fabsf(a.cy - b.cy) + fabsf(a.width - b.width) + fabsf(a.height - b.height);
 }
 
+// Not inlined: only boxes of extreme sizes call it.
+inline __device__ __attribute__((noinline)) float difference_of_ratios(float a, float b, float c, float d) {
+  return a / b - c / d;
+}
+
+// `b` is a valid box, so that the hull has no negative side.
 __device__ __forceinline__ float generalized_iou(const Box& a, const Box& b, float eps) {
   const float intersection = fmaxf(fminf(a.right, b.right) - fmaxf(a.left, b.left), 0.0f) *
                              fmaxf(fminf(a.bottom, b.bottom) - fmaxf(a.top, b.top), 0.0f);
-  const float hull = fmaxf(fmaxf(a.right, b.right) - fminf(a.left, b.left), 0.0f) *
-                     fmaxf(fmaxf(a.bottom, b.bottom) - fminf(a.top, b.top), 0.0f);
-  const float join = a.area + b.area - intersection;
-  return intersection / (join + eps) - (hull - join) / (hull + eps);
+  const float hull =
+      (fmaxf(a.right, b.right) - fminf(a.left, b.left)) * (fmaxf(a.bottom, b.bottom) - fminf(a.top, b.top));
+  const float join = a.area + b.area - intersection, rest = hull - join;
+  const float per_join = reciprocal(join + eps), per_hull = reciprocal(hull + eps);
+  // Neither is 0, infinite or NaN: both divisors are within the range of `reciprocal`.
+  const float both = per_join * per_hull;
+  if (both > 0 && both < kInfinite) return fmaf(-rest, per_hull, intersection * per_join);
+  return difference_of_ratios(intersection, join + eps, rest, hull + eps);
 }
 
 }  // namespace dino_kernels

@@ -12,6 +12,7 @@ constexpr int kMaxSources = 32;
 struct CudaCostParams : MatchingCostParams {
   PredictionSource table[kMaxSources];  // what `sources` points to
   int64_t tiles;                        // blocks of one problem
+  int32_t logit_bytes;
 
   float* cost;     // [G, N, Q]
   int32_t* notes;  // [G, B, tiles] bits of the status

@@ -8,6 +8,7 @@
 // kSamples: how many an item has, if it is 16, as in nearly all models; or 32, for up to as many.
 #pragma once
 
+#include "../common/approximate.cuh"
 #include "../common/mma.cuh"
 #include "cuda_samples.cuh"
 
@@ -86,29 +87,6 @@ struct SplitWeight<Half> {
     return (wide.x + wide.y) * (1 / kScale);
   }
 };
-
-// Within (2^-22 + |x| 2^-24) of e^x, relative, for x <= 0; below 2^-126 it is 0.
-__device__ __forceinline__ float fast_exponential(float x) {
-#if defined(__CUDA_ARCH__)
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.4426950408889634f));
-  return result;
-#else
-  const float result = expf(x);
-  return result < 0x1p-126f ? 0.0f : result;
-#endif
-}
-
-// Within 2^-22 of 1 / x, of a normal number.
-__device__ __forceinline__ float fast_reciprocal(float x) {
-#if defined(__CUDA_ARCH__)
-  float result;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-#else
-  return 1.0f / x;
-#endif
-}
 
 // A sample of a pair, in the registers of the lane that located it.
 struct PairSample {
@@ -215,6 +193,7 @@ struct PairSource {
   __device__ __forceinline__ void weigh(Raw (&raw)[kChunks]) const {
     if constexpr (!kFused) return;
     constexpr int kBits[] = {1, 4, 8, 16};  // that tell the lanes of an item apart
+    constexpr float kLog2E = 1.4426950408889634f;
     float maximum = raw[0].weight;
 #pragma unroll
     for (int c = 1; c < kChunks; ++c) maximum = fmaxf(maximum, raw[c].weight);
@@ -222,10 +201,10 @@ struct PairSource {
     for (int i = 0; i < 4; ++i) maximum = fmaxf(maximum, __shfl_xor_sync(kWholeWarp, maximum, kBits[i]));
     float sum = 0;
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c) sum += raw[c].weight = fast_exponential(raw[c].weight - maximum);
+    for (int c = 0; c < kChunks; ++c) sum += raw[c].weight = exp2_of((raw[c].weight - maximum) * kLog2E);
 #pragma unroll
     for (int i = 0; i < 4; ++i) sum += __shfl_xor_sync(kWholeWarp, sum, kBits[i]);
-    const float inverse = fast_reciprocal(sum);
+    const float inverse = reciprocal(sum);
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) raw[c].weight *= inverse;
   }

@@ -151,6 +151,15 @@ T reduce(uint32_t mask, T value, Combine combine) {
   return result;
 }
 
+// What an approximate instruction makes of `argument`: `exact`, wrong by as much as is documented, up or down
+// by the argument's bits. Subnormal results are 0.
+inline float flush(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
+inline float approximate(float argument, float exact, float relative, float absolute) {
+  const float error = exact * relative + absolute;
+  const bool up = static_cast<uint32_t>(to_bits(argument)) * 0x9e3779b9u >> 31;
+  return std::isfinite(exact) ? flush(exact + (up ? error : -error)) : exact;
+}
+
 }  // namespace emulation
 
 // Barriers and fences.
