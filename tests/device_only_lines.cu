@@ -1,9 +1,10 @@
 // One kernel for each of the lines that only a GPU's compiler sees, and for what nvcc makes of the shared
 // ones: tests/test_device_only_lines.py reads what they become.
+#include "common/approximate.cuh"
 #include "common/atomics.cuh"
 #include "common/block.cuh"
 #include "common/mma.cuh"
-#include "ms_deform_attn/cuda_pairs.cuh"
+#include "common/number.h"
 
 using namespace dino_kernels;
 
@@ -75,6 +76,6 @@ extern "C" __global__ void choose_bytes(uint32_t* out, uint32_t x, uint32_t y, u
 extern "C" __global__ void row_of_bytes(const char* base, uint32_t row, uint32_t stride, int* out) {
   *out = __ldg(reinterpret_cast<const int*>(row_address(kept_whole(base), row, stride)));
 }
-extern "C" __global__ void exponential(float* x) { *x = fast_exponential(*x); }
-extern "C" __global__ void reciprocal(float* x) { *x = fast_reciprocal(*x); }
-extern "C" __global__ void floor_saturated(const float* in, int32_t* out) { *out = floor_to_int(*in); }
+extern "C" __global__ void approximate_exp2(float* x) { *x = exp2_of(*x); }
+extern "C" __global__ void approximate_reciprocal(float* x) { *x = reciprocal(*x); }
+extern "C" __global__ void approximate_log2(float* x) { *x = log2_of(*x); }

@@ -15,8 +15,9 @@ constexpr unsigned kWholeWarp = 0xffffffffu;
 #define DINO_NEVER_INLINE __attribute__((noinline))
 #endif
 
-// Where a pointer comes from is hidden from the compiler, which then keeps it in registers as it is. Left to itself, it
-// takes a base address apart into a kernel's parameter and an offset, and adds them up at every use.
+// Where a pointer comes from is hidden from the compiler, which then keeps it in registers as it is. Left to
+// itself, it takes a base address apart into a kernel's parameter and an offset, and adds them up at every
+// use.
 template <class Byte>
 __device__ __forceinline__ Byte* kept_whole(Byte* base) {
 #if defined(__CUDA_ARCH__)
@@ -25,8 +26,8 @@ __device__ __forceinline__ Byte* kept_whole(Byte* base) {
   return base;
 }
 
-// base + row * stride, in one instruction where the base was kept_whole(). To be used by __ldg, __stcg, as_global() and
-// the like: that it is global memory is hidden from the compiler, too.
+// base + row * stride, in one instruction where the base was kept_whole(). To be used by __ldg, __stcg,
+// as_global() and the like: that it is global memory is hidden from the compiler, too.
 template <class Byte>
 __device__ __forceinline__ Byte* row_address(Byte* base, uint32_t row, uint32_t stride) {
   static_assert(sizeof(Byte) == 1);

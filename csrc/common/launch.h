@@ -44,8 +44,8 @@ struct LaunchShape {
 // device's own number. The emulation's device has one.
 inline int assumed_multiprocessors = 0;
 
-// Set by tests and benchmarks: which of the candidates for a kernel runs, by its number; 0: the one that an op's launch
-// code prefers.
+// Set by tests and benchmarks: which of the candidates for a kernel runs, by its number; 0: the one that an
+// op's launch code prefers.
 inline int chosen_candidate = 0;
 
 #if defined(__CUDACC__)

@@ -1,9 +1,10 @@
 // Backward with dot products on tensor cores, for rows of 32 channels in 16 bits.
 //
-// A product of 16 x 16 by 16 x 8 takes 8 rows, as 16 bytes a lane come from memory: of the four words of a row that lane
-// (g, t) reads, the first and third are in row g of A, the second and fourth in row g + 8. B has the output gradients of the
-// pair's items, in four columns each, and in them the channels of the first and third words or of the others by turns. So
-// a dot product is a sum of two numbers, and all lanes whose item it is of have it: also the one that located the sample.
+// A product of 16 x 16 by 16 x 8 takes 8 rows, as 16 bytes a lane come from memory: of the four words of a
+// row that lane (g, t) reads, the first and third are in row g of A, the second and fourth in row g + 8. B
+// has the output gradients of the pair's items, in four columns each, and in them the channels of the first
+// and third words or of the others by turns. So a dot product is a sum of two numbers, and all lanes whose
+// item it is of have it: also the one that located the sample.
 #pragma once
 
 #include "cuda_backward.cuh"
@@ -14,15 +15,17 @@ namespace dino_kernels {
 // Marks the weight of a corner that is not to be added. No arithmetic of a GPU returns this NaN.
 constexpr uint32_t kNotToAdd = 0xffffffffu;
 
-// How grad_value is added up: row by row in global memory, in floating or in fixed point; or for a tile of queries first.
+// How grad_value is added up: row by row in global memory, in floating or in fixed point; or for a tile of
+// queries first.
 enum class ValueSums { scatter, fixed_point, tile };
 
 // Shared memory of a block.
 struct BackwardPairs {
   Levels levels;
-  int4* places;           // [warps][2][kPairPlaces]: four rows of a sample, then its four weights
-  float* grad_reference;  // [warps][coordinates][2][samples]: a pair's gradients of reference points, by sample
-  int samples;            // of an item, with those that do not exist
+  int4* places;  // [warps][2][kPairPlaces]: four rows of a sample, then its four weights
+  float*
+      grad_reference;  // [warps][coordinates][2][samples]: a pair's gradients of reference points, by sample
+  int samples;         // of an item, with those that do not exist
   __host__ __device__ BackwardPairs(Carver& carver, const CudaParams& p, int samples_)
       : levels(carver, p), places(carver.take<int4>(kPairThreads / 32 * 2 * kPairPlaces)), samples(samples_) {
     const int64_t coordinates = p.grad_reference_points ? p.reference_coordinates : 0;
@@ -38,8 +41,8 @@ struct BackwardPair {
   const Raws source;
   const HeadRows<T> value;  // from this lane's 8 channels on
   const Sums<float, kSums == ValueSums::fixed_point> sums;
-  int4* const rows;       // [kPairPlaces] of the warp
-  uint4* const weights;   // [kPairPlaces]
+  int4* const rows;      // [kPairPlaces] of the warp
+  uint4* const weights;  // [kPairPlaces]
   float* const grad_reference;
   const char* grad_output;  // of the block's head
 
@@ -51,9 +54,9 @@ struct BackwardPair {
         rows(shared.places + threadIdx.x / 32 * 2 * kPairPlaces),
         weights(reinterpret_cast<uint4*>(rows + kPairPlaces)),
         grad_reference(shared.grad_reference + threadIdx.x / 32 * p_.reference_coordinates * 2 * kSamples),
-        grad_output(kept_whole(
-            static_cast<const char*>(p_.grad_output.data) +
-            (source.head.b * p_.grad_output.batch_stride + source.head.m * p_.D) * int64_t{sizeof(T)})) {}
+        grad_output(kept_whole(static_cast<const char*>(p_.grad_output.data) +
+                               (source.head.b * p_.grad_output.batch_stride + source.head.m * p_.D) *
+                                   int64_t{sizeof(T)})) {}
 
   __device__ __forceinline__ const T* grad_of(uint32_t q) const {
     const uint32_t stride = static_cast<uint32_t>(p.grad_output.row_stride) * uint32_t{sizeof(T)};
@@ -93,7 +96,8 @@ struct BackwardPair {
     }
   }
 
-  // Adds what an item's samples give to grad_value. A lane has one corner of every second sample, and 8 channels.
+  // Adds what an item's samples give to grad_value. A lane has one corner of every second sample, and 8
+  // channels.
   __device__ __forceinline__ void scatter(int item, uint32_t q, int samples) const {
     constexpr int kLanes = 4, kChannels = 32;
     const int lane = threadIdx.x % 32;
@@ -117,10 +121,11 @@ struct BackwardPair {
   }
 
   // The gradients of a chunk's sample. Returns its weight's.
-  __device__ __forceinline__ float finish(const PairSample& sample, const float (&d)[4], int chunk, bool exists,
-                                          char* grad_positions) const {
+  __device__ __forceinline__ float finish(const PairSample& sample, const float (&d)[4], int chunk,
+                                          bool exists, char* grad_positions) const {
     const float upper_slope = d[1] - d[0], lower_slope = d[3] - d[2];
-    const float upper = d[0] + sample.fraction_x * upper_slope, lower = d[2] + sample.fraction_x * lower_slope;
+    const float upper = d[0] + sample.fraction_x * upper_slope,
+                lower = d[2] + sample.fraction_x * lower_slope;
     const float grad_x = sample.attention * (upper_slope + sample.fraction_y * (lower_slope - upper_slope));
     const float grad_y = sample.attention * (lower - upper);  // per pixel
     if (p.grad_positions && exists) {
@@ -146,7 +151,8 @@ struct BackwardPair {
     return upper + sample.fraction_y * (lower - upper);
   }
 
-  // This head's share in the gradient of the items' reference points, [B, Q, M, L, coordinates], by the pair's lanes.
+  // This head's share in the gradient of the items' reference points, [B, Q, M, L, coordinates], by the
+  // pair's lanes.
   __device__ __forceinline__ void finish_reference_points(const Levels& levels, int first) const {
     const int coordinates = static_cast<int>(p.reference_coordinates), L = static_cast<int>(p.L);
     __syncwarp();
@@ -160,7 +166,8 @@ struct BackwardPair {
       const uint32_t nth = source.first + first + item;
       if (first + item >= static_cast<int>(source.alive)) continue;
       const int64_t q = levels.query(nth, L), row = source.head.b * p.Q + q;
-      static_cast<float*>(p.grad_reference_points)[((row * p.M + source.head.m) * L + level) * coordinates + coordinate] =
+      static_cast<float*>(
+          p.grad_reference_points)[((row * p.M + source.head.m) * L + level) * coordinates + coordinate] =
           sum;
     }
     __syncwarp();
@@ -198,7 +205,8 @@ __global__ void __launch_bounds__(kPairThreads, 3) backward_mma_kernel(const __g
     const bool alive = first + lane.item < static_cast<int>(source.alive);
     uint32_t column[2] = {};
     if (wants_samples) {
-      const uint32_t* const words = reinterpret_cast<const uint32_t*>(pair.grad_of(q_of_column)) + 4 * lane.t + lane.g % 2;
+      const uint32_t* const words =
+          reinterpret_cast<const uint32_t*>(pair.grad_of(q_of_column)) + 4 * lane.t + lane.g % 2;
       column[0] = __ldg(words);
       column[1] = __ldg(words + 2);
     }
@@ -225,7 +233,8 @@ __global__ void __launch_bounds__(kPairThreads, 3) backward_mma_kernel(const __g
         if (readable) pair.dot(column, samples, dots);
 #pragma unroll
         for (int c = 0; c < 4; ++c) dots[c] = sample.valid >> c & 1 ? dots[c] : 0.0f;
-        grad_attention[chunk] = pair.finish(sample, dots, chunk, alive && source.exists(chunk), grad_positions);
+        grad_attention[chunk] =
+            pair.finish(sample, dots, chunk, alive && source.exists(chunk), grad_positions);
         mean += attention[chunk] * grad_attention[chunk];
       }
       if (p.sums) {
@@ -241,8 +250,10 @@ __global__ void __launch_bounds__(kPairThreads, 3) backward_mma_kernel(const __g
       char* const to = pair.gradients(p.grad_weights, q, source.weight_bytes());
 #pragma unroll
       for (int chunk = 0; chunk < kChunks; ++chunk) {
-        const float gradient = kFused ? attention[chunk] * (grad_attention[chunk] - mean) : grad_attention[chunk];
-        if (alive && source.exists(chunk)) store_raw<T>(to, p.weights_as_value, kPairSamples * chunk, gradient);
+        const float gradient =
+            kFused ? attention[chunk] * (grad_attention[chunk] - mean) : grad_attention[chunk];
+        if (alive && source.exists(chunk))
+          store_raw<T>(to, p.weights_as_value, kPairSamples * chunk, gradient);
       }
     }
     if (kFused && p.grad_reference_points) pair.finish_reference_points(shared.levels, first);

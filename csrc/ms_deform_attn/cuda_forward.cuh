@@ -57,9 +57,9 @@ __device__ __forceinline__ void sum_over_groups(A (&sums)[V], int part) {
   }
 }
 
-// One item's lanes at work. T: value's type. V: channels of a lane. kGroup: lanes of a row, 0 for any number. kSplit:
-// groups of an item; more than one makes calls short that are too small to fill the device. `own`: this lane's place
-// among those of its warp.
+// One item's lanes at work. T: value's type. V: channels of a lane. kGroup: lanes of a row, 0 for any number.
+// kSplit: groups of an item; more than one makes calls short that are too small to fill the device. `own`:
+// this lane's place among those of its warp.
 template <class T, int V, int kGroup, int kSplit, bool kFused>
 __device__ __forceinline__ void sum_rows(const CudaParams& p, const Levels& levels, const Item& item,
                                          Hits<typename Compute<T>::type>& own) {

@@ -1,16 +1,16 @@
 // Forward on tensor cores, for rows of 32 channels in 16 bits.
 //
-// A product of 16 x 16 by 16 x 8 takes 8 corners of each item of a pair: k counts (corner, one of two neighbouring
-// channels), so that rows go into A as they come from memory. Rows of A are pairs of channels; B has a weight's high and
-// low part in a column for the even and one for the odd channels of each item:
+// A product of 16 x 16 by 16 x 8 takes 8 corners of each item of a pair: k counts (corner, one of two
+// neighbouring channels), so that rows go into A as they come from memory. Rows of A are pairs of channels; B
+// has a weight's high and low part in a column for the even and one for the odd channels of each item:
 //
 //   column of B   4 e      4 e + 1   4 e + 2   4 e + 3     of item e
 //   k even        high     low       0         0
 //   k odd         0        0         high      low
 //
-// A lane has the even or the odd ones of four channels, and its neighbour the others. Corners outside read another one's
-// row with weight zero. An infinity there, or times a low part of zero, gives NaN: where a result is not finite, the warp
-// computes its items again as the other kernels do.
+// A lane has the even or the odd ones of four channels, and its neighbour the others. Corners outside read
+// another one's row with weight zero. An infinity there, or times a low part of zero, gives NaN: where a
+// result is not finite, the warp computes its items again as the other kernels do.
 #pragma once
 
 #include "cuda_forward.cuh"
@@ -31,7 +31,8 @@ DINO_NEVER_INLINE __device__ void sum_rows_again(const CudaParams& p, const Leve
   static_assert(sizeof(Hits<float>) * 32 <= sizeof(int4) * 2 * kPairPlaces);
   constexpr int kVector = 16 / sizeof(T), kGroup = 4;
   const Item item = Item::of_thread(p, levels, kGroup);
-  sum_rows<T, kVector, kGroup, 1, kFused>(p, levels, item, static_cast<Hits<float>*>(places)[threadIdx.x % 32]);
+  sum_rows<T, kVector, kGroup, 1, kFused>(p, levels, item,
+                                          static_cast<Hits<float>*>(places)[threadIdx.x % 32]);
 }
 
 template <class T, bool kFused>
@@ -55,7 +56,8 @@ struct ForwardPair {
     uint32_t word[2][2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float weight[2] = {sample.weight[2 * i] * sample.attention, sample.weight[2 * i + 1] * sample.attention};
+      const float weight[2] = {sample.weight[2 * i] * sample.attention,
+                               sample.weight[2 * i + 1] * sample.attention};
       SplitWeight<T>::split(weight, word[i]);
     }
     const int place = pair_place(lane.item, lane.sample);
@@ -73,8 +75,8 @@ struct ForwardPair {
   }
 
   // 8 bytes a load, so that the operands of a product are in neighbouring registers as they come.
-  __device__ __forceinline__ void add_two(const HeadRows<T>& value, int32_t row_a, int32_t row_b, uint32_t word_a,
-                                          uint32_t word_b, float (&sums)[2][4]) const {
+  __device__ __forceinline__ void add_two(const HeadRows<T>& value, int32_t row_a, int32_t row_b,
+                                          uint32_t word_a, uint32_t word_b, float (&sums)[2][4]) const {
     const uint2* const a = reinterpret_cast<const uint2*>(value.row(row_a));
     const uint2* const b = reinterpret_cast<const uint2*>(value.row(row_b));
     const uint32_t column_a = __byte_perm(word_a, 0, select), column_b = __byte_perm(word_b, 0, select);
@@ -133,7 +135,8 @@ __global__ void __launch_bounds__(kPairThreads, 3) forward_mma_kernel(const __gr
   const ForwardPair<T, kFused> pair(p, shared);
   const BlockHead& head = source.head;
   const HeadRows<T> value(p.value, head.b, head.m * p.D + pair.lane.g % 4 * 4);
-  char* const output = kept_whole(static_cast<char*>(p.output) + (head.b * p.Q * p.M + head.m) * p.D * sizeof(T));
+  char* const output =
+      kept_whole(static_cast<char*>(p.output) + (head.b * p.Q * p.M + head.m) * p.D * sizeof(T));
   const uint32_t output_stride = static_cast<uint32_t>(p.M * p.D * sizeof(T));
   bool finite = true;
   typename Raws::Raw raw[kChunks];

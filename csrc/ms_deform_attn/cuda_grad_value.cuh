@@ -1,6 +1,6 @@
-// The gradient of value: four rows of every sample gain weight * grad_output. The rows are added one by one in global
-// memory: in floating point, as vectors; or in fixed point, where sums are the same in any order, hence deterministic.
-// cuda_tile_sums.cuh adds up what a tile of queries gives to the same rows first.
+// The gradient of value: four rows of every sample gain weight * grad_output. The rows are added one by one
+// in global memory: in floating point, as vectors; or in fixed point, where sums are the same in any order,
+// hence deterministic. cuda_tile_sums.cuh adds up what a tile of queries gives to the same rows first.
 //
 // Sums are float32 or wider; `finish_kernel` turns them into value's dtype where that differs.
 #pragma once
@@ -16,10 +16,10 @@ struct Sums {
   static constexpr int kIntegers = sizeof(A) / 4;  // of one sum in fixed point
 
   bool fixed;
-  int bytes;        // of one sum
-  uint32_t stride;  // bytes from row to row
+  int bytes;           // of one sum
+  uint32_t stride;     // bytes from row to row
   int member_channel;  // the first that this lane of a group adds to
-  char* first;      // of row 0 of the head, from that channel on
+  char* first;         // of row 0 of the head, from that channel on
   A scale, fine_scale;
 
   // `together`: how many neighbouring numbers a lane adds at once in floating point.
@@ -44,9 +44,10 @@ struct Sums {
     fine_scale = ldexp(A(1), 62 - p.sum_headroom);
   }
 
-  // Channels come in portions of V * `group`, where a lane of a group adds to V of them: not those it reads, but so that
-  // the lanes together fill sectors of 32 bytes with each instruction. Calls each(i, channel, n): n numbers from i on, 4
-  // or 1, are of the channels from member_channel + `channel` on, counted from the portion's first.
+  // Channels come in portions of V * `group`, where a lane of a group adds to V of them: not those it reads,
+  // but so that the lanes together fill sectors of 32 bytes with each instruction. Calls each(i, channel, n):
+  // n numbers from i on, 4 or 1, are of the channels from member_channel + `channel` on, counted from the
+  // portion's first.
   template <int V, class Each>
   __device__ __forceinline__ void for_channels(int group, Each each) const {
     constexpr int kTogether = V % 4 == 0 ? 4 : 1;
@@ -79,7 +80,8 @@ struct Sums {
 
   // row += weight * grad, from channel `ahead` on.
   template <int V>
-  __device__ __forceinline__ void add(int32_t row, int ahead, int group, int left, A weight, const A (&grad)[V]) const {
+  __device__ __forceinline__ void add(int32_t row, int ahead, int group, int left, A weight,
+                                      const A (&grad)[V]) const {
     char* const to = row_address(first, static_cast<uint32_t>(row), stride) + ahead * bytes;
     for_channels<V>(group, [&](int i, int channel, auto together) {
       if (member_channel + channel >= left) return;

@@ -1,9 +1,10 @@
-// How the kernels with tensor cores deal out a block: 64 consecutive queries of one head, eight a warp, which takes
-// them as four pairs.
+// How the kernels with tensor cores deal out a block: 64 consecutive queries of one head, eight a warp, which
+// takes them as four pairs.
 //
-// A pair has 16 samples an item and chunk: one a lane. With g = lane / 4 and t = lane % 4, the letters of mma.cuh, lane
-// (g, t) locates sample g + 8 (t % 2) of item t / 2. Numbers of queries and bytes from row to row fit 32 bits here, and
-// x and y of a position are aligned together; other calls go to the other kernels (cuda_launch.cuh).
+// A pair has 16 samples an item and chunk: one a lane. With g = lane / 4 and t = lane % 4, the letters of
+// mma.cuh, lane (g, t) locates sample g + 8 (t % 2) of item t / 2. Numbers of queries and bytes from row to
+// row fit 32 bits here, and x and y of a position are aligned together; other calls go to the other kernels
+// (cuda_launch.cuh).
 //
 // kSamples: how many an item has, if it is 16, as in nearly all models; or 32, for up to as many.
 #pragma once
@@ -28,18 +29,19 @@ struct PairLane {
   int item;    // of the pair
   int sample;  // of the chunk
 
-  __device__ PairLane()
-      : g(threadIdx.x % 32 / 4), t(threadIdx.x % 4), item(t / 2), sample(g + 8 * (t % 2)) {}
+  __device__ PairLane() : g(threadIdx.x % 32 / 4), t(threadIdx.x % 4), item(t / 2), sample(g + 8 * (t % 2)) {}
 };
 
-// Where a sample of a pair lies in shared memory, in units of 16 bytes. Spread, so that lanes of one access do not
-// share banks.
+// Where a sample of a pair lies in shared memory, in units of 16 bytes. Spread, so that lanes of one access
+// do not share banks.
 constexpr int kPairPlaces = 40;
-__device__ __forceinline__ int pair_place(int item, int sample) { return 20 * item + 10 * (sample / 8) + sample % 8; }
+__device__ __forceinline__ int pair_place(int item, int sample) {
+  return 20 * item + 10 * (sample / 8) + sample % 8;
+}
 
-// 16-bit numbers high + low for each of two weights, as the halves of a word: together they have 16 significant bits
-// (BFloat16), or 21 (Half, of a weight times kScale, which keeps small ones normal). Sums of up to 32 weights that are kLargest are
-// finite.
+// 16-bit numbers high + low for each of two weights, as the halves of a word: together they have 16
+// significant bits (BFloat16), or 21 (Half, of a weight times kScale, which keeps small ones normal). Sums of
+// up to 32 weights that are kLargest are finite.
 template <class T>
 struct SplitWeight;
 
@@ -114,10 +116,11 @@ struct PairSource {
   const char* references;           // of its image, of this lane's first sample's level
   int level_index[kChunks];
   LevelInShared level[kChunks];
-  float unit_x[kChunks], unit_y[kChunks];  // pixels per unit of a position; with boxes, of their width and height, too
-  uint32_t first;  // of the warp's items, counted in the order of Levels::query
-  uint32_t alive;  // how many of them there are
-  uint32_t query;  // one of theirs a lane; lanes 8 and on repeat them
+  float unit_x[kChunks],
+      unit_y[kChunks];  // pixels per unit of a position; with boxes, of their width and height, too
+  uint32_t first;       // of the warp's items, counted in the order of Levels::query
+  uint32_t alive;       // how many of them there are
+  uint32_t query;       // one of theirs a lane; lanes 8 and on repeat them
 
   // What a lane reads for one chunk.
   struct Raw {
@@ -132,7 +135,8 @@ struct PairSource {
         positions(first_of_head(p_.positions, 2, position_bytes())),
         weights(first_of_head(p_.weights, 1, weight_bytes())),
         first(static_cast<uint32_t>(head.first_query) + threadIdx.x / 32 * kWarpItems),
-        alive(min(static_cast<uint32_t>(p_.Q) - min(first, static_cast<uint32_t>(p_.Q)), uint32_t{kWarpItems})) {
+        alive(min(static_cast<uint32_t>(p_.Q) - min(first, static_cast<uint32_t>(p_.Q)),
+                  uint32_t{kWarpItems})) {
     const uint32_t nth = min(first + threadIdx.x % kWarpItems, static_cast<uint32_t>(p_.Q) - 1);
     query = static_cast<uint32_t>(levels.query(nth, static_cast<int>(p_.L)));
 #pragma unroll
@@ -154,31 +158,39 @@ struct PairSource {
   __device__ __forceinline__ uint32_t reference_bytes() const {
     return static_cast<uint32_t>(p.reference_coordinates) * 4;
   }
-  __device__ __forceinline__ const char* first_of_head(const Rows& rows, uint32_t each, uint32_t bytes) const {
+  __device__ __forceinline__ const char* first_of_head(const Rows& rows, uint32_t each,
+                                                       uint32_t bytes) const {
     const int64_t column = (head.m * number_of_samples<kSamples>(p) + lane.sample) * each;
     return kept_whole(static_cast<const char*>(rows.data) + (head.b * rows.batch_stride + column) * bytes);
   }
 
   __device__ __forceinline__ int k(int chunk) const { return kPairSamples * chunk + lane.sample; }
-  __device__ __forceinline__ bool exists(int chunk) const { return k(chunk) < number_of_samples<kSamples>(p); }
+  __device__ __forceinline__ bool exists(int chunk) const {
+    return k(chunk) < number_of_samples<kSamples>(p);
+  }
   // By all lanes of the warp, each with an item of its own.
-  __device__ __forceinline__ uint32_t query_of(int item) const { return __shfl_sync(kWholeWarp, query, item); }
+  __device__ __forceinline__ uint32_t query_of(int item) const {
+    return __shfl_sync(kWholeWarp, query, item);
+  }
 
   __device__ __forceinline__ void load(uint32_t q, Raw (&raw)[kChunks]) const {
     const char* const position =
         row_address(positions, q, static_cast<uint32_t>(p.positions.row_stride) * position_bytes());
-    const char* const weight = row_address(weights, q, static_cast<uint32_t>(p.weights.row_stride) * weight_bytes());
+    const char* const weight =
+        row_address(weights, q, static_cast<uint32_t>(p.weights.row_stride) * weight_bytes());
     const char* const reference = row_address(references, q, static_cast<uint32_t>(p.L) * reference_bytes());
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       Raw& to = raw[c];
       to = {0, 0, kFused ? -INFINITY : 0, {0, 0, 1, 1}};
       if (!exists(c)) continue;
-      load_raw_pair<T>(position + 2 * kPairSamples * c * position_bytes(), p.positions_as_value, true, to.x, to.y);
+      load_raw_pair<T>(position + 2 * kPairSamples * c * position_bytes(), p.positions_as_value, true, to.x,
+                       to.y);
       to.weight = load_raw<T>(weight + kPairSamples * c * weight_bytes(), p.weights_as_value);
       if constexpr (kFused) {
         const int beyond = level_index[c] - level_index[0];
-        const float* const at = reinterpret_cast<const float*>(reference + beyond * static_cast<int>(reference_bytes()));
+        const float* const at =
+            reinterpret_cast<const float*>(reference + beyond * static_cast<int>(reference_bytes()));
         to.at[0] = __ldg(at);
         to.at[1] = __ldg(at + 1);
         if (p.reference_coordinates == 4) {
@@ -209,9 +221,11 @@ struct PairSource {
     for (int c = 0; c < kChunks; ++c) raw[c].weight *= inverse;
   }
 
-  // The sample of a chunk, of which weigh() has been called; by all lanes of a warp. Corners that are not valid get the
-  // row of one that is, of any lane, so that rows can be read without branches. Returns false if there is none.
-  __device__ __forceinline__ bool locate(const Raw& raw, int chunk, bool item_exists, PairSample& sample) const {
+  // The sample of a chunk, of which weigh() has been called; by all lanes of a warp. Corners that are not
+  // valid get the row of one that is, of any lane, so that rows can be read without branches. Returns false
+  // if there is none.
+  __device__ __forceinline__ bool locate(const Raw& raw, int chunk, bool item_exists,
+                                         PairSample& sample) const {
     const LevelInShared& of = level[chunk];
     sample.raw_x = raw.x;
     sample.raw_y = raw.y;
@@ -241,7 +255,8 @@ struct PairSource {
     const float weight_y[2] = {above ? 1.0f - sample.fraction_y : 0.0f, below ? sample.fraction_y : 0.0f};
     // Beside a border, the row of the other corner.
     const int32_t column[2] = {left ? x0 : x0 + 1, right ? x0 + 1 : x0};
-    const int32_t line[2] = {(above ? y0 : y0 + 1) * width + of.start, (below ? y0 + 1 : y0) * width + of.start};
+    const int32_t line[2] = {(above ? y0 : y0 + 1) * width + of.start,
+                             (below ? y0 + 1 : y0) * width + of.start};
     const bool valid_x[2] = {left, right}, valid_y[2] = {above, below};
     sample.valid = 0;
 #pragma unroll

@@ -125,7 +125,8 @@ struct Lanes {
   __device__ int steps(int samples) const { return min(group, (samples + kSplit - 1) / kSplit); }
 };
 
-// A block has one head of one image, and consecutive queries. 32-bit divisions: 64-bit ones take a microsecond.
+// A block has one head of one image, and consecutive queries. 32-bit divisions: 64-bit ones take a
+// microsecond.
 struct BlockHead {
   int64_t b, m;
   int64_t first_query;  // counted in the order of Levels::query
@@ -207,7 +208,9 @@ struct RawNumbers {
               (b * rows.batch_stride + q * rows.row_stride + column) *
                   static_cast<int64_t>(as_value_ ? sizeof(T) : sizeof(A))),
         as_value(as_value_) {}
-  __device__ __forceinline__ const char* at(int i) const { return first + i * static_cast<int>(as_value ? sizeof(T) : sizeof(A)); }
+  __device__ __forceinline__ const char* at(int i) const {
+    return first + i * static_cast<int>(as_value ? sizeof(T) : sizeof(A));
+  }
   __device__ __forceinline__ A load(int i) const { return load_raw<T>(at(i), as_value); }
 };
 
@@ -233,11 +236,12 @@ struct Sample {
   Corners<A> corners;
 };
 
-// Fills in a sample's scales, and returns where it is, in pixels of its level. `at`: the query's reference on this level, 2
-// or 4 coordinates. Without branches, which would send every part of the sample through registers.
+// Fills in a sample's scales, and returns where it is, in pixels of its level. `at`: the query's reference on
+// this level, 2 or 4 coordinates. Without branches, which would send every part of the sample through
+// registers.
 template <bool kFused, class A>
-__device__ __forceinline__ void project(const LevelInShared& of, const A* at, int coordinates, Sample<A>& sample, A& x,
-                                        A& y) {
+__device__ __forceinline__ void project(const LevelInShared& of, const A* at, int coordinates,
+                                        Sample<A>& sample, A& x, A& y) {
   const A width = static_cast<A>(of.width), height = static_cast<A>(of.height);
   A base_x = A(-0.5), base_y = A(-0.5);
   sample.scale_x = width;

@@ -1,10 +1,11 @@
-// grad_value of a tile of 64 queries as a matrix product, where they sample the same rows: on each level a window of 16 x 16
-// pixels around the tile. Its sums are W G: W has the weight with which a query (column) hits a pixel of the window (row),
-// G the queries' output gradients. So each row of the window goes to global memory once. Hits outside it are added one by
-// one.
+// grad_value of a tile of 64 queries as a matrix product, where they sample the same rows: on each level a
+// window of 16 x 16 pixels around the tile. Its sums are W G: W has the weight with which a query (column)
+// hits a pixel of the window (row), G the queries' output gradients. So each row of the window goes to global
+// memory once. Hits outside it are added one by one.
 //
-// A weight is split into a high and a low 16-bit part (cuda_pairs.cuh), G is exact, and sums are float32. W has room for half
-// of the queries at a time. Zeros of W would turn an infinity in G into NaN on all rows: such tiles have no windows.
+// A weight is split into a high and a low 16-bit part (cuda_pairs.cuh), G is exact, and sums are float32. W
+// has room for half of the queries at a time. Zeros of W would turn an infinity in G into NaN on all rows:
+// such tiles have no windows.
 #pragma once
 
 #include "cuda_grad_value.cuh"
@@ -22,7 +23,7 @@ template <class T>
 struct TileSums {
   static constexpr int kSide = 16, kSlots = kSide * kSide;  // pixels of a window
   static constexpr int kColumns = kBlockItems / 2;          // of W
-  static constexpr int kGradStride = 40;                    // numbers; a multiple of 8 that spreads rows over the banks
+  static constexpr int kGradStride = 40;  // numbers; a multiple of 8 that spreads rows over the banks
   static constexpr int kMostLevels = 8;
 
   Window* windows;      // [L]
@@ -41,9 +42,12 @@ struct TileSums {
         hits(samples) {}
 
   // Lanes that read a column pair of 4 rows, or write 8 columns of one, do not share banks.
-  static __device__ __forceinline__ int place(int slot, int column) { return slot * kColumns + (column ^ slot % 4 * 8); }
+  static __device__ __forceinline__ int place(int slot, int column) {
+    return slot * kColumns + (column ^ slot % 4 * 8);
+  }
 
-  // Of a pair of channels: so that a lane's sums, two neighbours of each product of 8 columns, are of 4 neighbours of two.
+  // Of a pair of channels: so that a lane's sums, two neighbours of each product of 8 columns, are of 4
+  // neighbours of two.
   static __device__ __forceinline__ int channel_pair_place(int pair) {
     return (pair & 8) | (pair & 1) << 2 | (pair >> 1 & 3);
   }
@@ -83,8 +87,8 @@ struct TileSums {
   }
 
   // Around the place, on a level, of the tile's first and last query.
-  static __device__ Window window(const CudaParams& p, const Levels& levels, int64_t first, const LevelInShared& of,
-                                  bool finite) {
+  static __device__ Window window(const CudaParams& p, const Levels& levels, int64_t first,
+                                  const LevelInShared& of, bool finite) {
     const int L = static_cast<int>(p.L);
     const int64_t end = p.Q - first < kBlockItems ? p.Q : first + kBlockItems;
     int32_t level[2], x[2], y[2];
@@ -107,12 +111,14 @@ struct TileSums {
     const auto begin = [](float center, int32_t size) {
       return max(0, min(static_cast<int32_t>(center) - kSide / 2, size - kSide));
     };
-    if (!finite || level[0] != level[1] || wide > kSide || high > kSide) return {INT32_MIN / 2, INT32_MIN / 2, false};
+    if (!finite || level[0] != level[1] || wide > kSide || high > kSide)
+      return {INT32_MIN / 2, INT32_MIN / 2, false};
     return {begin(x_center, of.width), begin(y_center, of.height), true};
   }
 
   // Leaves a sample's hits for add_up(). Returns which corners are in the window: a bit each.
-  __device__ __forceinline__ uint32_t take(const PairSample& sample, const Window& window, int item, int k) const {
+  __device__ __forceinline__ uint32_t take(const PairSample& sample, const Window& window, int item,
+                                           int k) const {
     const int32_t x = sample.x - window.first_x, y = sample.y - window.first_y;
     float weight[4];
     uint32_t taken = 0, slots = 0;
@@ -132,8 +138,8 @@ struct TileSums {
     return taken;
   }
 
-  // W gains the hits of a warp's 8 items on samples [begin, end). A lane has one corner of one item's: the four corners of a
-  // sample are different rows, and the next sample's turn comes when all have been added.
+  // W gains the hits of a warp's 8 items on samples [begin, end). A lane has one corner of one item's: the
+  // four corners of a sample are different rows, and the next sample's turn comes when all have been added.
   __device__ __forceinline__ void gather(int begin, int end) const {
     const int lane = threadIdx.x % 32, corner = lane / kWarpItems;
     const int item = threadIdx.x / 32 * kWarpItems + lane % kWarpItems;
@@ -152,8 +158,8 @@ struct TileSums {
     }
   }
 
-  // Adds the hits on samples [begin, end), which are all of one level. By all threads; the windows' W is zero before and
-  // after it.
+  // Adds the hits on samples [begin, end), which are all of one level. By all threads; the windows' W is zero
+  // before and after it.
   template <class Sums>
   __device__ __forceinline__ void add_up(const LevelInShared& level, const Window& window, int begin, int end,
                                          const Sums& sums) const {
@@ -178,7 +184,8 @@ struct TileSums {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const int slot = (warp + tile * kWarps) * 16 + g + i % 2 * 8;
-            uint2* const pair = reinterpret_cast<uint2*>(weights + place(slot, step * 16 + i / 2 * 8 + 2 * t));
+            uint2* const pair =
+                reinterpret_cast<uint2*>(weights + place(slot, step * 16 + i / 2 * 8 + 2 * t));
             const uint2 words = *pair;
             *pair = make_uint2(0, 0);
             high[i] = __byte_perm(words.x, words.y, 0x7632);
@@ -197,7 +204,8 @@ struct TileSums {
     }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      const int32_t line = level.start + (window.first_y + warp + tile * kWarps) * level.width + window.first_x;
+      const int32_t line =
+          level.start + (window.first_y + warp + tile * kWarps) * level.width + window.first_x;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
 #pragma unroll
