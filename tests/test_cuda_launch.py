@@ -36,6 +36,7 @@ CUDA_RUNTIME = r"""
 #include <cstdio>
 #include <cuda_runtime_api.h>
 #undef cudaLaunchKernel
+int ptx_version = 90;  // that a kernel was compiled for
 static dim3 grid, block; static size_t shared; static cudaStream_t stream; static cudaError_t last = cudaSuccess;
 extern "C" {
 void** __cudaRegisterFatBinary(void*) { static void* handle; return &handle; }
@@ -66,6 +67,17 @@ cudaError_t cudaLaunchKernel(const void*, dim3 g, dim3 b, void** arguments, size
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int value) {
   printf("{\"call\": \"allow\", \"shared\": %d}\n", value); return cudaSuccess;
 }
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* of, const void*) {
+  of->ptxVersion = ptx_version; return cudaSuccess;
+}
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel, void** arguments) {
+  const cudaLaunchAttribute& early = *config->attrs;
+  printf("{\"call\": \"launch with attributes\", \"number\": %u, \"early\": %d}\n", config->numAttrs,
+         early.id == cudaLaunchAttributeProgrammaticStreamSerialization &&
+             early.val.programmaticStreamSerializationAllowed == 1);
+  return cudaLaunchKernel(kernel, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes,
+                          config->stream);
+}
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   *value = attribute == cudaDevAttrMultiProcessorCount ? 132 : 232448;
   return device == 7 ? cudaErrorInvalidDevice : cudaSuccess;
@@ -95,6 +107,7 @@ PROGRAM = r"""
 #include <stdexcept>
 #include "common/launch.h"
 using namespace dino_kernels;
+extern int ptx_version;
 __global__ void kernel(const int number) {}
 __global__ void with_shared_memory(float* out) {
   DINO_DYNAMIC_SHARED(memory);
@@ -112,6 +125,10 @@ int main(int, char** arguments) {
   attempt([] { launch({"too many", int64_t{1} << 31, 32, 0}, 0, &kernel, 45); });
   attempt([] { launch({"no stream", 1, 32, 0}, 13, &kernel, 46); });
   attempt([] { launch({"too many threads", 1, 1025, 0}, 0, &kernel, 47); });
+  const LaunchShape early{"starts early", 5, 32, 64, true};
+  attempt([&] { launch(early, 2, &kernel, 48); });
+  ptx_version = 80;  // code without the instruction that waits
+  attempt([&] { launch(early, 2, &kernel, 49); });
   attempt([] { device_facts("no device", 7); });
   const auto show = [] {
     const DeviceFacts facts = device_facts("facts", 0);
@@ -222,11 +239,16 @@ def test_a_launch_takes_torchs_stream_and_every_refusal_says_why(launches, tmp_p
         "too many threads: a stand-in's error",
         "no device: a stand-in's error",
     ]
-    plain, allow, shared, refused, own, assumed, *guards = [line for line in launches if "error" not in line]
+    lines = [line for line in launches if "error" not in line]
+    plain, allow, shared, refused, attributes, early, in_turn, own, assumed, *guards = lines
     assert refused["argument"] == 47
     assert plain == {"call": "launch", "blocks": 3, "threads": 64, "shared": 100, "stream": STREAM, "argument": 42}
     assert allow == {"call": "allow", "shared": 60000}
     assert (shared["shared"], shared["stream"], shared["argument"]) == (60000, STREAM + 1, 43)
+    assert attributes == {"call": "launch with attributes", "number": 1, "early": 1}
+    expected = {"call": "launch", "blocks": 5, "threads": 32, "shared": 64, "stream": STREAM + 2}
+    assert early == {**expected, "argument": 48}
+    assert in_turn == {**expected, "argument": 49}, "a kernel that cannot wait must not start early"
     assert own == {"multiprocessors": 132, "shared": 232448}
     assert assumed == {"multiprocessors": 1, "shared": 232448}
     assert guards == [
