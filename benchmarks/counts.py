@@ -81,7 +81,7 @@ def label_of(name: str) -> str | None:
 
 
 def is_hot(label: str) -> bool:
-    return not any(word in label for word in ("general", "fp64", "SciPy", "K<=", "mask"))
+    return not any(word in label for word in ("general", "fp64", "SciPy", "K<=", "mask", "fixed point"))
 
 
 def count(kernel: Kernel, name: str, label: str, blocks: int = BLOCKS) -> tuple[Counted, Ledger]:

@@ -9,9 +9,16 @@ MAX_ROW_STRIDE = 2**27
 
 
 def rows(tensor: Tensor) -> Tensor:
-    """[B, Q, ...] as [B, Q, n] with a dense last dimension."""
+    """[B, Q, ...] with n numbers that follow one another behind Q: as it is, or as [B, Q, n]."""
+    if tensor.is_contiguous():
+        return tensor
     tensor = tensor if tensor.dim() == 3 else tensor.flatten(2)
     return tensor if tensor.stride(2) == 1 else tensor.contiguous()
+
+
+def like(grad: Tensor, tensor: Tensor) -> Tensor:
+    """The gradient of `rows(tensor)` as one of `tensor`."""
+    return grad if grad.dim() == tensor.dim() else grad.view_as(tensor)
 
 
 def heads(value: Tensor) -> Tensor:

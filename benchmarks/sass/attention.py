@@ -44,7 +44,7 @@ _OF_PAIRS = r"<(?P<T>\w+), (?P<fused>true|false), (?P<samples>\d+)"
 PAIR_LANES = 4  # of an item, in the kernels that take pairs of items
 FAMILIES = (
     Family("forward", rf"forward_kernel{_ARGUMENTS}\b[^>]*>"),
-    Family("backward", rf"backward_kernel{_ARGUMENTS}, (?:true|false)\b[^>]*>", backward=True),
+    Family("backward", rf"backward_kernel{_ARGUMENTS}, (?P<fixed>true|false)>", backward=True),
     Family("forward", rf"forward_mma_kernel{_OF_PAIRS}, (?P<mask>true|false)>", lanes=()),
     Family(
         "backward",
@@ -98,6 +98,7 @@ def label_of(name: str) -> str | None:
     else:
         size = "small" if lanes and lanes[-1] > 1 else "tile" if groups.get("sums") == "2" else "large"
     samples = " K<=32" if groups.get("samples") == "32" else ""
+    samples += " fixed point" if groups.get("fixed") == "true" and size != "general" else ""
     samples += " mask" if not samples and groups.get("mask") == "true" else ""
     kind = "fused" if groups["fused"] == "true" else "classic"
     return f"{family.name} {size} {TYPES[groups['T']]} {kind}{samples}"

@@ -28,7 +28,7 @@ __device__ __forceinline__ void mma_16x8x16(float (&d)[4], uint32_t a0, uint32_t
                                             uint32_t b0, uint32_t b1) {
   static_assert(std::is_same_v<T, BFloat16> || std::is_same_v<T, Half>,
                 "tensor cores multiply 16-bit types here");
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDACC__)
   // volatile: without it the compiler might move the instruction to where its result is used, which may be in
   // a branch that not all lanes take. ptxas schedules it like any other instruction.
   if constexpr (std::is_same_v<T, BFloat16>) {
@@ -61,7 +61,7 @@ __device__ __forceinline__ void mma_16x8x16(float (&d)[4], uint32_t a0, uint32_t
 // i brings the address of row i % 8 of matrix i / 8. r[m] becomes matrix_m[g][2t], matrix_m[g][2t + 1]. With
 // matrices (top left, bottom left, top right, bottom right) of a 16 x 16 matrix A these are a0 to a3 above.
 __device__ __forceinline__ void load_matrix_x4(uint32_t (&r)[4], const void* shared_row) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDACC__)
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared_row)))
@@ -74,7 +74,7 @@ __device__ __forceinline__ void load_matrix_x4(uint32_t (&r)[4], const void* sha
 // The same with each matrix transposed: r[m] becomes matrix_m[2t][g], matrix_m[2t + 1][g]. With the matrices
 // that make up 32 rows of a row-major B, 8 columns wide, these are b0 and b1 above, twice.
 __device__ __forceinline__ void load_transposed_x4(uint32_t (&r)[4], const void* shared_row) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDACC__)
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared_row)))

@@ -27,15 +27,22 @@ inline bool is_compute_dtype(ScalarType dtype, ScalarType value) {
   return dtype == (value == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
 }
 
+// [B, rows, ...], where the dimensions behind the rows have `length` numbers that follow one another.
 template <class Call>
 Rows rows_of(const Call& call, const char* name, const Tensor& tensor, int64_t rows, int64_t length) {
   check_place(call, name, tensor);
   const int64_t batch = call.params.B;
-  STD_TORCH_CHECK(
-      tensor.dim() == 3 && tensor.size(0) == batch && tensor.size(1) == rows && tensor.size(2) == length,
-      call.op, ": ", name, " must be [", batch, ", ", rows, ", ", length, "]");
-  STD_TORCH_CHECK(tensor.stride(2) == 1 || length <= 1 || tensor.numel() == 0, call.op, ": ", name,
-                  " must be dense in its last dimension");
+  int64_t numbers = 1;
+  bool dense = true;
+  for (int64_t d = tensor.dim() - 1; d >= 2; --d) {
+    dense = dense && (tensor.stride(d) == numbers || tensor.size(d) <= 1);
+    numbers *= tensor.size(d);
+  }
+  STD_TORCH_CHECK(tensor.dim() >= 3 && tensor.size(0) == batch && tensor.size(1) == rows && numbers == length,
+                  call.op, ": ", name, " must be [", batch, ", ", rows, ", ", length,
+                  "], the last in any number of dimensions");
+  STD_TORCH_CHECK(dense || tensor.numel() == 0, call.op, ": ", name,
+                  " must be dense behind its second dimension");
   return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)};
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dino_kernels._layout import heads, rows
+from dino_kernels._layout import heads, like, rows
 from dino_kernels.ops.ms_deform_attn.native import NAMESPACE
 
 
@@ -82,7 +82,7 @@ def backward(
         sum_bound,
     )
     if wanted[2]:
-        grad_offsets = grad_offsets.view_as(sampling_offsets)
+        grad_offsets = like(grad_offsets, sampling_offsets)
     if wanted[3]:
-        grad_logits = grad_logits.view_as(attention_logits)
+        grad_logits = like(grad_logits, attention_logits)
     return grad_value, grad_reference_points, grad_offsets, grad_logits

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dino_kernels._layout import heads, rows
+from dino_kernels._layout import heads, like, rows
 
 NAMESPACE = "dino_kernels_native"
 
@@ -72,7 +72,7 @@ def backward(
         sum_bound,
     )
     if wanted[1]:
-        grad_locations = grad_locations.view_as(sampling_locations)
+        grad_locations = like(grad_locations, sampling_locations)
     if wanted[2]:
-        grad_weights = grad_weights.view_as(attention_weights)
+        grad_weights = like(grad_weights, attention_weights)
     return grad_value, grad_locations, grad_weights
