@@ -160,7 +160,12 @@ def _launch(direction: str, value: Tensor, positions: Tensor, levels: Levels) ->
     if items == 0 or value.numel() == 0 or sum(levels[3]) == 0:
         return None
     kernel = getattr(kernels(), f"{direction}_{'few' if items < FEW_ITEMS else 'many'}")
-    return kernel[lambda meta: (-(-queries // meta["BLOCK_Q"]) * batch * heads_,)]
+    return kernel[lambda meta: (-(-queries // tile_size(meta["BLOCK_Q"], meta["LANES"])) * batch * heads_,)]
+
+
+def tile_size(block: int, lanes: int) -> int:
+    """Queries a program: `block`, where 4 lanes load a row; also computed by the kernels."""
+    return max(block * 4 // lanes, 1)
 
 
 def _tensors(
@@ -208,6 +213,8 @@ def _constants(value: Tensor, levels: Levels, positions: Tensor, reference_point
         # Like a row of value, so that the softmax is made where it is needed, on the same lanes.
         "PADDED_K": max(next_power_of_2(sum(points)), padded_half),
         "PADDED_HALF": padded_half,
+        # 16 bytes each.
+        "LANES": min(32, max(1, padded_half // (2 if value.dtype == torch.float64 else 4))),
         # What Triton takes for granted up to 3.9, and not from 3.10 on: multiply-adds are half of the arithmetic.
         "enable_fp_fusion": True,
     }
