@@ -52,23 +52,23 @@ class Kernel:
         return 8 * self.parallel * self.warps * self.parts
 
 
+# Programs a multiprocessor: by registers, of which a multiprocessor has 65,536; at most 32 programs.
 KERNELS = (
-    Kernel("Triton forward: 1 warp x 8 queries", 1, 25),
-    Kernel("Triton forward: 1 warp x 16", 1, 16, parallel=2),
-    Kernel("Triton forward: 1 warp x 8, 2 times", 1, 25, parts=2),
-    Kernel("Triton forward: 1 warp x 8, 8 times", 1, 25, parts=8),
-    Kernel("Triton forward: 2 warps x 8", 2, 12),
-    Kernel("Triton forward: 4 warps x 8", 4, 6),
-    Kernel("Triton forward: 4 warps x 8, 2 times", 4, 6, parts=2),
-    Kernel("Triton forward: 4 warps x 16", 4, 4, parallel=2),
-    Kernel("Triton forward: 8 warps x 8", 8, 3),
-    Kernel("Triton forward: 1 warp x 8, numbers 132 apart", 1, 25, stride=MULTIPROCESSORS),
-    Kernel("Triton forward: 1 warp x 8, a queue a multiprocessor", 1, 25, own_queue=True),
-    Kernel("Triton backward: 1 warp x 8", 1, 21),
-    Kernel("Triton backward: 4 warps x 8", 4, 5),
-    Kernel("Triton backward: 8 warps x 8", 8, 2),
-    Kernel("CUDA forward: 8 warps x 8, 64 KB shared", 8, 4, shared_kb=64),
-    Kernel("CUDA backward: 8 warps x 8, 100 KB shared", 8, 3, shared_kb=100),
+    Kernel("Triton forward until now: 1 warp x 8 queries, 80 registers", 1, 25),
+    Kernel("Triton forward, 64 registers: 1 warp x 8", 1, 32),
+    Kernel("1 warp x 8, two times in turn", 1, 32, parts=2),
+    Kernel("1 warp x 8, eight times in turn", 1, 32, parts=8),
+    Kernel("1 warp x 8, numbers dealt out so that neighbours are 132 apart", 1, 32, stride=MULTIPROCESSORS),
+    Kernel("1 warp x 8, a queue of programs for each multiprocessor", 1, 32, own_queue=True),
+    Kernel("2 warps x 8", 2, 16),
+    Kernel("4 warps x 8", 4, 8),
+    Kernel("4 warps x 8, two times in turn", 4, 8, parts=2),
+    Kernel("8 warps x 8", 8, 4),
+    Kernel("Triton backward until now: 1 warp x 8, 92 registers", 1, 21),
+    Kernel("Triton backward, 88 registers: 4 warps x 8", 4, 5),
+    Kernel("8 warps x 8", 8, 2),
+    Kernel("CUDA forward: 8 warps x 8, 64 KB shared memory", 8, 4, shared_kb=64),
+    Kernel("CUDA backward: 8 warps x 8, 100 KB shared memory", 8, 3, shared_kb=100),
 )
 
 

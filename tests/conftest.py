@@ -44,6 +44,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # One configuration of a Triton kernel is enough to compile for most tests; test_triton_ms_deform_attn.py has all.
+    os.environ.setdefault("DINO_KERNELS_TRITON_TUNE", "0")
     if "libasan" in os.environ.get("LD_PRELOAD", "") and not emulation.SANITIZED:
         raise pytest.UsageError(
             f"a sanitizer is loaded, but the tests would import {dino_kernels.__file__} without one"

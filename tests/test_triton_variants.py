@@ -200,6 +200,8 @@ VARIANTS = [
 @pytest.mark.parametrize("arch", [80, 90, "gfx942"], ids=str)
 def test_every_variant_of_attention_compiles_for_a_gpu(arch, attention, monkeypatch, tmp_path):
     variants = VARIANTS if arch == 90 else VARIANTS[:2]
+    for launches in attention:
+        launches.configs = launches.configs if arch == 90 else launches.configs[:1]
     compile_all(arch, attention, monkeypatch, tmp_path, lambda: [call_attention(*each) for each in variants])
 
 

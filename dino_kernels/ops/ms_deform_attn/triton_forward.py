@@ -1,6 +1,8 @@
 """Forward of multi-scale deformable attention in Triton, classic and fused.
 
-A program has one head of one image and a tile of queries. Traffic: value's rows are gathered, mostly from the
+A program has one head of one image and a tile of queries. Each of the lanes that load a row locates a sample; rows are
+then added sample by sample, and only shuffles pass between lanes: the warps of a program share nothing but the cache.
+Traffic: value's rows are gathered, mostly from the
 first-level cache; positions and weights are read once, output is written once. Positions, weights and sums are float32
 (float64 for float64).
 """

@@ -156,6 +156,7 @@ def take(of_lanes, k):
 
 @triton.jit
 def pack_flags(flags):
+    """Four flags as one number, which takes one exchange between lanes."""
     return (
         flags[0].to(tl.int32)
         | (flags[1].to(tl.int32) << 1)
