@@ -12,8 +12,8 @@ from dino_kernels import _triton
 from dino_kernels._fixed_point import scale_of, sum_bound
 from dino_kernels._layout import contiguous, heads, rows
 
-# 8 queries a warp: with fewer an H100 is not full, whose 132 multiprocessors have room for 16 to 32 warps each, at 64 to
-# 100 registers a thread.
+# 8 queries a warp: with fewer an H100 is not full, whose 132 multiprocessors have room for 16 to 32 warps each, at 100
+# to 64 registers a thread.
 FEW_ITEMS = 2**15
 
 
