@@ -21,7 +21,7 @@ from tests.conftest import INTERPRETED
 
 pytest.importorskip("triton", reason=_triton.MISSING)
 
-# Tiles have 8 queries, and on a grid strips of 8 rows.
+# On a grid strips of 8 rows. Where 4 channels are a row, a program of the smallest configuration has 16 queries.
 GRID = Case("grid", 1, 38, 1, 4, ((9, 4), (1, 2)), (1, 1), layout="local")
 BOXES = Case("boxes", 2, 3, 2, 6, ((3, 4), (2, 2)), (2, 2), reference_coordinates=4, mask=True)
 ODD_CHANNELS = Case("odd_channels", 1, 9, 2, 3, ((3, 4), (2, 2), (1, 1)), (1, 0, 2))
@@ -30,7 +30,10 @@ ONE_PIXEL = Case("one_pixel", 2, 2, 1, 4, ((1, 1),), (2,))
 HOSTILE = Case("hostile", 1, 16, 1, 4, ((4, 5), (2, 3)), (2, 1), layout="hostile")
 HOSTILE_BOXES = Case("hostile_boxes", 1, 16, 1, 4, ((4, 8), (2, 4)), (2, 1), 4, layout="hostile")
 LEVELS = Case("levels", 1, 4, 1, 8, ((5, 4), (3, 2), (2, 2), (2, 1), (1, 1)), (1, 1, 1, 1, 1), mask=True)
-CASES = [GRID, BOXES, ODD_CHANNELS, ONE_CHANNEL, ONE_PIXEL, HOSTILE, HOSTILE_BOXES, LEVELS]
+# 4 lanes a row: rounds of 4, 2, and 4 and 3 samples.
+ROUNDS = Case("rounds", 1, 13, 1, 32, ((3, 4), (2, 2), (5, 3)), (4, 2, 7), reference_coordinates=4, mask=True)
+WIDE = Case("wide", 1, 3, 1, 72, ((3, 4), (2, 2)), (3, 1))
+CASES = [ROUNDS, WIDE, GRID, BOXES, ODD_CHANNELS, ONE_CHANNEL, ONE_PIXEL, HOSTILE, HOSTILE_BOXES, LEVELS]
 SMALL = Case("small", 1, 2, 1, 4, ((3, 4), (2, 2)), (1, 1))
 
 
@@ -48,6 +51,27 @@ def test_forward_and_backward_are_as_accurate_as_pytorch(make_inputs, kernel, op
 @pytest.mark.parametrize("case", [BOXES, ODD_CHANNELS], ids=lambda case: case.id)
 def test_every_dtype_is_as_accurate_as_pytorch(make_inputs, kernel, op, name, case):
     assert_accurate(op, make_inputs(op, case, DTYPES[name], kernel), kernel)
+
+
+@pytest.mark.parametrize("kernel", [INTERPRETED, "triton"])
+@pytest.mark.parametrize("queries", [4, 8, 32, 64])
+def test_every_configuration_is_as_accurate_as_pytorch(make_inputs, monkeypatch, kernel, queries):
+    inputs = make_inputs("fused_ms_deform_attn", ROUNDS, torch.float32, kernel)
+    kernels = ops()["ms_deform_attn"].modules[kernel].kernels()
+    from dino_kernels.ops.ms_deform_attn import triton_tuned as tuned
+
+    configs = {config.kwargs["BLOCK_Q"]: config for config in (*tuned.FEW, *tuned.MANY)}
+    assert len(configs) == 4
+    for name in ("forward_few", "forward_many", "backward_few", "backward_many"):
+        monkeypatch.setattr(getattr(kernels, name), "configs", [configs[queries]])
+    assert_accurate("fused_ms_deform_attn", inputs, kernel)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4, 8, 16, 32])
+def test_a_program_never_has_fewer_than_one_query(lanes):
+    """As many lanes a query as load a row, so that a program's warps are full."""
+    assert backend.tile_size(32, lanes) * lanes == 128
+    assert backend.tile_size(4, lanes) == max(16 // lanes, 1)
 
 
 @pytest.mark.parametrize("cuda", ["emulated", "cuda"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +17,8 @@ from dino_kernels.ops.hungarian_match import triton as match_backend
 from dino_kernels.ops.linear_sum_assignment import triton as assignment_backend
 from dino_kernels.ops.matching_cost import triton as cost_backend
 from dino_kernels.ops.ms_deform_attn import triton as attention_backend
-from dino_kernels.testing import Case, run, sample_inputs
-from tests.second_copy import second_copy
+from dino_kernels.testing import DTYPES, Case, run, sample_inputs
+from tests.triton_code import lane_offsets, warp_instructions
 from tests.triton_examples import predictions, truth
 
 pytest.importorskip("triton", reason=_triton.MISSING)
@@ -199,6 +200,8 @@ VARIANTS = [
 @pytest.mark.parametrize("arch", [80, 90, "gfx942"], ids=str)
 def test_every_variant_of_attention_compiles_for_a_gpu(arch, attention, monkeypatch, tmp_path):
     variants = VARIANTS if arch == 90 else VARIANTS[:2]
+    for launches in attention:
+        launches.configs = launches.configs if arch == 90 else launches.configs[:1]
     compile_all(arch, attention, monkeypatch, tmp_path, lambda: [call_attention(*each) for each in variants])
 
 
@@ -206,58 +209,43 @@ def test_the_deterministic_backward_compiles_for_a_gpu(attention, deterministic,
     compile_all(90, attention, monkeypatch, tmp_path, lambda: call_attention(*VARIANTS[0], as_list=True))
 
 
-def test_sums_of_bfloat16_are_added_four_at_a_time(attention, monkeypatch, tmp_path):
+def assert_whole_sectors(ptx: str, levels: int) -> None:
+    """4 lanes add a half of a row of 32 float32 sums: 64 bytes, which are two sectors of 32, all of both."""
+    adds = re.findall(r"\b(?:red|atom)\.[\w.]*add\.v4\.f32\b.*?\[ *(%rd\d+)", ptx)
+    assert len(adds) == 8 * levels, "of each corner one half, and the other"
+    for address in adds:
+        offsets = lane_offsets(ptx, address)
+        for first in range(0, 32, 4):
+            assert [offset - offsets[first] for offset in offsets[first : first + 4]] == [0, 16, 32, 48]
+
+
+# Per 8 (query, head) items at 16 samples, whatever the number of warps; ceilings a little above what is in the README.
+CEILINGS = {
+    ("forward", "bf16"): 2550,
+    ("forward", "fp32"): 2350,
+    ("backward", "bf16"): 4500,
+    ("backward", "fp32"): 4350,
+}
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp32"])
+def test_warps_work_on_their_own_within_counted_instructions_and_add_whole_sectors(
+    attention, name, monkeypatch, tmp_path
+):
+    """No conversion through shared memory, whose barriers would tie a program's warps together."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    call_attention(*VARIANTS[0])
-    _, backward = attention
-    code = backward.compile(0, gpu(90))["ptx"]
-    levels = len(VARIANTS[0][1].shapes)
-    assert code.count("add.v4.f32") == 8 * levels  # two for each corner
-    assert code.count("bar.sync") == 2, "around the softmax's gradient, and nowhere else"
-
-
-def test_a_kind_of_call_is_tuned_once_and_not_again_in_another_process(monkeypatch, tmp_path):
-    """With a GPU of which only the times are known: 16 queries a program take half as long as 8."""
-    from triton.runtime.driver import driver
-
-    from dino_kernels.ops.ms_deform_attn import triton_tuned
-
-    launched: list[tuple[str, int]] = []
-
-    def record(name: str) -> Callable[..., None]:
-        def run_kernel(*args: Any, **options: Any) -> None:
-            launched.append((name, options["BLOCK_Q"]))
-            if name == "backward":
-                args[9].add_(1)  # to the sums of grad_value
-
-        return run_kernel
-
-    def measure(call: Callable[[], None], quantiles: Sequence[float]) -> list[float]:
-        for _ in range(3):
-            call()
-        return [8.0 / launched[-1][1]] * len(quantiles)
-
-    active = SimpleNamespace(get_current_target=lambda: gpu(90), get_benchmarker=lambda: measure)
-    monkeypatch.setattr(driver, "_active", active)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(triton_tuned.ms_deform_attn_forward, "run", record("forward"))
-    monkeypatch.setattr(triton_tuned.ms_deform_attn_backward, "run", record("backward"))
-    monkeypatch.setattr(_triton, "DEVICES", ("cpu",))
-    monkeypatch.setattr(attention_backend, "FEW_ITEMS", 1)
-
-    def launches_of_a_process(name: str) -> list[tuple[str, int]]:
-        kernels = second_copy("ms_deform_attn", "triton_tuned", name)
-        monkeypatch.setattr(attention_backend, "kernels", lambda: kernels)
-        launched.clear()
-        for queries in (9, 20):  # sizes are no other kind of call
-            inputs = sample_inputs("ms_deform_attn", Case("some", 1, queries, 2, 8, ((3, 4),), (2,)), torch.float32)
-            assert (run("ms_deform_attn", inputs, "triton").grads["value"] == 1).all(), "sums start at zero"
-        return launched.copy()
-
-    tuned = [("forward", 8)] * 3 + [("forward", 16)] * 4 + [("backward", 8)] * 3 + [("backward", 16)] * 4
-    called = [("forward", 16), ("backward", 16)]
-    assert launches_of_a_process("first") == tuned + called
-    assert launches_of_a_process("second") == called + called
+    case = Case("encoder", 1, 111, 8, 32, ((9, 9), (5, 5), (2, 2), (1, 1)), (4, 4, 4, 4), layout="local")
+    call_attention("fused_ms_deform_attn", case, DTYPES[name])
+    for direction, launches in zip(("forward", "backward"), attention, strict=True):
+        for call in range(len(launches.calls)):
+            compiled = launches.compile(call, gpu(90))
+            trips = {"forward": 2, "backward": 4}[direction]  # the forward pass takes two samples at a time
+            executed = warp_instructions(compiled, trips, tmp_path)
+            assert executed["LDS"] == executed["STS"] == executed["LDL"] == executed["STL"] == 0
+            assert executed["BAR"] == {"forward": 0, "backward": 2}[direction], "around the softmax's gradient alone"
+            assert executed.total() <= CEILINGS[direction, name]
+            if direction == "backward":
+                assert_whole_sectors(compiled["ptx"], len(case.shapes))
 
 
 def test_says_why_it_cannot_run(monkeypatch):

@@ -12,8 +12,8 @@ from dino_kernels import _triton
 from dino_kernels._fixed_point import scale_of, sum_bound
 from dino_kernels._layout import contiguous, heads, rows
 
-# 8 queries a warp: with fewer an H100 is not full, whose 132 multiprocessors have room for 24 warps each at 72 to 96
-# registers a thread.
+# 8 queries a warp: with fewer an H100 is not full, whose 132 multiprocessors have room for 16 to 32 warps each, at 100
+# to 64 registers a thread.
 FEW_ITEMS = 2**15
 
 
@@ -160,7 +160,12 @@ def _launch(direction: str, value: Tensor, positions: Tensor, levels: Levels) ->
     if items == 0 or value.numel() == 0 or sum(levels[3]) == 0:
         return None
     kernel = getattr(kernels(), f"{direction}_{'few' if items < FEW_ITEMS else 'many'}")
-    return kernel[lambda meta: (-(-queries // meta["BLOCK_Q"]) * batch * heads_,)]
+    return kernel[lambda meta: (-(-queries // tile_size(meta["BLOCK_Q"], meta["LANES"])) * batch * heads_,)]
+
+
+def tile_size(block: int, lanes: int) -> int:
+    """Queries a program: `block`, where 4 lanes load a row; also computed by the kernels."""
+    return max(block * 4 // lanes, 1)
 
 
 def _tensors(
@@ -208,6 +213,8 @@ def _constants(value: Tensor, levels: Levels, positions: Tensor, reference_point
         # Like a row of value, so that the softmax is made where it is needed, on the same lanes.
         "PADDED_K": max(next_power_of_2(sum(points)), padded_half),
         "PADDED_HALF": padded_half,
+        # 16 bytes each.
+        "LANES": min(32, max(1, padded_half // (2 if value.dtype == torch.float64 else 4))),
         # What Triton takes for granted up to 3.9, and not from 3.10 on: multiply-adds are half of the arithmetic.
         "enable_fp_fusion": True,
     }

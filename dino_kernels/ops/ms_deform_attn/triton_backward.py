@@ -16,15 +16,21 @@ from dino_kernels.ops.ms_deform_attn.triton_samples import (
     add_to_row,
     attention_of,
     corner_weights,
+    held_samples,
     load_corners,
-    load_pair,
+    load_pairs,
     load_reference,
     load_row,
+    pack_flags,
     place_samples,
     read_level,
+    samples_of_round,
     softmax_of,
+    store_pairs,
     surround,
+    take,
     tile_of_queries,
+    unpack_flags,
     widen,
 )
 
@@ -63,18 +69,20 @@ def ms_deform_attn_backward(
     POINTS: tl.constexpr,  # [L]
     COORDINATES: tl.constexpr,  # of a reference point; 0: the classic op
     COMPUTE: tl.constexpr,  # dtype
-    PAIRED: tl.constexpr,  # see load_pair
+    PAIRED: tl.constexpr,  # see load_pairs
     PACKED: tl.constexpr,  # see load_row
     PADDED_K: tl.constexpr,
     PADDED_HALF: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
+    LANES: tl.constexpr,  # see held_samples
+    BLOCK_Q: tl.constexpr,  # queries a program, where LANES is 4
 ):
     L: tl.constexpr = len(POINTS)
+    TILE: tl.constexpr = max(BLOCK_Q * 4 // LANES, 1)
     HALF: tl.constexpr = (D + 1) // 2
-    b, m, q, exists, fit = tile_of_queries(shapes, starts, sizes, Q, S, M, L, BLOCK_Q)
+    b, m, q, exists, fit = tile_of_queries(shapes, starts, sizes, Q, S, M, L, TILE)
 
     grad_output += b * grad_output_batch_stride + q * grad_output_row_stride + m * D
-    loaded = load_row(grad_output, exists, PACKED, D, HALF, PADDED_HALF)
+    loaded = load_row(grad_output[:, :, None], exists[:, :, None], PACKED, D, HALF, PADDED_HALF)
     grad = widen(loaded, grad_output.dtype.element_ty, PACKED, COMPUTE)
     value += b * value_batch_stride + m * D
     positions += b * positions_batch_stride + q * positions_row_stride + m * (2 * K)
@@ -92,7 +100,7 @@ def ms_deform_attn_backward(
     if COORDINATES > 0:
         softmax = softmax_of(weights, K, PADDED_K, COMPUTE)
 
-    mean = tl.zeros([BLOCK_Q, 1], COMPUTE)
+    mean = tl.zeros([TILE, LANES], COMPUTE)
     end = b * 0
     for number in tl.static_range(L):
         height, width, start = read_level(shapes, starts, sizes, number, end)
@@ -124,11 +132,12 @@ def ms_deform_attn_backward(
             COORDINATES,
             PAIRED,
             PACKED,
+            LANES,
         )
         if grad_reference_points is not None:
-            to = grad_reference_points + (item * L + number) * COORDINATES
-            for c in tl.static_range(COORDINATES):
-                tl.store(to + c, grad_reference[c], mask=exists)
+            _store_reference(
+                grad_reference_points + (item * L + number) * COORDINATES, grad_reference, exists, COORDINATES, LANES
+            )
         positions += 2 * POINTS[number]
         weights += POINTS[number]
         if grad_positions is not None:
@@ -142,7 +151,8 @@ def ms_deform_attn_backward(
         held = exists & (k < K)
         tl.debug_barrier()
         logits = tl.load(weights - K + k, mask=held, other=0).to(COMPUTE)
-        gradient = attention_of(logits, softmax, COORDINATES) * (tl.load(grad_attention - K + k, mask=held) - mean)
+        waiting = tl.load(grad_attention - K + k, mask=held)
+        gradient = attention_of(logits, softmax, COORDINATES) * (waiting - tl.sum(mean, 1)[:, None])
         tl.debug_barrier()
         tl.store(grad_logits + item * K + k, gradient, mask=held)
 
@@ -171,37 +181,49 @@ def _level(
     COORDINATES: tl.constexpr,
     PAIRED: tl.constexpr,
     PACKED: tl.constexpr,
+    LANES: tl.constexpr,
 ):
     """The samples of one level. Returns mean with their share, and the gradient of the queries' reference points."""
     compute: tl.constexpr = mean.dtype
     half: tl.constexpr = (D + 1) // 2
-    padded_half: tl.constexpr = grad[0].shape[1]
+    padded_half: tl.constexpr = grad[0].shape[2]
     height = level[0]
     width = level[1]
-    grad_x = mean * 0
-    grad_y = mean * 0
-    grad_width = mean * 0
-    grad_height = mean * 0
-    for k in range(POINTS):
-        raw_x, raw_y = load_pair(positions + 2 * k, PAIRED)
+    lane = tl.arange(0, LANES)[None, :]
+    zeros = tl.zeros(mean.shape, compute)
+    grad_x = zeros
+    grad_y = zeros
+    grad_width = zeros
+    grad_height = zeros
+    for first in range(0, POINTS, LANES):
+        held = held_samples(first, POINTS, LANES)
+        raw_x, raw_y = load_pairs(positions + 2 * first, held, PAIRED, LANES)
         raw_x = raw_x.to(compute)
         raw_y = raw_y.to(compute)
-        attention = attention_of(tl.load(weights + k).to(compute), softmax, COORDINATES)
+        attention = attention_of(tl.load(weights + first + lane, mask=held, other=0).to(compute), softmax, COORDINATES)
         x, y, scale_x, scale_y = place_samples(raw_x, raw_y, reference, width, height, POINTS, COORDINATES)
-        row, right, below, reads = surround(x, y, level, value_mask, alive)
-        corners = load_corners(value, row, width, stride, reads, PACKED, D, half, padded_half, compute)
-        dot0 = _dot(corners[0], grad)
-        dot1 = _dot(corners[1], grad)
-        dot2 = _dot(corners[2], grad)
-        dot3 = _dot(corners[3], grad)
-        if sums is not None:
-            shares = corner_weights(attention, right, below, reads)
-            upper_sums = sums + row.to(tl.int64) * (M * D)
-            lower_sums = upper_sums + width.to(tl.int64) * (M * D)
-            add_to_row(upper_sums, shares[0], grad, scale, reads[0], D, half, padded_half)
-            add_to_row(upper_sums + M * D, shares[1], grad, scale, reads[1], D, half, padded_half)
-            add_to_row(lower_sums, shares[2], grad, scale, reads[2], D, half, padded_half)
-            add_to_row(lower_sums + M * D, shares[3], grad, scale, reads[3], D, half, padded_half)
+        row, right, below, reads = surround(x, y, level, value_mask, alive & held)
+        shares = corner_weights(attention, right, below, reads)
+        flags = pack_flags(reads)
+        dot0 = zeros
+        dot1 = zeros
+        dot2 = zeros
+        dot3 = zeros
+        for k in range(samples_of_round(first, POINTS, LANES)):
+            row_k = take(row, k)
+            reads_k = unpack_flags(take(flags, k))
+            corners = load_corners(value, row_k, width, stride, reads_k, PACKED, D, half, padded_half, compute)
+            dot0 = tl.where(lane == k, _dot(corners[0], grad, LANES), dot0)
+            dot1 = tl.where(lane == k, _dot(corners[1], grad, LANES), dot1)
+            dot2 = tl.where(lane == k, _dot(corners[2], grad, LANES), dot2)
+            dot3 = tl.where(lane == k, _dot(corners[3], grad, LANES), dot3)
+            if sums is not None:
+                upper_sums = sums + row_k.to(tl.int64) * (M * D)
+                lower_sums = upper_sums + width.to(tl.int64) * (M * D)
+                add_to_row(upper_sums, take(shares[0], k), grad, scale, reads_k[0], D, half, padded_half)
+                add_to_row(upper_sums + M * D, take(shares[1], k), grad, scale, reads_k[1], D, half, padded_half)
+                add_to_row(lower_sums, take(shares[2], k), grad, scale, reads_k[2], D, half, padded_half)
+                add_to_row(lower_sums + M * D, take(shares[3], k), grad, scale, reads_k[3], D, half, padded_half)
 
         upper_slope = dot1 - dot0
         lower_slope = dot3 - dot2
@@ -211,11 +233,11 @@ def _level(
         pixel_x = attention * (upper_slope + below * (lower_slope - upper_slope))
         pixel_y = attention * (lower - upper)
         if grad_positions is not None:
-            number: tl.constexpr = grad_positions.dtype.element_ty
-            tl.store(grad_positions + 2 * k, _chain(pixel_x, scale_x).to(number), mask=exists)
-            tl.store(grad_positions + 2 * k + 1, _chain(pixel_y, scale_y).to(number), mask=exists)
+            store_pairs(
+                grad_positions + 2 * first, _chain(pixel_x, scale_x), _chain(pixel_y, scale_y), exists & held, LANES
+            )
         if grad_attention is not None:
-            tl.store(grad_attention + k, sampled.to(grad_attention.dtype.element_ty), mask=exists)
+            tl.store(grad_attention + first + lane, sampled.to(grad_attention.dtype.element_ty), mask=exists & held)
             mean += attention * sampled
         grad_x += pixel_x
         grad_y += pixel_y
@@ -226,16 +248,29 @@ def _level(
     level_height = height.to(compute)
     of_box: tl.constexpr = 0.5 / max(POINTS, 1)
     return mean, (
-        grad_x * level_width,
-        grad_y * level_height,
-        grad_width * (of_box * level_width),
-        grad_height * (of_box * level_height),
+        tl.sum(grad_x, 1)[:, None] * level_width,
+        tl.sum(grad_y, 1)[:, None] * level_height,
+        tl.sum(grad_width, 1)[:, None] * (of_box * level_width),
+        tl.sum(grad_height, 1)[:, None] * (of_box * level_height),
     )
 
 
 @triton.jit
-def _dot(row, grad):
-    return tl.sum(row[0] * grad[0] + row[1] * grad[1], 1)[:, None]
+def _dot(row, grad, LANES: tl.constexpr):
+    """[Q, 1]. Sums of each lane first, so that Triton lays out the result as samples lie in lanes, and not as rows."""
+    products = row[0] * grad[0] + row[1] * grad[1]
+    of_lanes = tl.sum(tl.reshape(products, [products.shape[0], LANES, products.shape[2] // LANES]), 2)
+    return tl.sum(of_lanes, 1)[:, None]
+
+
+@triton.jit
+def _store_reference(pointers, gradients, exists, COORDINATES: tl.constexpr, LANES: tl.constexpr):
+    """One coordinate a lane."""
+    c = tl.arange(0, max(COORDINATES, LANES))[None, :]
+    gradient = tl.where(c == 0, gradients[0], gradients[1])
+    if COORDINATES == 4:
+        gradient = tl.where(c < 2, gradient, tl.where(c == 2, gradients[2], gradients[3]))
+    tl.store(pointers + c, gradient, mask=exists & (c < COORDINATES))
 
 
 @triton.jit

@@ -1,6 +1,8 @@
 """Forward of multi-scale deformable attention in Triton, classic and fused.
 
-A program has one head of one image and a tile of queries. Traffic: value's rows are gathered, mostly from the
+A program has one head of one image and a tile of queries. Each of the lanes that load a row locates a sample; rows are
+then added sample by sample, and only shuffles pass between lanes: the warps of a program share nothing but the cache.
+Traffic: value's rows are gathered, mostly from the
 first-level cache; positions and weights are read once, output is written once. Positions, weights and sums are float32
 (float64 for float64).
 """
@@ -13,19 +15,26 @@ import triton.language as tl
 from dino_kernels.ops.ms_deform_attn.triton_samples import (
     attention_of,
     corner_weights,
+    held_samples,
     load_corners,
-    load_pair,
+    load_pairs,
     load_reference,
+    pack_flags,
     place_samples,
     read_level,
+    samples_of_round,
     softmax_of,
     store_row,
     surround,
+    take,
     tile_of_queries,
+    unpack_flags,
 )
 
 # Arguments that change with the size of the images: neither their values nor their alignment make a variant.
 SIZES = ("Q", "S")
+# Samples whose rows are loaded before the first of them is used.
+UNROLL = tl.constexpr(2)
 
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=SIZES)
@@ -53,15 +62,17 @@ def ms_deform_attn_forward(
     POINTS: tl.constexpr,  # [L]
     COORDINATES: tl.constexpr,  # of a reference point; 0: the classic op
     COMPUTE: tl.constexpr,  # dtype
-    PAIRED: tl.constexpr,  # see load_pair
+    PAIRED: tl.constexpr,  # see load_pairs
     PACKED: tl.constexpr,  # see load_row
     PADDED_K: tl.constexpr,
     PADDED_HALF: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
+    LANES: tl.constexpr,  # see held_samples
+    BLOCK_Q: tl.constexpr,  # queries a program, where LANES is 4
 ):
     L: tl.constexpr = len(POINTS)
+    TILE: tl.constexpr = max(BLOCK_Q * 4 // LANES, 1)
     HALF: tl.constexpr = (D + 1) // 2
-    b, m, q, exists, fit = tile_of_queries(shapes, starts, sizes, Q, S, M, L, BLOCK_Q)
+    b, m, q, exists, fit = tile_of_queries(shapes, starts, sizes, Q, S, M, L, TILE)
     value += b * value_batch_stride + m * D
     positions += b * positions_batch_stride + q * positions_row_stride + m * (2 * K)
     weights += b * weights_batch_stride + q * weights_row_stride + m * K
@@ -71,8 +82,8 @@ def ms_deform_attn_forward(
     if COORDINATES > 0:
         softmax = softmax_of(weights, K, PADDED_K, COMPUTE)
 
-    first_sums = tl.zeros([BLOCK_Q, PADDED_HALF], COMPUTE)
-    second_sums = tl.zeros([BLOCK_Q, PADDED_HALF], COMPUTE)
+    first_sums = tl.zeros([TILE, 1, PADDED_HALF], COMPUTE)
+    second_sums = tl.zeros([TILE, 1, PADDED_HALF], COMPUTE)
     end = b * 0
     for number in tl.static_range(L):
         height, width, start = read_level(shapes, starts, sizes, number, end)
@@ -98,13 +109,14 @@ def ms_deform_attn_forward(
             COORDINATES,
             PAIRED,
             PACKED,
+            LANES,
         )
         positions += 2 * POINTS[number]
         weights += POINTS[number]
     first_sums = tl.where(fit, first_sums, float("nan"))
     second_sums = tl.where(fit, second_sums, float("nan"))
-    to = output + ((b * Q + q) * M + m) * D
-    store_row(to, first_sums, second_sums, exists, PACKED, D, HALF, PADDED_HALF)
+    to = (output + ((b * Q + q) * M + m) * D)[:, :, None]
+    store_row(to, first_sums, second_sums, exists[:, :, None], PACKED, D, HALF, PADDED_HALF)
 
 
 @triton.jit
@@ -125,22 +137,29 @@ def _add_level(
     COORDINATES: tl.constexpr,
     PAIRED: tl.constexpr,
     PACKED: tl.constexpr,
+    LANES: tl.constexpr,
 ):
     """The sums, with the samples of one level added."""
     compute: tl.constexpr = first_sums.dtype
     half: tl.constexpr = (D + 1) // 2
-    padded_half: tl.constexpr = first_sums.shape[1]
+    padded_half: tl.constexpr = first_sums.shape[2]
     height = level[0]
     width = level[1]
-    # A loop, because 16 samples in a row take the compiler ten times as long as 4 and give the same instructions.
-    for k in range(POINTS):
-        raw_x, raw_y = load_pair(positions + 2 * k, PAIRED)
-        attention = attention_of(tl.load(weights + k).to(compute), softmax, COORDINATES)
+    for first in range(0, POINTS, LANES):
+        held = held_samples(first, POINTS, LANES)
+        raw_x, raw_y = load_pairs(positions + 2 * first, held, PAIRED, LANES)
+        logits = tl.load(weights + first + tl.arange(0, LANES)[None, :], mask=held, other=0)
+        attention = attention_of(logits.to(compute), softmax, COORDINATES)
         x, y, _, _ = place_samples(raw_x.to(compute), raw_y.to(compute), reference, width, height, POINTS, COORDINATES)
-        row, right, below, reads = surround(x, y, level, value_mask, alive)
-        corners = load_corners(value, row, width, stride, reads, PACKED, D, half, padded_half, compute)
+        row, right, below, reads = surround(x, y, level, value_mask, alive & held)
         shares = corner_weights(attention, right, below, reads)
-        for c in tl.static_range(4):
-            first_sums += shares[c] * corners[c][0]
-            second_sums += shares[c] * corners[c][1]
+        flags = pack_flags(reads)
+        # A loop, because 16 samples in a row take the compiler ten times as long as 4 and give the same instructions.
+        for k in tl.range(0, samples_of_round(first, POINTS, LANES), loop_unroll_factor=UNROLL):
+            of_k = unpack_flags(take(flags, k))
+            corners = load_corners(value, take(row, k), width, stride, of_k, PACKED, D, half, padded_half, compute)
+            for c in tl.static_range(4):
+                share = take(shares[c], k)
+                first_sums += share * corners[c][0]
+                second_sums += share * corners[c][1]
     return first_sums, second_sums

@@ -87,18 +87,87 @@ def tile_of_queries(shapes, starts, sizes, Q, S, M: tl.constexpr, L: tl.constexp
     return (head // M).to(tl.int64), head % M, queries.to(tl.int64)[:, None], (number < Q)[:, None], fit
 
 
+# Of each query and level, LANES lanes locate one sample each, then all of them read the rows of one sample after
+# another: as many lanes as load a row, so that nothing leaves the warp. `first` is the first sample of such a round.
 @triton.jit
-def load_pair(pointers, PAIRED: tl.constexpr):
-    """Two neighbouring numbers each; as one where they are PAIRED: 16 or 32 bits wide, and aligned together."""
+def held_samples(first, POINTS: tl.constexpr, LANES: tl.constexpr):
+    """The lanes that have a sample, [1, LANES], in a round of at most LANES."""
+    if POINTS % LANES == 0:
+        return tl.full([1, LANES], True, tl.int1)  # which the compiler knows
+    else:
+        return (first + tl.arange(0, LANES) < POINTS)[None, :]
+
+
+@triton.jit
+def samples_of_round(first, POINTS: tl.constexpr, LANES: tl.constexpr):
+    """How many lanes have one."""
+    if POINTS <= LANES:
+        return POINTS
+    else:
+        return tl.minimum(POINTS - first, LANES)
+
+
+@triton.jit
+def load_pairs(pointers, held, PAIRED: tl.constexpr, LANES: tl.constexpr):
+    """Two neighbouring numbers of each of LANES samples, whose first ones are at `pointers`: [Q, LANES] each.
+
+    As one number where they are PAIRED: 16 or 32 bits wide, and aligned together.
+    """
+    lane = tl.arange(0, LANES)[None, :]
     number: tl.constexpr = pointers.dtype.element_ty
     if not PAIRED:
-        return tl.load(pointers), tl.load(pointers + 1)
+        first = tl.load(pointers + 2 * lane, mask=held, other=0)
+        return first, tl.load(pointers + (2 * lane + 1), mask=held, other=0)
     elif number.primitive_bitwidth == 32:
-        both = tl.load(pointers.to(tl.pointer_type(tl.int64), bitcast=True))
+        both = tl.load(pointers.to(tl.pointer_type(tl.int64), bitcast=True) + lane, mask=held, other=0)
         return both.to(tl.int32).to(number, bitcast=True), (both >> 32).to(tl.int32).to(number, bitcast=True)
     else:
-        both = tl.load(pointers.to(tl.pointer_type(tl.int32), bitcast=True))
+        both = tl.load(pointers.to(tl.pointer_type(tl.int32), bitcast=True) + lane, mask=held, other=0)
         return both.to(tl.int16).to(number, bitcast=True), (both >> 16).to(tl.int16).to(number, bitcast=True)
+
+
+@triton.jit
+def store_pairs(pointers, first, second, held, LANES: tl.constexpr):
+    """The inverse of `load_pairs`, to a tensor of which only whole pairs are aligned."""
+    lane = tl.arange(0, LANES)[None, :]
+    number: tl.constexpr = pointers.dtype.element_ty
+    if number.primitive_bitwidth == 64:
+        tl.store(pointers + 2 * lane, first.to(number), mask=held)
+        tl.store(pointers + (2 * lane + 1), second.to(number), mask=held)
+    elif number.primitive_bitwidth == 32:
+        low = first.to(number).to(tl.int32, bitcast=True).to(tl.int64) & 4294967295
+        high = second.to(number).to(tl.int32, bitcast=True).to(tl.int64) << 32
+        tl.store(pointers.to(tl.pointer_type(tl.int64), bitcast=True) + lane, low | high, mask=held)
+    else:
+        low = first.to(number).to(tl.int16, bitcast=True).to(tl.int32) & 65535
+        high = second.to(number).to(tl.int16, bitcast=True).to(tl.int32) << 16
+        tl.store(pointers.to(tl.pointer_type(tl.int32), bitcast=True) + lane, low | high, mask=held)
+
+
+@triton.jit
+def take(of_lanes, k):
+    """What lane k of each query has, in all of its lanes: [Q, 1, 1], from [Q, LANES].
+
+    The third dimension makes Triton lay out rows by how they are loaded, and not by how samples lie in lanes.
+    """
+    at = tl.full([of_lanes.shape[0], 1], k, tl.int32)
+    return tl.gather(of_lanes, at, 1)[:, :, None]
+
+
+@triton.jit
+def pack_flags(flags):
+    """Four flags as one number, which takes one exchange between lanes."""
+    return (
+        flags[0].to(tl.int32)
+        | (flags[1].to(tl.int32) << 1)
+        | (flags[2].to(tl.int32) << 2)
+        | (flags[3].to(tl.int32) << 3)
+    )
+
+
+@triton.jit
+def unpack_flags(packed):
+    return (packed & 1) != 0, (packed & 2) != 0, (packed & 4) != 0, (packed & 8) != 0
 
 
 @triton.jit
@@ -211,8 +280,11 @@ def corner_weights(attention, right, below, reads):
 # would have to go to another lane first.
 @triton.jit
 def load_row(pointers, reads, PACKED: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PADDED_HALF: tl.constexpr):
-    """D channels as they are in memory; zeros of rows that are not to be read. `pointers` go to each row's first."""
-    i = tl.arange(0, PADDED_HALF)[None, :]
+    """D channels as they are in memory, [Q, 1, PADDED_HALF]; zeros of rows that are not to be read.
+
+    `pointers` [Q, 1, 1] go to each row's first channel.
+    """
+    i = tl.arange(0, PADDED_HALF)[None, None, :]
     if PACKED:
         words = pointers.to(tl.pointer_type(tl.int32), bitcast=True)
         return tl.load(words + i, mask=_within(reads, i, HALF, PADDED_HALF), other=0), 0
@@ -256,7 +328,7 @@ def load_corners(
     PADDED_HALF: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """Both halves of the four rows around each point; zeros of rows that are not to be read."""
+    """Both halves of the four rows around one sample of each query; zeros of rows that are not to be read."""
     number: tl.constexpr = value.dtype.element_ty
     upper = value + row.to(tl.int64) * stride
     lower = upper + width.to(tl.int64) * stride
@@ -278,7 +350,7 @@ def store_row(
     pointers, first, second, rows, PACKED: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PADDED_HALF: tl.constexpr
 ):
     """The contrary of `load_row` and `widen`."""
-    i = tl.arange(0, PADDED_HALF)[None, :]
+    i = tl.arange(0, PADDED_HALF)[None, None, :]
     number: tl.constexpr = pointers.dtype.element_ty
     if PACKED:
         even = first.to(number).to(tl.int16, bitcast=True).to(tl.int32) & 65535
@@ -293,7 +365,7 @@ def store_row(
 @triton.jit
 def add_to_row(pointers, weight, halves, scale, rows, D: tl.constexpr, HALF: tl.constexpr, PADDED_HALF: tl.constexpr):
     """Adds both halves times a weight, one half after the other, to sums that are common to all programs."""
-    i = tl.arange(0, PADDED_HALF)[None, :]
+    i = tl.arange(0, PADDED_HALF)[None, None, :]
     first = weight * halves[0]
     second = weight * halves[1]
     if scale is not None:

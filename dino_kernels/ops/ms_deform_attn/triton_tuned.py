@@ -2,22 +2,58 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from triton import Config, autotune
+import torch
+from triton import Config
+from triton.runtime.autotuner import Autotuner
 
 from dino_kernels.ops.ms_deform_attn.triton_backward import ms_deform_attn_backward
 from dino_kernels.ops.ms_deform_attn.triton_forward import ms_deform_attn_forward
 
-# One warp a program: with more, samples go from lane to lane through shared memory, with barriers: 56 in the forward
-# pass of 32 queries and 4 warps, none in that of 8 queries and one warp (counted in code for sm_90).
+# 8 queries a warp where 4 lanes load a row, as with 32 channels; BLOCK_Q has those of a program in that case.
 #
-# Of many queries, 8: lanes then load and add 16 bytes each; or 16: twice the loads in flight, and registers.
-MANY = [Config({"BLOCK_Q": 8}, num_warps=1), Config({"BLOCK_Q": 16}, num_warps=1)]
-# Of few, which leave multiprocessors idle, half as many a program: twice the programs.
+# Of many queries, half a tile of 8 x 8 pixels or a whole one: its warps share the first-level cache of one
+# multiprocessor (benchmarks/locality.py). No warp waits for another, except for the softmax's gradient.
+MANY = [Config({"BLOCK_Q": 32}, num_warps=4), Config({"BLOCK_Q": 64}, num_warps=8)]
+# Of few, which leave multiprocessors idle, a warp or half a warp's queries a program.
 FEW = [Config({"BLOCK_Q": 8}, num_warps=1), Config({"BLOCK_Q": 4}, num_warps=1)]
 # Besides the dtypes: sizes of images and batches do not matter.
 KEY = ["M", "D", "POINTS", "COORDINATES"]
+# "0": nothing is measured, and only the first configuration of each kind of call is compiled.
+SWITCH = "DINO_KERNELS_TRITON_TUNE"
+
+
+class Tuned(Autotuner):
+    """A kernel whose configuration is measured when a kind of call comes first.
+
+    Nothing can be measured while a CUDA graph is captured. A kind of call that this process has not seen yet is then
+    launched with the first configuration, which the graph keeps; the next call outside a capture measures.
+    """
+
+    def __init__(self, kernel: Any, configs: Sequence[Config], pre_hook: Callable[..., None] | None = None) -> None:
+        super().__init__(kernel, kernel.arg_names, list(configs), KEY, None, None, pre_hook, cache_results=True)
+        self.configs_timings = {}
+        self._provisional: list[Any] = []
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().run(*args, **kwargs)
+        finally:
+            while self._provisional:
+                del self.cache[self._provisional.pop()]
+
+    def check_disk_cache(self, tuning_key: Any, configs: list[Config], bench_fn: Callable[[], None]) -> bool:
+        """Choose for a new kind of call; Triton calls this. Return whether nothing was measured."""
+        capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if not capturing and os.environ.get(SWITCH) != "0":
+            return super().check_disk_cache(tuning_key, configs, bench_fn)
+        self.cache[tuning_key] = configs[0]
+        if capturing:
+            self._provisional.append(tuning_key)
+        return True
 
 
 def _clear_sums(arguments: dict[str, Any], reset_only: bool = False) -> None:
@@ -26,7 +62,7 @@ def _clear_sums(arguments: dict[str, Any], reset_only: bool = False) -> None:
         arguments["sums"].zero_()
 
 
-forward_many = autotune(MANY, KEY, cache_results=True)(ms_deform_attn_forward)
-forward_few = autotune(FEW, KEY, cache_results=True)(ms_deform_attn_forward)
-backward_many = autotune(MANY, KEY, pre_hook=_clear_sums, cache_results=True)(ms_deform_attn_backward)
-backward_few = autotune(FEW, KEY, pre_hook=_clear_sums, cache_results=True)(ms_deform_attn_backward)
+forward_many = Tuned(ms_deform_attn_forward, MANY)
+forward_few = Tuned(ms_deform_attn_forward, FEW)
+backward_many = Tuned(ms_deform_attn_backward, MANY, _clear_sums)
+backward_few = Tuned(ms_deform_attn_backward, FEW, _clear_sums)
