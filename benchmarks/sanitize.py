@@ -19,7 +19,7 @@ from torch import Tensor
 
 import dino_kernels
 from benchmarks import gate
-from benchmarks.candidates import LARGE, SMALL, multiprocessors
+from benchmarks.candidates import LARGE, SMALL, candidates, chosen, multiprocessors
 from benchmarks.peers import implementations
 from benchmarks.workloads import OPS
 from dino_kernels import hungarian_match, linear_sum_assignment, matching_cost
@@ -39,8 +39,6 @@ from dino_kernels.testing import (
 
 # Queries of every kind, masks, boxes, borders, odd sizes; each a few thousand samples, which a sanitizer bears.
 NAMES = ("encoder_masked", "decoder_few_queries", "odd_points", "one_pixel_levels", "channels_36", "hostile_boxes")
-
-
 # As many queries as rows, with 32 channels: what gets tiles in a large call.
 TILES = ("encoder_masked",)
 
@@ -52,6 +50,13 @@ class Refused(Exception):
 def sized(backend: str, count: int) -> AbstractContextManager[object]:
     """Calls take the kernels of a GPU with `count` multiprocessors, where the backend has any choice."""
     return multiprocessors(count) if backend == "cuda" else nullcontext()
+
+
+def choices(backend: str) -> list[tuple[str, AbstractContextManager[object]]]:
+    """Each candidate of the CUDA kernels, to be entered; other backends have one kernel for each call."""
+    if backend != "cuda":
+        return [("as they are", nullcontext())]
+    return [(candidate.id, chosen(candidate)) for candidate in candidates()]
 
 
 def attention(
@@ -147,10 +152,14 @@ def main(backend: str, device: str, tiles: bool) -> int:
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     try:
         if tiles:
-            with sized(backend, LARGE):
-                runs = attention(backend, device, TILES, ("fp32", "bf16"), (False,))
-            print(f"{runs} calls of {backend} with tiles, forward and backward")
+            for name, choice in choices(backend):
+                with sized(backend, LARGE), choice:
+                    runs = attention(backend, device, TILES, ("fp32", "bf16"), (False,))
+                print(f"{runs} calls of {backend} with tiles, {name}, forward and backward")
             return 0
+        for _, choice in choices(backend):
+            with sized(backend, LARGE), choice:
+                attention(backend, device, TILES, ("bf16", "fp16"), (False,))
         for name, count in (("large", LARGE), ("small", SMALL)):
             with sized(backend, count):
                 print(f"{attention(backend, device)} calls of {backend} as {name} ones, forward and backward")

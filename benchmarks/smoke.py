@@ -99,7 +99,7 @@ def main() -> int:
     document: dict[str, Any] = {
         "machine": facts | {"commit": facts["commit"] or options.commit or None},
         "cuda_library": _native.CUDA_MISSING or "usable",
-        "candidates": [candidate.id for candidate in candidates()],
+        "candidates": [candidate.id for candidate in candidates() if options.device == "cuda"],
         "checks": {},
     }
     jobs = options.jobs or min(8, max(1, (os.cpu_count() or 2) // 2))

@@ -12,7 +12,7 @@ import torch
 
 import dino_kernels
 from benchmarks import gate, sanitize, tools
-from benchmarks.candidates import LARGE, SMALL
+from benchmarks.candidates import LARGE, SMALL, Candidate, candidates, chosen
 from benchmarks.graphs import Graphed, assert_never_waits, assert_replays
 from benchmarks.isolated import Part, Reporter
 from benchmarks.peers import implementations
@@ -65,6 +65,15 @@ def checks(device: str) -> list[Part]:
         for size, count in (("large", LARGE), ("small", SMALL)):
             arguments = {**where, "dtype": dtype, "multiprocessors": count, "names": NAMES}
             parts.append(Part(f"attention {size} {dtype}", attention, arguments))
+        if dtype == "bf16" and device == "cuda":
+            parts += [
+                Part(
+                    f"attention {candidate.id} bf16",
+                    attention_of,
+                    {**where, "direction": candidate.direction, "name": candidate.name},
+                )
+                for candidate in candidates()
+            ]
         parts.append(Part(f"attention as it comes {dtype}", attention_as_it_comes, {**where, "dtype": dtype}))
         parts.append(Part(f"deterministic {dtype}", deterministic, {**where, "dtype": dtype}))
     parts += [
@@ -107,6 +116,18 @@ def attention(
     for name in names:
         for op in OPS:
             reporter.attempt(f"{op} {name}", partial(check, op, _named(name)))
+
+
+def attention_of(reporter: Reporter, backend: str, device: str, direction: str, name: str) -> None:
+    """Large calls by one of the candidates."""
+
+    def check(op: str, case: Case) -> str:
+        with sanitize.sized(backend, LARGE), chosen(Candidate(direction, name)):
+            return _accurate(op, case, "bf16", backend, device)
+
+    for case in ("encoder", *sanitize.TILES):
+        for op in OPS:
+            reporter.attempt(f"{op} {case}", partial(check, op, _named(case)))
 
 
 def attention_as_it_comes(reporter: Reporter, backend: str, device: str, dtype: str) -> None:

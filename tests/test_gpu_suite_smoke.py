@@ -101,6 +101,7 @@ def test_every_kernel_family_is_checked():
         assert set(large["names"]) <= {case.name for case in CASES}
     families = {"libraries", "racecheck of tiles", "memcheck of tiles", "Triton attention bf16", "CUDA graph"}
     families |= {"matching_cost and hungarian_match", "linear_sum_assignment"}
+    families |= {f"attention {candidate.id} bf16" for candidate in candidates.candidates()}
     assert families <= set(parts)
     assert {part.arguments["backend"] for part in parts.values() if "backend" in part.arguments} == {"cuda"}
 
