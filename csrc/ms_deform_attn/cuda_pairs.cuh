@@ -102,9 +102,8 @@ struct PairSample {
   uint32_t valid;                // a bit a corner: inside the level, and no padding
 };
 
-// The raw samples of a pair of items, the counterpart of Source. A lane's samples belong to the
-// same levels in all pairs.
-// kMask: there may be padding.
+// The raw samples of a pair of items, the counterpart of Source. A lane's samples belong to the same levels
+// in all pairs. kMask: there may be padding.
 template <class T, bool kFused, int kSamples, bool kMask>
 struct PairSource {
   static constexpr int kChunks = kSamples / kPairSamples;
@@ -116,11 +115,11 @@ struct PairSource {
   const char* references;           // of its image, of this lane's first sample's level
   int level_index[kChunks];
   LevelInShared level[kChunks];
-  float unit_x[kChunks],
-      unit_y[kChunks];  // pixels per unit of a position; with boxes, of their width and height, too
-  uint32_t first;       // of the warp's items, counted in the order of Levels::query
-  uint32_t alive;       // how many of them there are
-  uint32_t query;       // one of theirs a lane; lanes 8 and on repeat them
+  // Pixels per unit of a position; with boxes, also per unit of their width and height.
+  float unit_x[kChunks], unit_y[kChunks];
+  uint32_t first;  // of the warp's items, counted in the order of Levels::query
+  uint32_t alive;  // how many of them exist
+  uint32_t query;  // one of theirs a lane; lanes 8 and on repeat them
 
   // What a lane reads for one chunk.
   struct Raw {
@@ -245,23 +244,24 @@ struct PairSource {
     sample.y = y0;
     sample.fraction_x = x - static_cast<float>(x0);
     sample.fraction_y = y - static_cast<float>(y0);
-    // Unsigned: negative ones are large.
-    const int32_t width = of.width, height = of.height;
-    const bool left = static_cast<uint32_t>(x0) < static_cast<uint32_t>(width);
-    const bool right = static_cast<uint32_t>(x0 + 1) < static_cast<uint32_t>(width);
-    const bool above = static_cast<uint32_t>(y0) < static_cast<uint32_t>(height);
-    const bool below = static_cast<uint32_t>(y0 + 1) < static_cast<uint32_t>(height);
+    // Unsigned: negative numbers are large, and what overflows is not used.
+    const uint32_t width = static_cast<uint32_t>(of.width), height = static_cast<uint32_t>(of.height);
+    const uint32_t start = static_cast<uint32_t>(of.start);
+    const uint32_t first_column = static_cast<uint32_t>(x0), first_line = static_cast<uint32_t>(y0);
+    const bool left = first_column < width, right = first_column + 1 < width;
+    const bool above = first_line < height, below = first_line + 1 < height;
     const float weight_x[2] = {left ? 1.0f - sample.fraction_x : 0.0f, right ? sample.fraction_x : 0.0f};
     const float weight_y[2] = {above ? 1.0f - sample.fraction_y : 0.0f, below ? sample.fraction_y : 0.0f};
     // Beside a border, the row of the other corner.
-    const int32_t column[2] = {left ? x0 : x0 + 1, right ? x0 + 1 : x0};
-    const int32_t line[2] = {(above ? y0 : y0 + 1) * width + of.start,
-                             (below ? y0 + 1 : y0) * width + of.start};
+    const uint32_t column[2] = {left ? first_column : first_column + 1,
+                                right ? first_column + 1 : first_column};
+    const uint32_t line[2] = {(above ? first_line : first_line + 1) * width + start,
+                              (below ? first_line + 1 : first_line) * width + start};
     const bool valid_x[2] = {left, right}, valid_y[2] = {above, below};
     sample.valid = 0;
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      sample.row[c] = line[c / 2] + column[c % 2];
+      sample.row[c] = static_cast<int32_t>(line[c / 2] + column[c % 2]);
       sample.weight[c] = weight_y[c / 2] * weight_x[c % 2];
       sample.valid |= valid_y[c / 2] && valid_x[c % 2] ? 1u << c : 0u;
     }

@@ -24,7 +24,6 @@ struct TileSums {
   static constexpr int kSide = 16, kSlots = kSide * kSide;  // pixels of a window
   static constexpr int kColumns = kBlockItems / 2;          // of W
   static constexpr int kGradStride = 40;  // numbers; a multiple of 8 that spreads rows over the banks
-  static constexpr int kMostLevels = 8;
 
   Window* windows;      // [L]
   uint32_t* weights;    // W: [kSlots][kColumns], split; columns are exchanged by column()
@@ -119,12 +118,14 @@ struct TileSums {
   // Leaves a sample's hits for add_up(). Returns which corners are in the window: a bit each.
   __device__ __forceinline__ uint32_t take(const PairSample& sample, const Window& window, int item,
                                            int k) const {
-    const int32_t x = sample.x - window.first_x, y = sample.y - window.first_y;
+    // Unsigned, as in PairSource::locate.
+    const uint32_t x = static_cast<uint32_t>(sample.x) - static_cast<uint32_t>(window.first_x);
+    const uint32_t y = static_cast<uint32_t>(sample.y) - static_cast<uint32_t>(window.first_y);
     float weight[4];
     uint32_t taken = 0, slots = 0;
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      const uint32_t column = static_cast<uint32_t>(x + c % 2), line = static_cast<uint32_t>(y + c / 2);
+      const uint32_t column = x + c % 2, line = y + c / 2;
       weight[c] = sample.weight[c] * sample.attention;
       const bool inside = (sample.valid >> c & 1) && column < kSide && line < kSide &&
                           fabsf(weight[c]) <= SplitWeight<T>::kLargest;
