@@ -21,12 +21,13 @@ from benchmarks.sass import attention, matching
 from benchmarks.sass.attention import AttentionLaunch, Case, Inputs, narrow, prepare, widened
 from benchmarks.sass.disassembly import Kernel, MissingTool, compiler
 from benchmarks.sass.instructions import Instruction
+from benchmarks.sass.memory import Ledger
 from dino_kernels import fused_ms_deform_attn, ms_deform_attn
 
 ARCH = 90
 STORED = {entry["label"]: counts.Counted(**entry) for entry in counts.stored()["kernels"]}
 # Others are like one of these: fp16 like bf16. Of them, only what needs no execution.
-LIKE_OTHERS = ("fp16", "tile fp32 classic", "matching_cost bf16")
+LIKE_OTHERS = ("fp16",)
 EXECUTED = [label for label in STORED if not any(words in label for words in LIKE_OTHERS)]
 
 
@@ -61,11 +62,17 @@ def test_every_hot_kernel_has_stored_counts():
     assert sorted(library()) == sorted(STORED)
 
 
+@cache
+def counted_block(label: str) -> tuple[counts.Counted, Ledger]:
+    kernel, name = kernel_of(label)
+    return counts.count(kernel, name, label, blocks=1)
+
+
 @pytest.mark.parametrize("label", EXECUTED)
 def test_no_kernel_executes_more_instructions_than_stored(label):
-    kernel, name = kernel_of(label)
+    kernel_of(label)
     same_compiler()
-    counted, _ = counts.count(kernel, name, label, blocks=1)
+    counted, _ = counted_block(label)
     assert counted.of_one_block <= STORED[label].of_one_block, f"per {counted.per}: {counts.UPDATE}"
 
 
@@ -84,11 +91,37 @@ def labels(*words: str) -> list[str]:
     return [label for label in STORED if all(word in label for word in words)]
 
 
-def test_half_of_a_multiprocessor_is_occupied_forward_and_three_eighths_backward():
+@pytest.mark.parametrize(("label", "most"), [("forward large bf16 fused", 1500), ("backward large bf16 fused", 4500)])
+def test_eight_items_of_an_encoder_take_few_instructions(label, most):
+    assert STORED[label].instructions <= most
+
+
+def is_16_bit(label: str) -> bool:
+    return "bf16" in label or "fp16" in label
+
+
+def test_half_of_a_multiprocessor_is_occupied_forward_and_three_eighths_in_16_bit():
     for label in labels("forward"):
-        assert STORED[label].occupancy(ARCH) >= 0.5, label
-    for label in labels("backward tile"):
+        # Products of tensor cores wait less: three blocks, each thread with registers for the next pair's numbers.
+        least = 0.375 if "large" in label and is_16_bit(label) else 0.5
+        assert STORED[label].occupancy(ARCH) >= least, label
+
+
+def test_three_eighths_of_a_multiprocessor_are_occupied_backward_in_16_bit():
+    for label in filter(is_16_bit, [*labels("backward large"), *labels("backward tile")]):
         assert STORED[label].occupancy(ARCH) >= 0.37, label
+
+
+def executed_by(label: str, *bases: str) -> list[str]:
+    """Instructions that were reached, of some kinds."""
+    kernel, _ = kernel_of(label)
+    _, ledger = counted_block(label)
+    return [str(ins) for ins in kernel.instructions if ins.base in bases and ledger.at.get(ins.address)]
+
+
+@pytest.mark.parametrize("label", [label for label in EXECUTED if "forward large bf16" in label])
+def test_no_register_of_the_16_bit_forward_is_read_back_from_memory(label):
+    assert executed_by(label, "LDL") == []
 
 
 def found_in(title: str, *words: str) -> dict[str, list[str]]:
@@ -97,9 +130,20 @@ def found_in(title: str, *words: str) -> dict[str, list[str]]:
     return {label: found for label, found in lines.items() if found}
 
 
-@pytest.mark.parametrize("words", [("forward",), ("backward",)], ids="".join)
+@pytest.mark.parametrize("words", [("forward small",), ("forward large fp32",), ("backward",)], ids="".join)
 def test_attention_knows_the_memory_of_every_access(words):
     assert found_in("generic accesses", *words) == {}
+
+
+@pytest.mark.parametrize("label", [label for label in EXECUTED if "forward large bf16" in label])
+def test_only_the_fallback_for_infinities_has_generic_accesses(label):
+    """It gets the parameters by reference. What follows the kernel's own code are subroutines, which it is one of."""
+    kernel, _ = kernel_of(label)
+    assert executed_by(label, "LD", "ST", "ATOM") == []
+    calls = [ins for ins in kernel.instructions if ins.base == "CALL" and "sum_rows_again" in str(ins)]
+    assert len(calls) == 1
+    after = calls[0].address
+    assert all(int(line.split(":")[0], 16) > after for line in counts.FINDINGS["generic accesses"](kernel))
 
 
 @pytest.mark.parametrize("words", [("forward",), ("backward",), ("matching_cost",)], ids="".join)
@@ -107,15 +151,12 @@ def test_nothing_is_computed_in_float64_for_smaller_types(words):
     assert found_in("float64 arithmetic", *words) == {}
 
 
-@pytest.mark.parametrize("words", [("forward",), ("backward small",), ("backward tile fp32",)], ids="".join)
+BACKWARD = ["backward large", "backward tile", "backward small"]
+
+
+@pytest.mark.parametrize("words", ["forward", *BACKWARD])
 def test_shared_memory_is_read_in_vectors(words):
-    assert found_in("byte loads of shared memory", *words) == {}
-
-
-@pytest.mark.xfail(strict=True, reason="output gradients of a tile are read byte by byte")
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_shared_memory_is_read_in_vectors_by_16_bit_tiles(dtype):
-    assert found_in("byte loads of shared memory", "backward tile", dtype) == {}
+    assert found_in("byte loads of shared memory", words) == {}
 
 
 def test_sums_of_gradients_are_added_16_bytes_a_lane():
@@ -123,27 +164,30 @@ def test_sums_of_gradients_are_added_16_bytes_a_lane():
 
 
 def partial_sectors(*words: str) -> dict[str, float]:
-    chosen = {label: STORED[label].memory for label in labels("backward", *words)}
-    assert all(memory["RED sectors"] > 0 for memory in chosen.values())
+    chosen = {label: STORED[label].memory for label in labels(*words)}
+    assert chosen and all(memory["RED sectors"] > 0 for memory in chosen.values())
     return {label: memory["RED partial sectors"] for label, memory in chosen.items() if memory["RED partial sectors"]}
 
 
-def test_reductions_of_float32_cover_whole_sectors():
-    assert partial_sectors("fp32") == {}
-
-
-@pytest.mark.xfail(strict=True, reason="a lane has eight neighbouring channels: two halves of a sector")
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_reductions_for_16_bit_values_cover_whole_sectors(dtype):
-    assert partial_sectors(dtype) == {}
+@pytest.mark.parametrize("words", BACKWARD)
+def test_reductions_cover_whole_sectors(words):
+    assert partial_sectors(words) == {}
 
 
 # 44 queries and one head: a block of the large kernels, and one that is not full.
 SMALL = Case("small", ((4, 6), (3, 4), (2, 3), (1, 2)), 4, heads=1)
 
 
+@cache
+def rare_kernels() -> dict[str, tuple[Kernel, str]]:
+    """Those that are not hot and have their results compared."""
+    library()
+    found = counts.hot_kernels(counts.LIBRARY, ARCH, r"forward_mma_kernel<__nv_bfloat16, true, (16, true|32)")
+    return {label: (kernel, name) for kernel, name, label in found}
+
+
 def run_all(label: str, case: Case) -> AttentionLaunch:
-    kernel, name = kernel_of(label)
+    kernel, name = rare_kernels()[label] if "mask" in label or "K<=" in label else kernel_of(label)
     launch = prepare(kernel, name, case)
     for index in range(launch.grid):
         launch.run(index)
@@ -193,6 +237,9 @@ EPSILON = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-23}
     ("label", "case"),
     [
         ("forward large bf16 fused", SMALL),
+        ("forward large fp16 classic", SMALL),
+        ("forward large bf16 fused mask", SMALL),
+        ("forward large bf16 fused K<=32", replace(SMALL, points=8)),
         ("forward large fp32 classic", SMALL),
         ("forward small bf16 fused", replace(SMALL, queries=5, coordinates=4)),
         ("forward small fp16 classic", replace(SMALL, queries=5)),
@@ -212,8 +259,10 @@ def test_the_forward_machine_code_computes_the_op(label, case):
 @pytest.mark.parametrize(
     ("label", "case"),
     [
+        ("backward large bf16 fused", SMALL),
+        ("backward large fp16 classic", SMALL),
         ("backward tile bf16 fused", SMALL),
-        ("backward tile fp32 classic", SMALL),
+        ("backward large fp32 classic", SMALL),
         ("backward small bf16 fused", replace(SMALL, queries=5, coordinates=4)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -255,8 +304,8 @@ def test_a_changed_instruction_changes_the_result():
 
 
 def test_wrong_lanes_of_an_item_are_noticed(monkeypatch):
-    kernel, name = kernel_of("forward large bf16 classic")
-    wrong = replace(attention.FAMILIES[0], lanes=("V",))
+    kernel, name = kernel_of("forward large fp32 classic")
+    wrong = replace(attention.FAMILIES[0], lanes=("group", "V"))
     monkeypatch.setattr(attention, "FAMILIES", (wrong,))
     launch = prepare(kernel, name, replace(SMALL, heads=2))
     launch.run(0)
@@ -264,24 +313,33 @@ def test_wrong_lanes_of_an_item_are_noticed(monkeypatch):
         launch.check(1)
 
 
-def test_the_cost_machine_code_computes_the_costs():
-    kernel, _ = kernel_of("matching_cost fp32")
-    launch = matching.cost(kernel, "fp32")
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "fp64"])
+def test_the_cost_machine_code_computes_the_costs(dtype):
+    kernel, _ = kernel_of("matching_cost")
+    launch = matching.cost(kernel, dtype)
     launch.run(1)
-    expected = matching.focal_cost_matrix("early")
+    expected = matching.focal_cost_matrix("early", dtype=dtype)
     found = launch.memory.get(launch.addresses["cost"], np.float32, expected.shape)
     tile = slice(matching.TILE, 2 * matching.TILE)
     assert np.abs(found[:, tile] - expected[:, tile]).max() <= 2e-5
     assert (found[:, : matching.TILE] == 0).all(), "another block's"
 
 
-def test_the_assignment_machine_code_finds_the_least_cost():
+@pytest.mark.parametrize(
+    ("label", "costs"),
+    [
+        ("assignment small fp32", "early"),
+        ("assignment small fp32", "collapsed"),
+        ("assignment LowestSolver fp32", "early"),
+    ],
+)
+def test_the_assignment_machine_code_finds_the_least_cost(label, costs):
     optimize = pytest.importorskip("scipy.optimize")
-    kernel, _ = kernel_of("assignment LowestSolver fp32")
-    launch = matching.assignment(kernel, "assignment LowestSolver fp32")
+    kernel, _ = kernel_of(label)
+    launch = matching.assignment(kernel, label, costs)
     launch.run(0)
     launch.check(1)
-    matrix = matching.focal_cost_matrix("early").astype(np.float32)
+    matrix = matching.focal_cost_matrix(costs, matching.targets_for(label)).astype(np.float32)
     columns = launch.memory.get(launch.addresses["columns"], np.int64, (len(matrix),))
     rows, best = optimize.linear_sum_assignment(matrix)
     assert len(set(columns.tolist())) == len(matrix)

@@ -1,4 +1,7 @@
-"""Launches of the kernels of matching: 900 queries, 91 classes and 20 targets, as DINO's training step has them."""
+"""Launches of the kernels of matching: 900 queries, 91 classes and 20 targets, as DINO's training step has them.
+
+The assignment has one kernel for few targets, and others for what that does not take: more targets, or float64.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,15 @@ import numpy as np
 import torch
 
 from benchmarks.matching_workloads import MatchingStep, sample_predictions, sample_targets
-from benchmarks.sass.attention import DTYPE, TYPES, narrow
+from benchmarks.sass.attention import DTYPE, TYPES, narrow, widened
 from benchmarks.sass.disassembly import ROOT, Kernel
 from benchmarks.sass.launch import GLOBAL, Launch, constant_bank
 from benchmarks.sass.memory import Memory
 
 TARGETS, IMAGES, SETS = 20, 16, 7
-COST_PATTERN = r"matching_cost_kernel<(?P<T>\w+)>"
+MANY_TARGETS = 100  # more than the kernel for few of them takes
+COST_PATTERN = r"matching_cost_kernel\("
+SMALL_PATTERN = r"small_assignment_kernel\("
 ASSIGNMENT_PATTERN = r"assignment_kernel<(?P<T>\w+), (?:dino_kernels::)?(?P<solver>\w+)>"
 TILE = 128  # queries of a block of the cost kernel
 SHORT_ROWS, FEW_THREADS = 256, 128  # of the assignment: csrc/linear_sum_assignment/cuda.cu
@@ -25,16 +30,18 @@ SHORT_ROWS, FEW_THREADS = 256, 128  # of the assignment: csrc/linear_sum_assignm
 
 def label_of(name: str) -> str | None:
     """The label of a demangled name; None where it is no kernel of matching."""
-    if found := re.search(rf"\b{COST_PATTERN}", name):
-        return f"matching_cost {TYPES[found['T']]}"
+    if re.search(rf"\b{COST_PATTERN}", name):
+        return "matching_cost"
+    if re.search(rf"\b{SMALL_PATTERN}", name):
+        return "assignment small fp32"
     if found := re.search(rf"\b{ASSIGNMENT_PATTERN}", name):
         return f"assignment {found['solver']} {TYPES[found['T']]}"
     return None
 
 
 def launch(kernel: Kernel, name: str, label: str, blocks: int) -> Launch:
-    """Of DINO's usual training step: 7 sets of predictions, 16 images with 20 targets."""
-    return cost(kernel, label.split()[-1]) if label.startswith("matching_cost") else assignment(kernel, label)
+    """Of DINO's usual training step: 7 sets of predictions, 16 images with 20 targets, or many where that is needed."""
+    return cost(kernel) if label == "matching_cost" else assignment(kernel, label)
 
 
 @cache
@@ -46,9 +53,9 @@ def headers() -> dict[str, Any]:
 
 
 @cache
-def predictions(costs: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def predictions(costs: str, number: int = TARGETS) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Logits [Q, C], boxes [Q, 4], labels [T] and boxes [T, 4] of one image."""
-    step = MatchingStep(TARGETS, costs, 1, sets=1)
+    step = MatchingStep(number, costs, 1, sets=1)
     generator = torch.Generator().manual_seed(0)
     targets = sample_targets(step, generator)
     logits, boxes = sample_predictions(step, targets, generator)
@@ -56,9 +63,10 @@ def predictions(costs: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
     return tuple(tensor.numpy() for tensor in given)  # type: ignore[return-value]
 
 
-def focal_cost_matrix(costs: str) -> np.ndarray:
-    """[T, Q] float64: focal 2, L1 5, GIoU 2, as DINO weighs them."""
-    logits, boxes, labels, targets = (array.astype(np.float64) for array in predictions(costs))
+def focal_cost_matrix(costs: str, number: int = TARGETS, dtype: str = "fp32") -> np.ndarray:
+    """[T, Q] float64: focal 2, L1 5, GIoU 2, as DINO weighs them, from logits of a dtype."""
+    logits, boxes, labels, targets = (array.astype(np.float64) for array in predictions(costs, number))
+    logits = widened(narrow(logits, dtype), dtype)
     p = 1 / (1 + np.exp(-logits[:, labels.astype(int)].T))
     focal = 0.25 * (1 - p) ** 2 * -np.log(p + 1e-8) - 0.75 * p**2 * -np.log(1 - p + 1e-8)
     distance = np.abs(targets[:, None] - boxes[None]).sum(-1)
@@ -74,15 +82,16 @@ def focal_cost_matrix(costs: str) -> np.ndarray:
     return 2 * focal + 5 * distance - 2 * giou
 
 
-def cost(kernel: Kernel, dtype: str) -> Launch:
-    """The cost matrix of an image; the unit is a tile of 128 queries with all targets."""
+def cost(kernel: Kernel, dtype: str = "fp32") -> Launch:
+    """The cost matrix of an image, from logits of a dtype; the unit is a tile of 128 queries with all targets."""
     logits, boxes, labels, targets = predictions("early")
     Q, C = logits.shape
     tiles = -(-Q // TILE)
     memory = Memory("global", 1 << 22, GLOBAL)
     at = {"cost": memory.allocate(TARGETS * Q * 4), "notes": memory.allocate(tiles * 4)}
+    stored = narrow(logits.astype(np.float64), dtype)
     source = {
-        "logits": memory.put(narrow(logits.astype(np.float64), dtype)),
+        "logits": memory.put(stored),
         "boxes": memory.put(boxes.astype(np.float32)),
         "logits_set_stride": Q * C,
         "logits_batch_stride": Q * C,
@@ -116,6 +125,7 @@ def cost(kernel: Kernel, dtype: str) -> Launch:
         },
         "table": [source],
         "tiles": tiles,
+        "logit_bytes": stored.itemsize,
         "cost": at["cost"],
         "notes": at["notes"],
     }
@@ -125,9 +135,14 @@ def cost(kernel: Kernel, dtype: str) -> Launch:
     return Launch(kernel, workload, "tile of 128 queries", 1, units, memory, bank, tiles, [0, tiles // 2], TILE, at)
 
 
+def targets_for(label: str) -> int:
+    """As many as make the operator choose the kernel: csrc/linear_sum_assignment/cuda.cu."""
+    return MANY_TARGETS if label == "assignment LowestSolver fp32" else TARGETS
+
+
 def assignment(kernel: Kernel, label: str, costs: str = "early") -> Launch:
     """The assignment of an image; the unit is the problem. Its kernel takes float32 or float64 costs."""
-    matrix = focal_cost_matrix(costs)
+    matrix = focal_cost_matrix(costs, targets_for(label))
     T, Q = matrix.shape
     memory = Memory("global", 1 << 22, GLOBAL)
     double = label.endswith("fp64")
@@ -151,6 +166,8 @@ def assignment(kernel: Kernel, label: str, costs: str = "early") -> Launch:
         "solver_columns": Q,
     }
     threads = FEW_THREADS if Q <= SHORT_ROWS else kernel.max_threads
+    if "small" in label:
+        threads = 32 * T  # a warp a row
     packed = headers()["linear_sum_assignment"].pack("CudaAssignmentParams", parameters)
 
     def check(_: int) -> None:

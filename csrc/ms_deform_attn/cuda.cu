@@ -1,7 +1,7 @@
 // CUDA entry points: level table, sums of grad_value, one launch per dtype of value.
 #include "../common/dispatch.cuh"
 #include "arguments.h"
-#include "cuda_launch.cuh"
+#include "cuda_calls.h"
 
 namespace dino_kernels {
 namespace {

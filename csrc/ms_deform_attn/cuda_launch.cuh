@@ -2,24 +2,10 @@
 #pragma once
 
 #include "cuda_backward_mma.cuh"
+#include "cuda_calls.h"
 #include "cuda_forward_mma.cuh"
 
 namespace dino_kernels {
-
-// One call on one device.
-struct CudaLaunch {
-  const char* op;
-  int device;
-  DeviceFacts facts;
-};
-
-// Compiled once per T, in cuda_<dtype>.cu.
-template <class T>
-void launch_forward(const CudaParams& p, const CudaLaunch& where);
-template <class T>
-void launch_backward(const CudaParams& p, const CudaLaunch& where);
-template <class T>
-void launch_finish(const CudaParams& p, const CudaLaunch& where);
 
 // A row of one head is 64 or 128 bytes: 32 channels, what nearly all models have.
 constexpr int kCommonChannels = 32;
