@@ -1,4 +1,4 @@
-"""The smoke run: a check that crashes or hangs loses only itself, and the JSON and the table say what came of each."""
+"""The smoke run: a check that crashes or hangs loses only itself; the JSON and the table have each outcome."""
 
 from __future__ import annotations
 
