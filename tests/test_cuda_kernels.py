@@ -77,9 +77,9 @@ def test_calls_of_either_size_are_as_accurate_as_pytorch(make_inputs, op, dtype,
 
 _LEVELS = ((6, 8), (3, 4))
 # In 16 bits, kernels with tensor cores take 16 samples, or up to 32 in two chunks.
-TILES = Case("tiles", 2, 60, 5, 32, _LEVELS, (9, 7), 4, mask=True, layout="local")
-PAIRS = Case("pairs", 2, 150, 2, 32, _LEVELS, (7, 9), 4)
-CHUNKS = Case("chunks", 2, 60, 5, 32, _LEVELS, (11, 14), 2, mask=True)
+TILES = Case("tiles", 2, 60, 3, 32, _LEVELS, (9, 7), 4, mask=True, layout="local")
+PAIRS = Case("pairs", 2, 70, 2, 32, _LEVELS, (7, 9), 4)
+CHUNKS = Case("chunks", 2, 60, 3, 32, _LEVELS, (11, 14), 2, mask=True)
 # Of the others, K is more than any takes at once, so that each goes over its samples in several rounds.
 ENCODER = Case("encoder", 2, 60, 4, 32, _LEVELS, (23, 17), 4, mask=True)
 QUERIES = Case("rows", 2, 37, 2, 32, _LEVELS, (23, 17), 4, mask=True)
@@ -174,7 +174,7 @@ def test_tiles_of_queries_at_borders_of_levels(make_inputs, op, kernel, width, q
 
 def test_windows_of_tiles_on_large_maps(make_inputs, op, kernel):
     """Samples near and far: some hits are in the tile's window of 16 x 16 pixels, some are beyond it."""
-    case = Case("windows", 1, 48 * 40 + 24 * 20 + 12 * 10, 1, 32, ((48, 40), (24, 20), (12, 10)), (5, 5, 6))
+    case = Case("windows", 1, 32 * 24 + 16 * 12 + 8 * 6, 1, 32, ((32, 24), (16, 12), (8, 6)), (5, 5, 6))
     assert case.queries == case.S
     for layout in ("local", "uniform"):
         inputs = make_inputs(op, replace(case, layout=layout), torch.bfloat16, kernel)
