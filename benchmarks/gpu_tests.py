@@ -37,7 +37,10 @@ def options(workers: int, installed: Callable[[str], bool]) -> list[str]:
 
 def run(command: Sequence[str], seconds: float) -> int:
     """Run pytest; after `seconds` interrupt it, which still has it print its summary. Returns its exit code, or 1."""
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    # A shell's background jobs ignore interrupts, and so would what they start.
+    process = subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
     try:
         return process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:

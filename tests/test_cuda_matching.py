@@ -106,7 +106,7 @@ def test_rows_at_borders_of_warps_and_blocks(kernel, device, rows, columns):
 @pytest.mark.parametrize("kind", ["collapsed", "integers", "hostile"])
 @pytest.mark.parametrize("sides", [(32, 40), (40, 32), (33, 40), (40, 33)], ids=str)
 def test_one_warp_solves_up_to_32_rows_and_a_block_more(kernel, device, kind, sides):
-    cost = assignment_costs(AssignmentCase("warp", 1, *sides, kind), device=device)
+    cost = assignment_costs(AssignmentCase("warp", 1, sides[0], sides[1], kind), device=device)
     for order in orders(kernel, 3):
         with order:
             assert_solved(cost, kernel)

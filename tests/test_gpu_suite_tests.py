@@ -9,7 +9,6 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks import gpu_tests
-from dino_kernels import _triton
 
 # What a machine with a GPU may lack, and what needs it is skipped.
 MISSING = ("tyro", "expecttest", "faster_coco_eval", "deformops", "mmcv", "lap", "torch_linear_assignment")
@@ -22,11 +21,8 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 code = pytest.main(["--gpu", "--fuzz", "50", "--collect-only", "-q", "-p", "no:cacheprovider"])
 assert code == 0, code
-from dino_kernels import _triton
-if _triton.INSTALLED:
-    from dino_kernels.ops.ms_deform_attn import triton_tuned
-    configurations = [len(kernel.configs) for kernel in vars(triton_tuned).values() if hasattr(kernel, "configs")]
-    print("configurations:", *configurations)
+import os
+print("tuning:", os.environ["DINO_KERNELS_TRITON_TUNE"])
 """
 
 
@@ -57,9 +53,7 @@ def test_the_gpu_selection_is_collected_in_order_without_the_packages_that_may_b
     first_of_triton = files.index("test_gpu.py", 1)
     last = ["test_compile.py", "test_matching_compile.py", "test_opcheck.py"]
     assert files[first_of_triton - 3 : first_of_triton] == last
-    if _triton.INSTALLED:
-        (line,) = (line for line in printed.splitlines() if line.startswith("configurations:"))
-        assert set(line.split()[1:]) == {"1"}, "nothing is measured in tests"
+    assert "tuning: 0" in printed.splitlines(), "nothing is measured in tests"
 
 
 def test_options_are_those_of_the_plugins_that_are_installed():
