@@ -23,11 +23,10 @@ enum class ValueSums { scatter, fixed_point, tile };
 struct BackwardPairs {
   Levels levels;
   int4* places;  // [warps][2][kPairPlaces]: four rows of a sample, then its four weights
-  float*
-      grad_reference;  // [warps][coordinates][2][samples]: a pair's gradients of reference points, by sample
-  int samples;         // of an item, with those that do not exist
-  __host__ __device__ BackwardPairs(Carver& carver, const CudaParams& p, int samples_)
-      : levels(carver, p), places(carver.take<int4>(kPairThreads / 32 * 2 * kPairPlaces)), samples(samples_) {
+  // [warps][coordinates][2][samples of an item]: a pair's gradients of reference points.
+  float* grad_reference;
+  __host__ __device__ BackwardPairs(Carver& carver, const CudaParams& p, int samples)
+      : levels(carver, p), places(carver.take<int4>(kPairThreads / 32 * 2 * kPairPlaces)) {
     const int64_t coordinates = p.grad_reference_points ? p.reference_coordinates : 0;
     grad_reference = carver.take<float>(kPairThreads / 32 * coordinates * 2 * samples);
   }

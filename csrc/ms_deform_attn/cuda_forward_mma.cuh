@@ -35,17 +35,15 @@ DINO_NEVER_INLINE __device__ void sum_rows_again(const CudaParams& p, const Leve
                                           static_cast<Hits<float>*>(places)[threadIdx.x % 32]);
 }
 
-template <class T, bool kFused>
+template <class T>
 struct ForwardPair {
-  const CudaParams& p;
   const PairLane lane;
   int4* const rows;       // [kPairPlaces] of the warp
   uint4* const weights;   // [kPairPlaces]
   const uint32_t select;  // of a weight's word, for this lane's column of B
 
-  __device__ ForwardPair(const CudaParams& p_, const ForwardPairs& shared)
-      : p(p_),
-        rows(shared.places + threadIdx.x / 32 * 2 * kPairPlaces),
+  __device__ explicit ForwardPair(const ForwardPairs& shared)
+      : rows(shared.places + threadIdx.x / 32 * 2 * kPairPlaces),
         weights(reinterpret_cast<uint4*>(rows + kPairPlaces)),
         select(lane.g % 4 == 0   ? 0x4432
                : lane.g % 4 == 1 ? 0x4410
@@ -132,7 +130,7 @@ __global__ void __launch_bounds__(kPairThreads, 3) forward_mma_kernel(const __gr
   using Raws = PairSource<T, kFused, kSamples, kMask>;
   constexpr int kChunks = Raws::kChunks;
   const Raws source(p, shared.levels);
-  const ForwardPair<T, kFused> pair(p, shared);
+  const ForwardPair<T> pair(shared);
   const BlockHead& head = source.head;
   const HeadRows<T> value(p.value, head.b, head.m * p.D + pair.lane.g % 4 * 4);
   char* const output =
