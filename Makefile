@@ -1,15 +1,15 @@
 PYTHON ?= python3
 CXX ?= c++
-CSRC := $(shell find csrc tests/emulation benchmarks -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
+CSRC := $(shell find csrc tests/cuda/emulation benchmarks -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
 # The sanitized library lives apart, with a copy of the package, so that the normal build stays as it is.
 SANITIZED := build/sanitized
 # Compilers, other people's models and processes that crash on purpose are slow or noisy under a sanitizer, and not
 # what it is for; nor are registrations and what never gets to a kernel.
-SANITIZED_TESTS := $(filter-out tests/test_install.py tests/test_compile% tests/test_matching_compile.py \
-  tests/test_opcheck.py tests/test_layering.py tests/test_nn% tests/test_memory.py \
-  tests/test_integrations_% tests/test_triton_% tests/test_gpu_suite% tests/test_benchmark_tables.py \
-  tests/test_hungarian_matcher.py tests/test_emulation.py tests/test_cuda_kernels.py tests/test_cuda_matching.py, \
+SANITIZED_TESTS := $(filter-out tests/packaging/test_install.py tests/ops/contract/test_compile% tests/ops/contract/test_matching_compile.py \
+  tests/ops/contract/test_opcheck.py tests/packaging/test_layering.py tests/nn/test_nn% tests/ops/contract/test_memory.py \
+  tests/test_integrations_% tests/test_triton_% tests/benchmarks/test_gpu_suite% tests/benchmarks/test_benchmark_tables.py \
+  tests/nn/test_hungarian_matcher.py tests/cuda/test_emulation.py tests/cuda/test_kernels.py tests/cuda/test_matching.py, \
   $(wildcard tests/test_*.py))
 # Python itself is not instrumented, so the runtime has to be there before it; libstdc++ too, to see exceptions.
 SANITIZED_PYTHON = PYTHONPATH=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
@@ -20,7 +20,7 @@ SANITIZED_PYTEST = $(SANITIZED_PYTHON) -m pytest -q -p no:cacheprovider --captur
   -o "pythonpath=$(SANITIZED) ."
 # Of the emulated CUDA kernels, which take ten times as long as the CPU's: each kernel, access and table; float16 has
 # the accesses of bfloat16.
-SANITIZED_EMULATION := tests/test_emulation.py tests/test_cuda_kernels.py tests/test_fuzz.py
+SANITIZED_EMULATION := tests/cuda/test_emulation.py tests/cuda/test_kernels.py tests/ops/test_fuzz.py
 
 # The three GPU steps, each for one command of at most 9 minutes; benchmarks/README.md has them in order. What they find
 # goes into the folder of GPU_RESULTS.
@@ -38,7 +38,7 @@ GPU_ARCH ?= 9.0
 GPU_TOOLS ?= memcheck racecheck initcheck
 GPU_BUILD = TORCH_CUDA_ARCH_LIST=$(GPU_ARCH) PIP_DISABLE_PIP_VERSION_CHECK=1 \
   $(PYTHON) -m pip install --no-build-isolation --no-deps -e .
-GPU_SUITE = $(PYTHON) -m benchmarks.gpu --results $(GPU_RESULTS) --commit "$(GPU_COMMIT)" $(GPU_OPTIONS)
+GPU_SUITE = $(PYTHON) -m benchmarks.gpu.suite --results $(GPU_RESULTS) --commit "$(GPU_COMMIT)" $(GPU_OPTIONS)
 
 .PHONY: help install test bench lint format types sanitize sanitized-library sanitize-cpu sanitize-cuda sanitize-cuda-matching gpu gpu-ready gpu-smoke gpu-measure gpu-peers gpu-sanitize
 
@@ -80,16 +80,16 @@ sanitize-cuda: sanitized-library
 	$(SANITIZED_PYTEST) -k "(emulated or test_emulation or test_cuda_kernels) and not subset and not fp16 and not ((channels or hundreds) and bf16)" --fuzz 20 $(SANITIZED_EMULATION)
 
 sanitize-cuda-matching: sanitized-library
-	$(SANITIZED_PYTEST) -k "not fp16" tests/test_cuda_matching.py
+	$(SANITIZED_PYTEST) -k "not fp16" tests/cuda/test_matching.py
 
 gpu-ready:  # fails with one line where there is no GPU; builds the libraries where they are missing
-	@code=0; $(PYTHON) -m benchmarks.ready || code=$$?; \
+	@code=0; $(PYTHON) -m benchmarks.gpu.ready || code=$$?; \
 	if [ $$code -ne 0 ] && [ $$code -ne 3 ]; then exit $$code; fi; \
 	if [ "$(GPU_INSTALL)" = 1 ] || { [ $$code -eq 3 ] && [ "$(GPU_INSTALL)" != 0 ]; }; then \
 	  echo '$(GPU_BUILD)'; $(GPU_BUILD); fi
 
 gpu-smoke: gpu-ready  ## on a machine with a GPU, in 2 minutes: does every kernel family work? each check in its own process
-	$(PYTHON) -m benchmarks.smoke --results $(dir $(GPU_RESULTS))smoke.json --commit "$(GPU_COMMIT)"
+	$(PYTHON) -m benchmarks.gpu.smoke --results $(dir $(GPU_RESULTS))smoke.json --commit "$(GPU_COMMIT)"
 
 gpu-measure: gpu-ready  ## in 9 minutes: the speed of kernels, candidates and peers into GPU_RESULTS; again: resume
 	$(GPU_SUITE) --budget $(GPU_MEASURE_SECONDS)
@@ -98,15 +98,15 @@ gpu-measure: gpu-ready  ## in 9 minutes: the speed of kernels, candidates and pe
 gpu: gpu-ready  ## in 9 minutes: all GPU tests in parallel, then what is not measured yet, into GPU_RESULTS
 	@end=$$(($$(date +%s) + $(GPU_SECONDS))); status=0; set -x; \
 	$(PYTHON) -m dino_kernels || status=$$?; \
-	$(PYTHON) -m benchmarks.gpu_tests --seconds $(GPU_TEST_SECONDS) || status=$$?; \
+	$(PYTHON) -m benchmarks.gpu.tests --seconds $(GPU_TEST_SECONDS) || status=$$?; \
 	$(GPU_SUITE) --budget $$((end - $$(date +%s))) || status=$$?; \
 	exit $$status
 
 gpu-peers:  ## peers of the GPU suite into peers/site, to be carried to a machine without network
-	$(PYTHON) -m benchmarks.gpu_peers
+	$(PYTHON) -m benchmarks.gpu.peers
 
 gpu-sanitize:  ## the CUDA kernels under compute-sanitizer, on the smallest cases
 	for tool in $(GPU_TOOLS); do \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 --print-limit 20 \
-	    $(PYTHON) -m benchmarks.sanitize || exit 1; \
+	    $(PYTHON) -m benchmarks.gpu.sanitize || exit 1; \
 	done

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import plot, report
-from benchmarks.machine import slug
-from benchmarks.matching_peers import MatchingInputs, matchers
-from benchmarks.matching_stage import MatchingOutcome
-from benchmarks.matching_stage import measure as measure_matching
-from benchmarks.matching_workloads import EFFORTS, MatchingEffort, MatchingStep
-from benchmarks.memory import unsupported as memory_unsupported
-from benchmarks.peers import BACKENDS, implementations
-from benchmarks.results import FILE_NAME, LATEST, RESULTS, Results
-from benchmarks.stage import PASSES, Contestant, Outcome, contestants, measure
-from benchmarks.workloads import DEFAULT, FULL, OPS, SHORT, Effort
+from benchmarks.attention.memory import unsupported as memory_unsupported
+from benchmarks.attention.peers import BACKENDS, implementations
+from benchmarks.attention.stage import PASSES, Contestant, Outcome, contestants, measure
+from benchmarks.attention.workloads import DEFAULT, FULL, OPS, SHORT, Effort
+from benchmarks.matching.peers import MatchingInputs, matchers
+from benchmarks.matching.stage import MatchingOutcome
+from benchmarks.matching.stage import measure as measure_matching
+from benchmarks.matching.workloads import EFFORTS, MatchingEffort, MatchingStep
+from benchmarks.measure import plot, report
+from benchmarks.measure.machine import slug
+from benchmarks.measure.results import FILE_NAME, LATEST, RESULTS, Results
 from dino_kernels.testing import DTYPES, Case, sample_inputs
 
 EFFORT = pytest.StashKey[Effort]()

@@ -1,6 +1,6 @@
-// What the CUDA library was compiled for and what the machine offers, for `dino_kernels._native` to compare
-// at load. Plain C functions: they are called before it is known whether any CUDA op can run, and initialise
-// no device.
+// What the CUDA library was compiled for and what the machine offers, for `dino_kernels.ops._core.libraries`
+// to compare at load. Plain C functions: they are called before it is known whether any CUDA op can run, and
+// initialise no device.
 
 #include <cuda_runtime_api.h>
 

@@ -1,4 +1,4 @@
-"""What compiles csrc/: for setup.py, and for tests/emulation, which compiles the CUDA sources for a CPU."""
+"""What compiles csrc/: for setup.py, and for tests/cuda/emulation, which compiles the CUDA sources for a CPU."""
 
 from __future__ import annotations
 

@@ -7,33 +7,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dino import checkpoint
-    from dino.checkpoint import load_checkpoint, load_model, save_model
-    from dino.config import PRESETS, ModelConfig, model_config
-    from dino.criterion import LossWeights, SetCriterion, build_criterion
-    from dino.detections import Detections
-    from dino.detector import Detector
-    from dino.matching import MatchCost
-    from dino.model import DINO, build_model
-    from dino.outputs import DetectionOutput
-    from dino.postprocessing import postprocess
+    from dino.checkpoint import build_model, load_checkpoint, load_model, save_model
+    from dino.inference.detections import Detections
+    from dino.inference.detector import Detector
+    from dino.model.config import PRESETS, ModelConfig, model_config
+    from dino.model.criterion import LossWeights, SetCriterion, build_criterion
+    from dino.model.dino import DINO
+    from dino.model.matching import MatchCost
+    from dino.model.outputs import DetectionOutput
+    from dino.model.postprocess import postprocess
 
 # Imported when first asked for: `python -m dino --help` should not wait for torch.
 _HOMES = {
-    "DINO": "dino.model",
-    "PRESETS": "dino.config",
-    "DetectionOutput": "dino.outputs",
-    "Detections": "dino.detections",
-    "Detector": "dino.detector",
-    "LossWeights": "dino.criterion",
-    "MatchCost": "dino.matching",
-    "ModelConfig": "dino.config",
-    "SetCriterion": "dino.criterion",
-    "build_criterion": "dino.criterion",
-    "build_model": "dino.model",
+    "DINO": "dino.model.dino",
+    "PRESETS": "dino.model.config",
+    "DetectionOutput": "dino.model.outputs",
+    "Detections": "dino.inference.detections",
+    "Detector": "dino.inference.detector",
+    "LossWeights": "dino.model.criterion",
+    "MatchCost": "dino.model.matching",
+    "ModelConfig": "dino.model.config",
+    "SetCriterion": "dino.model.criterion",
+    "build_criterion": "dino.model.criterion",
+    "build_model": "dino.checkpoint",
     "load_checkpoint": "dino.checkpoint",
     "load_model": "dino.checkpoint",
-    "model_config": "dino.config",
-    "postprocess": "dino.postprocessing",
+    "model_config": "dino.model.config",
+    "postprocess": "dino.model.postprocess",
     "save_model": "dino.checkpoint",
 }
 

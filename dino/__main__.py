@@ -7,16 +7,16 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from dino.cli import USER_ERROR, run
+from dino.commands.cli import USER_ERROR, run
 
 # name: module, function of it that takes the arguments, what it does. Modules are imported when they are needed.
 COMMANDS = {
-    "demo": ("dino.demo", "main", "Train a small model on digits, from nothing; minutes on a CPU."),
-    "train": ("dino.train", "train_command", "Train on data in COCO format; resumes where it was stopped."),
-    "evaluate": ("dino.cli_evaluate", "evaluate_command", "Score a model: COCO's average precision."),
-    "predict": ("dino.cli_predict", "predict_command", "Find objects in pictures, folders of them, or a glob."),
-    "visualize": ("dino.cli_visualize", "visualize_command", "Draw how the model works on one picture."),
-    "summary": ("dino.cli_summary", "summary_command", "List a model's parts, parameters and operations."),
+    "demo": ("dino.commands.demo", "main", "Train a small model on digits, from nothing; minutes on a CPU."),
+    "train": ("dino.commands.train", "train_command", "Train on data in COCO format; resumes where it was stopped."),
+    "evaluate": ("dino.commands.evaluate", "evaluate_command", "Score a model: COCO's average precision."),
+    "predict": ("dino.commands.predict", "predict_command", "Find objects in pictures, folders of them, or a glob."),
+    "visualize": ("dino.commands.visualize", "visualize_command", "Draw how the model works on one picture."),
+    "summary": ("dino.commands.summary", "summary_command", "List a model's parts, parameters and operations."),
 }
 
 HELP = f"""DINO, a detector (arXiv 2203.03605): train it, measure it, use it.

@@ -10,18 +10,14 @@ One public function per op, several backends behind it.
 """
 
 from dino_kernels import nn
-from dino_kernels._dispatch import Explanation, UnsupportedError, explain
 from dino_kernels._version import __version__
-from dino_kernels.functional import (
-    fused_ms_deform_attn,
-    hungarian_match,
-    linear_sum_assignment,
-    matching_cost,
-    ms_deform_attn,
-)
-from dino_kernels.matches import matching_status, pairs_of
-from dino_kernels.ops.hungarian_match import Match
-from dino_kernels.ops.linear_sum_assignment import Assignment
+from dino_kernels.ops._core.dispatch import Explanation, UnsupportedError, explain
+from dino_kernels.ops.fused_ms_deform_attn import fused_ms_deform_attn
+from dino_kernels.ops.hungarian_match import Match, hungarian_match
+from dino_kernels.ops.hungarian_match.pairs import matching_status, pairs_of
+from dino_kernels.ops.linear_sum_assignment import Assignment, linear_sum_assignment
+from dino_kernels.ops.matching_cost import matching_cost
+from dino_kernels.ops.ms_deform_attn import ms_deform_attn
 from dino_kernels.targets import PackedTargets
 
 __all__ = [

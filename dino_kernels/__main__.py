@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-from dino_kernels import PackedTargets, __version__, _dispatch, _native, explain, functional
+import dino_kernels
+from dino_kernels import PackedTargets, __version__, explain
+from dino_kernels.ops._core import dispatch, libraries
 from dino_kernels.testing import Case, sample_inputs
 
 SAMPLE = Case("sample", batch=1, queries=4, heads=8, channels=32, shapes=((4, 4), (2, 2)), points=(4, 4))
@@ -30,14 +32,14 @@ def report() -> dict[str, Any]:
             "triton": _installed("triton"),
         },
         "devices": {
-            "cpu": f"{_processor()}, {torch.get_num_threads()} threads, {_native.C.cpu_capability()} kernels"
-            if _native.C
+            "cpu": f"{_processor()}, {torch.get_num_threads()} threads, {libraries.C.cpu_capability()} kernels"
+            if libraries.C
             else f"{_processor()}, {torch.get_num_threads()} threads",
             **{f"cuda:{i}": _gpu(i) for i in range(torch.cuda.device_count())},
         },
-        "libraries": {"cpu": _native.CPU_MISSING or "loaded", "cuda": _native.CUDA_MISSING or "loaded", **_cuda()},
-        "build": _native.build_info(),
-        "ops": {name: {device: _backends(name, device) for device in devices} for name in _dispatch.ops()},
+        "libraries": {"cpu": libraries.CPU_MISSING or "loaded", "cuda": libraries.CUDA_MISSING or "loaded", **_cuda()},
+        "build": libraries.build_info(),
+        "ops": {name: {device: _backends(name, device) for device in devices} for name in dispatch.ops()},
     }
 
 
@@ -62,21 +64,21 @@ def _gpu(index: int) -> str:
 
 
 def _cuda() -> dict[str, str]:
-    if _native.CUDA is None:
+    if libraries.CUDA is None:
         return {}
-    driver = _native.version_text(_native.CUDA.driver) if _native.CUDA.driver else "none"
+    driver = libraries.version_text(libraries.CUDA.driver) if libraries.CUDA.driver else "none"
     stream = (
-        "found in libtorch_cuda.so" if _native.CUDA.current_stream else "not found: no CUDA build of torch is loaded"
+        "found in libtorch_cuda.so" if libraries.CUDA.current_stream else "not found: no CUDA build of torch is loaded"
     )
     return {
-        "cuda runtime": _native.version_text(_native.CUDA.runtime),
+        "cuda runtime": libraries.version_text(libraries.CUDA.runtime),
         "cuda driver": driver,
         "cuda stream": stream,
     }
 
 
 def _backends(op: str, device: str) -> dict[str, Any]:
-    explanation = explain(getattr(functional, op), **_sample(op, device))
+    explanation = explain(getattr(dino_kernels, op), **_sample(op, device))
     return {"runs": explanation.backend, "reasons": explanation.reasons}
 
 

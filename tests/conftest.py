@@ -19,14 +19,15 @@ import pytest
 import torch
 
 import dino_kernels
-from dino_kernels import UnsupportedError, _native
-from dino_kernels._dispatch import ops
+from dino_kernels import UnsupportedError
+from dino_kernels.ops._core import libraries
+from dino_kernels.ops._core.dispatch import ops
 from dino_kernels.testing import DTYPES, Case, MatchingCase, matching_inputs, sample_inputs
-from tests.emulation import backend as emulation
+from tests.cuda.emulation import backend as emulation
 
 # The CUDA kernels twice: on a GPU, and compiled for the CPU.
 KERNELS = ("cpu", "triton", "cuda", "emulated")
-# The Triton kernels twice, too; those of deformable attention in test_triton_ms_deform_attn.py, on smaller cases.
+# The Triton kernels twice, too; those of deformable attention in tests/triton/test_ms_deform_attn.py, on smaller cases.
 INTERPRETED = "interpreted"
 MATCHING_KERNELS = (*KERNELS, INTERPRETED)
 # Of emulated CUDA kernels: instantiations of the same templates as bfloat16 and float32.
@@ -51,7 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # One configuration of a Triton kernel is enough to compile for most tests; test_triton_ms_deform_attn.py has all.
+    # One configuration of a Triton kernel is enough for most tests; tests/triton/test_ms_deform_attn.py has all.
     os.environ.setdefault("DINO_KERNELS_TRITON_TUNE", "0")
     if "libasan" in os.environ.get("LD_PRELOAD", "") and not emulation.SANITIZED:
         raise pytest.UsageError(
@@ -77,9 +78,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = chosen
 
 
-# What a GPU shows first, by how names of files begin; others come behind these, and what compiles for long last.
-GPU_ORDER = ("test_gpu.py", "test_gpu_matching.py", "test_gpu_", "test_cuda_", "test_determinism_cuda.py")
-GPU_LAST = ("test_compile.py", "test_matching_compile.py", "test_opcheck.py")
+# What a GPU shows first, by how paths begin; others come behind these, and what compiles for long last.
+GPU_ORDER = ("gpu/test_attention.py", "gpu/", "cuda/")
+GPU_LAST = ("ops/contract/test_compile.py", "ops/contract/test_matching_compile.py", "ops/contract/test_opcheck.py")
 
 
 def _backends_of(item: pytest.Item) -> set[str]:
@@ -89,7 +90,7 @@ def _backends_of(item: pytest.Item) -> set[str]:
 
 def _rank_on_a_gpu(item: pytest.Item) -> tuple[bool, int]:
     """CUDA before Triton; within either, files in the order above."""
-    name = item.path.name
+    name = item.path.relative_to(Path(__file__).parent).as_posix()
     if name in GPU_LAST:
         rank = len(GPU_ORDER) + 1
     else:
@@ -178,7 +179,7 @@ def add_interpreted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def add() -> None:
         if find_spec("triton") is None:
             pytest.skip("interpreted: triton is not installed")
-        from tests import interpreter
+        from tests.triton import interpreter
 
         for op, module in interpreter.modules().items():
             monkeypatch.setitem(ops()[op].modules, INTERPRETED, module)
@@ -308,8 +309,8 @@ def run_at_capability(request: pytest.FixtureRequest, run_python: Callable[..., 
 
     It prints JSON with `capability`, the kernels' own name of theirs, and `failed`, which is returned.
     """
-    assert _native.C is not None
-    widest, wanted = _native.C.cpu_capability(), request.param
+    assert libraries.C is not None
+    widest, wanted = libraries.C.cpu_capability(), request.param
     if list(CAPABILITIES).index(wanted) > list(CAPABILITIES.values()).index(widest):
         pytest.skip(f"this processor has no {wanted}")
     if CAPABILITIES[wanted] == widest:

@@ -1,4 +1,4 @@
-"""Launches of the kernels of deformable attention on the workloads that `benchmarks.counts` counts."""
+"""Launches of the kernels of deformable attention on the workloads that `benchmarks.sass.counts` counts."""
 
 from __future__ import annotations
 

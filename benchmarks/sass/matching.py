@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.matching_workloads import MatchingStep, sample_predictions, sample_targets
+from benchmarks.matching.workloads import MatchingStep, sample_predictions, sample_targets
 from benchmarks.sass.attention import DTYPE, TYPES, narrow, widened
 from benchmarks.sass.disassembly import ROOT, Kernel
 from benchmarks.sass.launch import GLOBAL, Launch, constant_bank

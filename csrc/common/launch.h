@@ -1,5 +1,5 @@
 // The one place that launches kernels: device guard, current stream, shared memory limit, launch check.
-// Without nvcc, the same sources run under tests/emulation.
+// Without nvcc, the same sources run under tests/cuda/emulation.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -26,7 +26,7 @@ struct CostArguments {
   const std::optional<Tensor>& extra_cost;    // [G or 1, N, Q] float32
   int64_t max_targets;
   const std::string& class_cost;
-  const std::vector<double>& formula;  // as dino_kernels._matching.CostFormula.numbers()
+  const std::vector<double>& formula;  // as dino_kernels.ops._matching.CostFormula.numbers()
 };
 
 template <class Call>

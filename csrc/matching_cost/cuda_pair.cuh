@@ -1,4 +1,4 @@
-// Cost of one pair: the formulas of dino_kernels/_matching.py, in float32.
+// Cost of one pair: the formulas of dino_kernels/ops/_matching.py, in float32.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -10,7 +10,7 @@
 
 namespace dino_kernels {
 
-// Bits of a problem's status; the same in dino_kernels/_matching.py.
+// Bits of a problem's status; the same in dino_kernels/ops/_matching.py.
 constexpr int32_t kNonfinitePrediction = 1;
 constexpr int32_t kInvalidTarget = 2;
 constexpr int32_t kInvalidCost = 4;

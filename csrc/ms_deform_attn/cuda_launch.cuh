@@ -73,7 +73,7 @@ void start_forward_mma(CudaParams p, const CudaLaunch& where) {
 }
 
 // Until a GPU has decided, two kernels stand side by side for the backward of an encoder in 16 bits: `make
-// gpu-measure` times both. Numbered as in dino_kernels._native.CANDIDATES, from 1 on.
+// gpu-measure` times both. Numbered as in dino_kernels.ops._core.libraries.CANDIDATES, from 1 on.
 enum class Candidate { preferred, scatter, tile };
 constexpr Candidate kPreferredBackward = Candidate::scatter;
 

@@ -2,18 +2,16 @@
 
 from dino.data.build import Datasets, build_datasets, build_eval_dataset
 from dino.data.categories import NO_CATEGORY, Categories
-from dino.data.coco import CocoIndex
+from dino.data.coco.index import CocoIndex
+from dino.data.coco.problems import DatasetError, Problem
 from dino.data.dataset import CocoDataset, Transform
-from dino.data.digits import DIGIT_NAMES, DigitsConfig, make_digits_dataset
 from dino.data.images import ImageError, open_image, to_rgb
 from dino.data.layout import Layout, Split, find_splits
 from dino.data.loader import Batch, Loader, build_loader, collate
-from dino.data.problems import DatasetError, Problem
 from dino.data.sampler import ResumableSampler
 from dino.data.transforms import EvalTransform, TrainTransform, denormalise, normalise, resized_size
 
 __all__ = [
-    "DIGIT_NAMES",
     "NO_CATEGORY",
     "Batch",
     "Categories",
@@ -21,7 +19,6 @@ __all__ = [
     "CocoIndex",
     "DatasetError",
     "Datasets",
-    "DigitsConfig",
     "EvalTransform",
     "ImageError",
     "Layout",
@@ -37,7 +34,6 @@ __all__ = [
     "collate",
     "denormalise",
     "find_splits",
-    "make_digits_dataset",
     "normalise",
     "open_image",
     "resized_size",

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino.data.categories import Categories
-from dino.data.coco import CocoIndex
+from dino.data.coco.index import CocoIndex
+from dino.data.coco.problems import DatasetError
 from dino.data.dataset import CocoDataset, Transform
 from dino.data.layout import Split, find_splits
-from dino.data.problems import DatasetError
 from dino.data.transforms import EvalTransform, TrainTransform
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dino.data.categories import Categories
-from dino.data.coco import CocoIndex
+from dino.data.coco.index import CocoIndex
+from dino.data.coco.problems import DatasetError
 from dino.data.images import ImageError, open_image
-from dino.data.problems import DatasetError
 
 # So many unreadable images one after another are not bad luck but a disk that went away.
 _MOST_REPLACEMENTS = 20

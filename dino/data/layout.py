@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dino.data.problems import DatasetError
+from dino.data.coco.problems import DatasetError
 
 # For each split, (images, annotations) relative to the root. The first three kinds are Roboflow's and COCO's layouts.
 _PLACES = {

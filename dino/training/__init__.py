@@ -1,1 +1,1 @@
-"""The parts of a training run; `dino.train` puts them together."""
+"""The parts of a training run; `dino.training.train` puts them together."""

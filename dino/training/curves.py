@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from dino.files import write_whole
+from dino.common.files import write_whole
 from dino.training.log import read_log
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#1f5fa8", "#d9722b", "#3a8f4d", "#8a8a8a"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from dino.training.distributed import fill, local
+from dino.common.distributed import fill, local
 
 # The average follows the weights closely at first and reaches two thirds of its decay after so many steps.
 RAMP_STEPS = 2000

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
+from dino.common.rng import rng_state, set_rng_state
 from dino.data import Batch, Loader, build_loader
-from dino.evaluate import evaluate
-from dino.training.resume import save_weights, whole_weights
-from dino.training.rng import rng_state, set_rng_state
+from dino.evaluation.evaluate import evaluate
+from dino.training.checkpoint import save_weights, whole_weights
 from dino.training.run import Run
 from dino.training.signals import StopRequest
 from dino.training.step import TrainingError

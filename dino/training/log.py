@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dino.coco_metrics import NUMBERS
-from dino.files import write_whole
+from dino.common.files import write_whole
+from dino.evaluation.coco_metrics import NUMBERS
 from dino.training.step import LOSS_PARTS
 
 STEP_COLUMNS = ("lr", *LOSS_PARTS, "gradient_norm", "images_per_second", "skipped")

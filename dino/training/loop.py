@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 from dino.data import Batch
 from dino.training import report
+from dino.training.checkpoint import save_checkpoint
 from dino.training.console import Pace
 from dino.training.curves import draw_curves, matplotlib_is_installed
 from dino.training.evaluation import EvaluationStopped, measure
 from dino.training.log import Log
 from dino.training.optimizer import learning_rate_factor, set_learning_rates
-from dino.training.resume import save_checkpoint
 from dino.training.run import Run
 from dino.training.signals import StopRequest
 from dino.training.step import LOSS_PARTS, StepReport, TrainingError

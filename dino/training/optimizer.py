@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dino.train_config import TrainConfig
-from dino.training.distributed import whole
+from dino.common.distributed import whole
+from dino.training.config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

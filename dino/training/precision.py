@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dino.evaluate import autocast
+from dino.common.device import autocast
 
 
 class Precision:

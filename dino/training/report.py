@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from dino.common.distributed import Ranks, device_name
 from dino.data import Batch
 from dino.training.console import Pace, duration
-from dino.training.distributed import Ranks, device_name
 from dino.training.run import Run
 from dino.training.run_folder import RunFolder
 from dino.training.step import SkippedStep

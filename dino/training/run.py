@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from dino.checkpoint import load_checkpoint
-from dino.criterion import SetCriterion
+from dino.checkpoint import build_model, load_checkpoint
+from dino.common.distributed import Ranks, spread
+from dino.common.rng import seed_process
 from dino.data import Datasets, EvalTransform, Loader, TrainTransform, build_datasets, build_loader
-from dino.model import DINO, build_model
-from dino.train_config import TrainConfig
+from dino.model.criterion import SetCriterion
+from dino.model.dino import DINO
+from dino.training.config import TrainConfig
 from dino.training.console import Console
-from dino.training.distributed import Ranks, spread
 from dino.training.ema import MovingAverage
 from dino.training.optimizer import build_optimizer
 from dino.training.precision import Precision
-from dino.training.rng import seed_process
 from dino.training.run_folder import RunFolder
 from dino.training.step import Step
 

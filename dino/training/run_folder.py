@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from dino.files import flush, write_text_whole
+from dino.common.files import flush, write_text_whole
 from dino.training.step import TrainingError
 
 _CHECKPOINT = re.compile(r"step-\d{8,}")

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dino.targets import pack
-from dino.text import shorten
-from dino.training.distributed import Ranks, gradient_sync
+from dino.common.distributed import Ranks, gradient_sync
+from dino.common.text import shorten
+from dino.model.targets import pack
 from dino.training.optimizer import clip_gradients
 from dino.training.precision import Precision
 
 if TYPE_CHECKING:
-    from dino.criterion import SetCriterion
     from dino.data import Batch
+    from dino.model.criterion import SetCriterion
 
 LOSS_PARTS = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_encoder", "loss_denoising")
 """The training loss; the last layer's three losses, unweighted; the shares of encoder and denoising, weighted."""

@@ -21,9 +21,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from dino_kernels._arguments import LevelSizes
-from dino_kernels.functional import ms_deform_attn
-from dino_kernels.ops.ms_deform_attn import backends, prepare
+from dino_kernels.ops._attention import LevelSizes
+from dino_kernels.ops.ms_deform_attn import backends, ms_deform_attn, prepare
 
 MODULE_NAME = "MultiScaleDeformableAttention"
 

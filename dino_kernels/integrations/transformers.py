@@ -24,7 +24,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from dino_kernels.functional import fused_ms_deform_attn
+from dino_kernels.ops.fused_ms_deform_attn import fused_ms_deform_attn
 
 
 class _Fused(nn.Module):

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dino.config import ModelConfig, model_config
 from dino.data import Batch, Categories, EvalTransform
-from dino.detector import Detector
-from dino.model import DINO
-from dino.outputs import DetectionOutput
+from dino.inference.detector import Detector
+from dino.model.config import ModelConfig, model_config
+from dino.model.dino import DINO
+from dino.model.outputs import DetectionOutput
 
 CATEGORIES = Categories((3, 7, 40), ("cat", "dog", "a horse"))
 TINY = model_config(

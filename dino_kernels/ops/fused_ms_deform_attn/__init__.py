@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dino_kernels import _arguments as check
-from dino_kernels._dispatch import Backends
-from dino_kernels._eager import EagerOp
-from dino_kernels._library import define, no_double_backward
+from dino_kernels.ops import _attention as check
+from dino_kernels.ops._core.dispatch import Backends
+from dino_kernels.ops._core.eager import EagerOp
+from dino_kernels.ops._core.registration import define, no_double_backward
 from dino_kernels.ops.fused_ms_deform_attn import cpu, cuda, reference, triton
 
 OP = "fused_ms_deform_attn"

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from dino_kernels._fixed_point import sum_bound
+from dino_kernels.ops._core.fixed_point import sum_bound
 from dino_kernels.ops.fused_ms_deform_attn import native
 from dino_kernels.ops.ms_deform_attn.cuda import unsupported
 
 __all__ = ["backward", "forward", "unsupported"]
-# The namespace of the native ops; tests/emulation puts its own in place of it.
+# The namespace of the native ops; tests/cuda/emulation puts its own in place of it.
 NATIVE = native.NAMESPACE
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dino_kernels._layout import heads, like, rows
+from dino_kernels.ops._core.layout import heads, like, rows
 from dino_kernels.ops.ms_deform_attn.native import NAMESPACE
 
 

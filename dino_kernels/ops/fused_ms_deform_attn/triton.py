@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dino_kernels._fixed_point import sum_bound
+from dino_kernels.ops._core.fixed_point import sum_bound
 from dino_kernels.ops.ms_deform_attn import triton as classic
 from dino_kernels.ops.ms_deform_attn.triton import unsupported
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from dino_kernels._dispatch import Backends
-from dino_kernels._eager import UndifferentiableOp
-from dino_kernels._library import define, not_differentiable
-from dino_kernels._matching import (
+from dino_kernels.ops._core.dispatch import Backends
+from dino_kernels.ops._core.eager import UndifferentiableOp
+from dino_kernels.ops._core.registration import define, not_differentiable
+from dino_kernels.ops._matching import (
     Check,
     FormulaOptions,
     Predictions,

@@ -11,7 +11,7 @@ from dino_kernels.ops.matching_cost.cuda import unsupported
 
 __all__ = ["forward", "unsupported"]
 
-# The namespace of the native ops; tests/emulation puts its own in place of it.
+# The namespace of the native ops; tests/cuda/emulation puts its own in place of it.
 NATIVE = native.NAMESPACE
 
 

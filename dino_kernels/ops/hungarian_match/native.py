@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dino_kernels._layout import contiguous, dense_last
+from dino_kernels.ops._core.layout import contiguous, dense_last
 
 NAMESPACE = "dino_kernels_native"
 

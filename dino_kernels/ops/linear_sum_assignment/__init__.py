@@ -10,10 +10,10 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from dino_kernels._dispatch import Backends
-from dino_kernels._eager import UndifferentiableOp
-from dino_kernels._library import define, not_differentiable
-from dino_kernels._matching import Check, Ties, check_choices, report_status
+from dino_kernels.ops._core.dispatch import Backends
+from dino_kernels.ops._core.eager import UndifferentiableOp
+from dino_kernels.ops._core.registration import define, not_differentiable
+from dino_kernels.ops._matching import Check, Ties, check_choices, report_status
 from dino_kernels.ops.linear_sum_assignment import cpu, cuda, reference, triton
 
 OP = "linear_sum_assignment"

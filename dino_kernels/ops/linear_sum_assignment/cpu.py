@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dino_kernels import _native
+from dino_kernels.ops._core import libraries
 from dino_kernels.ops.linear_sum_assignment.native import forward
 
 __all__ = ["forward", "unsupported"]
@@ -15,4 +15,4 @@ def unsupported(cost: Tensor, *rest: object) -> str | None:
     device = cost.device
     if device.type != "cpu":
         return f"it runs on CPU tensors, cost is on {device}"
-    return _native.CPU_MISSING
+    return libraries.CPU_MISSING

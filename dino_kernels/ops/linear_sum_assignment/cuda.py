@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dino_kernels import _native
+from dino_kernels.ops._core import libraries
 from dino_kernels.ops.linear_sum_assignment import native
 
-# The namespace of the native ops; tests/emulation puts its own in place of it.
+# The namespace of the native ops; tests/cuda/emulation puts its own in place of it.
 NATIVE = native.NAMESPACE
 
 
@@ -17,7 +17,7 @@ def unsupported(cost: Tensor, *rest: Any) -> str | None:
     """Why the CUDA kernel cannot run this call."""
     if cost.device.type != "cuda":
         return f"it runs on CUDA tensors, cost is on {cost.device}"
-    return _native.CUDA_MISSING or _native.unsupported_gpu(cost.device.index)
+    return libraries.CUDA_MISSING or libraries.unsupported_gpu(cost.device.index)
 
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from dino_kernels import _triton
+from dino_kernels.ops._core import triton_support
 
 TILE_ROWS = 8
 TILE_COLUMNS = 256
@@ -26,7 +26,7 @@ def unsupported(cost: Tensor, *rest: object) -> str | None:
     """Why the Triton kernel cannot run this call."""
     if cost.shape[1] > MAX_SIDE or cost.shape[2] > MAX_SIDE:
         return f"it has room for {MAX_SIDE} rows and columns, got {list(cost.shape)}"
-    return _triton.unsupported("cost", cost)
+    return triton_support.unsupported("cost", cost)
 
 
 def forward(
@@ -59,7 +59,7 @@ def forward(
     else:
         objective = row_duals = column_duals = None
     if groups * problems > 0:
-        with _triton.on_device_of(cost):
+        with triton_support.on_device_of(cost):
             kernel.linear_sum_assignment[(groups * problems,)](
                 cost,
                 None if offsets is None else offsets.contiguous(),

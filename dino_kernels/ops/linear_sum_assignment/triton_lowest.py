@@ -1,7 +1,7 @@
 """Shortest augmenting paths over matched columns, `solve_lowest` of reference.py, in Triton.
 
 A barrier stands between any two accesses to the same element of scratch memory of which one writes
-(tests/test_triton_matching.py looks for pairs without one).
+(tests/triton/test_matching.py looks for pairs without one).
 """
 
 # A kernel is in Triton's language: arguments have its types, and a function called within it returns.

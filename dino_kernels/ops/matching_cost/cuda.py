@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dino_kernels import _native
+from dino_kernels.ops._core import libraries
 from dino_kernels.ops.matching_cost import native
 
-# The namespace of the native ops; tests/emulation puts its own in place of it.
+# The namespace of the native ops; tests/cuda/emulation puts its own in place of it.
 NATIVE = native.NAMESPACE
 MAX_SOURCES = 32  # tensors of predictions: their addresses travel with the launch, which has 4 KB for them
 
@@ -19,7 +19,7 @@ def unsupported(logits: list[Tensor], *rest: Any) -> str | None:
     device = logits[0].device
     if device.type != "cuda":
         return f"it runs on CUDA tensors, logits are on {device}"
-    return _native.CUDA_MISSING or _native.unsupported_gpu(device.index) or unsupported_sizes(logits)
+    return libraries.CUDA_MISSING or libraries.unsupported_gpu(device.index) or unsupported_sizes(logits)
 
 
 def unsupported_sizes(logits: list[Tensor]) -> str | None:

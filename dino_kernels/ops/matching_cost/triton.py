@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from dino_kernels import _triton
+from dino_kernels.ops._core import triton_support
 
 # Tensors that one launch reads. A table of addresses on the device would have no such bound, but would have to be
 # copied there with each call, out of memory that a CUDA graph reads again when it is replayed.
@@ -19,7 +19,7 @@ TILE_CLASSES = 32
 
 
 def kernels() -> ModuleType:
-    """The module of the kernel, imported when it is first needed; tests/interpreter.py puts its own in place of it."""
+    """The module of the kernel, imported when it is first needed; tests/triton/interpreter.py replaces it."""
     from dino_kernels.ops.matching_cost import triton_kernel
 
     return triton_kernel
@@ -27,7 +27,7 @@ def kernels() -> ModuleType:
 
 def unsupported(logits: list[Tensor], *rest: object) -> str | None:
     """Why the Triton kernel cannot run this call."""
-    return _triton.unsupported("logits", logits[0])
+    return triton_support.unsupported("logits", logits[0])
 
 
 def forward(
@@ -74,7 +74,7 @@ def cost_and_notes(
         count = len(first) * len(some)
         box_strides = (0, 0, 0) if some_boxes[0] is None else some_boxes[0].stride()[:3]
         if count > 0:
-            with _triton.on_device_of(labels):
+            with triton_support.on_device_of(labels):
                 kernels().matching_cost[(tiles * (images + 1) * count,)](
                     *_filled(some),
                     *_filled(some_boxes),

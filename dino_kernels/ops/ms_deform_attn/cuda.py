@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from dino_kernels import _native
-from dino_kernels._fixed_point import sum_bound
+from dino_kernels.ops._core import libraries
+from dino_kernels.ops._core.fixed_point import sum_bound
 from dino_kernels.ops.ms_deform_attn import native
 
-# The namespace of the native ops; tests/emulation puts its own in place of it.
+# The namespace of the native ops; tests/cuda/emulation puts its own in place of it.
 NATIVE = native.NAMESPACE
 MAX_LEVELS = 32
 MAX_SAMPLES = 1024  # per head: what the backward keeps of them has to fit a block's shared memory
@@ -20,7 +20,7 @@ def unsupported(value: Tensor, *rest: Any) -> str | None:
     """Why the CUDA kernel cannot run this call."""
     if value.device.type != "cuda":
         return f"it runs on CUDA tensors, value is on {value.device}"
-    return _native.CUDA_MISSING or _native.unsupported_gpu(value.device.index) or unsupported_sizes(rest[3])
+    return libraries.CUDA_MISSING or libraries.unsupported_gpu(value.device.index) or unsupported_sizes(rest[3])
 
 
 def unsupported_sizes(num_points: list[int]) -> str | None:

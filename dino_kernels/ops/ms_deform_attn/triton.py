@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dino_kernels import _triton
-from dino_kernels._fixed_point import scale_of, sum_bound
-from dino_kernels._layout import contiguous, heads, rows
+from dino_kernels.ops._core import triton_support
+from dino_kernels.ops._core.fixed_point import scale_of, sum_bound
+from dino_kernels.ops._core.layout import contiguous, heads, rows
 
 # 8 queries a warp: with fewer an H100 is not full, whose 132 multiprocessors have room for 16 to 32 warps each, at 100
 # to 64 registers a thread.
@@ -18,7 +18,7 @@ FEW_ITEMS = 2**15
 
 
 def kernels() -> ModuleType:
-    """The module of the kernels, imported when it is first needed; tests/interpreter.py puts its own in place of it."""
+    """The module of the kernels, imported when it is first needed; tests/triton/interpreter.py replaces it."""
     from dino_kernels.ops.ms_deform_attn import triton_tuned
 
     return triton_tuned
@@ -26,7 +26,7 @@ def kernels() -> ModuleType:
 
 def unsupported(value: Tensor, *rest: Any) -> str | None:
     """Why the Triton kernel cannot run this call."""
-    return _triton.unsupported("value", value) or unsupported_number(value)
+    return triton_support.unsupported("value", value) or unsupported_number(value)
 
 
 def unsupported_number(value: Tensor) -> str | None:
@@ -81,7 +81,7 @@ def run_forward(
     if launch is None:
         return value.new_zeros(batch, positions.shape[1], heads_ * channels)
     output = value.new_empty(batch, positions.shape[1], heads_ * channels)
-    with _triton.on_device_of(value):
+    with triton_support.on_device_of(value):
         launch(
             *_tensors(value, levels, positions, weights, reference_points, value_mask),
             output,
@@ -131,7 +131,7 @@ def run_backward(
         scale = None if bound is None else scale_of(bound, positions.shape[1] * sum(levels[3]))
     packed = _packed(value) and _packed(grad_output)
     if launch is not None:
-        with _triton.on_device_of(value):
+        with triton_support.on_device_of(value):
             launch(
                 grad_output,
                 *_tensors(value, levels, positions, weights, reference_points, value_mask),

@@ -16,7 +16,7 @@ from dino_kernels.ops.ms_deform_attn.triton_forward import ms_deform_attn_forwar
 # 8 queries a warp where 4 lanes load a row, as with 32 channels; BLOCK_Q has those of a program in that case.
 #
 # Of many queries, half a tile of 8 x 8 pixels or a whole one: its warps share the first-level cache of one
-# multiprocessor (benchmarks/locality.py). No warp waits for another, except for the softmax's gradient.
+# multiprocessor (benchmarks/attention/locality.py). No warp waits for another, except for the softmax's gradient.
 MANY = [Config({"BLOCK_Q": 32}, num_warps=4), Config({"BLOCK_Q": 64}, num_warps=8)]
 # Of few, which leave multiprocessors idle, a warp or half a warp's queries a program.
 FEW = [Config({"BLOCK_Q": 8}, num_warps=1), Config({"BLOCK_Q": 4}, num_warps=1)]

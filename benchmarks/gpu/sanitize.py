@@ -1,0 +1,179 @@
+"""The CUDA kernels on the smallest cases, to be run under compute-sanitizer: `make gpu-sanitize`.
+
+    compute-sanitizer --tool racecheck python3 -m benchmarks.gpu.sanitize
+    compute-sanitizer --tool racecheck python3 -m benchmarks.gpu.sanitize --tiles  # only an encoder's tiles
+
+Exits with 1 where a kernel refuses a call or where its result is not right; the tool adds its own findings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dino_kernels
+from benchmarks.attention import gate
+from benchmarks.attention.candidates import LARGE, SMALL, candidates, chosen, multiprocessors
+from benchmarks.attention.peers import implementations
+from benchmarks.attention.workloads import OPS
+from dino_kernels import hungarian_match, linear_sum_assignment, matching_cost
+from dino_kernels.testing import (
+    ASSIGNMENT_CASES,
+    CASES,
+    DTYPES,
+    MATCHING_CASES,
+    Result,
+    assert_cost_accurate,
+    assert_result_accurate,
+    assert_same_bits,
+    assignment_costs,
+    matching_inputs,
+    sample_inputs,
+)
+
+# Queries of every kind, masks, boxes, borders, odd sizes; each a few thousand samples, which a sanitizer bears.
+NAMES = ("encoder_masked", "decoder_few_queries", "odd_points", "one_pixel_levels", "channels_36", "hostile_boxes")
+# As many queries as rows, with 32 channels: what gets tiles in a large call.
+TILES = ("encoder_masked",)
+
+
+class Refused(Exception):
+    """The backend cannot run a call; the message says why."""
+
+
+def sized(backend: str, count: int) -> AbstractContextManager[object]:
+    """Calls take the kernels of a GPU with `count` multiprocessors, where the backend has any choice."""
+    return multiprocessors(count) if backend == "cuda" else nullcontext()
+
+
+def choices(backend: str) -> list[tuple[str, AbstractContextManager[object]]]:
+    """Each candidate of the CUDA kernels, to be entered; other backends have one kernel for each call."""
+    if backend != "cuda":
+        return [("as they are", nullcontext())]
+    return [(candidate.id, chosen(candidate)) for candidate in candidates()]
+
+
+def attention(
+    backend: str,
+    device: str,
+    names: Sequence[str] = NAMES,
+    dtypes: Sequence[str] = tuple(DTYPES),
+    modes: Sequence[bool] = (False, True),
+) -> int:
+    """Forward and backward of deformable attention, in each of `modes` deterministic or not; how many calls."""
+    kernel = implementations()[backend]
+    runs = 0
+    for op in OPS:
+        for case in (case for case in CASES if case.name in names):
+            for name in dtypes:
+                inputs, on_cpu = (sample_inputs(op, case, DTYPES[name], where) for where in (device, "cpu"))
+                reason = kernel.unsupported(op, inputs)
+                if reason is not None:
+                    raise Refused(f"{op} {case.id} {name}: {reason}")
+                for deterministic in modes:
+                    torch.use_deterministic_algorithms(deterministic)
+                    try:
+                        result = gate.forward_backward(kernel, op, inputs)
+                    finally:
+                        torch.use_deterministic_algorithms(False)
+                    # Compared on the CPU: the sanitizer would watch PyTorch's kernels too, at length.
+                    grads = {key: grad.cpu() for key, grad in result.grads.items()}
+                    label = f"{backend} in {name}{', deterministic' if deterministic else ''}"
+                    assert_result_accurate(op, on_cpu, Result(result.output.cpu(), grads), label)
+                    runs += 1
+    return runs
+
+
+def matching(backend: str, device: str, dtypes: Sequence[str] = tuple(DTYPES)) -> int:
+    """Costs within the tolerance, and matches of which every bit is the reference's; how many calls."""
+    runs = 0
+    for case in MATCHING_CASES:
+        for name in dtypes:
+            dtype = DTYPES[name]
+            inputs, on_cpu = (matching_inputs(case.small(), dtype, where) for where in (device, "cpu"))
+            offsets = on_cpu["targets"].offsets
+            for function in (matching_cost, hungarian_match):
+                require(function, backend, f"{case.id} {name}", **inputs)
+            cost = matching_cost(**inputs, backend=backend).cpu()
+            assert_cost_accurate(on_cpu, cost, f"{backend} in {name}, {case.id}")
+            for ties in ("lowest", "scipy"):
+                match = hungarian_match(**inputs, ties=ties, full_output=True, backend=backend)
+                wanted = linear_sum_assignment(cost, offsets=offsets, ties=ties, full_output=True, backend="reference")
+                assert_same_assignment(match, wanted, f"hungarian_match by {backend} in {name}, {case.id}")
+            runs += 3
+    return runs
+
+
+def assignment(backend: str, device: str) -> int:
+    """Assignments of given costs, of which every bit is the reference's; how many calls."""
+    runs = 0
+    for case in ASSIGNMENT_CASES:
+        for dtype in (torch.float32, torch.float64):
+            cost = assignment_costs(case.small(), dtype)
+            for options in assignment_options():
+                require(linear_sum_assignment, backend, case.id, cost=cost.to(device), **options)
+                found = linear_sum_assignment(cost.to(device), full_output=True, backend=backend, **options)
+                wanted = linear_sum_assignment(cost, full_output=True, backend="reference", **options)
+                assert_same_assignment(found, wanted, f"linear_sum_assignment by {backend}, {case.id}, {options}")
+                runs += 1
+    return runs
+
+
+def assignment_options() -> Iterator[dict[str, Any]]:
+    for ties in ("lowest", "scipy"):
+        for maximize in (False, True):
+            yield {"ties": ties, "maximize": maximize}
+
+
+def require(function: Any, backend: str, call: str, **arguments: Any) -> None:
+    reason = dino_kernels.explain(function, **arguments).reasons[backend]
+    if reason is not None:
+        raise Refused(f"{function.__name__} {call}: {reason}")
+
+
+def assert_same_assignment(found: Any, wanted: Any, label: str) -> None:
+    """All but the status, which of a matching also tells about its predictions and targets."""
+
+    def results(some: Any) -> list[Tensor]:
+        return [result for name, result in zip(some._fields, some, strict=True) if name != "status"]
+
+    names = [f"{label}: {name}" for name in found._fields if name != "status"]
+    assert_same_bits(results(found), results(wanted), names)
+
+
+def main(backend: str, device: str, tiles: bool) -> int:
+    # Filled, memory that a kernel reads before anybody wrote it would pass for written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        if tiles:
+            for name, choice in choices(backend):
+                with sized(backend, LARGE), choice:
+                    runs = attention(backend, device, TILES, ("fp32", "bf16"), (False,))
+                print(f"{runs} calls of {backend} with tiles, {name}, forward and backward")
+            return 0
+        for _, choice in choices(backend):
+            with sized(backend, LARGE), choice:
+                attention(backend, device, TILES, ("bf16", "fp16"), (False,))
+        for name, count in (("large", LARGE), ("small", SMALL)):
+            with sized(backend, count):
+                print(f"{attention(backend, device)} calls of {backend} as {name} ones, forward and backward")
+        print(f"{matching(backend, device) + assignment(backend, device)} calls of {backend}, matching")
+    except Refused as refusal:
+        print(refusal)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("backend", nargs="?", default="cuda")
+    parser.add_argument("device", nargs="?", default="cuda")
+    parser.add_argument("--tiles", action="store_true", help="only the kernels of an encoder's tiles")
+    options = parser.parse_args()
+    sys.exit(main(options.backend, options.device, options.tiles))

@@ -1,0 +1,318 @@
+"""What the GPU suite prints last: times, accuracy, memory, what failed, and the project's targets beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.gpu.matching import JOBS, part_name
+from benchmarks.matching.peers import BASELINES, LISTS
+from benchmarks.matching.workloads import ASSIGNMENT, MATCHER
+from benchmarks.measure.machine import caption
+from benchmarks.measure.report import Table, as_text
+
+Document = dict[str, Any]
+Row = dict[str, Any]
+LONGEST = 9600  # characters: a log's end of 10,000 must hold the whole
+ORDER = (
+    "cuda",
+    "triton",
+    "cpu",
+    "deformops-fp32acc",
+    "deformops-cuda",
+    "deformops",
+    "original",
+    "mmcv",
+    "transformers",
+    "torch.compile",
+    "reference",
+)
+SHORT_NAMES = {
+    "torch.compile": "compile",
+    "deformops-fp32acc": "do-fp32acc",
+    "deformops-cuda": "do-cuda",
+    "transformers": "hf",
+    "reference": "ref",
+}
+# Who adds up the gradient of value in float32.
+DEFORMOPS_IN_FP32 = ("deformops-fp32acc", "deformops-cuda")
+GRAPH, KERNELS = "graph", "kernels"
+RED_PART, COUNTERS_PART = "rate of L2 additions", "Nsight Compute"
+PASS_NAMES = {"forward": "fwd", "forward+backward": "fwd+bwd"}
+ENCODER, ENCODER_FP32 = "encoder B=2 fused_ms_deform_attn bf16", "encoder B=2 fused_ms_deform_attn fp32"
+DECODER = "decoder Q=1100 fused_ms_deform_attn bf16"
+# Twice the time that an H100's L1 caches need for the gather of one image in bf16 [calc].
+L1_BOUND_MS = 0.025
+MATCHING = "7x16 T=20"
+MATCHING_ORDER = (
+    *("cuda", "triton", "cuda-lists", "triton-lists", "cpu", "cpu-lists"),
+    *("torch-linear-assignment", "tla-unchecked", "lapx-lapjvh", "scipy-float64", "scipy"),
+    *("transformers", "dino", "reference"),
+)
+MATCHING_SHORT_NAMES = {"torch-linear-assignment": "tla", "tla-unchecked": "tla-kernel", "transformers": "hf"}
+
+
+def rows_of(document: Document, part: str, kind: str, **fields: Any) -> list[Row]:
+    rows = document["parts"].get(part, {}).get("rows", [])
+    return [r for r in rows if r["kind"] == kind and all(r[name] == value for name, value in fields.items())]
+
+
+def fastest(rows: list[Row]) -> Row | None:
+    return min(rows, key=lambda row: row["median_ms"], default=None)
+
+
+def our_fastest(rows: list[Row]) -> Row | None:
+    return fastest([row for row in rows if row["ours"] and row["implementation"] != "reference"])
+
+
+def _verdict(name: str, at: str, target: float | None, call: float | None, graph: float | None) -> Row:
+    """One target: `at` is "least" or "most"."""
+    values = {"per call": call, "in a graph": graph}
+    known = {mode: value for mode, value in values.items() if value is not None}
+    if not known:
+        verdict = "not measured"
+    elif target is None:
+        verdict = "no target"
+    else:
+        good = [mode for mode, value in known.items() if (value >= target if at == "least" else value <= target)]
+        verdict = "met" if len(good) == len(known) else f"met {good[0]} only" if good else "NOT MET"
+    rounded = {mode: None if value is None else round(value, 3) for mode, value in values.items()}
+    return {"target": name, "at": at, "wanted": target, **rounded, "verdict": verdict}
+
+
+def _ratio(document: Document, part: str, which: str, mode: str, against: tuple[str, ...]) -> float | None:
+    """How many times faster our fastest kernel is than the fastest of some peers, or of all."""
+    rows = rows_of(document, part, "speed", **{"pass": which, "mode": mode})
+    peers = [r for r in rows if not r["ours"] and (not against or r["implementation"] in against)]
+    ours, peer = our_fastest(rows), fastest(peers)
+    return peer["median_ms"] / ours["median_ms"] if ours and peer else None
+
+
+def targets(document: Document) -> list[Row]:
+    """Every target of the project with what was measured; the ratio per call and, where there is one, in a graph."""
+
+    def faster(part: str, which: str, peer: str, wanted: float | None, *against: str) -> Row:
+        where = {ENCODER: "encoder B=2 bf16", ENCODER_FP32: "encoder B=2 fp32", DECODER: "decoder Q=1100 bf16"}[part]
+        name = f"{where} {PASS_NAMES[which]}: x {peer}"
+        # A decoder's target is for graphs only: per call, launches hide its kernel.
+        call = None if part == DECODER else _ratio(document, part, which, "call", against)
+        return _verdict(name, "least", wanted, call, _ratio(document, part, which, GRAPH, against))
+
+    found = []
+    for which in PASS_NAMES:
+        found.append(faster(ENCODER, which, "deformops in fp32", 1.5, *DEFORMOPS_IN_FP32))
+        found.append(faster(ENCODER, which, "deformops", None, "deformops"))
+        found.append(faster(ENCODER, which, "original", 4.0, "original"))
+        found.append(faster(ENCODER_FP32, which, "original", 2.5, "original"))
+        found.append(faster(DECODER, which, "best peer", 1.3))
+    times = [
+        our_fastest(rows_of(document, ENCODER, "speed", **{"pass": "forward", "mode": m})) for m in ("call", GRAPH)
+    ]
+    call, graph = (row["median_ms"] / 2 / L1_BOUND_MS if row else None for row in times)
+    found.append(_verdict("encoder B=2 bf16 fwd an image: x L1 bound of 25 us", "most", 2.0, call, graph))
+    ours = [r for r in rows_of(document, "saved for backward", "saved", reference_levels=1) if r["ours"]]
+    kernels = [r["megabytes"] for r in ours if r["implementation"] != "reference"]
+    found.append(_verdict("saved for backward, encoder B=1 bf16: MB", "most", 29.0, min(kernels, default=None), None))
+    errors = [
+        max(row["rms_roundings"], row["max_roundings"])
+        for row in rows_of(document, "accuracy of grad_value", "accuracy", ours=True)
+        if row["implementation"] != "reference"
+    ]
+    name = "grad_value at the coarsest level, bf16: roundings"
+    found.append(_verdict(name, "most", 2.0, max(errors, default=None), None))
+    found += matching_targets(document)
+    slower = rows_of(document, "deterministic algorithms", "deterministic", mode="deterministic")
+    cost = next((row["ratio"] for name in ORDER for row in slower if row["implementation"] == name), None)
+    found.append(_verdict("deterministic over default, encoder B=2 bf16 fwd+bwd", "most", None, cost, None))
+    return found
+
+
+def matching_targets(document: Document) -> list[Row]:
+    def ours(job: str, mode: str, step: str = MATCHING) -> Row | None:
+        rows = rows_of(document, part_name(step, job), "matching", mode=mode)
+        return our_fastest([row for row in rows if not row["implementation"].endswith(LISTS)])
+
+    def ratio(job: str, mode: str, peer: str, step: str = MATCHING) -> float | None:
+        rows = rows_of(document, part_name(step, job), "matching", mode=mode, implementation=peer)
+        mine = ours(job, mode, step)
+        return rows[0]["median_ms"] / mine["median_ms"] if rows and mine else None
+
+    both = ours(MATCHER, GRAPH)
+    microseconds = 1e3 * both["median_ms"] if both else None
+    found = [_verdict("matching 7x16 of 900x20, cost + assignment: us", "most", 40.0, None, microseconds)]
+    for kind in ("early", "collapsed"):
+        solved = ours(MATCHER, GRAPH, f"{MATCHING} {kind}")
+        name = f"matching 7x16 of 900x20, {kind}, cost + assignment: us"
+        found.append(_verdict(name, "most", None, None, 1e3 * solved["median_ms"] if solved else None))
+    launches = rows_of(document, part_name(MATCHING, MATCHER), "launches")
+    fewest = min((row["launches"] for row in launches if not row["implementation"].endswith(LISTS)), default=None)
+    found.append(_verdict("matching 7x16 of 900x20, cost + assignment: launches", "most", 2.0, fewest, None))
+    # In a graph its kernel alone, without the checks that wait for the GPU.
+    per_call = ratio(ASSIGNMENT, "call", "torch-linear-assignment")
+    in_a_graph = ratio(ASSIGNMENT, GRAPH, "tla-unchecked")
+    found.append(_verdict("assignment 7x16 of 900x20: x torch-linear-assignment", "least", 20.0, per_call, in_a_graph))
+    for step in (MATCHING, "7x16 COCO"):
+        eager = ratio(MATCHER, "call", BASELINES[MATCHER], step)
+        found.append(_verdict(f"matching {step}: x eager GPU cost + SciPy", "least", 100.0, eager, None))
+    return found
+
+
+def matching_table(document: Document) -> Table:
+    """Milliseconds per call / in a graph by implementation."""
+    parts = [(step, job, part_name(step, job)) for step, job, _ in JOBS]
+    measured = {row["implementation"] for *_, part in parts for row in rows_of(document, part, "matching")}
+    columns = [name for name in MATCHING_ORDER if name in measured]
+    table = [["workload", "op", *(MATCHING_SHORT_NAMES.get(name, name) for name in columns)]]
+    for step, job, part in parts:
+        rows = rows_of(document, part, "matching")
+        if rows:
+            table.append([step, job, *(_times(rows, name) for name in columns)])
+    return table
+
+
+def target_table(document: Document) -> Table:
+    def cell(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"
+
+    table = [["part", "wanted", "per call", "in a graph", "verdict"]]
+    for row in document["targets"]:
+        sign = {"least": ">=", "most": "<="}[row["at"]]
+        wanted = "-" if row["wanted"] is None else f"{sign} {row['wanted']:g}"
+        table.append([row["target"], wanted, cell(row["per call"]), cell(row["in a graph"]), row["verdict"]])
+    return table
+
+
+def speed_table(document: Document, parts: list[str]) -> Table:
+    """Milliseconds per call / in a graph by implementation, and peak MiB of forward+backward below."""
+    measured = {row["implementation"] for part in parts for row in rows_of(document, part, "speed")}
+    columns = [name for name in ORDER if name in measured]
+    table = [["workload", "pass", *(SHORT_NAMES.get(name, name) for name in columns)]]
+    for part in parts:
+        label = part.replace("fused_ms_deform_attn", "fused").replace("ms_deform_attn", "classic")
+        for which, short in PASS_NAMES.items():
+            rows = rows_of(document, part, "speed", **{"pass": which})
+            if rows:
+                table.append([label, short, *(_times(rows, name) for name in columns)])
+        rows = {row["implementation"]: f"{row['peak_mib']:.0f}" for row in rows_of(document, part, "memory")}
+        if rows:
+            table.append([label, "MiB", *(rows.get(name, "-") for name in columns)])
+    return table
+
+
+def _times(rows: list[Row], implementation: str) -> str:
+    by_mode = {row["mode"]: row for row in rows if row["implementation"] == implementation}
+    cells = {mode: f"{row['median_ms']:.3g}" for mode, row in by_mode.items()}
+    # Kernels alone, where no graph holds the call.
+    alone = cells.get(GRAPH) or (f"k{cells[KERNELS]}" if KERNELS in cells else None)
+    wrong = "!" if any("inaccurate" in row for row in by_mode.values()) else ""
+    return "/".join(filter(None, [cells.get("call", "-"), alone])) + wrong if cells else "-"
+
+
+def small_tables(document: Document) -> Iterator[str]:
+    rows = rows_of(document, "accuracy of grad_value", "accuracy")
+    if rows:
+        table = [["workload", "by", "rms", "max"]]
+        for row in rows:
+            op = "fused" if row["op"].startswith("fused") else "classic"
+            by = f"{row['implementation']} {row['dtype']}"
+            table.append([op, by, f"{row['rms_roundings']:.2f}", f"{row['max_roundings']:.2f}"])
+        yield "error of grad_value at the coarsest level, encoder B=1 bf16, in bf16 roundings\n" + as_text(table)
+    rows = rows_of(document, "saved for backward", "saved")
+    if rows:
+        sizes_by: dict[str, list[str]] = {}
+        for row in rows:
+            sizes_by.setdefault(f"{row['implementation']} {row['dtype']}", []).append(f"{row['megabytes']:.1f}")
+        listed = ", ".join(f"{name} {'/'.join(sizes)}" for name, sizes in sizes_by.items())
+        yield f"saved for backward, encoder B=1, MB (one reference point a query / one a level): {listed}"
+    rows = rows_of(document, "deterministic algorithms", "deterministic")
+    if rows:
+        yield "encoder B=2 bf16 fwd+bwd: " + ", ".join(
+            f"{row['implementation']} {row['mode']} {row['median_ms']:.3g} ms ({row['ratio']:.2f}x"
+            + ("" if row["repeatable"] else ", NOT REPEATABLE")
+            + ")"
+            for row in rows
+        )
+
+
+def tool_tables(document: Document) -> Iterator[str]:
+    """What the candidates took, what the L2 cache adds, and the counters of a few kernels."""
+    for part in document["parts"]:
+        rows = rows_of(document, part, "candidate")
+        by_name: dict[str, list[str]] = {}
+        for row in rows:
+            by_name.setdefault(f"{row['direction']} {row['candidate']}", []).append(
+                f"{row['median_ms']:.4g} {row['mode']}"
+            )
+        if rows:
+            yield f"{part}, ms: " + "; ".join(f"{name} {', '.join(values)}" for name, values in by_name.items())
+    rows = rows_of(document, RED_PART, "red")
+    if rows:
+        listed = (f"{row['pattern']} on {row['rows']} rows {row['rows_per_s'] / 1e9:.3g}" for row in rows)
+        yield "rows of 128 B added in L2, 10^9 a second: " + "; ".join(listed)
+    rows = rows_of(document, COUNTERS_PART, "counters")
+    if rows:
+        names = [name for name in rows[0] if name not in ("kind", "target", "kernel")]
+        table = [["target", "kernel", *names]]
+        for row in rows:
+            values = ("-" if row[name] is None else f"{row[name]:.4g}" for name in names)
+            table.append([row["target"], row["kernel"].partition("<")[0].rpartition(" ")[2][-30:], *values])
+        yield as_text(table)
+
+
+def failures(document: Document, parts: list[str]) -> list[str]:
+    """Each reason once, with whom it hit: parts that failed, had no time, steps that failed, who took no part."""
+    hit: list[dict[str, list[str]]] = [{}, {}, {}, {}]  # reason -> names, the worst first
+
+    def add(rank: int, reason: str, name: str) -> None:
+        names = hit[rank].setdefault(reason, [])
+        if name not in names:
+            names.append(name)
+
+    for part in parts:
+        record = document["parts"].get(part, {"status": "not done"})
+        if record["status"] == "failed":
+            add(0, f"FAILED: {record['reason']}", part)
+        elif record["status"] == "not done":
+            add(1, "no time for", part)
+        for step, reason in record.get("failures", {}).items():
+            add(2, f"failed: {reason}", f"{part}: {step}")
+        for who, reason in record.get("not_run", {}).items():
+            add(3, f"not run: {reason}", who)
+    return [_cut(f"{_cut(reason)} ({', '.join(names)})", 400) for rank in hit for reason, names in rank.items()]
+
+
+def _cut(text: str, longest: int = 240) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def summary(document: Document, parts: list[str]) -> str:
+    """At most LONGEST characters; what does not fit is left out from the end of the least important, and said."""
+    facts = document["machine"]
+    versions = (
+        f"driver {facts.get('driver')}, CUDA {facts.get('cuda')}, nvcc {facts.get('nvcc')}, triton {facts['triton']}"
+    )
+    heading = f"{caption(facts)}; {versions}; sources {facts['sources']}"
+    if facts["short"]:
+        heading += "\nA DRY RUN with small maps: none of these numbers, and no verdict below, means anything."
+    units = (
+        "ms per call / in a CUDA graph (k: its kernels, without a graph), cold L2, medians; MiB: peak of fwd+bwd; "
+        "!: misses the tolerance; original is fp32 always, ref in fp32; do: deformops; tla: torch-linear-assignment"
+    )
+    matching = matching_table(document)
+    ends = [as_text(matching)] if len(matching) > 1 else []
+    ends += [*tool_tables(document), *small_tables(document), as_text(target_table(document))]
+    wrong, all_wrong = [], failures(document, parts)
+    while all_wrong and len("\n".join([*wrong, all_wrong[0]])) < LONGEST // 4:
+        wrong.append(all_wrong.pop(0))
+    if all_wrong:
+        wrong.append(f"... and {len(all_wrong)} more in the JSON")
+    table, dropped = speed_table(document, parts), 0
+    while True:
+        cut = [f"... and {dropped} rows more in the JSON"] if dropped else []
+        speed = [as_text(table), *cut] if len(table) > 1 else []
+        text = "\n\n".join(["\n".join([heading, units, *speed]), *(["\n".join(wrong)] if wrong else []), *ends])
+        if len(text) <= LONGEST or len(table) <= 2:
+            return text
+        table.pop()
+        dropped += 1

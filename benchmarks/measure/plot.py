@@ -1,0 +1,144 @@
+"""The growth plot: time against queries, image size and samples, on logarithmic axes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure.machine import caption
+
+# Okabe and Ito's palette: told apart with any colour vision, and in grey by marker and dash.
+STYLES = {
+    "reference": {"color": "#000000", "marker": "o"},
+    "cpu": {"color": "#0072B2", "marker": "s"},
+    "cuda": {"color": "#009E73", "marker": "D"},
+    "triton": {"color": "#D55E00", "marker": "^"},
+}
+DASHES = {"forward": "-", "forward+backward": (0, (4, 2))}
+# What stands still, and the slope that the time should have.
+PANELS = {
+    "queries": ("800x1333 image, K = 16", 1.0),
+    "image": ("Q = 900, K = 16", 0.0),
+    "samples": ("800x1333 image, Q = 900", 1.0),
+}
+
+
+def growth(document: dict[str, Any], path: Path) -> Path:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = document["growth"]
+    series = list(dict.fromkeys(row["series"] for row in rows))
+    figure, panels = plt.subplots(1, len(series), figsize=(4.4 * len(series), 4.4), sharey=True, squeeze=False)
+    for axes, name in zip(panels[0], series, strict=True):
+        mine = [row for row in rows if row["series"] == name]
+        for implementation in dict.fromkeys(row["implementation"] for row in mine):
+            for which, dash in DASHES.items():
+                line = [r for r in mine if (r["implementation"], r["pass"]) == (implementation, which)]
+                xs, ys = [row["x"] for row in line], [row["median_ms"] for row in line]
+                label = f"{'' if implementation == 'reference' else 'dino_kernels '}{implementation}, {which}"
+                axes.plot(xs, ys, linestyle=dash, linewidth=1.8, markersize=5.5, label=label, **STYLES[implementation])
+        fixed, slope = PANELS[name]
+        _guide(axes, mine, slope)
+        axes.set_title(fixed, fontsize=10, color="#444444")
+        axes.set(xscale="log", yscale="log", xlabel=mine[0]["label"])
+        axes.set_xticks(sorted({row["x"] for row in mine}), [f"{x:,}" for x in sorted({row["x"] for row in mine})])
+        axes.minorticks_off()
+        axes.grid(True, color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    panels[0][0].yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    panels[0][0].set_ylabel("time of one call, ms (median)")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=3, frameon=False, bbox_to_anchor=(0.5, 1.0))
+    figure.text(
+        0.5,
+        0.01,
+        f"fused_ms_deform_attn, float32, scattered samples. {caption(document['machine'])}",
+        ha="center",
+        fontsize=8,
+        color="#444444",
+    )
+    figure.tight_layout(rect=(0, 0.04, 1, 0.88))
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def _guide(axes: Any, rows: list[dict[str, Any]], slope: float) -> None:
+    """A thin grey line of the expected slope, under the fastest curve's first point."""
+    xs = sorted({row["x"] for row in rows})
+    fastest = min(row["median_ms"] for row in rows if row["x"] == xs[0])
+    ys = [0.6 * fastest * (x / xs[0]) ** slope for x in xs]
+    label = "expected slope: 1, or flat for image size"
+    axes.plot(xs, ys, color="#999999", linestyle=":", linewidth=1.4, label=label)
+
+
+MATCHING_STYLES = STYLES | {
+    "dino": {"color": "#000000", "marker": "o"},
+    "scipy": {"color": "#000000", "marker": "o"},
+    "reference": {"color": "#999999", "marker": "x"},
+}
+MATCHING_LABELS = {
+    "dino": "what DINO does: every pair of the batch, then SciPy for each image",
+    "reference": "dino_kernels reference",
+}
+MATCHING_ROWS = {
+    "matching_cost": "cost",
+    "linear_sum_assignment": "assignment",
+    "hungarian_match": "both: the matcher",
+}
+MATCHING_PANELS = {
+    "targets": "B = 2, Q = 900",
+    "queries": "B = 2, T = 20",
+    "problems": "T = 7, Q = 900",
+}
+
+
+def matching_growth(document: dict[str, Any], path: Path) -> Path:
+    """A row of panels for each job, a column for each series."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = document["matching_growth"]
+    series = list(dict.fromkeys(row["series"] for row in rows))
+    ops = [op for op in MATCHING_ROWS if any(row["op"] == op for row in rows)]
+    size = (4.4 * len(series), 2.9 * len(ops) + 1.1)
+    figure, panels = plt.subplots(len(ops), len(series), figsize=size, sharex="col", sharey=True, squeeze=False)
+    handles: dict[str, Any] = {}
+    for op, line_of_panels in zip(ops, panels, strict=True):
+        for name, axes in zip(series, line_of_panels, strict=True):
+            mine = [row for row in rows if (row["series"], row["op"]) == (name, op)]
+            for who in dict.fromkeys(row["implementation"] for row in mine):
+                line = [row for row in mine if row["implementation"] == who]
+                xs, ys = [row["x"] for row in line], [row["median_ms"] for row in line]
+                style = MATCHING_STYLES[who]
+                (handle,) = axes.plot(xs, ys, linewidth=1.8, markersize=5.5, **style)
+                label = MATCHING_LABELS["dino"] if who == "scipy" else MATCHING_LABELS.get(who, f"dino_kernels {who}")
+                handles.setdefault(label, handle)
+            xs = sorted({row["x"] for row in rows if row["series"] == name})
+            axes.set(xscale="log", yscale="log")
+            axes.set_xticks(xs, [f"{x:,}" for x in xs])
+            axes.minorticks_off()
+            axes.grid(True, color="#dddddd", linewidth=0.6)
+            axes.set_axisbelow(True)
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
+            if op == ops[0]:
+                axes.set_title(MATCHING_PANELS[name], fontsize=10, color="#444444")
+            if op == ops[-1]:
+                axes.set_xlabel(next(row["label"] for row in rows if row["series"] == name))
+        line_of_panels[0].yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        line_of_panels[0].set_ylabel(f"{MATCHING_ROWS[op]}\ntime of one call, ms (median)")
+    figure.legend(handles.values(), handles, loc="upper center", ncols=2, frameon=False, bbox_to_anchor=(0.5, 1.0))
+    about = f"7 sets, float32, middle of training. {caption(document['machine'])}"
+    figure.text(0.5, 0.008, about, ha="center", fontsize=8, color="#444444")
+    figure.tight_layout(rect=(0, 0.03, 1, 0.95))
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path

@@ -1,0 +1,291 @@
+"""Tables from results: the summary of a run, and the tables in every README.md.
+
+    python -m benchmarks.measure.report            rewrite the tables between the markers
+    python -m benchmarks.measure.report --check    exit with 1 where one is stale
+
+A marker is `<!-- results:NAME -->` or `<!-- results:NAME FOLDER -->`, and `<!-- /results -->` ends its table. NAME is
+one of TABLES; FOLDER is one of benchmarks/results, and may be left out while there is only one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, groupby
+from typing import Any
+
+from benchmarks.detector import ablation
+from benchmarks.matching.peers import BASELINES, LISTS
+from benchmarks.matching.workloads import ASSIGNMENT, COST, MATCHER
+from benchmarks.measure.machine import ROOT, caption
+from benchmarks.measure.results import FILE_NAME, RESULTS, published
+from benchmarks.sass import counts
+
+Document = dict[str, Any]
+Table = list[list[str]]  # the first row is the header
+MARKER = re.compile(r"(<!-- results:(\w+)(?: ([\w.-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
+WORDS = ("workload", "kernel", "per", "op", "by", "model", "pass", "part")  # columns aligned to the left
+FORWARD, BOTH = "forward", "forward+backward"
+MATCHING_JOBS = {COST: "cost", ASSIGNMENT: "assignment", MATCHER: "matcher"}
+# Of published results that are older than the table.
+NOT_MEASURED = "Not measured yet: these results are older than this table."
+
+
+def milliseconds(row: dict[str, Any]) -> str:
+    return f"{row['median_ms']:.3g}" if row["median_ms"] < 100 else f"{row['median_ms']:.0f}"
+
+
+def ratio(spread: dict[str, Any] | None) -> str:
+    if spread is None:
+        return "-"
+    digits = 2 if spread["median"] < 0.1 else 1 if spread["median"] < 100 else 0
+    return f"{spread['median']:.{digits}f}x"
+
+
+def lines_of(document: Document, op: str | None = None) -> Iterator[tuple[str, str, str, str, dict[str, Any]]]:
+    """(workload, op, implementation, dtype, rows by pass), in the order of measurement."""
+
+    def key(row: dict[str, Any]) -> tuple[str, str]:
+        return row["workload"], row["op"]
+
+    for (workload, name), group in groupby(document["speed"], key):
+        rows = [row for row in group if op in (None, name)]
+        for implementation, dtype in dict.fromkeys((row["implementation"], row["dtype"]) for row in rows):
+            passes = {
+                row["pass"]: row for row in rows if (row["implementation"], row["dtype"]) == (implementation, dtype)
+            }
+            yield workload, name, implementation, dtype, passes
+
+
+def _memory(document: Document, *key: str) -> str:
+    for row in document["memory"]:
+        if (row["workload"], row["op"], row["implementation"], row["dtype"]) == key:
+            return f"{row['peak_mib']:.0f} ({row['least_mib']:.0f})"
+    return "-"
+
+
+def full_table(document: Document, op: str | None = None) -> Table:
+    """Every contestant of every workload."""
+    header = ["workload", "by", "forward ms", "x ref", "x peer", "fwd+bwd ms", "x ref", "x peer", "peak MiB (least)"]
+    table = [header if op else [header[0], "op", *header[1:]]]
+    for workload, name, implementation, dtype, passes in lines_of(document, op):
+        cells = [
+            workload,
+            f"{implementation} {dtype}" + (" (!)" if any("inaccurate" in r for r in passes.values()) else ""),
+        ]
+        for which in (FORWARD, BOTH):
+            row = passes.get(which)
+            cells += (
+                [milliseconds(row), ratio(row["speedup"]), ratio(row.get("speedup_over_best_peer"))]
+                if row
+                else ["-"] * 3
+            )
+        cells.append(_memory(document, workload, name, implementation, dtype))
+        table.append(cells if op else [cells[0], name, *cells[1:]])
+    return table
+
+
+def speed_table(document: Document) -> Table:
+    """The fused op in float32: the reference, this package's fastest kernel, and their ratio."""
+    table = [
+        [
+            "workload",
+            "forward: reference ms",
+            "ours ms",
+            "ratio",
+            "forward + backward: reference ms",
+            "ours ms",
+            "ratio",
+        ]
+    ]
+    rows = [row for row in document["speed"] if row["op"] == "fused_ms_deform_attn" and row["dtype"] == "fp32"]
+    for workload in dict.fromkeys(row["workload"] for row in rows):
+        cells = [workload]
+        for which in (FORWARD, BOTH):
+            entries = [row for row in rows if row["workload"] == workload and row["pass"] == which and row["ours"]]
+            reference = next(row for row in entries if row["implementation"] == "reference")
+            kernels = [row for row in entries if row is not reference]
+            if not kernels:
+                cells += [milliseconds(reference), "-", "-"]
+                continue
+            best = min(kernels, key=lambda row: row["median_ms"])
+            cells += [milliseconds(reference), milliseconds(best), ratio(best["speedup"])]
+        table.append(cells)
+    return table
+
+
+def whole_model_table(document: Document) -> Table:
+    """A model of transformers as it is, and with its attention replaced by ours."""
+    table = [["model", "pass", "transformers ms", "with dino_kernels ms", "ratio"]]
+    for row in document["whole_model"]:
+        cells = [
+            row["model"],
+            row["pass"],
+            milliseconds(row["before"]),
+            milliseconds(row["after"]),
+            ratio(row["speedup"]),
+        ]
+        table.append(cells)
+    return table
+
+
+def detector_table(document: Document) -> Table:
+    """Inference of this package's DINO by part, with the fastest kernel and with the reference."""
+    table = [["part", "reference ms", "with the kernel ms", "share", "ratio"]]
+    for row in document["detector"]:
+        before, after = row["parts_ms"]["reference"], row["parts_ms"]["kernel"]
+        whole = sum(after.values())
+        for part, ms in after.items():
+            table.append(
+                [part, f"{before[part]:.0f}", f"{ms:.0f}", f"{100 * ms / whole:.0f} %", f"{before[part] / ms:.1f}x"]
+            )
+        whole_row = [milliseconds(row["reference"]), milliseconds(row["kernel"]), "100 %", ratio(row["speedup"])]
+        table.append([f"whole: {row['model']}", *whole_row])
+    return table
+
+
+def matching_table(document: Document) -> Table:
+    """Each job by what DINO does and by this package's fastest kernel, and their ratio."""
+    columns = [[f"{job}: DINO ms", "ours ms", "ratio"] for job in MATCHING_JOBS.values()]
+    table = [["workload", *chain.from_iterable(columns)]]
+    rows = document.get("matching", [])
+    for workload in dict.fromkeys(row["workload"] for row in rows):
+        cells = [workload]
+        for op in MATCHING_JOBS:
+            mine = [row for row in rows if (row["workload"], row["op"]) == (workload, op)]
+            baseline = [row for row in mine if row["implementation"] == BASELINES[op]]
+            kernels = [row for row in mine if row["ours"] and not row["implementation"].startswith("reference")]
+            if op == MATCHER:  # from DETR's list of targets to DETR's lists of pairs, as DINO's own
+                kernels = [row for row in kernels if row["implementation"].endswith(LISTS)]
+            best = min(kernels, key=lambda row: row["median_ms"], default=None)
+            cells += [milliseconds(baseline[0]) if baseline else "-"]
+            cells += [milliseconds(best), ratio(best.get("speedup"))] if best else ["-", "-"]
+        table.append(cells)
+    return table
+
+
+def matching_op_table(document: Document, op: str) -> Table:
+    """Every contestant of one job."""
+    table = [["workload", "by", "ms", "x ref", "x peer"]]
+    for row in (row for row in document.get("matching", []) if row["op"] == op):
+        by = row["implementation"] + (" (!)" if "inaccurate" in row else "")
+        ratios = [ratio(row.get(name)) for name in ("speedup", "speedup_over_best_peer")]
+        table.append([row["workload"], by, milliseconds(row), *ratios])
+    return table
+
+
+# Name of the table: the file of results that it is made of, and how.
+TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
+    "speed": (FILE_NAME, speed_table),
+    "whole_model": (FILE_NAME, whole_model_table),
+    "ms_deform_attn": (FILE_NAME, lambda document: full_table(document, "ms_deform_attn")),
+    "fused_ms_deform_attn": (FILE_NAME, lambda document: full_table(document, "fused_ms_deform_attn")),
+    "detector": (FILE_NAME, detector_table),
+    "matching": (FILE_NAME, matching_table),
+    **{op: (FILE_NAME, partial(matching_op_table, op=op)) for op in MATCHING_JOBS},
+    "ablation": (ablation.FILE_NAME, ablation.table),
+    "counts": (counts.STORED.name, counts.table),
+}
+
+
+def as_text(table: Table) -> str:
+    """Columns aligned, words to the left and numbers to the right; the first column is not repeated."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines, previous = [], None
+    for row in table:
+        shown = ["" if row[0] == previous else row[0], *row[1:]]
+        previous = row[0]
+        columns = zip(table[0], shown, widths, strict=True)
+        lines.append("  ".join(c.ljust(w) if name in WORDS else c.rjust(w) for name, c, w in columns).rstrip())
+    return "\n".join(lines)
+
+
+def as_markdown(table: Table) -> str:
+    header, *rows = table
+    rule = ["---" if name in WORDS else "---:" for name in header]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+
+
+def summary(document: Document) -> str:
+    """What a run prints last."""
+    parts = [caption(document["machine"])]
+    if document["speed"]:
+        parts.append(as_text(full_table(document)))
+        parts.append(
+            "x ref: times faster than the reference at float32 (float64 for fp64); x peer: than the fastest peer at "
+            "that dtype, or at float32 where none ran.\n"
+            "peak: memory over inputs during forward+backward; least: output and gradients alone."
+        )
+    if document["whole_model"]:
+        parts.append(as_text(whole_model_table(document)))
+    if document["detector"]:
+        parts.append(as_text(detector_table(document)))
+    for op in MATCHING_JOBS:
+        table = matching_op_table(document, op)
+        if len(table) > 1:
+            parts.append(f"{op}; x ref: times faster than {BASELINES[op]}, as DINO does it\n{as_text(table)}")
+    if any("inaccurate" in row for row in document["speed"] + document["matching"]):
+        parts.append("(!) misses the tolerance that this package's kernels must keep; the JSON says by how much.")
+    reasons: dict[str, list[str]] = {}
+    for contestant, reason in document["not_run"].items():
+        reasons.setdefault(reason, []).append(contestant)
+    parts += (
+        ["\n".join(f"not run: {', '.join(names)}: {reason}" for reason, names in reasons.items())] if reasons else []
+    )
+    parts += [f"WRONG, not timed: {message}" for message in dict.fromkeys(document["wrong"])]
+    return "\n\n".join(parts)
+
+
+def update(text: str, load: Callable[[str | None, str], Document]) -> str:
+    """`text` with the table after every marker made anew."""
+
+    def replace(match: re.Match[str]) -> str:
+        start, name, folder, end = match.groups()
+        if name not in TABLES:
+            raise SystemExit(f"report: a marker names the table {name!r}; known: {', '.join(TABLES)}")
+        file, table = TABLES[name]
+        document = load(folder, file)
+        rows = table(document)
+        shown = as_markdown(rows) if len(rows) > 1 else NOT_MEASURED
+        origin = caption(document["machine"]) if "machine" in document else counts.caption(document)
+        return f"{start}\n{shown}\n\n{origin}\n\n{end}"
+
+    return MARKER.sub(replace, text)
+
+
+def load(folder: str | None, file: str) -> Document:
+    if (RESULTS / file).exists():  # of no machine
+        return json.loads((RESULTS / file).read_text())
+    if folder is None:
+        files = published(file)
+        if len(files) != 1:
+            raise SystemExit(f"report: {len(files)} folders of results; a marker without a folder needs exactly one")
+        return json.loads(files[0].read_text())
+    return json.loads((RESULTS / folder / file).read_text())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Make the READMEs' tables anew from benchmarks/results.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where a table is stale")
+    check = parser.parse_args().check
+    stale = []
+    for path in sorted(ROOT.glob("*.md")) + sorted(
+        p for part in ("dino", "dino_kernels", "benchmarks") for p in (ROOT / part).rglob("*.md")
+    ):
+        before = path.read_text()
+        after = update(before, load)
+        if before != after:
+            stale.append(str(path.relative_to(ROOT)))
+            if not check:
+                path.write_text(after)
+    if stale:
+        print(("stale: " if check else "rewritten: ") + ", ".join(stale))
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

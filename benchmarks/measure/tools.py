@@ -1,0 +1,57 @@
+"""Finding and running NVIDIA's command-line tools, each with a limit of time that ends all it started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from glob import glob
+from pathlib import Path
+
+from benchmarks.measure.machine import ROOT
+
+LONGEST_TAIL = 500
+FOLDERS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/nvidia/nsight-compute/*")
+
+
+def find(tool: str) -> str | None:
+    """The path of `nvcc`, `ncu`, `compute-sanitizer` or the like; None where it is not installed."""
+    home = [f"{os.environ['CUDA_HOME']}/bin"] if "CUDA_HOME" in os.environ else []
+    for folder in [*home, *FOLDERS]:
+        for path in sorted(glob(f"{folder}/{tool}"), reverse=True):
+            if os.access(path, os.X_OK) and Path(path).is_file():
+                return path
+    return shutil.which(tool)
+
+
+def run(command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None) -> str:
+    """Run a command in the repository's root and return what it printed to standard output.
+
+    Raises:
+        RuntimeError: it failed, with the end of its output, or took longer than `seconds`.
+    """
+    name = Path(command[0]).name
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{name} took longer than {seconds:.0f} s") from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.returncode != 0:
+        said = "\n".join(filter(None, [output.strip(), errors.strip()]))
+        raise RuntimeError(f"{name} ended with exit code {process.returncode}: {said[-LONGEST_TAIL:]}")
+    return output

@@ -1,0 +1,148 @@
+"""A model in a directory: `model.safetensors` with everything in it, and `model.json` to read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from dino.checkpoint.read import HEADER_KEY, MODEL_FILE, CheckpointError, TensorFile, read_tensors
+from dino.common.files import write_text_whole, write_whole
+from dino.common.text import shorten
+from dino.data.categories import Categories
+from dino.model.config import ModelConfig
+from dino.model.dino import DINO
+
+JSON_FILE = "model.json"
+FORMAT_VERSION = 1
+_FIELDS = {"format_version", "model", "categories", "extra"}
+
+
+def save_model(
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    categories: Categories | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a model to a directory, in place of the one that is there. A crash leaves the old one or the new one.
+
+    Args:
+        model: a `DINO`, not wrapped by DistributedDataParallel or torch.compile.
+        directory: made if it is not there.
+        categories: what the classes are called.
+        extra: anything that JSON can hold, what was measured, the step, the size of the images.
+
+    Returns:
+        The path of `model.safetensors`, which can also be used without the directory.
+
+    Raises:
+        TypeError: a model without `config`.
+        ValueError: categories that are not as many as the model's classes.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(config, ModelConfig):
+        raise TypeError(f"model must be a DINO, unwrapped (`.module`), got {type(model).__name__}")
+    if categories is not None and categories.num_classes != config.num_classes:
+        raise ValueError(f"categories must be the model's {config.num_classes}, got {categories.num_classes}")
+    text = json.dumps(
+        {
+            "format_version": FORMAT_VERSION,
+            "model": dataclasses.asdict(config),
+            "categories": None if categories is None else categories.to_json(),
+            "extra": None if extra is None else dict(extra),
+        },
+        indent=1,
+    )
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    # The header repeats the JSON, and an older JSON goes first: whatever is interrupted, weights are never read with
+    # another model's configuration.
+    (directory / JSON_FILE).unlink(missing_ok=True)
+    write_whole(directory / MODEL_FILE, lambda path: save_file(tensors, path, {HEADER_KEY: text}))
+    write_text_whole(directory / JSON_FILE, text + "\n")
+    return directory / MODEL_FILE
+
+
+def load_model(path: str | os.PathLike[str]) -> tuple[DINO, Categories | None]:
+    """A model that `save_model` wrote, and what its classes are called. It is on the CPU and in training mode.
+
+    Args:
+        path: the directory, or its `model.safetensors`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: a file that is damaged, from a newer version, or not one of `save_model`.
+    """
+    file = read_tensors(path)
+    description = _description(file)
+    model = DINO(_config(file, description["model"]))
+    try:
+        model.load_state_dict(file.tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{file.where}: the weights are not those of its own configuration: {error}") from error
+    return model, read_categories(file)
+
+
+def read_extra(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `save_model` was given as `extra`; empty if that was nothing."""
+    return _description(read_tensors(path))["extra"] or {}
+
+
+def read_categories(file: TensorFile) -> Categories | None:
+    """The categories stored with a file of `save_model`; None if there are none, or if it is another's file."""
+    records = None if file.header is None else _description(file)["categories"]
+    try:
+        return None if records is None else Categories.from_json(records)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{file.where}: {error}") from error
+
+
+def _description(file: TensorFile) -> dict[str, Any]:
+    if file.header is None:
+        raise CheckpointError(
+            f"{file.where}: weights alone, without a configuration. Build the model and use load_checkpoint"
+        )
+    beside = Path(file.where).with_name(JSON_FILE)
+    if beside.exists():
+        try:
+            written = json.loads(beside.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{beside}: not JSON ({error}). Delete it: {MODEL_FILE} has a copy") from error
+        _check(str(beside), written)
+        if written != file.header:
+            raise CheckpointError(
+                f"{beside}: edited, or of another model: {MODEL_FILE} says otherwise of itself. Delete it to use that"
+            )
+    _check(file.where, file.header)
+    return file.header
+
+
+def _check(where: str, description: Any) -> None:
+    if not isinstance(description, dict) or not isinstance(description.get("format_version"), int):
+        raise CheckpointError(f"{where}: not written by save_model: it has no format_version")
+    if description["format_version"] > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{where}: format {description['format_version']}, and this version reads up to {FORMAT_VERSION}; upgrade"
+        )
+    if set(description) != _FIELDS:
+        odd = sorted(set(description) ^ _FIELDS)
+        raise CheckpointError(f"{where}: fields must be {sorted(_FIELDS)}; unknown or missing: {shorten(odd)}")
+
+
+def _config(file: TensorFile, fields: Any) -> ModelConfig:
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{file.where}: model must be a dict of configuration fields, got {fields!r}")
+    unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(ModelConfig)})
+    if unknown:
+        raise CheckpointError(f"{file.where}: unknown fields of the model's configuration: {shorten(unknown)}; upgrade")
+    try:
+        return ModelConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{file.where}: {error}") from error

@@ -1,0 +1,183 @@
+"""ImageNet weights for a backbone, from a local file or the authors' own servers."""
+
+from __future__ import annotations
+
+import os
+import re
+import urllib.error
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dino.checkpoint.layouts import NEEDLESS
+from dino.checkpoint.names import Table, rename
+from dino.checkpoint.read import CheckpointError, read_tensors
+from dino.common.text import shorten
+from dino.model.config import ModelConfig, model_config
+from dino.model.dino import DINO
+
+_SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
+_CONVNEXT = "https://dl.fbaipublicfiles.com/convnext/"
+_RESNET = "https://download.pytorch.org/models/"
+# Those that the official code starts from, or the same kind of the other sizes. torchvision's are IMAGENET1K_V1.
+URLS = {
+    "resnet18": _RESNET + "resnet18-f37072fd.pth",
+    "resnet34": _RESNET + "resnet34-b627a593.pth",
+    "resnet50": _RESNET + "resnet50-0676ba61.pth",
+    "resnet101": _RESNET + "resnet101-63fe2227.pth",
+    "swin_t": _SWIN + "swin_tiny_patch4_window7_224.pth",
+    "swin_s": _SWIN + "swin_small_patch4_window7_224.pth",
+    "swin_b": _SWIN + "swin_base_patch4_window12_384_22k.pth",
+    "swin_l": _SWIN + "swin_large_patch4_window12_384_22k.pth",
+    "convnext_t": _CONVNEXT + "convnext_tiny_1k_224_ema.pth",
+    "convnext_s": _CONVNEXT + "convnext_small_1k_224_ema.pth",
+    "convnext_b": _CONVNEXT + "convnext_base_22k_224.pth",
+    "convnext_l": _CONVNEXT + "convnext_large_22k_224.pth",
+    "convnext_xl": _CONVNEXT + "convnext_xlarge_22k_224.pth",
+}
+
+# Our names, which are those of the official backbones, beside those of transformers, whose versions differ.
+OURS_TRANSFORMERS: Table = (
+    ("patch_embed.proj.{rest}", "embeddings.patch_embeddings.projection.{rest}"),
+    ("patch_embed.norm.{rest}", "embeddings.norm.{rest}"),
+    ("layers.{i}.blocks.{j}.norm1.{rest}", "encoder.layers.{i}.blocks.{j}.layernorm_before.{rest}"),
+    ("layers.{i}.blocks.{j}.norm2.{rest}", "encoder.layers.{i}.blocks.{j}.layernorm_after.{rest}"),
+    *(
+        (f"layers.{{i}}.blocks.{{j}}.{ours}.{{rest}}", f"encoder.layers.{{i}}.blocks.{{j}}.{theirs}.{{rest}}")
+        for ours, *versions in (
+            ("attn.query", "attention.self.query", "attention.q_proj"),
+            ("attn.key", "attention.self.key", "attention.k_proj"),
+            ("attn.value", "attention.self.value", "attention.v_proj"),
+            ("attn.proj", "attention.output.dense", "attention.o_proj"),
+            ("mlp.fc1", "intermediate.dense", "mlp.fc1"),
+            ("mlp.fc2", "output.dense", "mlp.fc2"),
+        )
+        for theirs in versions
+    ),
+    *(
+        ("layers.{i}.blocks.{j}.attn.{table}", f"encoder.layers.{{i}}.blocks.{{j}}.attention.{part}.{{table}}")
+        for part in ("self", "relative_position_bias")
+    ),
+    ("layers.{i}.downsample.{rest}", "encoder.layers.{i}.downsample.{rest}"),
+    ("downsample_layers.0.0.{rest}", "embeddings.patch_embeddings.{rest}"),
+    ("downsample_layers.0.1.{rest}", "embeddings.layernorm.{rest}"),
+    ("downsample_layers.{i}.{j}.{rest}", "encoder.stages.{i}.downsampling_layer.{j}.{rest}"),
+    ("stages.{i}.{j}.norm.{rest}", "encoder.stages.{i}.layers.{j}.layernorm.{rest}"),
+    ("stages.{i}.{j}.gamma", "encoder.stages.{i}.layers.{j}.layer_scale_parameter"),
+    ("stages.{i}.{j}.{rest}", "encoder.stages.{i}.layers.{j}.{rest}"),
+    *((f"norm{stage}.{{rest}}", f"hidden_states_norms.stage{stage + 1}.{{rest}}") for stage in range(4)),
+)  # fmt: skip
+# Of the classifier; and stages past the last one that the model has.
+_CLASSIFIER = re.compile(r"(fc|head|classifier|norm|layernorm)\.(weight|bias)")
+_STAGE = re.compile(r"(?:layer|layers\.|stages\.|downsample_layers\.)(\d+)\.(downsample\.)?")
+
+
+def load_backbone_weights(backbone: nn.Module, name: str, source: bool | str | os.PathLike[str] = True) -> None:
+    """Put ImageNet weights into a backbone. Norms of its outputs, which classifiers do not have, stay as they are.
+
+    Args:
+        backbone: of `build_backbone`.
+        name: its name.
+        source: True for the authors' file, which is downloaded once; or a local file: theirs, or one in transformers'
+            format. False leaves the random weights.
+
+    Raises:
+        ValueError: no weights were published for this name.
+        FileNotFoundError: no such local file.
+        ConnectionError: the download failed; says where a file would have been looked for.
+        CheckpointError: not the weights of this backbone. It is unchanged then.
+    """
+    if source is False:
+        return
+    path = _download(name) if source is True else Path(source)
+    tensors = from_transformers(read_tensors(path).tensors)
+    expected = {key: value for key, value in backbone.state_dict().items() if not NEEDLESS.fullmatch(key)}
+    last = max(_stage(key) for key in expected)
+    given = {
+        key: value
+        for key, value in tensors.items()
+        if not NEEDLESS.fullmatch(key) and not _CLASSIFIER.fullmatch(key) and _stage(key) <= last
+    }
+    missing = [key for key in expected if key not in given and not re.match(r"norm\d\.", key)]
+    unexpected = [key for key in given if key not in expected and not re.match(r"norm\d\.", key)]
+    shapes = [
+        f"{key} is {list(expected[key].shape)} in the backbone, {list(value.shape)} in the file"
+        for key, value in given.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    if missing or unexpected or shapes:
+        found = [f"missing {shorten(missing)}"] if missing else []
+        found += [f"unexpected {shorten(unexpected)}"] if unexpected else []
+        found += [f"{shorten(shapes)}"] if shapes else []
+        raise CheckpointError(f"{path}: not the weights of {name}: " + "; ".join(found))
+    backbone.load_state_dict(given, strict=False)
+
+
+def from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Swin and ConvNeXt weights under our names, with query, key and value in one; others as they are."""
+    tensors = {re.sub(r"^(swin|convnext)\.", "", name): tensor for name, tensor in tensors.items()}
+    if not any(name.startswith("embeddings.") for name in tensors):
+        return tensors
+    ours = {rename(name, OURS_TRANSFORMERS, back=True) or name: tensor for name, tensor in tensors.items()}
+    for query in [name for name in ours if ".attn.query." in name]:
+        parts = [query.replace("query", part) for part in ("query", "key", "value")]
+        if all(part in ours for part in parts):
+            ours[query.replace("query", "qkv")] = torch.cat([ours.pop(part) for part in parts])
+    return ours
+
+
+def _stage(name: str) -> int:
+    """Of a parameter; the merging of patches after a stage counts as the next one's, as ResNet's shortcuts do not."""
+    match = _STAGE.match(name)
+    if match is None:
+        return 0
+    first = 1 if re.match(r"layer\d", name) else 0
+    return int(match[1]) - first + (1 if match[2] else 0)
+
+
+def _download(name: str) -> Path:
+    if name not in URLS:
+        raise ValueError(
+            f"no ImageNet weights were published for {name}: pass pretrained_backbone=False to start from random ones"
+        )
+    url = URLS[name]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.exists():
+        return path
+    digest = re.search(r"-([0-9a-f]{8})\.", path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), digest and digest[1])
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise ConnectionError(
+            f"{name}: could not download its ImageNet weights from {url} ({error}). Put that file at {path}, or pass "
+            "its path as backbone_weights (--backbone-weights); pretrained_backbone=False "
+            "(--model.no-pretrained-backbone) starts from random weights instead"
+        ) from error
+    return path
+
+
+def build_model(
+    preset: str | ModelConfig,
+    *,
+    backbone_weights: str | Path | None = None,
+    **overrides: object,
+) -> DINO:
+    """A new model, with ImageNet weights in the backbone unless `pretrained_backbone=False`.
+
+    Args:
+        preset: a name of `dino.PRESETS`, or a configuration.
+        backbone_weights: a local file with the backbone's ImageNet weights, in place of the download.
+        overrides: fields of `ModelConfig` to replace.
+
+    Raises:
+        ValueError: an unknown preset or field.
+        FileNotFoundError, ConnectionError: backbone weights that could not be had, and what to do.
+    """
+    config = model_config(preset, **overrides)
+    model = DINO(config)
+    if config.pretrained_backbone or backbone_weights is not None:
+        source = True if backbone_weights is None else backbone_weights
+        load_backbone_weights(model.backbone, config.backbone, source)
+    return model

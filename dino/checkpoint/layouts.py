@@ -1,0 +1,152 @@
+"""Recognises whose parameter names a state dict has, and finds ours: official, detrex, mmdetection."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from dino.checkpoint.names import HEAD_COPY, OURS_OFFICIAL, Table, canonical, count_layers, rename
+
+# What makes a state dict one of these; the first that has such a name.
+SIGNATURES = {
+    "mmdet": r"(bbox_head|memory_trans_fc|dn_query_generator)\.",
+    "detrex": r"(transformer\.level_embeds$|neck\.convs\.|backbone\.(stem|res\d)\.)",
+    "dino": r"(neck\.projections|query_selection|decoder\.(class|box)_head|denoising)\.",
+    "official": r"(transformer|input_proj|label_enc|backbone\.0)\.",
+}
+# Counters, and buffers that follow from the configuration.
+NEEDLESS = re.compile(r"(.*\.)?(num_batches_tracked|relative_position_index|attn_mask)")
+
+
+def layout_of(names: Iterable[str]) -> str | None:
+    """Which of `SIGNATURES` a state dict is written in; None where it is none of them."""
+    names = list(names)
+    for layout, signature in SIGNATURES.items():
+        if any(re.match(signature, name) for name in names):
+            return layout
+    return None
+
+
+def to_ours(layout: str, names: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Find our names.
+
+    Args:
+        layout: one of `SIGNATURES`.
+        names: of a state dict in that layout.
+
+    Returns:
+        For each of our names the given ones that stand for it, and the given names that have no counterpart. Several
+        stand for one where a head is there under two names or once per decoder layer; the last layer's comes last.
+    """
+    names = list(names)
+    table = None
+    if layout in ("detrex", "mmdet"):
+        table = official_table(layout, count_layers(names, r"decoder\.layers"), count_layers(names, r"neck\.convs"))
+    found: dict[str, list[tuple[int, str]]] = {}
+    unknown = []
+    for name in names:
+        official = name if table is None else rename(name, table, back=True)
+        ours = name
+        layer = 0
+        if layout != "dino":
+            copy = HEAD_COPY.match(official or "")
+            layer = int(copy["layer"]) if copy else 0
+            ours = rename(canonical(official), OURS_OFFICIAL, back=True) if official else None
+        if ours is None:
+            unknown.append(name)
+        else:
+            found.setdefault(ours, []).append((layer, name))
+    return {ours: [name for _, name in sorted(copies)] for ours, copies in found.items()}, unknown
+
+
+def official_table(layout: str, num_decoder_layers: int, num_backbone_levels: int) -> Table:
+    """Official names beside those of "detrex" or "mmdet".
+
+    Args:
+        layout: one of the two.
+        num_decoder_layers: both number the encoder's head as if it were one more decoder layer's.
+        num_backbone_levels: both number further levels of the neck from 0.
+    """
+    if layout == "detrex":
+        stem, norm, ffn, attention = "transformer.", "norm", "ffns.0", ("attentions.0", "attentions.0", "attentions.1")
+        backbone = (
+            ("backbone.0.body.bn1.{rest}", "backbone.stem.conv1.norm.{rest}"),
+            ("backbone.0.body.conv1.{rest}", "backbone.stem.conv1.{rest}"),
+            *(line for stage in (1, 2, 3, 4) for line in _detectron_stage(stage)),
+            ("backbone.0.{rest}", "backbone.{rest}"),
+        )
+        encoder_head = num_decoder_layers
+        heads = (
+            ("transformer.enc_out_{head}_embed.{rest}", f"transformer.decoder.{{head}}_embed.{encoder_head}.{{rest}}"),
+            ("transformer.enc_out_{head}_embed.{rest}", f"{{head}}_embed.{encoder_head}.{{rest}}"),
+            ("transformer.decoder.{head}_embed.{i}.{rest}", "transformer.decoder.{head}_embed.{i}.{rest}"),
+            ("{head}_embed.{i}.{rest}", "{head}_embed.{i}.{rest}"),
+            ("label_enc.weight", "label_enc.weight"),
+            ("transformer.tgt_embed.weight", "transformer.tgt_embed.weight"),
+            ("transformer.enc_output.{rest}", "transformer.enc_output.{rest}"),
+            ("transformer.enc_output_norm.{rest}", "transformer.enc_output_norm.{rest}"),
+            ("transformer.level_embed", "transformer.level_embeds"),
+        )
+    else:
+        stem, norm, ffn, attention = "", "gn", "ffn", ("self_attn", "self_attn", "cross_attn")
+        backbone = (("backbone.0.body.{resnet}", "backbone.{resnet}"),)
+        encoder_head = num_decoder_layers
+        heads = (
+            ("transformer.enc_out_class_embed.{rest}", f"bbox_head.cls_branches.{encoder_head}.{{rest}}"),
+            ("transformer.decoder.class_embed.{i}.{rest}", "bbox_head.cls_branches.{i}.{rest}"),
+            *(
+                line
+                for layer in (0, 1, 2)  # a ReLU between any two
+                for line in (
+                    (f"transformer.enc_out_bbox_embed.layers.{layer}.{{rest}}",
+                     f"bbox_head.reg_branches.{encoder_head}.{2 * layer}.{{rest}}"),
+                    (f"transformer.decoder.bbox_embed.{{i}}.layers.{layer}.{{rest}}",
+                     f"bbox_head.reg_branches.{{i}}.{2 * layer}.{{rest}}"),
+                )
+            ),
+            ("label_enc.weight", "dn_query_generator.label_embedding.weight"),
+            ("transformer.tgt_embed.weight", "query_embedding.weight"),
+            ("transformer.enc_output.{rest}", "memory_trans_fc.{rest}"),
+            ("transformer.enc_output_norm.{rest}", "memory_trans_norm.{rest}"),
+            ("transformer.level_embed", "level_embed"),
+        )  # fmt: skip
+    encoder, decoder = f"{stem}encoder.layers.{{i}}", f"{stem}decoder.layers.{{i}}"
+    return (
+        *heads,
+        *(
+            line
+            for extra in range(4)
+            for line in (
+                (f"input_proj.{num_backbone_levels + extra}.0.{{rest}}", f"neck.extra_convs.{extra}.conv.{{rest}}"),
+                (f"input_proj.{num_backbone_levels + extra}.1.{{rest}}", f"neck.extra_convs.{extra}.{norm}.{{rest}}"),
+            )
+        ),
+        ("input_proj.{i}.0.{rest}", "neck.convs.{i}.conv.{rest}"),
+        ("input_proj.{i}.1.{rest}", f"neck.convs.{{i}}.{norm}.{{rest}}"),
+        ("transformer.encoder.layers.{i}.self_attn.{rest}", f"{encoder}.{attention[0]}.{{rest}}"),
+        ("transformer.decoder.layers.{i}.self_attn.{rest}", f"{decoder}.{attention[1]}.attn.{{rest}}"),
+        ("transformer.decoder.layers.{i}.cross_attn.{rest}", f"{decoder}.{attention[2]}.{{rest}}"),
+        ("transformer.encoder.layers.{i}.norm1.{rest}", f"{encoder}.norms.0.{{rest}}"),
+        ("transformer.encoder.layers.{i}.norm2.{rest}", f"{encoder}.norms.1.{{rest}}"),
+        # The official code numbers the norms by age: the one after self-attention is its second.
+        ("transformer.decoder.layers.{i}.norm2.{rest}", f"{decoder}.norms.0.{{rest}}"),
+        ("transformer.decoder.layers.{i}.norm1.{rest}", f"{decoder}.norms.1.{{rest}}"),
+        ("transformer.decoder.layers.{i}.norm3.{rest}", f"{decoder}.norms.2.{{rest}}"),
+        ("transformer.encoder.layers.{i}.linear1.{rest}", f"{encoder}.{ffn}.layers.0.0.{{rest}}"),
+        ("transformer.encoder.layers.{i}.linear2.{rest}", f"{encoder}.{ffn}.layers.1.{{rest}}"),
+        ("transformer.decoder.layers.{i}.linear1.{rest}", f"{decoder}.{ffn}.layers.0.0.{{rest}}"),
+        ("transformer.decoder.layers.{i}.linear2.{rest}", f"{decoder}.{ffn}.layers.1.{{rest}}"),
+        ("transformer.decoder.ref_point_head.{rest}", f"{stem}decoder.ref_point_head.{{rest}}"),
+        ("transformer.decoder.norm.{rest}", f"{stem}decoder.norm.{{rest}}"),
+        *backbone,
+    )
+
+
+def _detectron_stage(stage: int) -> Table:
+    ours, theirs = f"backbone.0.body.layer{stage}.{{i}}", f"backbone.res{stage + 1}.{{i}}"
+    return (
+        (f"{ours}.bn{{j}}.{{rest}}", f"{theirs}.conv{{j}}.norm.{{rest}}"),
+        (f"{ours}.conv{{j}}.{{rest}}", f"{theirs}.conv{{j}}.{{rest}}"),
+        (f"{ours}.downsample.1.{{rest}}", f"{theirs}.shortcut.norm.{{rest}}"),
+        (f"{ours}.downsample.0.{{rest}}", f"{theirs}.shortcut.{{rest}}"),
+    )

@@ -1,0 +1,132 @@
+"""Parameter names of this package beside those of the official code.
+
+Each table is a list of pairs of names, and is read in both directions: a name is matched against one column, and the
+other column is filled in. `{i}` and `{j}` stand for a number, `{rest}` for anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+
+import torch
+
+from dino.common.text import shorten
+
+Table = tuple[tuple[str, str], ...]
+
+_PLACES = {
+    "i": r"\d+",
+    "j": r"\d+",
+    "rest": r".+",
+    "head": r"class|bbox",
+    "table": r"relative_position_bias_table",
+    "resnet": r"(?:conv1|bn1|layer\d)\..+",
+}
+
+OURS_OFFICIAL: Table = (
+    ("backbone.{resnet}", "backbone.0.body.{resnet}"),
+    ("backbone.{rest}", "backbone.0.{rest}"),
+    ("neck.projections.{i}.conv.{rest}", "input_proj.{i}.0.{rest}"),
+    ("neck.projections.{i}.norm.{rest}", "input_proj.{i}.1.{rest}"),
+    ("encoder.level_embed", "transformer.level_embed"),
+    ("encoder.layers.{i}.self_attn.{rest}", "transformer.encoder.layers.{i}.self_attn.{rest}"),
+    ("encoder.layers.{i}.attention_norm.{rest}", "transformer.encoder.layers.{i}.norm1.{rest}"),
+    ("encoder.layers.{i}.ffn.linear{j}.{rest}", "transformer.encoder.layers.{i}.linear{j}.{rest}"),
+    ("encoder.layers.{i}.ffn.norm.{rest}", "transformer.encoder.layers.{i}.norm2.{rest}"),
+    ("query_selection.project.{rest}", "transformer.enc_output.{rest}"),
+    ("query_selection.norm.{rest}", "transformer.enc_output_norm.{rest}"),
+    ("query_selection.class_head.{rest}", "transformer.enc_out_class_embed.{rest}"),
+    ("query_selection.box_head.{rest}", "transformer.enc_out_bbox_embed.{rest}"),
+    ("query_selection.content.weight", "transformer.tgt_embed.weight"),
+    ("query_selection.anchors.weight", "transformer.refpoint_embed.weight"),
+    ("denoising.label_embed.weight", "label_enc.weight"),
+    ("decoder.layers.{i}.self_attn.{rest}", "transformer.decoder.layers.{i}.self_attn.{rest}"),
+    ("decoder.layers.{i}.self_attn_norm.{rest}", "transformer.decoder.layers.{i}.norm2.{rest}"),
+    ("decoder.layers.{i}.cross_attn.{rest}", "transformer.decoder.layers.{i}.cross_attn.{rest}"),
+    ("decoder.layers.{i}.cross_attn_norm.{rest}", "transformer.decoder.layers.{i}.norm1.{rest}"),
+    ("decoder.layers.{i}.ffn.linear{j}.{rest}", "transformer.decoder.layers.{i}.linear{j}.{rest}"),
+    ("decoder.layers.{i}.ffn.norm.{rest}", "transformer.decoder.layers.{i}.norm3.{rest}"),
+    ("decoder.query_position.{rest}", "transformer.decoder.ref_point_head.{rest}"),
+    ("decoder.norm.{rest}", "transformer.decoder.norm.{rest}"),
+    ("decoder.class_head.{rest}", "transformer.decoder.class_embed.0.{rest}"),
+    ("decoder.box_head.{rest}", "transformer.decoder.bbox_embed.0.{rest}"),
+)
+
+HEAD_COPY = re.compile(r"(?:transformer\.decoder\.)?(?P<head>class|bbox)_embed\.(?P<layer>\d+)\.")
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{(\w+)\\}", lambda m: f"(?P<{m[1]}>{_PLACES[m[1]]})", re.escape(template)))
+
+
+def rename(name: str, table: Table, *, back: bool = False) -> str | None:
+    """The name of the right column for one of the left column, or `back`; None where no line fits."""
+    for left, right in table:
+        source, target = (right, left) if back else (left, right)
+        if match := _pattern(source).fullmatch(name):
+            return target.format(**match.groupdict())
+    return None
+
+
+def to_official(
+    tensors: Mapping[str, torch.Tensor], *, aliases: bool = False, num_decoder_layers: int | None = None
+) -> dict[str, torch.Tensor]:
+    """The same tensors, not copied, under the names of the official code.
+
+    Args:
+        tensors: by our names: a state dict, or gradients, or a part of one.
+        aliases: also add what the official code's strict loading asks for: the heads under the names of every decoder
+            layer, and ConvNeXt's norms of stages that are not used.
+        num_decoder_layers: for the aliases; by default as many as `tensors` has.
+
+    Raises:
+        ValueError: a name that is none of ours, or None in place of a tensor.
+    """
+    empty = [name for name, tensor in tensors.items() if tensor is None]
+    if empty:
+        raise ValueError(f"to_official: every entry must be a tensor, got None for {shorten(empty)}; leave these out")
+    official = {}
+    unknown = []
+    for ours, tensor in tensors.items():
+        name = rename(ours, OURS_OFFICIAL)
+        if name is None:
+            unknown.append(ours)
+        else:
+            official[name] = tensor
+    if unknown:
+        raise ValueError(f"to_official: not names of this package's models: {shorten(unknown)}")
+    if aliases:
+        layers = num_decoder_layers or count_layers(official, r"transformer\.decoder\.layers")
+        if layers == 0:
+            raise ValueError("to_official: no decoder layer among the tensors to count; pass num_decoder_layers")
+        official.update(_aliases(official, layers))
+    return official
+
+
+def _aliases(official: Mapping[str, torch.Tensor], num_decoder_layers: int) -> dict[str, torch.Tensor]:
+    added = {}
+    for name, tensor in official.items():
+        if match := HEAD_COPY.match(name):
+            for layer in range(num_decoder_layers):
+                alias = f"{match['head']}_embed.{layer}.{name[match.end() :]}"
+                added[alias] = added[f"transformer.decoder.{alias}"] = tensor
+    for stage in range(4):
+        last = official.get(f"backbone.0.stages.{stage}.0.gamma")
+        if last is not None and f"backbone.0.norm{stage}.weight" not in official:
+            added[f"backbone.0.norm{stage}.weight"] = torch.ones_like(last)
+            added[f"backbone.0.norm{stage}.bias"] = torch.zeros_like(last)
+    return added
+
+
+def canonical(official: str) -> str:
+    """The one of a head's official names that the tables know."""
+    return HEAD_COPY.sub(r"transformer.decoder.\g<head>_embed.0.", official)
+
+
+def count_layers(names: Iterable[str], prefix: str) -> int:
+    """1 + the highest number after `prefix`."""
+    matches = (re.match(rf"(?:.*\.)?{prefix}\.(\d+)\.", name) for name in names)
+    return max((1 + int(match[1]) for match in matches if match), default=0)

@@ -1,0 +1,140 @@
+"""The demo's data: real handwritten digits on real photographs, as a COCO data set that needs no download."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dino.commands.demo.digit_pictures import Sources, compose, load_sources
+
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_CONFIG_FILE = "digits.json"
+# Change it when the same configuration would make other pictures: directories of an older version are not reused.
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class DigitsConfig:
+    """What `make_digits_dataset` writes."""
+
+    train_images: int = 2000
+    """Pictures in `train/`."""
+    valid_images: int = 200
+    """Pictures in `valid/`: other digits, by other hands, on another photograph's part."""
+    image_size: int = 160
+    """Width and height of a picture, pixels."""
+    digit_size: tuple[int, int] = (24, 48)
+    """Smallest and largest longer side of a digit, pixels."""
+    max_digits: int = 5
+    """A picture holds 1 to max_digits digits, which do not overlap."""
+    seed: int = 0
+    """The same configuration writes the same pictures."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digit_size", tuple(self.digit_size))
+        low, high = self.digit_size
+        for name in ("train_images", "valid_images", "max_digits"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"DigitsConfig: {name} must be at least 1, got {getattr(self, name)}")
+        if not 8 <= low <= high <= self.image_size // 2:
+            raise ValueError(
+                f"DigitsConfig: digit_size must be (smallest, largest) with 8 <= smallest <= largest <= image_size / 2"
+                f" = {self.image_size // 2}, got {self.digit_size}"
+            )
+
+
+def make_digits_dataset(directory: str | Path, config: DigitsConfig | None = None, **overrides: Any) -> Path:
+    """Write `train/` and `valid/`, each with its pictures and `_annotations.coco.json`.
+
+    The directory appears whole or not at all. One that was written with the same configuration is reused as it is.
+    Category ids are 1 to 10 (named "zero" to "nine"), deliberately not the labels 0 to 9.
+
+    Args:
+        directory: created; its parents too.
+        config: the default is `DigitsConfig()`.
+        overrides: fields of `DigitsConfig` that replace the configuration's.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+        FileExistsError: the directory holds something else.
+    """
+    directory = Path(directory)
+    config = dataclasses.replace(config or DigitsConfig(), **overrides)
+    if _is_complete(directory, config):
+        return directory
+    splits = load_sources()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        for split, count in (("train", config.train_images), ("valid", config.valid_images)):
+            _write_split(temporary / split, split, count, config, splits[split])
+        (temporary / _CONFIG_FILE).write_text(json.dumps(_description(config), indent=1))
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        try:
+            temporary.rename(directory)
+        except OSError:
+            # Somebody else may have finished the same directory first; anything else is an error.
+            if not _is_complete(directory, config):
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return directory
+
+
+def _write_split(folder: Path, split: str, count: int, config: DigitsConfig, sources: Sources) -> None:
+    folder.mkdir()
+    images, annotations = [], []
+    for index in range(count):
+        rng = random.Random(f"{config.seed}/{split}/{index}")
+        picture, digits = compose(
+            rng,
+            sources,
+            image_size=config.image_size,
+            digit_size=config.digit_size,
+            max_digits=config.max_digits,
+        )
+        file_name = f"{split}_{index:05d}.jpg"
+        picture.save(folder / file_name, quality=95, subsampling=0)
+        image_id = index + 1
+        images.append({"id": image_id, "file_name": file_name, "width": config.image_size, "height": config.image_size})
+        for value, (x, y, width, height) in digits:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": value + 1,
+                    "bbox": [x, y, width, height],
+                    "area": width * height,
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": value + 1, "name": name} for value, name in enumerate(DIGIT_NAMES)]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "_annotations.coco.json").write_text(json.dumps(document))
+
+
+def _description(config: DigitsConfig) -> dict[str, Any]:
+    return {"version": _VERSION, **dataclasses.asdict(config), "digit_size": list(config.digit_size)}
+
+
+def _is_complete(directory: Path, config: DigitsConfig) -> bool:
+    """True if the directory holds this data set, False if it can be written, else an error."""
+    if not directory.exists() or (directory.is_dir() and not os.listdir(directory)):
+        return False
+    found = json.loads((directory / _CONFIG_FILE).read_text()) if (directory / _CONFIG_FILE).is_file() else None
+    if found == _description(config):
+        return True
+    what = f"a digits data set of another configuration ({found})" if found else "other files"
+    raise FileExistsError(
+        f"{directory} holds {what}; asked for {_description(config)}. Choose another directory, or delete it"
+    )

@@ -1,0 +1,1 @@
+"""Devices, processes, random generators and text: what several rooms use."""

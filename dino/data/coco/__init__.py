@@ -1,0 +1,1 @@
+"""Files in COCO format: read, checked, indexed."""

@@ -1,0 +1,134 @@
+"""The checks of single entries of a COCO file. Each answers with (kind, what is wrong) or None."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Container, Mapping
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+from dino.data.coco.problems import shown
+
+Finding = tuple[str, str]
+_LARGEST_ID = 2**63 - 1
+# Pixels. Beyond this nothing is a picture, and floats of 32 bits are too coarse.
+_LARGEST_NUMBER = 1e9
+
+
+def check_id(entry: Mapping[str, Any], key: str) -> Finding | None:
+    """Whether entry[key] is an integer of 64 bits."""
+    if key not in entry:
+        return f"no {key}", f"has no {key!r}"
+    value = entry[key]
+    if type(value) is not int:  # True is an int to isinstance, and 12.0 would compare equal to 12
+        return f"{key} not an integer", f"{key} {shown(value)} is not an integer but {_type_name(value)}"
+    if abs(value) > _LARGEST_ID:
+        return f"{key} too large", f"{key} {shown(value)} does not fit into 64 bits"
+    return None
+
+
+def check_category(entry: Any, seen: Container[int]) -> Finding | None:
+    """A category: an id that is new, and a name."""
+    finding = _check_entry(entry, seen)
+    if finding is not None:
+        return finding
+    name = entry.get("name")
+    if not isinstance(name, str) or not name:
+        return "bad name", f"name must be non-empty text, got {shown(name)}"
+    return None
+
+
+def check_image(entry: Any, seen: Container[int]) -> Finding | None:
+    """An image: an id that is new, a file name inside the folder, and a size."""
+    finding = _check_entry(entry, seen)
+    if finding is not None:
+        return finding
+    for key in ("width", "height"):
+        if key not in entry:
+            return f"no {key}", f"has no {key!r}"
+        if type(entry[key]) is not int:
+            return f"{key} not an integer", f"{key} must be a whole number of pixels, got {shown(entry[key])}"
+        if not 0 < entry[key] < _LARGEST_NUMBER:
+            return f"bad {key}", f"{key} must be at least 1 pixel, got {shown(entry[key])}"
+    return _check_file_name(entry)
+
+
+def check_annotation(
+    entry: Any,
+    seen: Container[int],
+    images: Mapping[int, tuple[int, int]],  # image id -> (width, height)
+    dropped_images: Container[int],
+    categories: Container[int],
+) -> Finding | None:
+    """An annotation: an id that is new, an image, a category, a box that meets the image, `iscrowd` and `area`."""
+    finding = _check_entry(entry, seen) or check_id(entry, "image_id") or check_id(entry, "category_id")
+    if finding is not None:
+        return finding
+    size = images.get(entry["image_id"])
+    if size is None:
+        if entry["image_id"] in dropped_images:
+            return "invalid image", f"its image {entry['image_id']} is invalid"
+        return "unknown image_id", f"image_id {entry['image_id']} is not among the images"
+    if entry["category_id"] not in categories:
+        return "unknown category_id", f"category_id {entry['category_id']} is not among the categories"
+    finding = _check_box(entry.get("bbox"), size) if "bbox" in entry else ("no bbox", "has no 'bbox'")
+    if finding is not None:
+        return finding
+    crowd = entry.get("iscrowd", 0)
+    if crowd != 0 and crowd != 1:
+        return "bad iscrowd", f"iscrowd must be 0 or 1, got {shown(crowd)}"
+    area = entry.get("area", 0)
+    if type(area) not in (int, float) or not 0 <= area <= _LARGEST_NUMBER**2:
+        return "bad area", f"area must be a finite number of pixels, at least 0, got {shown(area)}"
+    return None
+
+
+def _check_entry(entry: Any, seen: Container[int]) -> Finding | None:
+    if type(entry) is not dict:
+        return "not an object", f"must be an object, got {shown(entry)}"
+    finding = check_id(entry, "id")
+    if finding is None and entry["id"] in seen:
+        return "duplicate id", f"id {entry['id']} is used more than once"
+    return finding
+
+
+def _check_file_name(entry: Mapping[str, Any]) -> Finding | None:
+    name = entry.get("file_name")
+    if not isinstance(name, str) or not name or "\0" in name:
+        return "bad file_name", f"file_name must be non-empty text, got {shown(name)}"
+    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute():
+        return "absolute file_name", f"file_name {shown(name)} is absolute, must be relative to the images folder"
+    if os.path.normpath(name.replace("\\", "/")).split("/")[0] == "..":
+        return "file_name outside", f"file_name {shown(name)} leaves the images folder"
+    return None
+
+
+def _check_box(box: Any, size_wh: tuple[int, int]) -> Finding | None:
+    if type(box) is not list or len(box) != 4:
+        return "bbox not 4 numbers", f"bbox must be 4 numbers [x, y, width, height], got {shown(box)}"
+    for value in box:
+        # One comparison passes every good number; only the others are looked at more closely.
+        if type(value) not in (int, float) or not -_LARGEST_NUMBER < value < _LARGEST_NUMBER:
+            return _describe_number(box, value)
+    x, y, width, height = box
+    if width < 0:
+        return "negative width", f"bbox {shown(box)} has negative width"
+    if height < 0:
+        return "negative height", f"bbox {shown(box)} has negative height"
+    # A box of no extent is dropped in training wherever it lies, as in the official code.
+    if width and height and (x >= size_wh[0] or y >= size_wh[1] or x + width <= 0 or y + height <= 0):
+        return "bbox outside", f"bbox {shown(box)} lies outside its image of {size_wh[0]}x{size_wh[1]} pixels"
+    return None
+
+
+def _describe_number(box: list[Any], value: Any) -> Finding:
+    if type(value) not in (int, float):
+        return "bbox not numbers", f"bbox {shown(box)} holds {shown(value)}, which is {_type_name(value)}, not a number"
+    if value != value:
+        return "bbox NaN", f"bbox {shown(box)} holds NaN"
+    return "bbox too large", f"bbox {shown(box)} holds {shown(value)}, which is infinite or absurdly large"
+
+
+def _type_name(value: Any) -> str:
+    names = {str: "text", bool: "true or false", float: "a decimal number", type(None): "null"}
+    return names.get(type(value), "a list" if isinstance(value, list) else "an object")

@@ -1,0 +1,138 @@
+"""A validated index of a COCO detection file, small enough to live in every worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dino.data.categories import Categories
+from dino.data.coco.problems import DatasetError, Problem, describe
+from dino.data.coco.reader import COLLECTIONS, CocoReader, read_document
+
+
+@dataclass(frozen=True, eq=False)
+class CocoIndex:
+    """Images sorted by id, and their annotations as arrays. Made by `CocoIndex.load`."""
+
+    annotation_file: Path
+    images_dir: Path
+    categories: Categories
+    """Sorted by id: the label of a category is its rank."""
+    image_ids: np.ndarray  # [N] int64
+    file_names: tuple[str, ...]  # N, relative to images_dir
+    sizes_wh: np.ndarray  # [N, 2] int64, pixels
+    first_annotation: np.ndarray  # [N + 1] int64: image i has annotations first[i] to first[i + 1]
+    boxes_xywh: np.ndarray  # [A, 4] float64, as in the file
+    category_ids: np.ndarray  # [A] int64
+    areas: np.ndarray  # [A] float64; width * height where the file has none
+    crowds: np.ndarray  # [A] bool
+    problems: tuple[Problem, ...]
+    """Entries that were skipped, in the order of the file; empty unless loaded with skip_invalid."""
+    totals: dict[str, int]
+    """Entries of each collection in the file, skipped ones included."""
+
+    @classmethod
+    def load(cls, annotation_file: str | Path, images_dir: str | Path, *, skip_invalid: bool = False) -> CocoIndex:
+        """Read and check a COCO file.
+
+        Images without annotations stay. Boxes that are crowds or have no extent stay for `ground_truth` and are left
+        out of `training_boxes`.
+
+        Args:
+            annotation_file: JSON with `images`, `annotations` and `categories`.
+            images_dir: the folder that `file_name` is relative to.
+            skip_invalid: leave invalid entries out, and list them in `problems`, instead of raising.
+
+        Raises:
+            DatasetError: a line for each kind of problem; always if the file as a whole cannot be used.
+        """
+        annotation_file, images_dir = Path(annotation_file), Path(images_dir)
+        document = read_document(annotation_file)
+        totals = {collection: len(document[collection]) for collection in COLLECTIONS}
+        reader = CocoReader(document)
+        categories = reader.categories()
+        images = reader.images(images_dir)
+        annotations = reader.annotations()
+        if reader.problems and not skip_invalid:
+            raise DatasetError("\n".join(describe(annotation_file, reader.problems, totals, advice=True)))
+        for collection, valid in (("categories", categories), ("images", images)):
+            if not valid:
+                lines = describe(annotation_file, reader.problems, totals, advice=False)
+                raise DatasetError("\n".join([f"{annotation_file.name}: has no valid {collection}.", *lines]))
+        arrays = _annotation_arrays(annotations, np.array([image["id"] for image in images], dtype=np.int64))
+        return cls(
+            annotation_file=annotation_file,
+            images_dir=images_dir,
+            categories=Categories.from_json(categories),
+            file_names=tuple(image["file_name"] for image in images),
+            sizes_wh=np.array([(image["width"], image["height"]) for image in images], dtype=np.int64),
+            problems=tuple(reader.problems),
+            totals=totals,
+            **arrays,
+        )
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def image_path(self, position: int) -> Path:
+        """Where the image at a position of the index is stored."""
+        return self.images_dir / self.file_names[position]
+
+    def training_boxes(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes to train on: no crowds, clipped to the image, none without extent.
+
+        Returns:
+            boxes_xyxy float32 [T, 4], pixels; category ids int64 [T].
+        """
+        here = slice(self.first_annotation[position], self.first_annotation[position + 1])
+        boxes = self.boxes_xywh[here].astype(np.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        width, height = self.sizes_wh[position]
+        boxes = np.clip(boxes, 0, np.array([width, height, width, height], dtype=np.float32))
+        keep = ~self.crowds[here] & (boxes[:, 2:] > boxes[:, :2]).all(1)
+        return boxes[keep], self.category_ids[here][keep]
+
+    def ground_truth(self) -> dict[str, Any]:
+        """The valid entries as a COCO document for the evaluator, crowds and boxes without extent included.
+
+        Annotation ids are new, from 1: evaluators take a match with annotation 0, which files do contain, for none.
+        """
+        images = [
+            {"id": int(image_id), "file_name": name, "width": int(width), "height": int(height)}
+            for image_id, name, (width, height) in zip(self.image_ids, self.file_names, self.sizes_wh, strict=True)
+        ]
+        columns = (
+            np.repeat(self.image_ids, np.diff(self.first_annotation)).tolist(),
+            self.category_ids.tolist(),
+            self.boxes_xywh.tolist(),
+            self.areas.tolist(),
+            self.crowds.astype(int).tolist(),
+        )
+        keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
+        annotations = [
+            {"id": k, **dict(zip(keys, row, strict=True))} for k, row in enumerate(zip(*columns, strict=True), start=1)
+        ]
+        return {"info": {}, "images": images, "annotations": annotations, "categories": self.categories.to_json()}
+
+    def describe_problems(self) -> list[str]:
+        """A line for each kind of entry that was skipped."""
+        return describe(self.annotation_file, self.problems, self.totals, advice=False)
+
+
+def _annotation_arrays(annotations: list[dict[str, Any]], image_ids: np.ndarray) -> dict[str, np.ndarray]:
+    owners = np.array([annotation["image_id"] for annotation in annotations], dtype=np.int64)
+    order = np.argsort(owners, kind="stable")
+    boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)
+    areas = [a["area"] if "area" in a else a["bbox"][2] * a["bbox"][3] for a in annotations]
+    counts_before = np.searchsorted(owners[order], image_ids)
+    return {
+        "image_ids": image_ids,
+        "first_annotation": np.append(counts_before, len(annotations)),
+        "boxes_xywh": boxes[order],
+        "category_ids": np.array([annotation["category_id"] for annotation in annotations], dtype=np.int64)[order],
+        "areas": np.array(areas, dtype=np.float64)[order],
+        "crowds": np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=bool)[order],
+    }

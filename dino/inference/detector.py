@@ -1,0 +1,191 @@
+"""A trained detector for people: pictures in, detections out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dino.checkpoint import build_model
+from dino.checkpoint.find import default_categories, load_trained
+from dino.common.device import Amp, autocast, choose_device
+from dino.data import NO_CATEGORY, Categories, EvalTransform, collate
+from dino.inference.detections import Detections
+from dino.inference.images import Picture, load_picture
+from dino.model.config import ModelConfig
+from dino.model.dino import DINO
+from dino.model.postprocess import postprocess
+
+
+class Detector:
+    """A model with its class names, image size and device.
+
+    >>> detector = dino.Detector.from_checkpoint("runs/cats")
+    >>> found = detector.predict("cat.jpg", threshold=0.5)
+    >>> found.boxes_xyxy, found.scores, found.names
+    >>> found.draw().save("cat_found.jpg")
+
+    Args:
+        model: is put into evaluation mode and on the device.
+        categories: names and ids of the model's classes.
+        transform: resizes and normalises; use the sizes that the model was trained for.
+        device: None is a GPU where there is one.
+        amp: "bf16" or "fp16" run the model under autocast.
+
+    Raises:
+        ValueError: the model has another number of classes than `categories`, or there is no such device.
+    """
+
+    def __init__(
+        self,
+        model: DINO,
+        categories: Categories,
+        *,
+        transform: EvalTransform | None = None,
+        device: torch.device | str | None = None,
+        amp: Amp = "off",
+    ) -> None:
+        if categories.num_classes != model.config.num_classes:
+            raise ValueError(
+                f"Detector: the model has {model.config.num_classes} classes, but categories has "
+                f"{categories.num_classes}; pass the categories that it was trained on"
+            )
+        self.device = choose_device(device)
+        self.model = model.to(self.device).eval()
+        self.categories = categories
+        self.transform = transform or EvalTransform()
+        self.amp: Amp = amp
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        preset: str | None = None,
+        short_side: int | None = None,
+        long_side: int | None = None,
+        device: torch.device | str | None = None,
+        amp: Amp = "off",
+        **overrides: Any,
+    ) -> Detector:
+        """A detector from a file.
+
+        Args:
+            path: the folder of a run, whose best model is taken; a folder with `model.safetensors`; that file; or a
+                file of weights alone, such as the official `.pth` files, which needs `preset`.
+            preset: the model that weights alone belong to; a name of `dino.PRESETS`.
+            short_side, long_side: size of the images in pixels, if not as in training.
+            overrides: fields of `ModelConfig` to replace in the preset, such as `num_classes=80`.
+
+        Raises:
+            FileNotFoundError: nothing there.
+            CheckpointError: not a model, damaged, or it does not fit the preset.
+        """
+        found = load_trained(path, preset=preset, **overrides)
+        transform = EvalTransform(short_side or found.transform.short_side, long_side or found.transform.long_side)
+        return cls(found.model, found.categories, transform=transform, device=device, amp=amp)
+
+    @classmethod
+    def from_preset(
+        cls, preset: str | ModelConfig, *, categories: Categories | None = None, **overrides: Any
+    ) -> Detector:
+        """A detector that has not been trained: for trying things out.
+
+        Args:
+            preset: a name of `dino.PRESETS`, or a configuration.
+            categories: the default is COCO's for 91 classes, and numbers otherwise.
+            overrides: fields of `ModelConfig` to replace, such as `pretrained_backbone=False`.
+        """
+        model = build_model(preset, **overrides)
+        return cls(model, categories or default_categories(model.config.num_classes))
+
+    @overload
+    def predict(
+        self, images: Picture, threshold: float = 0.3, *, batch_size: int = 1, top_k: int = 300
+    ) -> Detections: ...
+
+    @overload
+    def predict(
+        self, images: Sequence[Picture], threshold: float = 0.3, *, batch_size: int = 1, top_k: int = 300
+    ) -> list[Detections]: ...
+
+    def predict(
+        self, images: Picture | Sequence[Picture], threshold: float = 0.3, *, batch_size: int = 1, top_k: int = 300
+    ) -> Detections | list[Detections]:
+        """Detect objects in one picture, or in each of a list.
+
+        A picture is one of:
+
+        - a file name, as `str` or `Path`;
+        - a PIL image of any mode;
+        - a numpy array [H, W, 3] in RGB order, [H, W, 4] or [H, W] (grey): uint8, or floating point in 0..1. OpenCV's
+          arrays are BGR: pass `image[..., ::-1]`;
+        - a tensor [3, H, W], [4, H, W], [1, H, W] or [H, W] of the same kinds, on any device.
+
+        Transparency is dropped.
+
+        Args:
+            images: one picture, or a list of them.
+            threshold: the least score of a detection.
+            batch_size: pictures that go through the model together. More can be faster on a GPU, and changes the
+                detections a little, because all are padded to the size of the largest.
+            top_k: most detections of one picture, before the threshold.
+
+        Returns:
+            `Detections` for one picture, a list of them for a list. Each keeps its picture.
+
+        Raises:
+            ImageError: a file that cannot be read as a picture.
+            ValueError, TypeError: something that is not a picture, or an argument out of range.
+        """
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"predict: threshold must be in 0..1, got {threshold}")
+        if batch_size < 1 or top_k < 1:
+            raise ValueError(f"predict: batch_size and top_k must be at least 1, got {batch_size} and {top_k}")
+        if not isinstance(images, list | tuple):
+            return self._predict([load_picture(images)], threshold, top_k)[0]  # type: ignore[arg-type]
+        found: list[Detections] = []
+        for start in range(0, len(images), batch_size):
+            pictures = [load_picture(image) for image in images[start : start + batch_size]]
+            found += self._predict(pictures, threshold, top_k)
+        return found
+
+    @torch.inference_mode()
+    def _predict(self, pictures: list[Image.Image], threshold: float, top_k: int) -> list[Detections]:
+        nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+        sizes = torch.tensor([picture.size[::-1] for picture in pictures])
+        batch = collate([(self.transform(picture, *nothing)[0], {}) for picture in pictures]).to(self.device)
+        with autocast(self.device, self.amp)():
+            outputs = self.model(batch.images, batch.mask)
+        results = postprocess(outputs, sizes, top_k)
+        return [
+            self._detections({key: value.cpu().clone() for key, value in result.items()}, picture, threshold)
+            for result, picture in zip(results, pictures, strict=True)
+        ]
+
+    def _detections(self, result: dict[str, Tensor], picture: Image.Image, threshold: float) -> Detections:
+        labels = result["labels"].tolist()
+        return Detections(
+            boxes_xyxy=result["boxes"].float(),
+            scores=result["scores"].float(),
+            labels=result["labels"],
+            category_ids=[self.categories.category_id_of(label) for label in labels],
+            names=[self.categories.name_of(label) for label in labels],
+            size_hw=(picture.height, picture.width),
+            image=picture,
+        ).above(threshold)
+
+    def __repr__(self) -> str:
+        config, transform = self.model.config, self.transform
+        names = [name for name in self.categories.names if name != NO_CATEGORY]
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return (
+            f"Detector({config.backbone}, {config.num_levels} levels, {config.num_queries} queries, "
+            f"{parameters / 1e6:.1f}M parameters, {len(names)} classes: {shown}; images {transform.short_side} to "
+            f"{transform.long_side} pixels, {self.device})"
+        )

@@ -1,0 +1,146 @@
+"""ResNet with torchvision's parameter names and frozen batch normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dino.model.backbones.base import Backbone
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation whose statistics, scale and shift are constants, kept under torchvision's names."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=1e-5)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int, norm: type[nn.Module]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)
+        self.bn1 = norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = norm(width)
+        self.downsample = _downsample(in_channels, width, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn1(self.conv1(x)).relu_()
+        out = self.bn2(self.conv2(out))
+        return (out + (x if self.downsample is None else self.downsample(x))).relu_()
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 with the stride, and 1x1 convolution beside a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int, norm: type[nn.Module]) -> None:
+        super().__init__()
+        channels = self.expansion * width
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = norm(width)
+        self.conv3 = nn.Conv2d(width, channels, 1, bias=False)
+        self.bn3 = norm(channels)
+        self.downsample = _downsample(in_channels, channels, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn1(self.conv1(x)).relu_()
+        out = self.bn2(self.conv2(out)).relu_()
+        out = self.bn3(self.conv3(out))
+        return (out + (x if self.downsample is None else self.downsample(x))).relu_()
+
+
+def _downsample(in_channels: int, channels: int, stride: int, norm: type[nn.Module]) -> nn.Sequential | None:
+    if stride == 1 and in_channels == channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), norm(channels))
+
+
+class GroupNorm8(nn.GroupNorm):
+    """Group normalisation in groups of 8 channels: for networks that learn from scratch on small batches."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels // 8, channels)
+
+
+# name: block, blocks per stage, width of the first stage, normalisation
+RESNETS = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2), 64, FrozenBatchNorm2d),
+    "resnet34": (BasicBlock, (3, 4, 6, 3), 64, FrozenBatchNorm2d),
+    "resnet50": (Bottleneck, (3, 4, 6, 3), 64, FrozenBatchNorm2d),
+    "resnet101": (Bottleneck, (3, 4, 23, 3), 64, FrozenBatchNorm2d),
+    # For the demo: learns from scratch on two CPU cores.
+    "resnet_tiny": (BasicBlock, (1, 1, 1, 1), 24, GroupNorm8),
+}
+
+
+class ResNet(Backbone):
+    """ResNet as in torchvision (stride in the 3x3 convolution), without the classifier.
+
+    With frozen normalisation the stem and the first stage are constants too, as DETR trains it.
+
+    Args:
+        name: one of `RESNETS`.
+        levels: stages to return; stage 0 has stride 4, stage 3 stride 32.
+        gradient_checkpointing: recompute each block in the backward pass.
+    """
+
+    def __init__(self, name: str, levels: Sequence[int], *, gradient_checkpointing: bool = False) -> None:
+        super().__init__()
+        block, depths, width, norm = RESNETS[name]
+        self.levels = tuple(levels)
+        self.gradient_checkpointing = gradient_checkpointing
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = norm(width)
+        channels = width
+        for stage in range(max(levels) + 1):
+            stage_width = width * 2**stage
+            blocks = []
+            for index in range(depths[stage]):
+                blocks.append(block(channels, stage_width, 2 if stage > 0 and index == 0 else 1, norm))
+                channels = block.expansion * stage_width
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.channels = [block.expansion * width * 2**stage for stage in levels]
+        self.strides = [4 * 2**stage for stage in levels]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if norm is FrozenBatchNorm2d:
+            for part in (self.conv1, self.layer1):
+                part.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] to one [B, channels, ceil(H / stride), ceil(W / stride)] per level."""
+        x = self.bn1(self.conv1(images)).relu_()
+        x = F.max_pool2d(x, 3, 2, 1)
+        outputs = []
+        for stage in range(max(self.levels) + 1):
+            for block in self.get_submodule(f"layer{stage + 1}").children():
+                recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+                x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+            if stage in self.levels:
+                outputs.append(x)
+        return outputs

@@ -1,0 +1,228 @@
+"""Swin Transformer as detectors use it, with the parameter names of the official checkpoints."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dino.model.backbones.base import Backbone
+
+
+class Swin(Backbone):
+    """Stages of shifted-window attention on maps of any size; each returned map is layer-normalised.
+
+    Stages after the last one that is returned are not built.
+
+    Args:
+        embed_dim: channels of stage 0; each later stage has twice as many.
+        depths: blocks per stage.
+        heads: attention heads per stage.
+        window: side of an attention window, in patches.
+        levels: stages to return; stage 0 has stride 4, stage 3 stride 32.
+        drop_path: chance that the last block's branches are dropped in training; it rises linearly from 0.
+        gradient_checkpointing: recompute each block in the backward pass.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        depths: Sequence[int],
+        heads: Sequence[int],
+        window: int,
+        levels: Sequence[int],
+        *,
+        drop_path: float = 0.2,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+        self.channels = [embed_dim * 2**stage for stage in levels]
+        self.strides = [4 * 2**stage for stage in levels]
+        self.patch_embed = PatchEmbedding(embed_dim)
+        rates = [drop_path * block / (sum(depths) - 1) for block in range(sum(depths))]
+        self.layers = nn.ModuleList(
+            Stage(
+                embed_dim * 2**stage,
+                heads[stage],
+                window,
+                rates[sum(depths[:stage]) : sum(depths[: stage + 1])],
+                merge=stage < max(levels),
+                gradient_checkpointing=gradient_checkpointing,
+            )
+            for stage in range(max(levels) + 1)
+        )
+        for stage, channels in zip(levels, self.channels, strict=True):
+            self.add_module(f"norm{stage}", nn.LayerNorm(channels))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] to one [B, channels, ceil(H / stride), ceil(W / stride)] per level."""
+        x = self.patch_embed(images)
+        outputs = []
+        for index, stage in enumerate(self.layers):
+            x = stage(x)
+            if index in self.levels:
+                outputs.append(self.get_submodule(f"norm{index}")(x).permute(0, 3, 1, 2).contiguous())
+            if index < max(self.levels):
+                x = self.get_submodule(f"layers.{index}.downsample")(x)
+        return outputs
+
+
+class PatchEmbedding(nn.Module):
+    """Patches of 4x4 pixels, zero-padded to whole ones: [B, 3, H, W] to [B, ceil(H / 4), ceil(W / 4), C]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, channels, 4, 4)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        x = self.proj(F.pad(images, (0, -width % 4, 0, -height % 4)))
+        return self.norm(x.permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """Every 2x2 patches become one, zero-padded to even sizes: [B, H, W, C] to [B, ceil(H / 2), ceil(W / 2), 2C]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * channels)
+        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        # Down each column of a 2x2 cell, then to the next column: the order of the official weights.
+        cells = [x[:, row::2, column::2] for column in range(2) for row in range(2)]
+        return self.reduction(self.norm(torch.cat(cells, -1)))
+
+
+class Stage(nn.Module):
+    """Blocks with plain and shifted windows in turn, on maps [B, H, W, C]."""
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        window: int,
+        drop_path: Sequence[float],
+        *,
+        merge: bool,
+        gradient_checkpointing: bool,
+    ) -> None:
+        super().__init__()
+        self.window = window
+        self.gradient_checkpointing = gradient_checkpointing
+        self.blocks = nn.ModuleList(
+            Block(channels, heads, window, shift=window // 2 if index % 2 else 0, drop_path=rate)
+            for index, rate in enumerate(drop_path)
+        )
+        self.downsample = PatchMerging(channels) if merge else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = shifted_window_mask(x.shape[1], x.shape[2], self.window, x.device)
+        for block in self.blocks:
+            recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+            x = checkpoint(block, x, mask, use_reentrant=False) if recompute else block(x, mask)
+        return x
+
+
+class Block(nn.Module):
+    """Window attention and a two-layer network, each normalised before and added to its input."""
+
+    def __init__(self, channels: int, heads: int, window: int, shift: int, drop_path: float) -> None:
+        super().__init__()
+        self.shift = shift
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn = WindowAttention(channels, heads, window)
+        self.norm2 = nn.LayerNorm(channels)
+        hidden = {"fc1": nn.Linear(channels, 4 * channels), "act": nn.GELU(), "fc2": nn.Linear(4 * channels, channels)}
+        self.mlp = nn.Sequential(OrderedDict(hidden))
+
+    def forward(self, x: Tensor, shifted_mask: Tensor) -> Tensor:
+        x = x + self._drop(self._attend(self.norm1(x), shifted_mask))
+        return x + self._drop(self.mlp(self.norm2(x)))
+
+    def _attend(self, x: Tensor, shifted_mask: Tensor) -> Tensor:
+        batch, height, width, channels = x.shape
+        window, shift = self.attn.window, self.shift
+        # Padding comes after the normalisation, so padded patches are zeros, not the norm's bias.
+        x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+        rows, columns = x.shape[1] // window, x.shape[2] // window
+        if shift > 0:
+            x = x.roll((-shift, -shift), (1, 2))
+        x = x.view(batch, rows, window, columns, window, channels).transpose(2, 3)
+        x = self.attn(x.reshape(batch, rows * columns, window * window, channels), shifted_mask if shift > 0 else None)
+        x = x.view(batch, rows, columns, window, window, channels).transpose(2, 3)
+        x = x.reshape(batch, rows * window, columns * window, channels)
+        if shift > 0:
+            x = x.roll((shift, shift), (1, 2))
+        return x[:, :height, :width]
+
+    def _drop(self, branch: Tensor) -> Tensor:
+        """Stochastic depth: zero for some images, larger for the others."""
+        if not self.training or self.drop_path == 0:
+            return branch
+        keep = 1 - self.drop_path
+        kept = torch.rand(len(branch), 1, 1, 1, dtype=branch.dtype, device=branch.device) < keep
+        return branch * kept / keep
+
+
+class WindowAttention(nn.Module):
+    """Self-attention inside each window, with a learned bias per head and relative position."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, channels: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.window = window
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        position = torch.cartesian_prod(torch.arange(window), torch.arange(window))  # [window^2, 2] row, column
+        offset = position[:, None] - position[None, :] + window - 1
+        self.register_buffer("relative_position_index", offset[..., 0] * (2 * window - 1) + offset[..., 1])
+
+    def forward(
+        self,
+        x: Tensor,  # [B, windows, N, C], N = window^2
+        mask: Tensor | None,  # [windows, N, N], added to the logits
+    ) -> Tensor:
+        """[B, windows, N, C]."""
+        batch, windows, tokens, channels = x.shape
+        qkv = self.qkv(x).view(batch, windows, tokens, 3, self.heads, channels // self.heads)
+        query, key, value = qkv.permute(3, 0, 1, 4, 2, 5)
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)  # [M, N, N]
+        logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + bias
+        if mask is not None:
+            logits = logits + mask[:, None]
+        weights = logits.softmax(-1).to(value.dtype)
+        return self.proj((weights @ value).transpose(2, 3).flatten(3))
+
+
+def shifted_window_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
+    """Keeps parts of a window apart that came from opposite edges of the padded map.
+
+    Returns:
+        [windows, N, N], N = window^2: 0 where a patch may look, -100 where not.
+    """
+    sides = []
+    for size in (height, width):
+        padded = size + -size % window
+        position = torch.arange(padded, device=device)
+        sides.append((position >= padded - window).int() + (position >= padded - window // 2).int())
+    region = sides[0][:, None] * 3 + sides[1]
+    region = region.unflatten(1, (-1, window)).unflatten(0, (-1, window)).transpose(1, 2).flatten(2).flatten(0, 1)
+    return (region[:, None] != region[:, :, None]) * -100.0

@@ -1,0 +1,148 @@
+"""Everything that decides a training run: one frozen dataclass, from which the command line is generated."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dino.model.config import PRESETS, ModelConfig, require
+
+PUBLISHED_LR_DROPS = {12: (11,), 24: (20,), 36: (30,)}
+_PATHS = ("data", "output", "finetune", "backbone_weights")
+_TUPLES = ("short_sides", "lr_drop_epochs")
+_CHOICES = {"amp": ("off", "bf16", "fp16"), "strategy": ("ddp", "fsdp2")}
+_AT_LEAST = {
+    **dict.fromkeys(("epochs", "batch_size", "accumulate", "keep_checkpoints", "log_every", "long_side"), 1),
+    **dict.fromkeys(("max_steps", "warmup_steps", "workers", "seed", "evaluate_every", "checkpoint_every"), 0),
+    **dict.fromkeys(("lr", "backbone_lr", "weight_decay", "ema_decay", "checkpoint_minutes"), 0),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. The defaults are the paper's 12 epochs, except that a process takes 2 images."""
+
+    data: Path
+    """Folder of a data set in COCO format; the number of classes is read from it."""
+    output: Path = Path("runs/train")
+    """Folder of the run: checkpoints, best and final model, log, curves."""
+    model: ModelConfig = PRESETS["dino_4scale_r50"]
+    """The model; its num_classes is replaced by what the data say."""
+    finetune: Path | None = None
+    """Trained weights to start from; what does not fit (class heads of other classes) starts anew and is reported."""
+    backbone_weights: Path | None = None
+    """File of ImageNet weights for the backbone, for a machine that cannot download them."""
+
+    epochs: int = 12
+    """Passes over the training images."""
+    max_steps: int = 0
+    """Stop after so many optimisation steps, also within an epoch; 0: no limit."""
+    batch_size: int = 2
+    """Images per process and forward pass."""
+    accumulate: int = 1
+    """Forward passes per optimisation step; effective batch = batch_size * accumulate * processes (published: 16)."""
+    lr: float = 1e-4
+    """Learning rate, published for an effective batch of 16."""
+    backbone_lr: float = 1e-5
+    """Learning rate of the backbone."""
+    lr_drop_epochs: tuple[int, ...] | None = None
+    """Epochs after which the rates fall to a tenth; None: as published (11 of 12, 20 of 24, 30 of 36), else 5/6."""
+    warmup_steps: int = 0
+    """Steps over which the rates rise linearly; published: 0."""
+    weight_decay: float = 1e-4
+    """Weight decay of AdamW, on every parameter, norms and biases included."""
+    clip: float = 0.1
+    """Largest norm of the whole gradient; inf turns clipping off."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Mixed precision: bf16 needs no loss scaling and is the first to try; losses are in float32 in any case."""
+    tf32: bool = True
+    """Let NVIDIA GPUs use TensorFloat-32 for float32 matrix products and convolutions, as the published runs did."""
+    ema_decay: float = 0.0
+    """Decay of a moving average of the weights, evaluated and saved besides them (0.9997 is usual); 0: none."""
+
+    seed: int = 42
+    """Seed of initialisation, order, augmentation; denoising noise takes seed + rank."""
+    deterministic: bool = False
+    """Deterministic algorithms only: two runs on the same machine agree to the last bit. Slower."""
+    device: str = "auto"
+    """Where to train: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    """Under torchrun: replicate the model (ddp) or shard parameters, gradients and optimiser state (fsdp2)."""
+    workers: int = 2
+    """Loader processes per process; 0 loads in the training process."""
+
+    short_sides: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    """Short sides in pixels, one of which each training image gets; evaluation uses the largest."""
+    long_side: int = 1333
+    """Longest side in pixels that an image may get."""
+    crop: bool = True
+    """Crop half of the training images at random, as published."""
+    flip: bool = True
+    """Mirror half of the training images, as published; not for things that have a handedness, such as digits."""
+    official_classes: bool = False
+    """Use category ids as class indices (91 classes for COCO), as official checkpoints do."""
+    skip_invalid: bool = False
+    """Leave out invalid annotations instead of stopping at them."""
+
+    evaluate_every: int = 1
+    """Epochs between evaluations on the validation images; 0: none at all."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0: only by the clock and at the end of each epoch."""
+    checkpoint_minutes: float = 15.0
+    """Minutes between checkpoints; 0: not by the clock."""
+    keep_checkpoints: int = 3
+    """How many of the latest checkpoints to keep."""
+    resume: bool = False
+    """Go on from the last complete checkpoint in the output folder; without one, start anew."""
+    overwrite: bool = False
+    """Delete an earlier run in the output folder."""
+    log_every: int = 20
+    """Steps between rows of log.csv."""
+    tensorboard: bool = True
+    """Write TensorBoard files too, where the package is installed."""
+
+    def __post_init__(self) -> None:
+        # As people write them, and as JSON has them.
+        for given, names, kind in ((str, _PATHS, Path), (list, _TUPLES, tuple)):
+            for name in names:
+                if isinstance(getattr(self, name), given):
+                    object.__setattr__(self, name, kind(getattr(self, name)))
+        for name, low in _AT_LEAST.items():
+            value = getattr(self, name)
+            require(math.isfinite(value) and value >= low, name, value, f"at least {low}")
+        for name, allowed in _CHOICES.items():
+            require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {allowed}")
+        require(self.clip > 0, "clip", self.clip, "above 0 (inf: no clipping)")
+        require(self.ema_decay < 1, "ema_decay", self.ema_decay, "below 1 (0: no average; 0.9997 is usual)")
+        sides_fit = len(self.short_sides) > 0 and min(self.short_sides) >= 1
+        require(sides_fit, "short_sides", self.short_sides, "one or more positive sizes in pixels")
+        drops = self.lr_drop_epochs or ()
+        require(all(epoch >= 1 for epoch in drops), "lr_drop_epochs", drops, "epochs counted from 1")
+        require(not (self.resume and self.overwrite), "resume", True, "left out with overwrite, or overwrite with it")
+
+    @property
+    def drops(self) -> tuple[int, ...]:
+        """Epochs after which the learning rate drops: `lr_drop_epochs`, or the published choice for `epochs`."""
+        if self.lr_drop_epochs is not None:
+            return self.lr_drop_epochs
+        return PUBLISHED_LR_DROPS.get(self.epochs, (math.ceil(self.epochs * 5 / 6),))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values, for `from_dict`."""
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+    @staticmethod
+    def from_dict(fields: dict[str, Any]) -> TrainConfig:
+        """The configuration that `to_dict` made `fields` of.
+
+        Raises:
+            ValueError: an unknown field (a file of another version), or a value that its field does not allow.
+        """
+        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(TrainConfig)})
+        if unknown:
+            raise ValueError(f"TrainConfig has no fields {unknown}; the file comes from another version")
+        return TrainConfig(**{**fields, "model": ModelConfig(**fields["model"])})

@@ -1,0 +1,184 @@
+"""Pictures of how the model works on an image. Each function returns a PIL image with a caption below it."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dino.inference.detector import Detector
+from dino.inference.draw import PALETTE, WHITE, Box, Colour, dashed_box, draw_tags, outline_box
+from dino.inference.images import Picture, load_picture
+from dino.model.boxes import cxcywh_to_xyxy, generalized_iou
+from dino.model.denoising import DrawnNoise, contrastive_denoising
+from dino.visualize.caption import Key, add_caption
+from dino.visualize.view import View
+from dino.visualize.watch import Watched, watch
+
+TRUTH, POSITIVE, NEGATIVE = WHITE, PALETTE[2], PALETTE[3]
+# From light to dark, so that the order is seen without telling the colours apart (viridis).
+RAMP: tuple[Colour, ...] = (
+    *((253, 231, 37), (159, 218, 58), (74, 193, 109), (31, 161, 135), (39, 127, 142), (54, 92, 141), (70, 50, 127)),
+)
+
+
+def draw_denoising(
+    detector: Detector,
+    image: Picture,
+    boxes_xyxy: Tensor,  # [T, 4] pixels of the image
+    labels: Tensor,  # [T]
+    *,
+    seed: int = 0,
+    most: int = 8,
+) -> Image.Image:
+    """One group of denoising queries: every box with its positive and its negative.
+
+    Args:
+        boxes_xyxy, labels: the ground truth; of more than `most` boxes the largest are drawn.
+        seed: of the noise.
+
+    Raises:
+        ValueError: the model was made without denoising, or there is no box.
+    """
+    denoising = detector.model.denoising
+    if denoising is None:
+        raise ValueError('draw_denoising: this model has denoising="off"')
+    if len(boxes_xyxy) == 0:
+        raise ValueError("draw_denoising: there is no box to put noise on")
+    picture = load_picture(image)
+    size = torch.tensor([picture.width, picture.height] * 2, dtype=torch.float32)
+    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+    count, config = len(labels), denoising.config
+    target = {"boxes": torch.cat([(low + high) / 2, high - low], 1) / size, "labels": labels}
+    target = {key: value.to(detector.device) for key, value in target.items()}
+    layout = denoising.layout(count)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        noise = DrawnNoise.draw(layout.num_groups * layout.kinds * count, config.num_classes, torch.device("cpu"))
+        queries = contrastive_denoising(denoising, [target], noise)
+    noised = cxcywh_to_xyxy(queries.anchors[0].float().sigmoid()).cpu()
+    redrawn = noise.p < 0.5 * config.label_noise
+    view = View(picture)
+    shown = ((high - low).prod(1)).argsort(descending=True)[:most].tolist()
+    tagged: list[tuple[Box, Colour, str]] = []
+    for number, k in enumerate(shown, start=1):
+        truth = view.box(boxes_xyxy[k] / size)
+        if truth is not None:
+            outline_box(view.pen, truth, TRUTH, view.line + 1)
+            tagged.append((truth, TRUTH, f"{number} {detector.categories.name_of(int(labels[k]))}"))
+        kinds = ((POSITIVE, 0, outline_box), (NEGATIVE, 1, dashed_box))
+        for colour, kind, outline in kinds[: layout.kinds]:
+            slot = count * kind + k
+            box = view.box(noised[slot])
+            if box is not None:
+                outline(view.pen, box, colour, view.line)
+                new = f" as {detector.categories.name_of(int(noise.new_label[slot]))}" if redrawn[slot] else ""
+                tagged.append((box, colour, f"{number}{new}"))
+    draw_tags(view.pen, tagged, view.size, width=view.line)
+    legend = [Key("ground truth", TRUTH), Key("positive: to be restored", POSITIVE)]
+    legend += [Key("negative: to be rejected", NEGATIVE, "dashes")] if layout.kinds == 2 else []
+    return add_caption(
+        view.image,
+        "Denoising queries, one group" + (f", {len(shown)} of {count} boxes" if count > len(shown) else ""),
+        f"In training the decoder also gets noised copies of the true boxes; this is 1 of {layout.num_groups} groups. "
+        f"Equal numbers belong together. The sides of a positive move by up to {50 * config.box_noise:.0f} % of the "
+        f"box's size, those of a negative by {50 * config.box_noise:.0f} to {100 * config.box_noise:.0f} % (turned "
+        f"inside out, it is a line). {50 * config.label_noise:.0f} % of the labels are redrawn: as another class.",
+        legend,
+    )
+
+
+def draw_query_selection(
+    detector: Detector, image: Picture, *, most: int = 100, watched: Watched | None = None
+) -> Image.Image:
+    """The boxes that the encoder proposes and query selection picks, by level, the more opaque the higher their score.
+
+    Args:
+        most: how many of the best to draw; of the others the centre alone.
+
+    Raises:
+        ValueError: a model with static queries.
+    """
+    picture = load_picture(image)
+    seen = watched or watch(detector, picture)
+    outputs = seen.outputs
+    if outputs.selected_indices is None or outputs.encoder_logits is None or outputs.encoder_boxes_cxcywh is None:
+        raise ValueError('draw_query_selection: this model has query_selection="static" and selects nothing')
+    scores = outputs.encoder_logits[0].float().sigmoid().max(-1).values.cpu()
+    boxes = cxcywh_to_xyxy(outputs.encoder_boxes_cxcywh[0].float()).cpu()
+    ends = torch.tensor([rows * columns for rows, columns in seen.level_shapes]).cumsum(0)
+    levels = torch.searchsorted(ends, outputs.selected_indices[0].cpu(), right=True)
+    view = View(picture)
+    radius = max(1.5, view.line * 0.8)
+    for q in reversed(range(len(scores))):
+        x, y = view.points((boxes[q, :2] + boxes[q, 2:]) / 2).tolist()
+        view.pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(*PALETTE[levels[q]], 150))
+    count = min(most, len(scores))
+    best = scores[:count].max().clamp(min=1e-6)
+    for q in reversed(range(count)):
+        box = view.box(boxes[q])
+        if box is not None:
+            opacity = float(0.12 + 0.88 * scores[q] / best)
+            outline_box(view.pen, box, PALETTE[levels[q]], max(1, view.line - 1), opacity)
+    chosen = torch.bincount(levels, minlength=len(seen.strides)).tolist()
+    legend = [Key(f"stride {s}: {n}", PALETTE[i]) for i, (s, n) in enumerate(zip(seen.strides, chosen, strict=True))]
+    return add_caption(
+        view.image,
+        "Query selection",
+        f"Of {int(ends[-1]):,} tokens the encoder scores, the {len(scores)} best become the decoder's first anchors. "
+        f"Dots: their centres. Boxes: the best {count}, opaque for a high score (the highest is {scores.max():.2f}). "
+        f"Colour: the level that a token is from, with their number.",
+        legend,
+    )
+
+
+def draw_refinement(
+    detector: Detector, image: Picture, *, most: int = 3, watched: Watched | None = None
+) -> Image.Image:
+    """How the boxes of the best detections change from the first anchor through the decoder's layers."""
+    picture = load_picture(image)
+    seen = watched or watch(detector, picture)
+    outputs = seen.outputs
+    probabilities = outputs.logits[:, 0].float().sigmoid().cpu()  # [layers, Q, C]
+    layers = len(probabilities)
+    steps = torch.cat([seen.anchors_cxcywh[None], outputs.boxes_cxcywh[:, 0].float().cpu()])
+    boxes = cxcywh_to_xyxy(steps)  # [1 + layers, Q, 4]
+    best = _of_different_objects(boxes[-1], probabilities[-1].max(-1).values, most)
+    view = View(picture, around=boxes[:, best].reshape(-1, 2))
+    colours = [WHITE, *(RAMP[round(i * (len(RAMP) - 1) / max(1, layers - 1))] for i in range(layers))]
+    tagged = []
+    for q in best:
+        for step in range(layers + 1):
+            box = view.box(boxes[step, q])
+            if box is not None and step == 0:
+                dashed_box(view.pen, box, WHITE, view.line)
+            elif box is not None:
+                last = step == layers
+                outline_box(view.pen, box, colours[step], view.line + 1 if last else max(1, view.line - 1))
+        score, label = probabilities[-1, q].max(0)
+        final = view.box(boxes[-1, q])
+        if final is not None:
+            name, early = detector.categories.name_of(int(label)), probabilities[0, q, label]
+            tagged.append((final, colours[-1], f"{name} {early:.2f} to {score:.2f}"))
+    draw_tags(view.pen, tagged, view.size, width=view.line)
+    legend = [Key("anchor", WHITE, "dashes")]
+    legend += [Key(f"layer {i}", colours[i]) for i in range(1, layers + 1)]
+    return add_caption(
+        view.image,
+        "Box refinement",
+        f"Each of the {layers} decoder layers moves the box that it gets from the one before, from the anchor that "
+        f"query selection chose (dashed) to the detection (thick). Tags: the class, and its score in the first and the "
+        f"last layer. Shown are the {len(best)} best queries with boxes apart from each other.",
+        legend,
+    )
+
+
+def _of_different_objects(boxes_xyxy: Tensor, scores: Tensor, most: int) -> list[int]:
+    """The best queries of which no two boxes have a generalised IoU above 0.5."""
+    chosen: list[int] = []
+    for q in scores.argsort(descending=True).tolist():
+        if len(chosen) == most:
+            break
+        if not (generalized_iou(boxes_xyxy[chosen], boxes_xyxy[q]) > 0.5).any():
+            chosen.append(q)
+    return chosen

@@ -1,0 +1,182 @@
+"""The compiled libraries: loaded at import where they are there, with the reason where they are not."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from sysconfig import get_config_var
+from types import ModuleType
+from typing import Any
+
+# Before the libraries: they use its shared objects, and the dynamic linker must have them by then.
+import torch
+
+_FOLDER = Path(__file__).parents[2]
+_CUDA_PATH = _FOLDER / "_cuda.so"
+_BUILD = "build it with 'pip install -e .' (add -v to see the compiler) and see 'python -m dino_kernels'"
+
+
+@dataclass(frozen=True)
+class CudaLibrary:
+    """What dino_kernels/_cuda.so was compiled for, and the newest CUDA that the machine's driver supports."""
+
+    runtime: int  # 13000 is CUDA 13.0
+    driver: int  # in the same form; 0 without a driver
+    architectures: str  # "800,900"
+    current_stream: bool  # whether torch's current stream, which every launch needs, can be asked for
+
+
+def _load_cpu() -> tuple[ModuleType | None, str | None]:
+    if find_spec("dino_kernels._C") is None:
+        others = ", ".join(sorted(path.name for path in _FOLDER.glob("_C.*.so")))
+        found = f"only {others}, for another Python" if others else "no compiled library"
+        return None, f"found {found} in {_FOLDER}, where _C{get_config_var('EXT_SUFFIX')} is needed; {_BUILD}"
+    try:
+        from dino_kernels import _C
+    except ImportError as error:  # a torch older than 2.10, another machine, or a damaged file
+        return None, f"dino_kernels._C did not load under torch {torch.__version__} ({error}); {_BUILD}"
+    return _C, None
+
+
+def _load_cuda(cpu: ModuleType | None) -> tuple[CudaLibrary | None, str | None]:
+    path = _CUDA_PATH
+    if cpu is None:
+        return None, f"the CUDA kernels need dino_kernels._C, which declares their ops: {CPU_MISSING}"
+    if not path.is_file():
+        skipped = cpu.build_info()["cuda"].get("skipped", f"{path} is missing")
+        return None, f"the CUDA kernels were not built: {skipped}; {_BUILD}"
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return None, f"{path.name} did not load ({error}); {_BUILD}"
+    library.dino_kernels_cuda_architectures.restype = ctypes.c_char_p
+    info = CudaLibrary(
+        library.dino_kernels_cuda_runtime_version(),
+        library.dino_kernels_cuda_driver_version(),
+        library.dino_kernels_cuda_architectures().decode(),
+        bool(library.dino_kernels_cuda_has_current_stream()),
+    )
+    return info, _why_unusable(info)
+
+
+def _why_unusable(cuda: CudaLibrary) -> str | None:
+    if cuda.driver == 0:
+        return "no NVIDIA driver on this machine"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    # Within a major version, any driver runs machine code of any runtime.
+    if cuda.driver // 1000 < cuda.runtime // 1000:
+        return (
+            f"the driver supports CUDA {version_text(cuda.driver)}, the kernels were compiled with "
+            f"{version_text(cuda.runtime)}: update the driver, or build with an older nvcc (set CUDA_HOME)"
+        )
+    if not cuda.current_stream:
+        return (
+            f"torch {torch.__version__} has loaded no libtorch_cuda.so with aoti_torch_get_current_cuda_stream, which "
+            "gives a kernel its stream: install a CUDA build of torch 2.10 or newer"
+        )
+    return None
+
+
+# Kernels that stand side by side for a direction of deformable attention until a GPU has decided between them, numbered
+# from 1 on as in csrc/ms_deform_attn/cuda_launch.cuh. Calls that only one of them can run get that one.
+CANDIDATES = {"backward": ("scatter", "tile")}
+
+
+@contextmanager
+def assume_multiprocessors(count: int) -> Iterator[None]:
+    """Choose CUDA kernels as for a GPU with `count` multiprocessors, in all threads: for tests and sanitizers.
+
+    1 gives small inputs the kernels of large calls; a large number gives every call those of small ones.
+
+    Raises:
+        RuntimeError: there is no CUDA library.
+    """
+    with _setting("dino_kernels_cuda_assume_multiprocessors", count):
+        yield
+
+
+@contextmanager
+def choose_candidate(name: str) -> Iterator[None]:
+    """Run one of CANDIDATES wherever it can run, in all threads: for tests and benchmarks.
+
+    Raises:
+        ValueError: CANDIDATES has no such name.
+        RuntimeError: there is no CUDA library.
+    """
+    with _setting("dino_kernels_cuda_choose_candidate", candidate_number(name)):
+        yield
+
+
+def candidate_number(name: str) -> int:
+    """Return the number of one of CANDIDATES in the CUDA library."""
+    for names in CANDIDATES.values():
+        if name in names:
+            return names.index(name) + 1
+    raise ValueError(f"there is no candidate {name!r}; allowed are {CANDIDATES}")
+
+
+@contextmanager
+def _setting(function: str, number: int) -> Iterator[None]:
+    """A number in the CUDA library that is otherwise 0."""
+    if CUDA is None:
+        raise RuntimeError(f"{function} is in the CUDA library: {CUDA_MISSING}")
+    set_number = getattr(ctypes.CDLL(str(_CUDA_PATH)), function)  # loaded already; this only finds it
+    set_number(number)
+    try:
+        yield
+    finally:
+        set_number(0)
+
+
+# By device index: neither the GPUs nor the library change while a process runs.
+_unsupported_gpus: dict[int, str | None] = {}
+
+
+def unsupported_gpu(index: int) -> str | None:
+    """Why the machine code and PTX in the CUDA library do not run on this GPU."""
+    if index not in _unsupported_gpus:
+        _unsupported_gpus[index] = _why_unsupported(index)
+    return _unsupported_gpus[index]
+
+
+def _why_unsupported(index: int) -> str | None:
+    assert CUDA is not None
+    major, minor = torch.cuda.get_device_capability(index)
+    compiled = [(int(number) // 100, int(number) // 10 % 10) for number in CUDA.architectures.split(",")]
+    if any(major == other and minor >= least for other, least in compiled):
+        return None
+    # PTX of an older architecture is compiled by the driver when it is loaded.
+    flags = " ".join((build_info() or {}).get("cuda", {}).get("flags", []))
+    ptx = [(int(number[:-1]), int(number[-1])) for number in re.findall(r",compute_(\d+)\]", flags)]
+    if any((major, minor) >= least for least in ptx):
+        return None
+    names = ", ".join(f"sm_{other}{least}" for other, least in compiled)
+    return (
+        f"the kernels were compiled for {names}, and this GPU is sm_{major}{minor}: build again with "
+        f'TORCH_CUDA_ARCH_LIST="{major}.{minor}"'
+    )
+
+
+# What `torch.compiler.assume_constant_result` does, which would import the whole compiler and triton here.
+unsupported_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def version_text(version: int) -> str:
+    """13000 as "13.0"."""
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def build_info() -> dict[str, Any] | None:
+    """How `_C` was built, or None without it."""
+    return C.build_info() if C else None
+
+
+# The libraries, or None; and why the kernels in them cannot run.
+C, CPU_MISSING = _load_cpu()
+CUDA, CUDA_MISSING = _load_cuda(C)

@@ -1,0 +1,78 @@
+"""What a matching says, in the forms that people use: DETR's pairs of indices, and words for a status."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dino_kernels.ops._matching import MESSAGES, Targets
+from dino_kernels.ops.hungarian_match import Match
+from dino_kernels.targets import PackedTargets
+
+Pair = tuple[Tensor, Tensor]
+
+
+def pairs_of(match: Match | Tensor, targets: Targets) -> list[list[Pair]]:
+    """The pairs of each set of predictions and image as DETR has them; targets without a query are left out.
+
+    One transfer to the host, for which a GPU is waited for.
+
+    Args:
+        match: of `dino_kernels.hungarian_match`, or its `query_idx` [G, N].
+        targets: those that were matched.
+
+    Returns:
+        For each set, per image, (query [R], target within the image [R]), int64 on the CPU, queries ascending.
+
+    Raises:
+        ValueError: targets of another number.
+    """
+    if not isinstance(targets, PackedTargets):
+        targets = PackedTargets.pack(targets)
+    query_idx = match if isinstance(match, Tensor) else match.query_idx
+    sets, rows = query_idx.shape
+    if rows != len(targets):
+        raise ValueError(f"pairs_of: match has {rows} targets and targets has {len(targets)}; pass what was matched")
+    if targets.counts is None:
+        numbers = torch.cat([query_idx.flatten(), targets.offsets]).cpu().numpy()
+        query, offsets = numbers[: sets * rows].reshape(sets, rows), numbers[sets * rows :]
+        query = query[:, : offsets[-1]]  # the rest is capacity that is not in use
+    else:
+        query = query_idx.cpu().numpy()
+        offsets = np.array([0, *accumulate(targets.counts)])
+    counts = np.diff(offsets)
+    images, rows = len(counts), query.shape[1]
+
+    # Image, query and target in one number: sorting these numbers alone is several times faster than finding an order.
+    row_bits, query_bits = rows.bit_length(), int(query.max(initial=0) + 1).bit_length()
+    key = np.repeat(np.arange(images), counts) << query_bits
+    key = (key + query + 1 << row_bits) + np.arange(rows)
+    key.sort(1)
+    query = (key >> row_bits & (1 << query_bits) - 1) - 1
+    # Sorting leaves each image's targets in its own place, those without a query first.
+    target = (key & (1 << row_bits) - 1) - np.repeat(offsets[:-1], counts)
+    matched = query >= 0
+    sizes = [*counts.tolist()] * sets
+    if not matched.all():
+        before = np.zeros((sets, rows + 1), np.int64)
+        matched.cumsum(1, out=before[:, 1:])
+        sizes = np.diff(before[:, offsets]).ravel().tolist()
+        query, target = query[matched], target[matched]
+    queries, ids = (torch.from_numpy(indices.ravel()).split(sizes) for indices in (query, target))
+    pairs = list(zip(queries, ids, strict=True))
+    return [pairs[start : start + images] for start in range(0, sets * images, images)] if images else [[]] * sets
+
+
+def matching_status(status: Tensor | int) -> list[str]:
+    """What went wrong, in words: one text for each bit that is set in any number of `status`; none where all is well.
+
+    Reads the status, which waits for a GPU.
+
+    Args:
+        status: of `hungarian_match` or `linear_sum_assignment`: all of it, or a part, or one number.
+    """
+    numbers = status.flatten().tolist() if isinstance(status, Tensor) else [status]
+    return [text for bit, text in MESSAGES.items() if any(number & bit for number in numbers)]

@@ -1,0 +1,167 @@
+"""Saving and loading a whole model: round trips, interruptions, files that somebody edited."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+import dino
+from dino.checkpoint import CheckpointError, folder, load_model, save_model
+from dino.data.categories import Categories
+
+CATEGORIES = Categories((3, 17), ("cat", "Hund"))
+
+
+def small(**overrides: Any) -> dino.DINO:
+    size: dict[str, Any] = {
+        "hidden_dim": 64,
+        "num_encoder_layers": 1,
+        "num_decoder_layers": 2,
+        "num_queries": 9,
+        "num_classes": 2,
+    }
+    return dino.build_model("dino_tiny", **(size | overrides))
+
+
+def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    theirs = b.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in a.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"query_selection": "static"}, {"query_selection": "pure"}, {"denoising": "off"}, {"backbone": "resnet18"}],
+    ids=str,
+)
+def test_a_model_comes_back_as_it_was(tmp_path, overrides):
+    model = small(**overrides)
+    file = save_model(model, tmp_path / "new" / "folder", CATEGORIES, {"AP": 0.5})
+    assert file == tmp_path / "new" / "folder" / "model.safetensors"
+    for path in (file, file.parent, str(file.parent)):
+        loaded, categories = load_model(path)
+        assert loaded.config == model.config
+        assert categories == CATEGORIES
+        assert same_weights(model, loaded)
+
+
+def test_the_json_can_be_read_by_people_and_the_weights_do_without_it(tmp_path):
+    file = save_model(small(), tmp_path, CATEGORIES, {"step": 1200})
+    described = json.loads((tmp_path / "model.json").read_text())
+    assert described["format_version"] == 1
+    assert described["model"]["hidden_dim"] == 64
+    assert described["categories"] == [{"id": 3, "name": "cat"}, {"id": 17, "name": "Hund"}]
+    assert described["extra"] == {"step": 1200}
+    (tmp_path / "model.json").unlink()
+    assert load_model(file)[1] == CATEGORIES
+
+
+def test_categories_are_optional(tmp_path):
+    save_model(small(), tmp_path)
+    assert load_model(tmp_path)[1] is None
+
+
+def test_a_failed_save_leaves_the_old_model_and_no_rest(tmp_path, monkeypatch):
+    old = small()
+    save_model(old, tmp_path, CATEGORIES)
+
+    def full_disk(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(folder, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_model(small(), tmp_path, CATEGORIES)
+    assert {path.name for path in tmp_path.iterdir()} <= {"model.safetensors", "model.json"}
+    loaded, categories = load_model(tmp_path)
+    assert same_weights(old, loaded)
+    assert categories == CATEGORIES
+
+
+def test_a_save_interrupted_between_the_files_leaves_the_new_model(tmp_path, monkeypatch):
+    save_model(small(num_classes=3), tmp_path)
+
+    def killed(path, text):
+        raise KeyboardInterrupt
+
+    new = small()
+    monkeypatch.setattr(folder, "write_text_whole", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(new, tmp_path, CATEGORIES)
+    loaded, categories = load_model(tmp_path)
+    assert same_weights(new, loaded)
+    assert categories == CATEGORIES
+
+
+def test_saving_again_replaces_the_model(tmp_path):
+    save_model(small(), tmp_path, CATEGORIES)
+    new = small(num_queries=11)
+    save_model(new, tmp_path)
+    loaded, categories = load_model(tmp_path)
+    assert same_weights(new, loaded)
+    assert categories is None
+
+
+EDITS = {
+    "newer": (lambda d: d | {"format_version": 2}, r"format 2, and this version reads up to 1; upgrade"),
+    "versionless": (lambda d: {k: v for k, v in d.items() if k != "format_version"}, "no format_version"),
+    "field": (lambda d: d | {"licence": "MIT"}, "unknown or missing: licence"),
+    "edited": (lambda d: d | {"extra": {"AP": 0.9}}, "edited, or of another model"),
+    "config field": (lambda d: d | {"model": d["model"] | {"hiden": 3}}, "edited, or of another model"),
+    "list": (lambda d: [d], "no format_version"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edited_json_is_refused_and_named(tmp_path, edit):
+    save_model(small(), tmp_path, CATEGORIES)
+    change, message = EDITS[edit]
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(CheckpointError, match=rf"model\.json: .*{message}"):
+        load_model(tmp_path)
+
+
+def test_a_json_that_is_none_is_refused(tmp_path):
+    save_model(small(), tmp_path)
+    (tmp_path / "model.json").write_text('{"format_version": 1,')
+    with pytest.raises(CheckpointError, match=r"model\.json: not JSON"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_dim": 65}, "hidden_dim must be"),
+        ({"hidden_dim": "wide"}, "model.safetensors: "),
+        ({"new_field": 1}, "unknown fields of the model's configuration: new_field; upgrade"),
+        ({"num_queries": 10}, "not those of its own configuration"),
+    ],
+    ids=str,
+)
+def test_a_header_that_does_not_describe_the_weights_is_refused(tmp_path, change, message):
+    model = small()
+    file = save_model(model, tmp_path)
+    described = json.loads((tmp_path / "model.json").read_text())
+    described["model"] |= change
+    (tmp_path / "model.json").unlink()
+    safetensors.torch.save_file(model.state_dict(), file, {"dino": json.dumps(described)})
+    with pytest.raises(CheckpointError, match=message):
+        load_model(file)
+
+
+def test_weights_without_a_configuration_are_refused_with_what_to_do(tmp_path):
+    safetensors.torch.save_file(small().state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"without a configuration\. Build the model and use load_checkpoint"):
+        load_model(tmp_path)
+
+
+def test_only_a_model_with_its_own_number_of_categories_is_saved(tmp_path):
+    with pytest.raises(ValueError, match="categories must be the model's 3, got 2"):
+        save_model(small(num_classes=3), tmp_path, CATEGORIES)
+    with pytest.raises(TypeError, match="must be a DINO, unwrapped"):
+        save_model(torch.nn.DataParallel(small()), tmp_path)
+    assert list(tmp_path.iterdir()) == []

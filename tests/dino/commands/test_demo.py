@@ -1,0 +1,51 @@
+"""The demo from nothing to a picture, in small; and the variants of the ablation that is trained on its data."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import dino
+from benchmarks.detector import ablation
+from dino.commands.demo import main
+
+SMALL = ("--train-images", "16", "--valid-images", "9", "--epochs", "1")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("demo")
+    assert main([*SMALL, "--output", str(output), "--threshold", "0"]) == 0
+    return output
+
+
+def test_the_demo_leaves_data_a_model_and_a_picture(finished: Path) -> None:
+    assert len(list((finished / "data/train").glob("*.jpg"))) == 16
+    detector = dino.Detector.from_checkpoint(finished / "run")
+    assert detector.categories.names[0] == "zero" and detector.transform.short_side == 160
+    with Image.open(finished / "detections.png") as picture:
+        assert picture.size == (4 * 328 + 8, 2 * (36 + 2 * 328) + 8)  # eight pairs, four to a row
+
+
+def test_the_demo_prints_precision_before_and_after(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--output", str(finished), "--resume"]) == 0
+    said = capsys.readouterr().out
+    assert "Before training" in said and "AP50" in said.partition("After training")[2]
+
+
+@pytest.mark.parametrize("name", ablation.VARIANTS)
+def test_every_ablation_is_a_model(name: str) -> None:
+    config = dataclasses.replace(dino.PRESETS["dino_tiny"], **ablation.VARIANTS[name])  # pyright: ignore
+    assert dino.build_model(config).config == config
+
+
+def test_the_ablation_table_has_means_over_seeds_in_per_cent() -> None:
+    name = next(iter(ablation.VARIANTS))
+    runs = [{"variant": name, "seed": seed, "AP": ap, "AP50": 0.5, "AP75": 0.25} for seed, ap in ((0, 0.1), (1, 0.3))]
+    assert ablation.table({"runs": runs}) == [
+        ["model", "AP", "AP50", "AP75", "AP, seed 0", "AP, seed 1"],
+        [name, "20.0", "50.0", "25.0", "10.0", "30.0"],
+    ]

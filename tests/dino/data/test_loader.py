@@ -1,0 +1,311 @@
+"""Batches are the same for any number of workers, and a resumed run gets exactly the ones that were left."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dino.data import (
+    Batch,
+    CocoDataset,
+    CocoIndex,
+    EvalTransform,
+    ImageError,
+    Loader,
+    ResumableSampler,
+    TrainTransform,
+    build_loader,
+    collate,
+)
+from tests.dino.data.data_examples import numbered_split
+
+SMALL = TrainTransform(short_sides=(24, 32, 40), long_side=64, crop_short_sides=(28, 32), crop_size=(16, 28))
+SIZES = {
+    "count": st.integers(1, 60),
+    "batch": st.integers(1, 7),
+    "world": st.integers(1, 5),
+    "seed": st.integers(0, 99),
+}
+
+
+def samplers(count: int, batch: int, world: int, *, train: bool, seed: int = 0) -> list[ResumableSampler]:
+    return [ResumableSampler(count, batch, train=train, seed=seed, rank=r, world_size=world) for r in range(world)]
+
+
+@given(**SIZES)
+def test_evaluation_shards_hold_each_image_once(count: int, batch: int, world: int, seed: int) -> None:
+    seen: Counter[int] = Counter()
+    for rank, sampler in enumerate(samplers(count, batch, world, train=False, seed=seed)):
+        batches = list(sampler)
+        assert len(batches) == sampler.batches_per_epoch == len(sampler)
+        indices = [index for one in batches for _, index in one]
+        assert indices == list(range(rank, count, world))
+        assert all(len(one) == batch for one in batches[:-1])
+        seen.update(indices)
+    assert seen == Counter(range(count))
+
+
+@given(**SIZES, epoch=st.integers(0, 3))
+def test_training_ranks_share_one_permutation(count: int, batch: int, world: int, seed: int, epoch: int) -> None:
+    if count < batch * world:
+        with pytest.raises(ValueError, match=f"has {count} images, fewer than one batch of {batch * world}"):
+            samplers(count, batch, world, train=True)
+        return
+    shards = samplers(count, batch, world, train=True, seed=seed)
+    for sampler in shards:
+        sampler.epoch = epoch
+    per_rank = [list(sampler) for sampler in shards]
+    assert {len(batches) for batches in per_rank} == {count // (batch * world)}
+    assert all(len(one) == batch and {e for e, _ in one} == {epoch} for batches in per_rank for one in batches)
+    indices = [index for batches in per_rank for one in batches for _, index in one]
+    assert len(set(indices)) == len(indices) == count // (batch * world) * batch * world
+    # The same images are in the k-th global batch however many ranks share it.
+    alone = ResumableSampler(count, batch * world, train=True, seed=seed)
+    alone.epoch = epoch
+    for k, whole in enumerate(alone):
+        assert sorted(whole) == sorted(key for batches in per_rank for key in batches[k])
+
+
+@given(**SIZES, data=st.data())
+def test_a_resumed_sampler_continues_with_the_next_batch(
+    count: int, batch: int, world: int, seed: int, data: st.DataObject
+) -> None:
+    if count < batch * world:
+        return
+    for sampler in samplers(count, batch, world, train=True, seed=seed):
+        sampler.epoch = data.draw(st.integers(0, 3))
+        whole = list(sampler)
+        sampler.batch = data.draw(st.integers(0, len(whole)))
+        state = json.loads(json.dumps(sampler.state_dict()))
+        resumed = ResumableSampler(count, batch, train=True, seed=seed, rank=sampler.rank, world_size=world)
+        resumed.load_state_dict(state)
+        assert list(resumed) == whole[sampler.batch :]
+        assert len(resumed) == len(whole) - sampler.batch
+
+
+def test_epochs_and_seeds_shuffle_differently() -> None:
+    orders = set()
+    for seed in range(3):
+        for epoch in range(3):
+            sampler = ResumableSampler(50, 50, train=True, seed=seed)
+            sampler.epoch = epoch
+            orders.add(tuple(index for _, index in next(iter(sampler))))
+    assert len(orders) == 9
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [({"num_images": 21}, "num_images"), ({"batch_size": 2}, "global_batch"), ({"seed": 1}, "seed")],
+)
+def test_resuming_with_other_batches_is_refused(changed: dict[str, int], name: str) -> None:
+    arguments = {"num_images": 20, "batch_size": 4, "seed": 0}
+    state = ResumableSampler(**arguments, train=True).state_dict()
+    with pytest.raises(ValueError, match=rf"cannot resume: {name} was \d+ and is now \d+"):
+        ResumableSampler(**(arguments | changed), train=True).load_state_dict(state)
+
+
+def test_resuming_on_other_ranks_with_the_same_global_batch_is_allowed() -> None:
+    first = ResumableSampler(40, 8, train=True)
+    first.batch = 2
+    halves = samplers(40, 4, 2, train=True)
+    for half in halves:
+        half.load_state_dict(first.state_dict())
+    for whole, left, right in zip(first, *halves, strict=True):
+        assert sorted(whole) == sorted(left + right)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"rank": 2, "world_size": 2}, r"rank must be one of 0\.\.1, got 2"),
+    ],
+)
+def test_impossible_samplers_are_named(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ResumableSampler(10, **({"batch_size": 1} | arguments), train=True)
+
+
+def sample(height: int, width: int, image_id: int) -> tuple[torch.Tensor, dict]:
+    target = {
+        "image_id": image_id,
+        "size_hw": torch.tensor([height * 2, width * 2]),
+        "boxes": torch.rand(2, 4),
+        "labels": torch.tensor([0, 1]),
+    }
+    return torch.randn(3, height, width), target
+
+
+def test_collate_pads_right_and_below_and_masks_the_padding() -> None:
+    samples = [sample(4, 7, 1), sample(6, 5, 2)]
+    batch = collate(samples)
+    assert batch.images.shape == (2, 3, 6, 7) and batch.mask.shape == (2, 6, 7) and batch.mask.dtype == torch.bool
+    for k, (image, target) in enumerate(samples):
+        height, width = image.shape[1:]
+        assert torch.equal(batch.images[k, :, :height, :width], image)
+        assert not batch.mask[k, :height, :width].any()
+        assert batch.mask[k].sum() == 42 - height * width
+        assert (batch.images[k][:, batch.mask[k]] == 0).all()
+        assert torch.equal(batch.targets[k]["boxes"], target["boxes"])
+    assert batch.image_ids == [1, 2] and len(batch) == 2
+    assert batch.sizes_hw.tolist() == [[8, 14], [12, 10]]
+    assert batch.problems == []
+
+
+def test_collate_keeps_problems_and_leaves_out_missing_images() -> None:
+    image, target = sample(4, 7, 1)
+    batch = collate([(None, {"image_id": 9, "problems": ["nine"]}), (image, {**target, "problems": ["one", "two"]})])
+    assert batch.problems == ["nine", "one", "two"]
+    assert batch.image_ids == [1] and "problems" not in batch.targets[0]
+    assert torch.equal(batch.images[0], image)
+
+
+def test_collate_of_nothing_is_an_empty_batch() -> None:
+    batch = collate([(None, {"image_id": 9, "problems": ["nine"]})])
+    assert len(batch) == 0 and batch.images.shape[:2] == (0, 3) and batch.problems == ["nine"]
+
+
+def test_to_moves_every_tensor_and_keeps_the_rest() -> None:
+    batch = collate([(sample(4, 7, 1)[0], {**sample(4, 7, 1)[1], "problems": ["one"]})])
+    moved = batch.to("meta")
+    assert moved.images.is_meta and moved.mask.is_meta
+    assert all(moved.targets[0][key].is_meta for key in ("boxes", "labels", "size_hw"))
+    assert moved.image_ids == [1] and moved.problems == ["one"]
+    assert not batch.images.is_meta and not batch.targets[0]["boxes"].is_meta
+
+
+def make_loader(folder: Path, batch_size: int = 2, *, train: bool = True, strict: bool = False, **options) -> Loader:
+    index = CocoIndex.load(folder / "_annotations.coco.json", folder)
+    transform = SMALL if train else EvalTransform(32, 64)
+    data = CocoDataset(index, index.categories, transform, train=train, seed=11, strict=strict)
+    return build_loader(data, batch_size, train=train, **options)
+
+
+def assert_same(one: Batch, other: Batch) -> None:
+    assert torch.equal(one.images, other.images) and torch.equal(one.mask, other.mask)
+    assert one.image_ids == other.image_ids and one.problems == other.problems
+    for a, b in zip(one.targets, other.targets, strict=True):
+        assert set(a) == set(b)
+        assert torch.equal(a["boxes"], b["boxes"]) and torch.equal(a["labels"], b["labels"])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_batches_are_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+    numbered_split(tmp_path, 9)
+    (tmp_path / "4.png").write_bytes(b"garbage")
+    alone, shared = make_loader(tmp_path), make_loader(tmp_path, workers=2)
+    images = []
+    for epoch in range(3):  # the workers live through all three, and have to hear of each new epoch
+        assert alone.epoch == shared.epoch == epoch
+        batches, others = list(alone), list(shared)
+        assert len(batches) == len(others) == len(alone) == 4
+        for one, other in zip(batches, others, strict=True):
+            assert_same(one, other)
+        images.append(batches[0].images)
+    assert not any(a.shape == b.shape and torch.equal(a, b) for a, b in itertools.pairwise(images))
+    assert alone.problems == shared.problems and "4.png (image 1004)" in alone.problems[0]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+def test_a_resumed_loader_continues_with_the_next_batch(stop: int, workers: int, tmp_path: Path) -> None:
+    numbered_split(tmp_path, 9)
+    straight = make_loader(tmp_path)
+    expected = [batch for _ in range(2) for batch in straight]
+    interrupted = make_loader(tmp_path, workers=workers)
+    states = []
+    while interrupted.epoch < 2:
+        states += [interrupted.state_dict() for _ in interrupted]
+    resumed = make_loader(tmp_path, workers=workers)
+    resumed.load_state_dict(json.loads(json.dumps(states[stop - 1])))
+    rest = []
+    while resumed.epoch < 2:
+        rest += list(resumed)
+    assert len(rest) == 8 - stop
+    for one, other in zip(expected[stop:], rest, strict=True):
+        assert_same(one, other)
+
+
+def test_after_the_last_batch_the_epoch_is_not_over_until_the_loop_is(tmp_path: Path) -> None:
+    numbered_split(tmp_path, 4)
+    loader = make_loader(tmp_path)
+    states = [loader.state_dict() for _ in loader]
+    assert [(state["epoch"], state["batch"]) for state in states] == [(0, 1), (0, 2)]
+    assert (loader.epoch, loader.state_dict()["batch"]) == (1, 0)
+    # So a run that stopped between the last step and what ends an epoch does the latter when it resumes.
+    resumed = make_loader(tmp_path)
+    resumed.load_state_dict(states[-1])
+    assert list(resumed) == [] and resumed.epoch == 1
+
+
+def test_a_loop_that_was_left_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    numbered_split(tmp_path, 9)
+    loader, whole = make_loader(tmp_path), list(make_loader(tmp_path))
+    for batch in loader:
+        assert_same(batch, whole[0])
+        break
+    for one, other in zip(list(loader), whole[1:], strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_iterating_leaves_the_global_random_state_alone(workers: int, tmp_path: Path) -> None:
+    numbered_split(tmp_path, 4)
+    loader = make_loader(tmp_path, workers=workers)
+    before = torch.get_rng_state()
+    assert len(list(loader)) == 2
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_evaluation_skips_unreadable_images_every_time(batch_size: int, tmp_path: Path) -> None:
+    numbered_split(tmp_path, 5)
+    for name in ("0.png", "4.png"):
+        (tmp_path / name).write_bytes(b"garbage")
+    loader = make_loader(tmp_path, batch_size, train=False)
+    for _ in range(2):
+        batches = list(loader)
+        assert [image_id for batch in batches for image_id in batch.image_ids] == [1001, 1002, 1003]
+        assert all(len(batch) > 0 for batch in batches)
+    assert ["0.png" in problem for problem in loader.problems] == [True, False] * 2
+    assert ["4.png" in problem for problem in loader.problems] == [False, True] * 2
+    assert len(loader) == -(-5 // batch_size) and loader.epoch == 0
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_strict_reaches_the_caller_from_workers(workers: int, tmp_path: Path) -> None:
+    numbered_split(tmp_path, 4)
+    (tmp_path / "2.png").write_bytes(b"garbage")
+    with pytest.raises(ImageError, match=r"2\.png \(image 1002\)"):
+        list(make_loader(tmp_path, strict=True, workers=workers))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a CUDA device")
+def test_pinned_batches_are_page_locked(tmp_path: Path) -> None:
+    numbered_split(tmp_path, 4)
+    for batch in make_loader(tmp_path, pin_memory=True):
+        assert batch.images.is_pinned() and batch.mask.is_pinned() and batch.targets[0]["boxes"].is_pinned()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_outlive_a_signal_to_the_whole_group(number: signal.Signals, tmp_path: Path) -> None:
+    numbered_split(tmp_path, 8)
+    loader = make_loader(tmp_path, workers=1)
+    batches = iter(loader)
+    next(batches)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid or 0, number)
+    assert len(list(batches)) == len(loader) - 1

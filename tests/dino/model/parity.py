@@ -1,0 +1,147 @@
+"""The stored outputs of the official model, and a small model of ours with the same weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import dino
+from dino.checkpoint import to_official
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+sys.path.insert(0, str(GOLDEN))
+import fill  # noqa: E402
+
+SMALL = {
+    "hidden_dim": 64,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "num_queries": 50,
+    "ffn_dim": 128,
+    "pretrained_backbone": False,
+}
+SALT = "d"
+CASES = ("gt3_5", "gt4_0", "gt0_0")
+
+
+def load(name: str) -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        return {key: file[key] for key in file.files}
+
+
+def load_json(name: str) -> Any:
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def official_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Official name of every weight of a model, with its shape."""
+    return {name: tuple(value.shape) for name, value in to_official(model.state_dict()).items()}
+
+
+def filled_model(**overrides: Any) -> dino.DINO:
+    """The small model with the weights that the stored outputs were made with, in float32."""
+    model = dino.build_model("dino_4scale_r50", **SMALL | overrides)
+    weights = {name: tensor(fill.tensor(name, shape, SALT)) for name, shape in official_shapes(model).items()}
+    dino.load_checkpoint(model, weights)
+    return model
+
+
+def images() -> tuple[Tensor, Tensor]:
+    stored = load("small_eval")
+    return tensor(stored["images"]), tensor(stored["img_mask"])
+
+
+@dataclass
+class RecordedNoise:
+    p: Tensor
+    new_label: Tensor
+    sign: Tensor
+    part: Tensor
+
+
+@dataclass
+class TrainingCase:
+    """One stored training step: its inputs, and what came out."""
+
+    stored: dict[str, np.ndarray]
+    targets: list[dict[str, Tensor]]
+    noise: RecordedNoise
+    indices: Tensor
+
+    @classmethod
+    def load(cls, name: str) -> TrainingCase:
+        stored = load(f"small_train_{name}")
+        return cls(
+            stored,
+            [{"boxes": tensor(stored[f"gt{b}.boxes"]), "labels": tensor(stored[f"gt{b}.labels"])} for b in (0, 1)],
+            recorded_noise(stored, "dn.draw"),
+            tensor(stored["topk"]),
+        )
+
+    def run(
+        self, model: dino.DINO, *, force_selection: bool = True
+    ) -> tuple[dino.DetectionOutput, dict[str, Tensor], Tensor]:
+        """Output, losses and total of one forward pass in training."""
+        model.train()
+        criterion = dino.build_criterion(model.config)
+        indices = self.indices if force_selection else None
+        pixels, mask = images()
+        pixels = pixels.to(model.encoder.level_embed.dtype)
+        outputs = model(pixels, mask, self.targets, query_indices=indices, denoising_noise=self.noise)
+        losses = criterion(outputs, self.targets)
+        return outputs, losses, criterion.weighted_total(losses)
+
+    def gradient_errors(self, model: dino.DINO) -> dict[str, float]:
+        """Relative error of the norm of every parameter's gradient; the absolute norm where it should be zero."""
+        model.zero_grad()
+        self.run(model)[2].backward()
+        gradients = to_official(
+            {
+                name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                for name, parameter in model.named_parameters()
+                if parameter.requires_grad
+            }
+        )
+        names = [str(name) for name in self.stored["grad.names"]]
+        assert set(gradients) == set(names)
+        errors = {}
+        for name, norm in zip(names, self.stored["grad.norms"], strict=True):
+            actual = gradients[name].double().norm().item()
+            errors[name] = abs(actual - norm) / norm if norm > 0 else actual
+        return errors
+
+
+def recorded_noise(stored: dict[str, np.ndarray], prefix: str) -> RecordedNoise:
+    return RecordedNoise(
+        *(tensor(stored[f"{prefix}.{name}"]) for name in ("p", "new_label", "rand_sign01", "rand_part"))
+    )
+
+
+def error(actual: Tensor | None, expected: np.ndarray) -> float:
+    """Largest absolute difference; shapes must agree, and infinities must be in the same places."""
+    assert actual is not None
+    actual = actual.detach().double()
+    wanted = tensor(expected).double()
+    assert actual.shape == wanted.shape
+    assert torch.equal(actual.isinf(), wanted.isinf())
+    difference = (actual - wanted)[wanted.isfinite()].abs()
+    return difference.max().item() if difference.numel() else 0.0
+
+
+def sample(values: Tensor, count: int) -> Tensor:
+    """`count` values at equal steps, as the stored files hold large tensors."""
+    flat = values.detach().flatten()
+    if len(flat) <= count:
+        return flat
+    return flat[torch.arange(count) * len(flat) // count]

@@ -1,0 +1,145 @@
+"""Several processes train what one process trains, replicated or sharded."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dino.training.log import read_log
+from dino.training.train import TrainConfig, train
+from tests.dino.training.train_toys import (
+    TINY,
+    assert_same_weights,
+    quick_runs,
+    run_ranks,
+    toy_config,
+    weights,
+    write_rectangles,
+)
+
+# Nothing random between the data and the loss, images of one size, and a rate at which rounding does not grow.
+COMPARABLE = {
+    "model": dataclasses.replace(TINY, denoising="off"),
+    "short_sides": (64,),
+    "lr": 1e-5,
+    "clip": 0.5,
+    "epochs": 1,
+}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    quick_runs(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_rectangles(tmp_path_factory.mktemp("data") / "rectangles", valid=3)
+
+
+def train_quietly(config: TrainConfig) -> None:
+    train(config, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def one_process(data, tmp_path_factory) -> Path:
+    """Two steps of four images."""
+    run = tmp_path_factory.mktemp("one") / "run"
+    train(toy_config(data, run, batch_size=4, **COMPARABLE), quiet=True)
+    return run
+
+
+# Each process has a batch of one, accumulated twice.
+TWICE_TWO = {"batch_size": 1, "accumulate": 2, "ema_decay": 0.9, "evaluate_every": 1, "checkpoint_every": 1}
+
+
+@pytest.fixture(scope="module")
+def replicated(data, tmp_path_factory) -> Path:
+    """The same by two processes."""
+    run = tmp_path_factory.mktemp("ddp") / "run"
+    run_ranks(2, train_quietly, toy_config(data, run, **TWICE_TWO, **COMPARABLE))
+    return run
+
+
+@pytest.fixture(scope="module")
+def sharded(data, tmp_path_factory) -> Path:
+    """The same by two processes, of which each has half of every parameter."""
+    run = tmp_path_factory.mktemp("fsdp") / "run"
+    run_ranks(2, train_quietly, toy_config(data, run, strategy="fsdp2", **TWICE_TWO, **COMPARABLE))
+    return run
+
+
+def steps(run: Path) -> list[dict[str, float]]:
+    return [row for row in read_log(run / "log.csv") if "loss" in row]
+
+
+def assert_same_course(first: Path, second: Path) -> None:
+    pairs = list(zip(steps(first), steps(second), strict=True))
+    assert len(pairs) == 2
+    for a, b in pairs:
+        for name in ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_encoder", "gradient_norm"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4), name
+
+
+def test_two_processes_take_the_steps_of_one_with_the_whole_batch(one_process, replicated):
+    assert_same_course(one_process, replicated)
+
+
+def test_sharded_steps_match_replicated_ones(replicated, sharded):
+    assert_same_course(replicated, sharded)
+    for model in ("final", "final_ema"):
+        a, b = weights(replicated / model), weights(sharded / model)
+        assert a.keys() == b.keys()
+        for name in a:
+            torch.testing.assert_close(a[name], b[name], rtol=0, atol=5e-6, msg=name)
+
+
+def test_processes_draw_different_noise(replicated):
+    states = load_file(replicated / "last/rng.safetensors")
+    assert sorted(states) == ["0.cpu_state", "1.cpu_state"]
+    assert not torch.equal(states["0.cpu_state"], states["1.cpu_state"])
+
+
+def test_processes_agree_on_the_evaluation_of_all_images(replicated, sharded):
+    for run in (replicated, sharded):
+        (entry,) = [row for row in read_log(run / "log.csv") if "AP" in row]
+        assert {"AP", "AR100", "AP_ema"} <= entry.keys()
+        assert (run / "best/model.safetensors").exists()
+
+
+def test_one_process_goes_on_where_two_sharded_ones_were(data, sharded, replicated, tmp_path):
+    options = {"batch_size": 4, "ema_decay": 0.9, "resume": True, **COMPARABLE, "epochs": 2}
+    results = {}
+    for name, run in (("sharded", sharded), ("replicated", replicated)):
+        copy = tmp_path / name
+        copy.mkdir()
+        (copy / "checkpoints").symlink_to(run / "checkpoints")
+        results[name] = train(toy_config(data, copy, **options), quiet=True)
+        assert results[name].step == 4
+    last = {name: steps(result.folder)[-1]["loss"] for name, result in results.items()}
+    assert last["sharded"] == pytest.approx(last["replicated"], rel=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_resumed_processes_end_where_uninterrupted_ones_do(data, tmp_path, strategy, request):
+    whole = request.getfixturevalue({"ddp": "replicated", "fsdp2": "sharded"}[strategy])
+    run = tmp_path / "run"
+    shutil.copytree(whole / "checkpoints/step-00000001", run / "checkpoints/step-00000001")
+    run_ranks(2, train_quietly, toy_config(data, run, strategy=strategy, resume=True, **TWICE_TWO, **COMPARABLE))
+    for model in ("final", "final_ema"):
+        assert_same_weights(whole / model, run / model)
+
+
+def test_all_processes_learn_what_went_wrong_on_the_first(data, tmp_path):
+    (tmp_path / "final").mkdir()
+    run_ranks(2, fails_to_train, toy_config(data, tmp_path), "holds an earlier run")
+
+
+def fails_to_train(config: TrainConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(config, quiet=True)

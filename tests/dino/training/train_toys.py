@@ -1,0 +1,134 @@
+"""A data set of coloured rectangles and a model so small that a training step takes milliseconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import random
+import socket
+import sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from dino.model.config import model_config
+from dino.training.config import TrainConfig
+
+NAMES = {3: "red", 7: "green"}
+TINY = model_config(
+    "dino_tiny",
+    hidden_dim=32,
+    num_heads=4,
+    num_encoder_layers=1,
+    num_decoder_layers=2,
+    num_queries=10,
+    ffn_dim=32,
+    num_denoising=5,
+)
+
+
+def write_rectangles(folder: Path, *, train: int = 8, valid: int = 3, size: int = 64) -> Path:
+    """A data set with the category ids 3 and 7; every fourth image is empty."""
+    for split, count in (("train", train), ("valid", valid)):
+        numbers = random.Random(split)
+        (folder / split).mkdir(parents=True)
+        images, annotations = [], []
+        for i in range(count):
+            picture = Image.new("RGB", (size, size), "white")
+            for _ in range(0 if i % 4 == 3 else 1 + i % 3):
+                category = numbers.choice(list(NAMES))
+                x, y, w, h = (numbers.randint(4, 24) for _ in range(4))
+                ImageDraw.Draw(picture).rectangle((x, y, x + w - 1, y + h - 1), fill=NAMES[category])
+                box = {"id": len(annotations) + 1, "image_id": 100 + i, "category_id": category, "bbox": [x, y, w, h]}
+                annotations.append({**box, "area": w * h, "iscrowd": 0})
+            picture.save(folder / split / f"{i}.png")
+            images.append({"id": 100 + i, "file_name": f"{i}.png", "width": size, "height": size})
+        categories = [{"id": i, "name": name} for i, name in NAMES.items()]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / split / "_annotations.coco.json").write_text(json.dumps(content))
+    return folder
+
+
+def toy_config(data: Path, output: Path, **changes: Any) -> TrainConfig:
+    """A run of the toy model: four steps an epoch, no evaluation."""
+    config = TrainConfig(
+        data=data,
+        output=output,
+        model=TINY,
+        epochs=2,
+        lr=1e-3,
+        lr_drop_epochs=(3,),
+        device="cpu",
+        workers=0,
+        short_sides=(48, 64),
+        long_side=96,
+        crop=False,
+        evaluate_every=0,
+        checkpoint_minutes=0,
+        log_every=1,
+        tensorboard=False,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a model folder."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    """Two model folders agree to the last bit."""
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different, f"{len(different)} of {len(a)} tensors differ, for example {different[:3]}"
+
+
+def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread, and no pictures, which take longer than these runs."""
+    # importlib finds no module whose entry is None.
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    torch.set_num_threads(1)
+
+
+def child_process(function: Any, *arguments: Any, **environment: str) -> BaseProcess:
+    """Start a process that runs `function`; it has imported everything already, so this is quick."""
+    context = multiprocessing.get_context("forkserver")
+    # torch.optim imports torch._dynamo late, in a second.
+    context.set_forkserver_preload(["dino.training.train", "dino.commands.train", "torch._dynamo", "train_toys"])
+    process = context.Process(target=_run_child, args=(function, arguments, environment))
+    process.start()
+    return process
+
+
+def _run_child(function: Any, arguments: tuple[Any, ...], environment: dict[str, str]) -> None:
+    # Loader processes must be children of this one: only then do they end when it is killed.
+    multiprocessing.set_start_method("fork", force=True)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    quick_runs(pytest.MonkeyPatch())
+    sys.exit(function(*arguments))
+
+
+def run_ranks(count: int, function: Any, *arguments: Any) -> None:
+    """Run `function` in as many processes as torchrun would start, and wait for all of them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
+    processes = [
+        child_process(function, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in range(count)
+    ]
+    for process in processes:
+        process.join(120)
+        if process.exitcode is None:
+            process.kill()
+    assert [process.exitcode for process in processes] == [0] * count
