@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -32,10 +31,19 @@ from setuptools.command.sdist import sdist
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 sys.path.insert(0, str(CSRC))
-from build_backend import TORCH_REQUIREMENT, find_torch, package_folders, torch_version
-from toolchain import TORCH_TARGET, find_compiler, find_ninja
+from build_backend import (
+    TORCH_REQUIREMENT,
+    TORCH_TARGET,
+    VARIANTS,
+    X86,
+    find_compiler,
+    find_ninja,
+    find_torch,
+    objects,
+    package_folders,
+    torch_version,
+)
 
-X86 = platform.machine().lower() in ("x86_64", "amd64")
 CPU_LIBRARY, CUDA_LIBRARY = "dino_kernels._C", "dino_kernels._cuda"
 SANITIZE = os.environ.get("DINO_KERNELS_SANITIZE", "")
 
@@ -49,11 +57,6 @@ WARNINGS = ["-Wall", "-Wextra"]
 ADDRESS = "-O0 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all".split()
 ADDRESS += ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize=vptr"]
 SANITIZERS = {"": [], "address": ADDRESS}
-# Files compiled for one instruction set; the kernel picks among them at run time. g++ 12 takes its own AVX-512
-# intrinsics for reads of uninitialised variables (GCC bug 105593).
-AVX2 = "-mavx2 -mfma -mf16c".split()
-AVX512 = [*"-mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512".split(), *AVX2]
-VARIANTS = {"cpu_avx512.cpp": [*AVX512, "-Wno-uninitialized", "-Wno-maybe-uninitialized"], "cpu_avx2.cpp": AVX2}
 # sm_80 and sm_90 machine code, and PTX that newer GPUs compile at load.
 CUDA_ARCHITECTURES = "8.0 9.0+PTX"
 NVCC_FLAGS = "-O3 -std=c++20 --expt-relaxed-constexpr -cudart=static -Xcompiler=-fPIC,-fvisibility=hidden".split()
@@ -151,7 +154,7 @@ def build_info(compiler: list[str], torch: Path, flags: list[str], nvcc: Nvcc | 
     return {
         "compiler": run([*compiler, "--version"]).stdout.partition("\n")[0],
         "flags": flags,
-        "cpu_variants": ["plain", *(["avx2", "avx512"] if X86 else [])],
+        "cpu_variants": [*VARIANTS["cpu_kernel.cpp"]],
         "torch_headers": ".".join(map(str, version or ())),
         "runs_with_torch": TORCH_REQUIREMENT.removeprefix("torch"),
         "sanitize": SANITIZE or None,
@@ -208,13 +211,15 @@ def plan(
     python_symbols = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
 
     def compile_all(rule: str, sources: list[Path]) -> list[str]:
-        names = [str(path.relative_to(CSRC)) for path in sorted(sources)]
-        return [ninja.edge(f"{x}.o", rule, [str(CSRC / x)], VARIANTS.get(Path(x).name)) for x in names]
+        return [
+            ninja.edge(f"{path.relative_to(CSRC)}{suffix}", rule, [str(path)], flags)
+            for path in sorted(sources)
+            for suffix, flags in objects(path).items()
+        ]
 
     ninja.rule("compile", [*compiler, *flags, f"-ffile-prefix-map={ROOT}=.", *includes, *output], depfile=True)
     ninja.rule("link", [*compiler, *SANITIZERS[SANITIZE], "$in", *torch_libraries, *python_symbols, "-o", "$out"])
-    sources = [path for path in CSRC.rglob("*.cpp") if X86 or path.name not in VARIANTS]
-    libraries = {CPU_LIBRARY: ninja.edge(f"_C{suffix}", "link", compile_all("compile", sources))}
+    libraries = {CPU_LIBRARY: ninja.edge(f"_C{suffix}", "link", compile_all("compile", [*CSRC.rglob("*.cpp")]))}
     if isinstance(nvcc, Nvcc):
         command = [str(nvcc.path), *nvcc.flags]
         ninja.rule("nvcc", [*command, *DEFINES, f"-I{CSRC}", *torch_includes, *output], depfile=True)

@@ -2,13 +2,18 @@
 
 The headers of any torch from 2.10 on will do (stable ABI), whatever torch runs the result. `requires = ["torch"]`
 in pyproject.toml would make every isolated build download the newest CUDA build, so torch is asked for only where
-none is found. setup.py finds it with the same functions.
+none is found.
+
+setup.py and tests/cuda/emulation use the rest: the compiler, ninja, torch, and the sources compiled several times.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import re
+import shlex
+import shutil
 import site
 import sys
 import sysconfig
@@ -36,6 +41,28 @@ __all__ = [
     "prepare_metadata_for_build_wheel",
 ]
 
+# The oldest torch that may run the libraries, as torch/headeronly/version.h encodes it: 2.10.
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+AVX2 = "-mavx2 -mfma -mf16c".split()
+AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512".split() + AVX2
+# g++ 12 mistakes its own AVX-512 intrinsics for reads of uninitialised variables (GCC bug 105593).
+AVX512 += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+# Sources that are compiled several times: for each instruction set of a CPU, and for each dtype of value on a GPU.
+CPU_VARIANTS = {
+    "plain": ["-DDINO_CPU_VARIANT=plain", "-DDINO_VECTOR_BYTES=16"],  # SSE2 on x86-64, NEON on Arm
+    "avx2": ["-DDINO_CPU_VARIANT=avx2", "-DDINO_VECTOR_BYTES=32", *AVX2],
+    "avx512": ["-DDINO_CPU_VARIANT=avx512", "-DDINO_VECTOR_BYTES=64", *AVX512],
+}
+VARIANTS = {
+    "cpu_kernel.cpp": CPU_VARIANTS if X86 else {"plain": CPU_VARIANTS["plain"]},
+    "cuda_launch.cu": {
+        "float32": ["-DDINO_VALUE=float"],
+        "float64": ["-DDINO_VALUE=double"],
+        "bfloat16": ["-DDINO_VALUE=BFloat16"],
+        "float16": ["-DDINO_VALUE=Half"],
+    },
+}
 OLDEST_TORCH = (2, 10)
 TORCH_REQUIREMENT = "torch>=2.10"
 
@@ -70,6 +97,35 @@ def find_torch() -> Path | None:
         if version and version >= OLDEST_TORCH and (folder / "torch/include/torch/csrc/stable").is_dir():
             return folder / "torch"
     return None
+
+
+def find_compiler() -> list[str]:
+    chosen = os.environ.get("CXX")
+    for name in [chosen] if chosen else ["c++", "g++", "clang++"]:
+        command = shlex.split(name)
+        if shutil.which(command[0]):
+            return command
+    raise SystemExit(
+        f"dino-kernels: no C++ compiler found (looked for {chosen or 'c++, g++, clang++'}). Install one that knows "
+        "C++20, such as g++ >= 11 (Debian: apt install g++, conda: gxx), or name it in CXX."
+    )
+
+
+def find_ninja() -> str:
+    try:
+        import ninja
+
+        return str(Path(ninja.BIN_DIR) / "ninja")
+    except ImportError:
+        if found := shutil.which("ninja"):
+            return found
+    raise SystemExit("dino-kernels: ninja not found; pip install it, or leave out --no-build-isolation.")
+
+
+def objects(source: Path) -> dict[str, list[str]]:
+    """Return the object files that a source of csrc is compiled to, as suffixes of its name, and their flags."""
+    variants = VARIANTS.get(source.name)
+    return {".o": []} if variants is None else {f".{name}.o": flags for name, flags in variants.items()}
 
 
 def _torch_requirement() -> list[str]:

@@ -35,7 +35,7 @@ DINO_KERNELS_EXPORT void dino_kernels_cuda_assume_multiprocessors(int count) {
   dino_kernels::assumed_multiprocessors = count;
 }
 
-// From now on deformable attention's backward is the candidate of this number (cuda_launch.cuh); 0: the
+// From now on deformable attention's backward is the candidate of this number (cuda_launch.cu); 0: the
 // preferred one.
 DINO_KERNELS_EXPORT void dino_kernels_cuda_choose_candidate(int number) {
   dino_kernels::chosen_candidate = number;

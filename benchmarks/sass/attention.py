@@ -26,7 +26,7 @@ DTYPE = {"fp32": 0, "fp64": 1, "bf16": 2, "fp16": 3}  # csrc/common/dtype.h
 
 @dataclass(frozen=True)
 class Family:
-    """What the launch code knows of a kernel and its machine code does not say: change it with cuda_launch.cuh.
+    """What the launch code knows of a kernel and its machine code does not say: change it with cuda_launch.cu.
 
     `pattern` matches the demangled name; of its groups, T is required, `lanes` are those whose product is the lanes
     of an item, `fused` and `tiles` are "true" or "false", and `K`, where there is one, is the number of samples that

@@ -13,7 +13,7 @@ struct CudaLaunch {
   DeviceFacts facts;
 };
 
-// Compiled once per T, in cuda_<dtype>.cu.
+// Compiled once per T, in cuda_launch.cu.
 template <class T>
 void launch_forward(const CudaParams& p, const CudaLaunch& where);
 template <class T>

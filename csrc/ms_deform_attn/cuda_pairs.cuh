@@ -4,7 +4,7 @@
 // A pair has 16 samples an item and chunk: one a lane. With g = lane / 4 and t = lane % 4, the letters of
 // mma.cuh, lane (g, t) locates sample g + 8 (t % 2) of item t / 2. Numbers of queries and bytes from row to
 // row fit 32 bits here, and x and y of a position are aligned together; other calls go to the other kernels
-// (cuda_launch.cuh).
+// (cuda_launch.cu).
 //
 // kSamples: how many an item has, if it is 16, as in nearly all models; or 32, for up to as many.
 #pragma once

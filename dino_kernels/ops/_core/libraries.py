@@ -84,7 +84,7 @@ def _why_unusable(cuda: CudaLibrary) -> str | None:
 
 
 # Kernels that stand side by side for a direction of deformable attention until a GPU has decided between them, numbered
-# from 1 on as in csrc/ms_deform_attn/cuda_launch.cuh. Calls that only one of them can run get that one.
+# from 1 on as in csrc/ms_deform_attn/cuda_launch.cu. Calls that only one of them can run get that one.
 CANDIDATES = {"backward": ("scatter", "tile")}
 
 

@@ -16,7 +16,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 sys.path.insert(0, str(ROOT / "csrc"))
-from toolchain import TORCH_TARGET, find_compiler, find_ninja
+from build_backend import TORCH_TARGET, find_compiler, find_ninja, objects
 
 # cuda_info.cu describes the real CUDA library and has no kernels.
 KERNELS = sorted(path for path in (ROOT / "csrc").rglob("*.cu") if path.name != "cuda_info.cu")
@@ -60,14 +60,17 @@ def plan(sanitize: bool) -> str:
     link = shlex.join([*find_compiler(), *mode]).replace("$", "$$")
     lines = [
         "ninja_required_version = 1.5",
-        f"rule compile\n  command = {command} -MMD -MF $out.d -x c++ -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+        f"rule compile\n  command = {command} -MMD -MF $out.d -x c++ $flags -c $in -o $out",
+        "  depfile = $out.d\n  deps = gcc",
         f"rule link\n  command = {link} -shared $in $libraries -o $out",
     ]
     sources = dict.fromkeys(source for sources in LIBRARIES.values() for source in sources)
-    objects = {source: f"{source.relative_to(ROOT)}.o" for source in sources}  # several ops have a cuda.cu
-    lines += [f"build {objects[source]}: compile {source}" for source in sources]
+    compiled = {source: [f"{source.relative_to(ROOT)}{suffix}" for suffix in objects(source)] for source in sources}
+    for source in sources:
+        for output, flags in zip(compiled[source], objects(source).values(), strict=True):
+            lines.append(f"build {output}: compile {source}\n  flags = {shlex.join(flags)}")
     for library, parts in LIBRARIES.items():
-        lines.append(f"build {library}.so: link {' '.join(objects[source] for source in parts)}")
+        lines.append(f"build {library}.so: link {' '.join(output for part in parts for output in compiled[part])}")
         lines += ["  libraries = -Ltorch -ltorch_cpu -lc10"] if library == "emulated" else []
     return "\n".join(lines) + "\n"
 

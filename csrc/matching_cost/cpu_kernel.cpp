@@ -4,8 +4,6 @@
 // Queries are the vector dimension. A tile's boxes lie in scratch memory as planes, beside a row of class
 // costs for each label of the image, and stay in the nearest cache while the targets pass. Each logit and
 // each cost is moved once.
-#pragma once
-
 #include "../common/scratch.h"
 #include "cpu.h"
 #include "cpu_class.h"

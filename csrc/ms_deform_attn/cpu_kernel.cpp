@@ -1,7 +1,5 @@
 // One instruction set's kernels of ms_deform_attn and fused_ms_deform_attn, for every dtype and number of
 // channels.
-#pragma once
-
 #include "cpu.h"
 #include "cpu_backward_samples.h"
 #include "cpu_backward_value.h"

@@ -1,7 +1,5 @@
 // One instruction set's solver: reads a problem, solves it in SciPy's order or in ours, writes what is wanted
 // of it.
-#pragma once
-
 #include "../matching_cost/params.h"
 #include "cpu_lowest.h"
 #include "cpu_scipy.h"

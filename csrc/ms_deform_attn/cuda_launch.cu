@@ -1,5 +1,4 @@
-// Which kernel runs a call, and with how many threads. Included once per dtype of value.
-#pragma once
+// Chooses the kernel of a call and its number of threads. Compiled once per dtype of value, DINO_VALUE.
 
 #include "cuda_backward_mma.cuh"
 #include "cuda_calls.h"
@@ -168,23 +167,23 @@ void choose_backward(const CudaParams& p, const CudaLaunch& where) {
   start_backward<T, 1, 0, 1, kFused, true>(p, where);
 }
 
-}  // namespace dino_kernels
+template <>
+void launch_forward<DINO_VALUE>(const CudaParams& p, const CudaLaunch& where) {
+  p.reference_points ? choose_forward<DINO_VALUE, true>(p, where)
+                     : choose_forward<DINO_VALUE, false>(p, where);
+}
 
-// The body of cuda_<dtype>.cu.
-#define DINO_COMPILE_MS_DEFORM_ATTN(T)                                                                      \
-  namespace dino_kernels {                                                                                  \
-  template <>                                                                                               \
-  void launch_forward<T>(const CudaParams& p, const CudaLaunch& where) {                                    \
-    p.reference_points ? choose_forward<T, true>(p, where) : choose_forward<T, false>(p, where);            \
-  }                                                                                                         \
-  template <>                                                                                               \
-  void launch_backward<T>(const CudaParams& p, const CudaLaunch& where) {                                   \
-    p.reference_points ? choose_backward<T, true>(p, where) : choose_backward<T, false>(p, where);          \
-  }                                                                                                         \
-  template <>                                                                                               \
-  void launch_finish<T>(const CudaParams& p, const CudaLaunch& where) {                                     \
-    constexpr int kBlocksEach = 8;                                                                          \
-    launch({where.op, int64_t{where.facts.multiprocessors} * kBlocksEach, kFinishThreads, 0}, where.device, \
-           &finish_kernel<T>, p);                                                                           \
-  }                                                                                                         \
-  }
+template <>
+void launch_backward<DINO_VALUE>(const CudaParams& p, const CudaLaunch& where) {
+  p.reference_points ? choose_backward<DINO_VALUE, true>(p, where)
+                     : choose_backward<DINO_VALUE, false>(p, where);
+}
+
+template <>
+void launch_finish<DINO_VALUE>(const CudaParams& p, const CudaLaunch& where) {
+  constexpr int kBlocksEach = 8;
+  launch({where.op, int64_t{where.facts.multiprocessors} * kBlocksEach, kFinishThreads, 0}, where.device,
+         &finish_kernel<DINO_VALUE>, p);
+}
+
+}  // namespace dino_kernels
