@@ -1,0 +1,31 @@
+"""Size is a promise: short files, and less source than there was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SUFFIXES = {".py", ".pyi", ".cpp", ".h", ".cu", ".cuh"}
+MOST_LINES_OF_A_FILE = 400
+# 1,000 lines fewer than before the code moved into rooms. New features may raise it, in a commit that says why.
+MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 35_385, "tests": 22_968}
+
+
+def lines_of(folders: str) -> dict[str, int]:
+    """Return the number of lines of each source file."""
+    paths = [path for folder in folders.split() for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES]
+    return {str(path.relative_to(ROOT)): len(path.read_bytes().splitlines()) for path in paths}
+
+
+@pytest.mark.parametrize("folders", MOST_LINES_OF_SOURCE)
+def test_no_file_is_too_long_to_read(folders):
+    long = {path: lines for path, lines in lines_of(folders).items() if lines > MOST_LINES_OF_A_FILE}
+    assert not long, f"split along the ideas in them, at most {MOST_LINES_OF_A_FILE} lines each: {long}"
+
+
+@pytest.mark.parametrize(("folders", "most"), MOST_LINES_OF_SOURCE.items())
+def test_the_source_does_not_grow_unnoticed(folders, most):
+    lines = sum(lines_of(folders).values())
+    assert 0 < lines <= most, f"{folders}: {lines} lines, at most {most}. Remove what is no longer used, or raise it."
