@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from dino.commands.cli import USER_ERROR, run
+from dino.commands.exit_codes import USER_ERROR, run
 
 # name: module, function of it that takes the arguments, what it does. Modules are imported when they are needed.
 COMMANDS = {

@@ -1,4 +1,4 @@
-"""Finding a trained model on disk, with what it needs to be used: its classes and the size of its images."""
+"""Find a trained model on disk and load it with its classes and image size."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dino.checkpoint.folder import load_model, read_extra
+from dino.checkpoint.folder import read_model
 from dino.checkpoint.load import LoadReport, load_checkpoint
-from dino.checkpoint.read import CheckpointError
+from dino.checkpoint.read import MODEL_FILE, CheckpointError
 from dino.data import Categories, EvalTransform
 from dino.model.config import model_config
 from dino.model.dino import DINO
 
-_MODEL = "model.safetensors"
-# In what a model is saved with: the arguments of EvalTransform.
+# Key in `extra` of a saved model: the arguments of EvalTransform.
 SIZE = "image_size"
-# Where a run keeps models, the one that people mean first.
-_OF_A_RUN = ("", "best", "final", "last")
+# Where a run keeps models, the preferred one first.
+_MODELS_OF_A_RUN = ("", "best", "final", "last")
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class TrainedModel:
     transform: EvalTransform
     file: Path
     report: LoadReport | None = None
-    """What was loaded from weights that came without a configuration."""
+    """What was loaded from weights without a configuration."""
 
 
 def load_trained(path: str | Path, *, preset: str | None = None, **overrides: Any) -> TrainedModel:
@@ -50,12 +49,11 @@ def load_trained(path: str | Path, *, preset: str | None = None, **overrides: An
     if preset is None:
         if file.suffix != ".safetensors":
             raise CheckpointError(
-                f"{file}: weights alone, without a configuration; say with preset which model they belong to, for "
-                f"example dino_4scale_r50"
+                f"{file}: weights without a configuration. Name their model with preset, for example dino_4scale_r50"
             )
-        model, categories = load_model(file)
+        model, categories, extra = read_model(file)
         return TrainedModel(
-            model, categories or default_categories(model.config.num_classes), _trained_size(file), file
+            model, categories or default_categories(model.config.num_classes), _trained_size(file, extra), file
         )
     # No download of backbone weights that are about to be replaced.
     model = DINO(model_config(preset, **overrides))
@@ -64,33 +62,34 @@ def load_trained(path: str | Path, *, preset: str | None = None, **overrides: An
 
 
 def find_model(path: str | Path) -> Path:
-    """The file of weights that a path means: that file, or the best there is in a folder.
+    """Return the file of weights for a path: that file, or the best model in a folder.
 
     Raises:
-        FileNotFoundError: no such path, or a folder without a model, with the places that were looked at.
+        FileNotFoundError: no such path, or a folder without a model.
     """
     path = Path(path)
     if path.is_file():
         return path
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {path}: no such file or folder")
-    found = next((path / place / _MODEL for place in _OF_A_RUN if (path / place / _MODEL).is_file()), None)
+    found = next(
+        (path / place / MODEL_FILE for place in _MODELS_OF_A_RUN if (path / place / MODEL_FILE).is_file()), None
+    )
     if found is None:
-        places = ", ".join(str(Path(place) / _MODEL) for place in _OF_A_RUN)
+        places = ", ".join(str(Path(place) / MODEL_FILE) for place in _MODELS_OF_A_RUN)
         raise FileNotFoundError(f"checkpoint {path}: has no model; looked for {places} in it")
     return found
 
 
 def default_categories(num_classes: int) -> Categories:
-    """COCO's for 91 classes, as the published checkpoints have them; "class 0", "class 1", ... otherwise."""
+    """Return COCO's categories for 91 classes, as in the published checkpoints; "class 0", "class 1", ... otherwise."""
     if num_classes == 91:
         return Categories.official_coco()
     return Categories(tuple(range(num_classes)), tuple(f"class {label}" for label in range(num_classes)))
 
 
-def _trained_size(file: Path) -> EvalTransform:
-    """The image size that the model was evaluated with in its training; the published one if nothing is known."""
-    extra = read_extra(file)
+def _trained_size(file: Path, extra: dict[str, Any]) -> EvalTransform:
+    """Return the image size of the evaluations in training; the published one if it is unknown."""
     if SIZE not in extra:
         return EvalTransform()
     try:

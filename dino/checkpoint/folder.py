@@ -1,4 +1,4 @@
-"""A model in a directory: `model.safetensors` with everything in it, and `model.json` to read."""
+"""Save and load a model in a directory: `model.safetensors` holds everything, `model.json` is a copy for people."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import save_file
 from torch import nn
@@ -30,20 +30,20 @@ def save_model(
     categories: Categories | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a model to a directory, in place of the one that is there. A crash leaves the old one or the new one.
+    """Write a model to a directory, replacing an existing one. A crash leaves the old one or the new one.
 
     Args:
         model: a `DINO`, not wrapped by DistributedDataParallel or torch.compile.
-        directory: made if it is not there.
-        categories: what the classes are called.
-        extra: anything that JSON can hold, what was measured, the step, the size of the images.
+        directory: created if missing.
+        categories: names of the classes.
+        extra: anything that JSON can hold: metrics, the step, the size of the images.
 
     Returns:
         The path of `model.safetensors`, which can also be used without the directory.
 
     Raises:
         TypeError: a model without `config`.
-        ValueError: categories that are not as many as the model's classes.
+        ValueError: the number of categories is not the model's number of classes.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, ModelConfig):
@@ -62,16 +62,23 @@ def save_model(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    # The header repeats the JSON, and an older JSON goes first: whatever is interrupted, weights are never read with
-    # another model's configuration.
+    # The header is what is read; the JSON is a copy for people, which must not outlive the model that it describes.
     (directory / JSON_FILE).unlink(missing_ok=True)
     write_whole(directory / MODEL_FILE, lambda path: save_file(tensors, path, {HEADER_KEY: text}))
     write_text_whole(directory / JSON_FILE, text + "\n")
     return directory / MODEL_FILE
 
 
+class SavedModel(NamedTuple):
+    """What `save_model` wrote."""
+
+    model: DINO
+    categories: Categories | None
+    extra: dict[str, Any]
+
+
 def load_model(path: str | os.PathLike[str]) -> tuple[DINO, Categories | None]:
-    """A model that `save_model` wrote, and what its classes are called. It is on the CPU and in training mode.
+    """Return a model that `save_model` wrote, on the CPU and in training mode, and its classes.
 
     Args:
         path: the directory, or its `model.safetensors`.
@@ -80,23 +87,25 @@ def load_model(path: str | os.PathLike[str]) -> tuple[DINO, Categories | None]:
         FileNotFoundError: no such file.
         CheckpointError: a file that is damaged, from a newer version, or not one of `save_model`.
     """
+    return read_model(path)[:2]
+
+
+def read_model(path: str | os.PathLike[str]) -> SavedModel:
+    """Return what `save_model` wrote, with `extra`. Arguments and errors as in `load_model`."""
     file = read_tensors(path)
     description = _description(file)
     model = DINO(_config(file, description["model"]))
     try:
         model.load_state_dict(file.tensors)
     except RuntimeError as error:
-        raise CheckpointError(f"{file.where}: the weights are not those of its own configuration: {error}") from error
-    return model, read_categories(file)
-
-
-def read_extra(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `save_model` was given as `extra`; empty if that was nothing."""
-    return _description(read_tensors(path))["extra"] or {}
+        raise CheckpointError(
+            f"{file.where}: the weights do not fit the configuration stored with them: {error}"
+        ) from error
+    return SavedModel(model, read_categories(file), description["extra"] or {})
 
 
 def read_categories(file: TensorFile) -> Categories | None:
-    """The categories stored with a file of `save_model`; None if there are none, or if it is another's file."""
+    """Return the categories stored by `save_model`; None if there are none, also in files from elsewhere."""
     records = None if file.header is None else _description(file)["categories"]
     try:
         return None if records is None else Categories.from_json(records)
@@ -109,31 +118,17 @@ def _description(file: TensorFile) -> dict[str, Any]:
         raise CheckpointError(
             f"{file.where}: weights alone, without a configuration. Build the model and use load_checkpoint"
         )
-    beside = Path(file.where).with_name(JSON_FILE)
-    if beside.exists():
-        try:
-            written = json.loads(beside.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{beside}: not JSON ({error}). Delete it: {MODEL_FILE} has a copy") from error
-        _check(str(beside), written)
-        if written != file.header:
-            raise CheckpointError(
-                f"{beside}: edited, or of another model: {MODEL_FILE} says otherwise of itself. Delete it to use that"
-            )
-    _check(file.where, file.header)
-    return file.header
-
-
-def _check(where: str, description: Any) -> None:
-    if not isinstance(description, dict) or not isinstance(description.get("format_version"), int):
-        raise CheckpointError(f"{where}: not written by save_model: it has no format_version")
-    if description["format_version"] > FORMAT_VERSION:
+    found = file.header
+    if not isinstance(found, dict) or not isinstance(found.get("format_version"), int):
+        raise CheckpointError(f"{file.where}: not written by save_model: it has no format_version")
+    if found["format_version"] > FORMAT_VERSION:
         raise CheckpointError(
-            f"{where}: format {description['format_version']}, and this version reads up to {FORMAT_VERSION}; upgrade"
+            f"{file.where}: format {found['format_version']}, and this version reads up to {FORMAT_VERSION}; upgrade"
         )
-    if set(description) != _FIELDS:
-        odd = sorted(set(description) ^ _FIELDS)
-        raise CheckpointError(f"{where}: fields must be {sorted(_FIELDS)}; unknown or missing: {shorten(odd)}")
+    if set(found) != _FIELDS:
+        odd = sorted(set(found) ^ _FIELDS)
+        raise CheckpointError(f"{file.where}: fields must be {sorted(_FIELDS)}; unknown or missing: {shorten(odd)}")
+    return found
 
 
 def _config(file: TensorFile, fields: Any) -> ModelConfig:

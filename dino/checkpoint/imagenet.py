@@ -8,10 +8,9 @@ import urllib.error
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dino.checkpoint.layouts import NEEDLESS
-from dino.checkpoint.names import Table, rename
 from dino.checkpoint.read import CheckpointError, read_tensors
 from dino.common.text import shorten
 from dino.model.config import ModelConfig, model_config
@@ -37,61 +36,30 @@ URLS = {
     "convnext_xl": _CONVNEXT + "convnext_xlarge_22k_224.pth",
 }
 
-# Our names, which are those of the official backbones, beside those of transformers, whose versions differ.
-OURS_TRANSFORMERS: Table = (
-    ("patch_embed.proj.{rest}", "embeddings.patch_embeddings.projection.{rest}"),
-    ("patch_embed.norm.{rest}", "embeddings.norm.{rest}"),
-    ("layers.{i}.blocks.{j}.norm1.{rest}", "encoder.layers.{i}.blocks.{j}.layernorm_before.{rest}"),
-    ("layers.{i}.blocks.{j}.norm2.{rest}", "encoder.layers.{i}.blocks.{j}.layernorm_after.{rest}"),
-    *(
-        (f"layers.{{i}}.blocks.{{j}}.{ours}.{{rest}}", f"encoder.layers.{{i}}.blocks.{{j}}.{theirs}.{{rest}}")
-        for ours, *versions in (
-            ("attn.query", "attention.self.query", "attention.q_proj"),
-            ("attn.key", "attention.self.key", "attention.k_proj"),
-            ("attn.value", "attention.self.value", "attention.v_proj"),
-            ("attn.proj", "attention.output.dense", "attention.o_proj"),
-            ("mlp.fc1", "intermediate.dense", "mlp.fc1"),
-            ("mlp.fc2", "output.dense", "mlp.fc2"),
-        )
-        for theirs in versions
-    ),
-    *(
-        ("layers.{i}.blocks.{j}.attn.{table}", f"encoder.layers.{{i}}.blocks.{{j}}.attention.{part}.{{table}}")
-        for part in ("self", "relative_position_bias")
-    ),
-    ("layers.{i}.downsample.{rest}", "encoder.layers.{i}.downsample.{rest}"),
-    ("downsample_layers.0.0.{rest}", "embeddings.patch_embeddings.{rest}"),
-    ("downsample_layers.0.1.{rest}", "embeddings.layernorm.{rest}"),
-    ("downsample_layers.{i}.{j}.{rest}", "encoder.stages.{i}.downsampling_layer.{j}.{rest}"),
-    ("stages.{i}.{j}.norm.{rest}", "encoder.stages.{i}.layers.{j}.layernorm.{rest}"),
-    ("stages.{i}.{j}.gamma", "encoder.stages.{i}.layers.{j}.layer_scale_parameter"),
-    ("stages.{i}.{j}.{rest}", "encoder.stages.{i}.layers.{j}.{rest}"),
-    *((f"norm{stage}.{{rest}}", f"hidden_states_norms.stage{stage + 1}.{{rest}}") for stage in range(4)),
-)  # fmt: skip
-# Of the classifier; and stages past the last one that the model has.
+# Parameters of the classifier; the stage in the name of a parameter.
 _CLASSIFIER = re.compile(r"(fc|head|classifier|norm|layernorm)\.(weight|bias)")
 _STAGE = re.compile(r"(?:layer|layers\.|stages\.|downsample_layers\.)(\d+)\.(downsample\.)?")
 
 
 def load_backbone_weights(backbone: nn.Module, name: str, source: bool | str | os.PathLike[str] = True) -> None:
-    """Put ImageNet weights into a backbone. Norms of its outputs, which classifiers do not have, stay as they are.
+    """Load ImageNet weights into a backbone. Norms of its outputs, which classifiers lack, keep their values.
 
     Args:
         backbone: of `build_backbone`.
         name: its name.
-        source: True for the authors' file, which is downloaded once; or a local file: theirs, or one in transformers'
-            format. False leaves the random weights.
+        source: True for the authors' file, which is downloaded once, or a local copy of it. False keeps the random
+            weights.
 
     Raises:
         ValueError: no weights were published for this name.
         FileNotFoundError: no such local file.
-        ConnectionError: the download failed; says where a file would have been looked for.
-        CheckpointError: not the weights of this backbone. It is unchanged then.
+        ConnectionError: the download failed.
+        CheckpointError: not the weights of this backbone, which is unchanged.
     """
     if source is False:
         return
     path = _download(name) if source is True else Path(source)
-    tensors = from_transformers(read_tensors(path).tensors)
+    tensors = read_tensors(path).tensors
     expected = {key: value for key, value in backbone.state_dict().items() if not NEEDLESS.fullmatch(key)}
     last = max(_stage(key) for key in expected)
     given = {
@@ -114,21 +82,8 @@ def load_backbone_weights(backbone: nn.Module, name: str, source: bool | str | o
     backbone.load_state_dict(given, strict=False)
 
 
-def from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Swin and ConvNeXt weights under our names, with query, key and value in one; others as they are."""
-    tensors = {re.sub(r"^(swin|convnext)\.", "", name): tensor for name, tensor in tensors.items()}
-    if not any(name.startswith("embeddings.") for name in tensors):
-        return tensors
-    ours = {rename(name, OURS_TRANSFORMERS, back=True) or name: tensor for name, tensor in tensors.items()}
-    for query in [name for name in ours if ".attn.query." in name]:
-        parts = [query.replace("query", part) for part in ("query", "key", "value")]
-        if all(part in ours for part in parts):
-            ours[query.replace("query", "qkv")] = torch.cat([ours.pop(part) for part in parts])
-    return ours
-
-
 def _stage(name: str) -> int:
-    """Of a parameter; the merging of patches after a stage counts as the next one's, as ResNet's shortcuts do not."""
+    """Return the stage of a parameter; merging patches belongs to the next stage, ResNet's shortcuts do not."""
     match = _STAGE.match(name)
     if match is None:
         return 0
@@ -164,16 +119,16 @@ def build_model(
     backbone_weights: str | Path | None = None,
     **overrides: object,
 ) -> DINO:
-    """A new model, with ImageNet weights in the backbone unless `pretrained_backbone=False`.
+    """Build a model, with ImageNet weights in the backbone unless `pretrained_backbone=False`.
 
     Args:
         preset: a name of `dino.PRESETS`, or a configuration.
-        backbone_weights: a local file with the backbone's ImageNet weights, in place of the download.
+        backbone_weights: a local file with the backbone's ImageNet weights, instead of the download.
         overrides: fields of `ModelConfig` to replace.
 
     Raises:
         ValueError: an unknown preset or field.
-        FileNotFoundError, ConnectionError: backbone weights that could not be had, and what to do.
+        FileNotFoundError, ConnectionError: the backbone weights are missing or could not be downloaded.
     """
     config = model_config(preset, **overrides)
     model = DINO(config)

@@ -11,8 +11,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from dino.commands.cli import parse
-from dino.commands.cli_options import ModelOptions, Number, OptionalFile
+from dino.commands.parsing import ModelOptions, Number, OptionalFile, parse
 
 
 @dataclass(frozen=True, kw_only=True)

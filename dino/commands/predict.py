@@ -11,8 +11,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from dino.commands.cli import parse
-from dino.commands.cli_options import ModelOptions, Number, OptionalFile
+from dino.commands.parsing import ModelOptions, Number, OptionalFile, parse
 
 
 @dataclass(frozen=True, kw_only=True)

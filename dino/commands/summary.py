@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dino.commands.cli import parse
+from dino.commands.parsing import parse
 
 
 @dataclass(frozen=True)

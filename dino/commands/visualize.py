@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from dino.commands.cli import parse
-from dino.commands.cli_options import ModelOptions, Number, OptionalFile
+from dino.commands.parsing import ModelOptions, Number, OptionalFile, parse
 
 if TYPE_CHECKING:
     from PIL import Image

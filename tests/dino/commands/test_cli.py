@@ -11,7 +11,7 @@ import torch
 
 from dino import __main__ as command_line
 from dino.checkpoint import save_model
-from dino.commands import cli
+from dino.commands import exit_codes
 from dino.data import DatasetError
 from tests.dino.tools_toys import CATEGORIES, noise_picture, tiny_model, write_split
 
@@ -30,7 +30,7 @@ def main(*arguments):
 def plain(monkeypatch):
     """A terminal of 80 columns, and no wish for tracebacks."""
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.delenv(cli.TRACEBACK_VARIABLE, raising=False)
+    monkeypatch.delenv(exit_codes.TRACEBACK_VARIABLE, raising=False)
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_wrong_input_is_one_line_and_code_2(plain, capsys, tmp_path, arguments, 
 def test_a_traceback_is_shown_on_request(plain, capsys, monkeypatch):
     assert main("summary", "--preset", "no", "--traceback") == 2
     assert "Traceback" in capsys.readouterr().err
-    monkeypatch.setenv(cli.TRACEBACK_VARIABLE, "1")
+    monkeypatch.setenv(exit_codes.TRACEBACK_VARIABLE, "1")
     assert main("summary", "--preset", "no") == 2
     assert "Traceback" in capsys.readouterr().err
 
@@ -145,45 +145,45 @@ def raising(error):
 
 def test_a_bug_keeps_its_traceback(plain):
     with pytest.raises(ZeroDivisionError):
-        cli.run(lambda: 1 // 0)
+        exit_codes.run(lambda: 1 // 0)
     # A ValueError from somewhere else is no statement about the input.
     with pytest.raises(ValueError, match="invalid literal"):
-        cli.run(lambda: int("x"))
+        exit_codes.run(lambda: int("x"))
     with pytest.raises(RuntimeError):
-        cli.run(lambda: torch.zeros(2) @ torch.zeros(3))
+        exit_codes.run(lambda: torch.zeros(2) @ torch.zeros(3))
 
 
 def test_errors_of_this_package_and_of_files_are_the_users(plain, tmp_path, capsys):
-    assert cli.run(raising(DatasetError("bad data"))) == 2
-    assert cli.run(lambda: (tmp_path / "missing").read_text()) == 2
+    assert exit_codes.run(raising(DatasetError("bad data"))) == 2
+    assert exit_codes.run(lambda: (tmp_path / "missing").read_text()) == 2
     assert "missing" in capsys.readouterr().err
 
 
 def test_out_of_memory_says_what_helps(plain, capsys):
-    assert cli.run(raising(torch.OutOfMemoryError("tried to allocate 20 GiB"))) == 1
+    assert exit_codes.run(raising(torch.OutOfMemoryError("tried to allocate 20 GiB"))) == 1
     text = capsys.readouterr().err
     assert "20 GiB" in text and "--amp bf16" in text and "Traceback" not in text
 
 
 def test_ctrl_c_ends_with_130_and_no_traceback(plain, capsys):
-    assert cli.run(raising(KeyboardInterrupt())) == 130
+    assert exit_codes.run(raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err.strip() == "interrupted"
 
 
 def test_a_reader_that_left_is_no_error(run_python):
     program = (
-        "import os, sys; from dino.commands import cli\n"
+        "import os, sys; from dino.commands import exit_codes\n"
         "def command():\n"
         "    read, write = os.pipe(); os.close(read)\n"
         "    os.dup2(write, 1); print('x' * 100000, flush=True)\n"
-        "sys.exit(cli.run(command))"
+        "sys.exit(exit_codes.run(command))"
     )
     assert run_python(program) == ""
 
 
 def test_the_code_of_a_command_is_the_exit_code():
-    assert cli.run(lambda: 1) == 1
-    assert cli.run(lambda: None) == 0
+    assert exit_codes.run(lambda: 1) == 1
+    assert exit_codes.run(lambda: None) == 0
 
 
 # A session

@@ -15,6 +15,7 @@ from dino.checkpoint.imagenet import load_backbone_weights
 from dino.model.backbones import CONVNEXTS, SWINS, build_backbone, swin
 from dino.model.backbones.convnext import ConvNeXt
 from dino.model.backbones.swin import Block, Swin, shifted_window_mask
+from tests.dino.model.transformers_names import official_names
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 HEADS = (1, 2, 4, 8)
@@ -282,24 +283,8 @@ def test_random_weights_are_drawn_from_the_published_distribution():
 # A third implementation. Small models: transformers takes any configuration.
 
 
-def older_names(name: str) -> str:
-    """How transformers 4, and so every published file, named the parts of a Swin block."""
-    for new, old in (
-        ("attention.q_proj", "attention.self.query"),
-        ("attention.k_proj", "attention.self.key"),
-        ("attention.v_proj", "attention.self.value"),
-        ("attention.o_proj", "attention.output.dense"),
-        ("attention.relative_position_bias.", "attention.self."),
-        ("mlp.fc1", "intermediate.dense"),
-        ("mlp.fc2", "output.dense"),
-    ):
-        name = name.replace(new, old)
-    return name
-
-
-@pytest.mark.parametrize("older", [False, True], ids=["names-5", "names-4"])
 @pytest.mark.parametrize("kind", ["swin", "convnext"])
-def test_transformers_backbones_give_the_same_maps_with_the_same_weights(tmp_path, kind, older):
+def test_transformers_backbones_give_the_same_maps_with_the_same_weights(tmp_path, kind):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     stages = ["stage2", "stage3", "stage4"]
     if kind == "swin":
@@ -313,12 +298,7 @@ def test_transformers_backbones_give_the_same_maps_with_the_same_weights(tmp_pat
         config = transformers.ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[2, 1, 2, 1], out_features=stages)
         theirs = transformers.ConvNextBackbone(config)
     random_weights(theirs)
-    names = older_names if older else str
-    tensors = {names(name): tensor for name, tensor in theirs.state_dict().items()}
-    if older:  # as in the file of a classifier
-        tensors = {name if name.startswith("swin.") else f"{kind}.{name}": tensor for name, tensor in tensors.items()}
-        tensors["classifier.weight"] = torch.zeros(10, 128)
-    save_file(tensors, tmp_path / "model.safetensors")
+    save_file(official_names(theirs.state_dict()), tmp_path / "model.safetensors")
     load_backbone_weights(model, f"{kind}_t", tmp_path / "model.safetensors")
     images = torch.randn(2, 3, 125, 157)
     with torch.no_grad():

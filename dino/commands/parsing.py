@@ -1,11 +1,16 @@
-"""Options that several commands share."""
+"""Options of the commands, and their parsing."""
 
 from __future__ import annotations
 
+import inspect
+import shutil
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
+import tyro
 from tyro.conf import arg
 
 if TYPE_CHECKING:
@@ -13,6 +18,7 @@ if TYPE_CHECKING:
 
     from dino.inference.detector import Detector
 
+Options = TypeVar("Options")
 OptionalFile = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
 OptionalName = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 OptionalPixels = Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="")]
@@ -21,12 +27,12 @@ Number = Annotated[int, arg(metavar="N")]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which model, and how to run it."""
+    """Model to use, and how to run it."""
 
     checkpoint: Annotated[Path, arg(metavar="PATH")]
-    """Folder of a run (its best model is taken), a folder or file of a model, or official weights with --preset."""
+    """Folder of a run (for its best model), folder or file of a model, or official weights with --preset."""
     preset: OptionalName = None
-    """The model that official weights belong to, for example dino_4scale_r50."""
+    """Model of official weights, for example dino_4scale_r50."""
     short_side: OptionalPixels = None
     """Shorter side of the images; by default as in the model's run, or 800."""
     long_side: OptionalPixels = None
@@ -37,7 +43,7 @@ class ModelOptions:
     """Where to run: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
 
     def detector(self, device: torch.device | str | None = None) -> Detector:
-        """The detector that these options describe; `device` in place of the option."""
+        """Load the detector for these options; `device` overrides the option."""
         from dino.inference.detector import Detector
 
         return Detector.from_checkpoint(
@@ -48,3 +54,22 @@ class ModelOptions:
             device=device or (None if self.device == "auto" else self.device),
             amp=self.amp,
         )
+
+
+def parse(options: type[Options], command: str, argv: Sequence[str]) -> Options:
+    """Parse the arguments of a command; the docstrings of the fields are the help.
+
+    Exits with 0 after `--help`, and with 2 and a suggestion for an unknown argument.
+    """
+    width = min(shutil.get_terminal_size((80, 24)).columns, 100)
+    paragraphs = (inspect.getdoc(options) or "").split("\n\n")
+    # tyro joins the lines of a paragraph, and the terminal would break them within words; lines that begin with a space
+    # stay as they are.
+    wrapper = textwrap.TextWrapper(width, initial_indent=" ", subsequent_indent=" ", break_on_hyphens=False)
+    return tyro.cli(
+        options,
+        args=list(argv),
+        prog=f"python -m dino {command}",
+        description="\n".join(wrapper.fill(text) for text in paragraphs),
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
