@@ -46,7 +46,7 @@ def predict_command(argv: Sequence[str]) -> int:
     options = parse(PredictOptions, "predict", argv)
     if not options.inputs:
         raise ValueError("predict: no INPUT; give files, folders or patterns")
-    from dino.evaluation.evaluate import progress_bar
+    from dino.common.progress import progress_bar
     from dino.inference.files import Prediction, coco_ids, find_files, predict_files
 
     files = find_files(options.inputs, recursive=options.recursive)

@@ -1,4 +1,4 @@
-"""Random numbers: seeding a process, and taking its generators' states along."""
+"""Seed a process; save and restore its random generators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 def seed_process(seed: int) -> None:
-    """Seed every generator of this process."""
+    """Seed all random generators of this process."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -21,7 +21,7 @@ def seed_process(seed: int) -> None:
 
 @contextmanager
 def numerics(*, deterministic: bool, tf32: bool) -> Iterator[None]:
-    """How PyTorch computes while the block runs; to be entered before the first use of a GPU."""
+    """Set PyTorch's numerics for the length of the block; enter it before the first use of a GPU."""
     cudnn = torch.backends.cudnn
     before = (
         torch.are_deterministic_algorithms_enabled(),
@@ -29,7 +29,7 @@ def numerics(*, deterministic: bool, tf32: bool) -> Iterator[None]:
         (cudnn.deterministic, cudnn.allow_tf32),
     )
     if deterministic:
-        # cuBLAS asks for this, and reads it when it starts.
+        # cuBLAS needs this for determinism, and reads it when it is initialised.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         cudnn.deterministic = True
@@ -44,7 +44,7 @@ def numerics(*, deterministic: bool, tf32: bool) -> Iterator[None]:
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """The states of this process's generators: JSON values, and tensors under names that end in `_state`."""
+    """Return the states of this process's generators: JSON values, and tensors with names that end in `_state`."""
     name, keys, *rest = np.random.get_state(legacy=True)
     state = {
         "python": random.getstate(),
@@ -57,7 +57,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Go on from `rng_state()`, also after JSON has made lists of tuples."""
+    """Restore what `rng_state` returned, also after JSON turned tuples into lists."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, *rest = state["numpy"]

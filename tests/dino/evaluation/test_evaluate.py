@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from dino.evaluation.coco_metrics import NUMBERS, CocoMetrics, score
+from dino.evaluation.coco_metrics import METRIC_NAMES, CocoMetrics, score
 from dino.evaluation.evaluate import coco_results, evaluate, predict_results
 from tests.dino.tools_toys import CATEGORIES, Recited, batches, ground_truth
 
@@ -53,7 +53,7 @@ def test_no_detection_scores_zero_and_no_ground_truth_is_not_a_number():
     nothing = ([], [], [])
     assert run([nothing], [5], ground_truth([(5, 3, [20, 10, 100, 50])], [5])).AP == 0
     metrics = run([([[0.1, 0.1, 0.6, 0.6]], [0.9], [0])], [5], ground_truth([], [5]))
-    assert all(math.isnan(value) for value in metrics.numbers().values())
+    assert all(math.isnan(value) for value in metrics.summary().values())
     assert metrics.num_boxes == 0
 
 
@@ -95,9 +95,9 @@ def test_only_images_of_the_loader_are_scored():
 
 
 def test_an_image_that_the_ground_truth_lacks_is_an_error():
-    with pytest.raises(ValueError, match=r"does not have the images \[6\]"):
+    with pytest.raises(ValueError, match="not in the ground truth: 6"):
         run([([], [], [])], [6], ground_truth([], [5]))
-    with pytest.raises(ValueError, match="no image to score"):
+    with pytest.raises(ValueError, match="must not be empty"):
         score([], [], ground_truth([], [5]))
 
 
@@ -177,9 +177,9 @@ def test_numbers_agree_with_the_definition(seed):
 
 
 def test_the_twelve_numbers_are_fields_in_cocos_order():
-    assert tuple(CocoMetrics.__dataclass_fields__)[:12] == NUMBERS
-    assert NUMBERS[:6] == ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-    assert NUMBERS[6:] == ("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
+    assert tuple(CocoMetrics.__dataclass_fields__)[:12] == METRIC_NAMES
+    assert METRIC_NAMES[:6] == ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+    assert METRIC_NAMES[6:] == ("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
 
 
 PROCESS = """
