@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -57,13 +57,20 @@ class Ranks:
         if self.size > 1:
             dist.barrier()
 
-    def from_first(self, value: Any) -> Any:
-        """Return the value of the first process."""
+    def on_first(self, function: Callable[[], Any]) -> Any:
+        """Call a function on the first process; return its result, or raise its exception, on all of them."""
         if self.size == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0)
-        return values[0]
+            return function()
+        outcome: list[Any] = [None]
+        if self.first:
+            try:
+                outcome = [function()]
+            except Exception as error:
+                outcome = [error]
+        dist.broadcast_object_list(outcome, src=0)
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        return outcome[0]
 
 
 def current_ranks(device: torch.device | str) -> Ranks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dino.common.console import Console
 from dino.common.device import Amp, autocast
 from dino.common.distributed import current_ranks
-from dino.common.progress import progress_bar
 from dino.data import Batch, Categories, CocoIndex
 from dino.evaluation.coco_metrics import CocoMetrics, score
 from dino.model.postprocess import postprocess
@@ -67,12 +68,13 @@ def predict_results(
 ) -> tuple[list[dict[str, Any]], list[int]]:
     """Return the results of all processes in COCO's format, and the ids of their images, each once. Collective."""
     ranks, context = current_ranks(device), autocast(device, amp)
+    console = Console(sys.stderr if progress and ranks.first else None)
     was_training = model.training
     model.to(device).eval()
     by_image: dict[int, list[dict[str, Any]]] = {}
     try:
         with torch.no_grad():  # not inference_mode: sharded weights gathered under it could not be trained again
-            for batch in progress_bar(loader, "evaluate", "batches", disable=not (progress and ranks.first)):
+            for batch in console.bar(loader, "evaluate", "batches"):
                 batch = batch.to(device)
                 with context():
                     outputs = model(batch.images, batch.mask)

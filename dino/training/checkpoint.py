@@ -30,7 +30,7 @@ from dino.training.step import TrainingError
 _FORMAT = 1
 
 
-def save_checkpoint(run: Run) -> Path | None:
+def save_checkpoint(run: Run) -> Path:
     """Write a checkpoint of the run as it is now. Collective.
 
     Returns:
@@ -43,27 +43,18 @@ def save_checkpoint(run: Run) -> Path | None:
     optimizer = full_optimizer_state(run.model, run.optimizer)
     ema = None if run.ema is None else run.ema.full_state()
     generators = run.ranks.gather(rng_state(run.ranks.device))
-    written: Path | TrainingError | None = None
-    if run.ranks.first:
 
-        def write_files(folder: Path) -> None:
-            _write_model(run, folder, weights)
-            save_file(optimizer, folder / "optimizer.safetensors")
-            save_file(_tensors(generators), folder / "rng.safetensors")
-            if ema is not None:
-                save_file(ema, folder / "ema.safetensors")
+    def write_files(folder: Path) -> None:
+        _write_model(run, folder, weights)
+        save_file(optimizer, folder / "optimizer.safetensors")
+        save_file(_tensors(generators), folder / "rng.safetensors")
+        if ema is not None:
+            save_file(ema, folder / "ema.safetensors")
 
-        try:
-            written = run.folder.write(
-                run.state.step, write_files, _state(run, generators), run.config.keep_checkpoints
-            )
-        except TrainingError as error:
-            written = error
-    # Raise on all processes: otherwise the others would wait in the next step for one that has ended.
-    written = run.ranks.from_first(written)
-    if isinstance(written, TrainingError):
-        raise written
-    return written
+    # A failure is raised on all processes; otherwise the others would wait in the next step for one that has ended.
+    return run.ranks.on_first(
+        lambda: run.folder.write(run.state.step, write_files, _state(run, generators), run.config.keep_checkpoints)
+    )
 
 
 def save_named(run: Run, name: str, **extra: Any) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
+from collections import deque
 from collections.abc import Iterator
 
 from tqdm import tqdm
-from tqdm.std import EMA  # pyright: ignore[reportAttributeAccessIssue]
 
 from dino.data import Batch
 from dino.training import report
@@ -23,7 +22,6 @@ from dino.training.step import LOSS_PARTS, StepReport, TrainingError
 
 DOUBTFUL_SKIPPED_IN_A_ROW = 3
 MOST_SKIPPED_IN_A_ROW = 20
-_SMOOTHING = 0.03
 
 
 class Loop:
@@ -43,11 +41,10 @@ class Loop:
         """The signal that ended the run early."""
         steps = run.state.step + run.steps_left
         self._bar: tqdm = run.console.bar((), "training", total=steps, initial=run.state.step)
-        self._losses = {name: EMA(_SMOOTHING) for name in LOSS_PARTS}
-        self._seconds_per_image = EMA(_SMOOTHING)
-        self._step_ended: float | None = None
+        self._recent: deque[tuple[StepReport, float]] = deque(maxlen=run.config.log_every)
+        self._since_row = 0
+        self._step_ended = time.monotonic()
         self._in_a_row = 0
-        self._since_row: list[StepReport] = []
         self._saved_step = run.state.step
         self._saved_at = time.monotonic()
 
@@ -96,8 +93,10 @@ class Loop:
             raise
         state.step += 1
         state.images += run.images_per_step
-        self._since_row.append(done)
-        self._update_averages(done)
+        now = time.monotonic()
+        self._recent.append((done, now - self._step_ended))
+        self._since_row += 1
+        self._step_ended = now
         if done.skipped is None:
             self._in_a_row = 0
             if run.ema is not None:
@@ -107,7 +106,7 @@ class Loop:
         if state.step % run.config.log_every == 0:
             self._write_row()
         self._bar.set_description_str(f"epoch {state.epoch + 1}/{run.config.epochs}", refresh=False)
-        self._show_status()
+        self._bar.set_postfix_str(report.status(run, self._means(len(self._recent))), refresh=False)
         self._bar.update()
 
         stop_requested, checkpoint_is_due = done.flags
@@ -116,24 +115,6 @@ class Loop:
         by_steps = run.config.checkpoint_every > 0 and state.step % run.config.checkpoint_every == 0
         if (by_steps or checkpoint_is_due) and not run.epoch_is_over and self.stopped is None:
             self._save()
-
-    def _show_status(self) -> None:
-        losses = {name: average() for name, average in self._losses.items()}
-        self._bar.set_postfix_str(report.status(self.run, losses, self._images_per_second()), refresh=False)
-
-    def _update_averages(self, done: StepReport) -> None:
-        now = time.monotonic()
-        if self._step_ended is not None:  # the first step also warms up
-            self._seconds_per_image((now - self._step_ended) / done.images)
-        self._step_ended = now
-        for name, value in done.losses.items():
-            if math.isfinite(value):
-                self._losses[name](value)
-
-    def _images_per_second(self) -> float:
-        """Return the smoothed speed; 0 before the second step."""
-        seconds = self._seconds_per_image()
-        return 1 / seconds if seconds > 0 else 0.0
 
     def _skip(self, done: StepReport) -> None:
         run, state = self.run, self.run.state
@@ -166,9 +147,7 @@ class Loop:
             self.draw()
             run.folder.update(state.step, run=dataclasses.asdict(state))
         run.ranks.wait()
-        if self._step_ended is not None:
-            self._step_ended = time.monotonic()
-            self._show_status()
+        self._step_ended = time.monotonic()
 
     def draw(self) -> None:
         """Draw the curves if matplotlib is installed."""
@@ -190,17 +169,17 @@ class Loop:
         return self.run.ranks.first and minutes > 0 and time.monotonic() - self._saved_at > 60 * minutes
 
     def _write_row(self) -> None:
-        rows, self._since_row = self._since_row, []
-        if self.log is None or not rows:
-            return
-        finite = [row for row in rows if row.skipped is None]
-        values: dict[str, float] = {
-            "lr": self.run.optimizer.param_groups[0]["lr"],
-            "skipped": self.run.state.skipped,
-        }
-        if speed := self._images_per_second():
-            values["images_per_second"] = speed
+        count, self._since_row = self._since_row, 0
+        if self.log is not None and count > 0:
+            values = {"lr": self.run.optimizer.param_groups[0]["lr"], "skipped": self.run.state.skipped}
+            self.log.write(self.run.state.step, self.run.fraction_of_epochs, values | self._means(count))
+
+    def _means(self, count: int) -> dict[str, float]:
+        """Return the means of losses, gradient norm and speed over the last `count` steps."""
+        recent = list(self._recent)[-count:]
+        finite = [done for done, _ in recent if done.skipped is None]
+        means = {"images_per_second": sum(done.images for done, _ in recent) / sum(seconds for _, seconds in recent)}
         if finite:
-            values |= {name: sum(row.losses[name] for row in finite) / len(finite) for name in LOSS_PARTS}
-            values["gradient_norm"] = sum(row.norm for row in finite) / len(finite)
-        self.log.write(self.run.state.step, self.run.fraction_of_epochs, values)
+            means |= {name: sum(done.losses[name] for done in finite) / len(finite) for name in LOSS_PARTS}
+            means["gradient_norm"] = sum(done.norm for done in finite) / len(finite)
+        return means

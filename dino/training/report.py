@@ -48,17 +48,12 @@ def changes(run: Run, saved: dict[str, Any]) -> list[str]:
     ]
 
 
-def status(run: Run, losses: Mapping[str, float], images_per_second: float) -> str:
-    """Describe loss, speed and best AP for the progress bar; outside a terminal also learning rate and loss parts."""
-    parts = [f"loss {losses['loss']:.2f}"]
-    parts += [f"{images_per_second:.1f} images/s"] if images_per_second else []
-    parts += [f"AP {percent(run.state.best['AP'])}"] if run.state.best else []
+def status(run: Run, values: Mapping[str, float]) -> str:
+    """Describe loss, speed and memory for the progress bar."""
+    parts = [f"loss {values['loss']:.2f}"] if "loss" in values else []
+    parts.append(f"{values['images_per_second']:.1f} images/s")
     if run.ranks.device.type == "cuda":
         parts.append(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
-    if not run.console.is_terminal:  # where the bar needs the room
-        parts.append(f"lr {run.optimizer.param_groups[0]['lr']:.1e}")
-        shown = ("loss_ce", "loss_bbox", "loss_giou", "loss_denoising")
-        parts += [f"{name.removeprefix('loss_')} {losses[name]:.3f}" for name in shown]
     return ", ".join(parts)
 
 

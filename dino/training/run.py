@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from dino.checkpoint import build_model, load_checkpoint
+from dino.common.console import Console
 from dino.common.distributed import Ranks, replicate_or_shard
 from dino.common.rng import seed_process
 from dino.data import Datasets, EvalTransform, Loader, TrainTransform, build_datasets, build_loader
 from dino.model.criterion import SetCriterion
 from dino.model.dino import DINO
 from dino.training.config import TrainConfig
-from dino.training.console import Console
 from dino.training.ema import MovingAverage
 from dino.training.optimizer import build_optimizer
 from dino.training.precision import Precision

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dino.common.distributed import Ranks, joined_ranks
+from dino.common.console import Console
+from dino.common.distributed import joined_ranks
 from dino.common.files import write_text_whole
 from dino.common.rng import numerics
 from dino.training import report
 from dino.training.checkpoint import restore, save_named
 from dino.training.config import TrainConfig
-from dino.training.console import Console
 from dino.training.curves import matplotlib_is_installed
 from dino.training.log import Log, tensorboard_is_installed
 from dino.training.loop import Loop
@@ -74,7 +74,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> TrainResult:
     with numerics(deterministic=config.deterministic, tf32=config.tf32), joined_ranks(config.device) as ranks:
         console = Console(sys.stdout if ranks.first and not quiet else None)
         folder = RunFolder(config.output)
-        checkpoint = _prepare(folder, config, ranks)
+        checkpoint = ranks.on_first(lambda: folder.prepare(resume=config.resume, overwrite=config.overwrite))
         run = assemble(config, ranks, console, folder, resumed=checkpoint is not None)
         if checkpoint is not None:
             restore(run, checkpoint)
@@ -102,20 +102,6 @@ def train(config: TrainConfig, *, quiet: bool = False) -> TrainResult:
             _save_final(run)
             console.log(report.closing(run))
         return _result(run, loop.stopped)
-
-
-def _prepare(folder: RunFolder, config: TrainConfig, ranks: Ranks) -> Path | None:
-    """Prepare the folder on the first process; return its checkpoint, or raise its error, on all processes."""
-    outcome: Path | ValueError | OSError | None = None
-    if ranks.first:
-        try:
-            outcome = folder.prepare(resume=config.resume, overwrite=config.overwrite)
-        except (ValueError, OSError) as error:
-            outcome = error
-    outcome = ranks.from_first(outcome)
-    if isinstance(outcome, ValueError | OSError):
-        raise outcome
-    return outcome
 
 
 def _open_log(run: Run) -> Log:

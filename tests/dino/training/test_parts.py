@@ -34,10 +34,9 @@ import dino.training
 import dino.training.evaluation
 from dino.checkpoint import load_model
 from dino.commands.train import parse
-from dino.common.progress import progress_bar
+from dino.common.console import Console
 from dino.evaluation.coco_metrics import METRIC_NAMES, CocoMetrics
 from dino.model.config import PRESETS
-from dino.training.console import Console
 from dino.training.curves import draw_curves
 from dino.training.log import COLUMNS, Log, read_log
 from dino.training.run_folder import RunFolder
@@ -173,11 +172,11 @@ def test_lines_appear_above_the_bars_of_a_terminal():
 def test_a_file_has_a_line_every_interval_and_no_control_characters(monkeypatch):
     stream, now = io.StringIO(), [0.0]
     monkeypatch.setattr("tqdm.std.time", lambda: now[0])
-    for _ in progress_bar(range(100), "train", "images", stream=stream):
+    for _ in Console(stream).bar(range(100), "train", "images"):
         now[0] += 1
     shown = [line.split("% ")[1].partition(", ")[0] for line in stream.getvalue().splitlines()]
     assert shown == ["30/100 [00:30<01:10", "60/100 [01:00<00:40", "90/100 [01:30<00:10", "100/100 [01:40<00:00"]
-    assert "train: 30% 30/100 [00:30<01:10,  1.00 images/s]" in stream.getvalue()
+    assert "train:  30% 30/100 [00:30<01:10,  1.00 images/s]" in stream.getvalue()
     assert stream.getvalue().replace("\n", "").isprintable()
     console = Console(None)
     console.log("nothing is written anywhere")
