@@ -61,8 +61,7 @@ def save_named(run: Run, name: str, **extra: Any) -> None:
     """Write the model as it is now to a folder of the run. Collective."""
     weights = full_model_state(run.model)
     if run.ranks.first:
-        extra |= {"step": run.state.step, "epoch": run.fraction_of_epochs}
-        _write_model(run, run.folder.path / name, weights, **extra)
+        _write_model(run, run.folder.path / name, weights, step=run.state.step, epoch=run.fraction_of_epochs, **extra)
 
 
 def restore(run: Run, checkpoint: Path) -> None:
