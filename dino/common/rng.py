@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def seed_process(seed: int) -> None:
@@ -43,25 +44,22 @@ def numerics(*, deterministic: bool, tf32: bool) -> Iterator[None]:
         cudnn.deterministic, cudnn.allow_tf32 = before[2]
 
 
-def rng_state(device: torch.device) -> dict[str, Any]:
-    """Return the states of this process's generators: JSON values, and tensors with names that end in `_state`."""
+def rng_state(device: torch.device) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the states of this process's generators: JSON values, and tensors."""
     name, keys, *rest = np.random.get_state(legacy=True)
-    state = {
-        "python": random.getstate(),
-        "numpy": [name, keys.tolist(), *rest],  # pyright: ignore[reportAttributeAccessIssue]
-        "cpu_state": torch.get_rng_state(),
-    }
+    numpy_state = [name, keys.tolist(), *rest]  # pyright: ignore[reportAttributeAccessIssue]
+    tensors = {"cpu_state": torch.get_rng_state()}
     if device.type == "cuda":
-        state["cuda_state"] = torch.cuda.get_rng_state(device)
-    return state
+        tensors["cuda_state"] = torch.cuda.get_rng_state(device)
+    return {"python": random.getstate(), "numpy": numpy_state}, tensors
 
 
-def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
+def set_rng_state(values: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> None:
     """Restore what `rng_state` returned, also after JSON turned tuples into lists."""
-    version, numbers, gauss = state["python"]
+    version, numbers, gauss = values["python"]
     random.setstate((version, tuple(numbers), gauss))
-    name, keys, *rest = state["numpy"]
+    name, keys, *rest = values["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(state["cpu_state"])
-    if device.type == "cuda" and "cuda_state" in state:
-        torch.cuda.set_rng_state(state["cuda_state"], device)
+    torch.set_rng_state(tensors["cpu_state"])
+    if device.type == "cuda" and "cuda_state" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda_state"], device)

@@ -47,13 +47,18 @@ def save_checkpoint(run: Run) -> Path:
     def write_files(folder: Path) -> None:
         _write_model(run, folder, weights)
         save_file(optimizer, folder / "optimizer.safetensors")
-        save_file(_tensors(generators), folder / "rng.safetensors")
+        states = {
+            f"{rank}.{name}": state for rank, (_, tensors) in enumerate(generators) for name, state in tensors.items()
+        }
+        save_file(states, folder / "rng.safetensors")
         if ema is not None:
             save_file(ema, folder / "ema.safetensors")
 
     # A failure is raised on all processes; otherwise the others would wait in the next step for one that has ended.
     return run.ranks.on_first(
-        lambda: run.folder.write(run.state.step, write_files, _state(run, generators), run.config.keep_checkpoints)
+        lambda: run.folder.write(
+            run.state.step, write_files, _state(run, [values for values, _ in generators]), run.config.keep_checkpoints
+        )
     )
 
 
@@ -135,9 +140,7 @@ def _state(run: Run, generators: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "scaler": run.step.precision.state(),
         "ema_updates": run.ema.updates if run.ema is not None else 0,
-        "generators": [
-            {name: value for name, value in state.items() if not isinstance(value, Tensor)} for state in generators
-        ],
+        "generators": generators,
     }
 
 
@@ -147,26 +150,15 @@ def _fingerprint(run: Run) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _tensors(generators: list[dict[str, Any]]) -> dict[str, Tensor]:
-    return {
-        f"{rank}.{name}": value
-        for rank, state in enumerate(generators)
-        for name, value in state.items()
-        if isinstance(value, Tensor)
-    }
-
-
 def _load_generators(run: Run, states: list[dict[str, Any]], checkpoint: Path) -> None:
     rank = run.ranks.rank
     if len(states) != run.ranks.size:
         # The states are of another number of processes. Each process needs random numbers that differ from the others'.
         seed_process(run.config.seed + rank + 1000 * run.state.step)
         return
-    state = dict(states[rank])
-    for name, value in load_file(checkpoint / "rng.safetensors").items():
-        if name.startswith(f"{rank}."):
-            state[name.removeprefix(f"{rank}.")] = value
-    set_rng_state(state, run.ranks.device)
+    tensors = load_file(checkpoint / "rng.safetensors").items()
+    own = {name.removeprefix(f"{rank}."): state for name, state in tensors if name.startswith(f"{rank}.")}
+    set_rng_state(states[rank], own, run.ranks.device)
 
 
 def _shape(tensor: Tensor | None) -> torch.Size | None:

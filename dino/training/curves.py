@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch.nn import functional as F
 
 from dino.common.files import write_whole
 from dino.training.log import read_log
@@ -106,9 +109,5 @@ def _legend(axes: Any, place: str) -> None:
 def _smooth(values: Sequence[float]) -> list[float]:
     """Return running means, over a fortieth of the run to either side."""
     reach = len(values) // 40
-    sums = list(accumulate(values, initial=0.0))
-    smoothed = []
-    for i in range(len(values)):
-        first, last = max(0, i - reach), min(len(values), i + reach + 1)
-        smoothed.append((sums[last] - sums[first]) / (last - first))
-    return smoothed
+    row = torch.tensor([values], dtype=torch.float64)
+    return F.avg_pool1d(row, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False)[0].tolist()

@@ -44,7 +44,7 @@ def validate(run: Run, stop: StopRequest) -> dict[str, float]:
                 save_named(run, "best", AP=metrics["AP"])
     state.history.append(entry)
     state.evaluated_step = state.step
-    set_rng_state(before, run.ranks.device)
+    set_rng_state(*before, run.ranks.device)
     return entry
 
 
