@@ -1,61 +1,49 @@
 """DINO: a thin, readable detector (arXiv 2203.03605) on the kernels of `dino_kernels`."""
 
+# ruff: noqa: F401 - what is imported for type checkers is public
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dino import checkpoint
+    from dino import checkpoint as checkpoint
     from dino.checkpoint import build_model, load_checkpoint, load_model, save_model
     from dino.inference.detections import Detections
     from dino.inference.detector import Detector
-    from dino.model.config import PRESETS, ModelConfig, model_config
-    from dino.model.criterion import LossWeights, SetCriterion, build_criterion
-    from dino.model.dino import DINO
-    from dino.model.matching import MatchCost
-    from dino.model.outputs import DetectionOutput
-    from dino.model.postprocess import postprocess
+    from dino.model import (
+        DINO,
+        PRESETS,
+        DetectionOutput,
+        LossWeights,
+        MatchCost,
+        ModelConfig,
+        SetCriterion,
+        build_criterion,
+        model_config,
+        postprocess,
+    )
 
-# Imported when first asked for: `python -m dino --help` should not wait for torch.
-_HOMES = {
-    "DINO": "dino.model.dino",
-    "PRESETS": "dino.model.config",
-    "DetectionOutput": "dino.model.outputs",
-    "Detections": "dino.inference.detections",
-    "Detector": "dino.inference.detector",
-    "LossWeights": "dino.model.criterion",
-    "MatchCost": "dino.model.matching",
-    "ModelConfig": "dino.model.config",
-    "SetCriterion": "dino.model.criterion",
-    "build_criterion": "dino.model.criterion",
-    "build_model": "dino.checkpoint",
-    "load_checkpoint": "dino.checkpoint",
-    "load_model": "dino.checkpoint",
-    "model_config": "dino.model.config",
-    "postprocess": "dino.model.postprocess",
-    "save_model": "dino.checkpoint",
+# Module: its public names. Imported on first use: `python -m dino --help` should not wait for torch.
+_PUBLIC = {
+    "dino.checkpoint": "build_model load_checkpoint load_model save_model",
+    "dino.inference.detections": "Detections",
+    "dino.inference.detector": "Detector",
+    "dino.model": "DINO PRESETS DetectionOutput LossWeights MatchCost ModelConfig SetCriterion build_criterion "
+    "model_config postprocess",
 }
+_HOMES = {name: module for module, names in _PUBLIC.items() for name in names.split()}
+__all__ = ["checkpoint", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
-__all__ = [
-    "DINO",
-    "PRESETS",
-    "DetectionOutput",
-    "Detections",
-    "Detector",
-    "LossWeights",
-    "MatchCost",
-    "ModelConfig",
-    "SetCriterion",
-    "build_criterion",
-    "build_model",
-    "checkpoint",
-    "load_checkpoint",
-    "load_model",
-    "model_config",
-    "postprocess",
-    "save_model",
-]
+# The packages of the extra "detector", by the names they are imported under.
+_NEEDED = {"PIL": "pillow", "safetensors": "safetensors", "faster_coco_eval": "faster-coco-eval"}
+_NEEDED |= {"tqdm": "tqdm", "tyro": "tyro"}
+if missing := [package for module, package in _NEEDED.items() if find_spec(module) is None]:
+    raise ImportError(
+        f"dino needs {', '.join(missing)}, which dino_kernels does without. Install the detector's packages: "
+        'pip install "dino-kernels[detector]"'
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from dino.checkpoint.read import HEADER_KEY, MODEL_FILE, CheckpointError, TensorFile, read_tensors
 from dino.common.files import write_text_whole, write_whole
@@ -29,6 +29,8 @@ def save_model(
     directory: str | os.PathLike[str],
     categories: Categories | None = None,
     extra: Mapping[str, Any] | None = None,
+    *,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a model to a directory, replacing an existing one. A crash leaves the old one or the new one.
 
@@ -37,6 +39,7 @@ def save_model(
         directory: created if missing.
         categories: names of the classes.
         extra: anything that JSON can hold: metrics, the step, the size of the images.
+        tensors: the weights to write; the default is the model's own, which a sharded model does not have in full.
 
     Returns:
         The path of `model.safetensors`, which can also be used without the directory.
@@ -61,7 +64,8 @@ def save_model(
     )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = model.state_dict() if tensors is None else tensors
+    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     # The header is what is read; the JSON is a copy for people, which must not outlive the model that it describes.
     (directory / JSON_FILE).unlink(missing_ok=True)
     write_whole(directory / MODEL_FILE, lambda path: save_file(tensors, path, {HEADER_KEY: text}))

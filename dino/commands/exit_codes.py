@@ -9,11 +9,13 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from dino.common.text import memory_advice
+
 TRACEBACK_VARIABLE = "DINO_TRACEBACK"
 INTERRUPTED = 130
 USER_ERROR = 2
 FAILED = 1
-MEMORY_ADVICE = "What helps: --amp bf16, a smaller --short-side and --long-side, --batch-size 1, --device cpu"
+MEMORY_OPTIONS = ("--amp bf16", "a smaller --short-side and --long-side", "--batch-size 1", "--device cpu")
 
 
 def run(command: Callable[[], Any], *, show_traceback: bool = False) -> int:
@@ -37,7 +39,7 @@ def run(command: Callable[[], Any], *, show_traceback: bool = False) -> int:
         return 0
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-            print(f"error: out of GPU memory: {error}. {MEMORY_ADVICE}", file=sys.stderr)
+            print(f"error: out of GPU memory: {error}. {memory_advice(MEMORY_OPTIONS)}", file=sys.stderr)
             return FAILED
         if not is_user_error(error):
             raise

@@ -45,7 +45,7 @@ def predict_command(argv: Sequence[str]) -> int:
     options = parse(PredictOptions, "predict", argv)
     if not options.inputs:
         raise ValueError("predict: no INPUT; give files, folders or patterns")
-    from dino.evaluation.evaluate import progress_bar
+    from dino.common.console import Console
     from dino.inference.files import Prediction, coco_ids, find_files, predict_files
 
     files = find_files(options.inputs, recursive=options.recursive)
@@ -62,7 +62,7 @@ def predict_command(argv: Sequence[str]) -> int:
         font=None if options.font is None else str(options.font),
     )
     done = Prediction()
-    for state in progress_bar(progress, "predict", "picture", total=len(files)):
+    for state in Console(sys.stderr).bar(progress, "predict", "picture", total=len(files)):
         done = state
     for name, content in (("predictions.json", done.results), ("images.json", done.images)):
         (options.output / name).write_text(json.dumps(content), encoding="utf-8")

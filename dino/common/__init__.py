@@ -1,1 +1,1 @@
-"""Devices, processes, random generators and text: what several rooms use."""
+"""Devices, processes, random generators, files, progress and text: used by several rooms."""

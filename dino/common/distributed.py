@@ -1,11 +1,14 @@
-"""Training on one process or many: who takes part, how the model is spread, and how it is put together again."""
+"""Run on one process or many: who takes part, and how the model is replicated or sharded.
+
+The only module that calls torch.distributed. Functions marked collective must be called by all processes.
+"""
 
 from __future__ import annotations
 
 import inspect
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,13 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dino.common.device import choose_device
 
-# The first process scores a whole validation set while the others wait for its numbers.
+# The first process scores the whole validation set while the others wait for its metrics.
 TIMEOUT = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run, seen from one of them."""
+    """The processes of a run, and the place of this one among them. Its methods are collective."""
 
     rank: int
     size: int
@@ -36,13 +39,13 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
+        """Return the sum over all processes, computed in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, in their order, on every process."""
+        """Return the values of all processes in order of rank, on every process."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -50,59 +53,72 @@ class Ranks:
         return values
 
     def wait(self) -> None:
-        """Return when all processes have come here."""
+        """Return once all processes have called this."""
         if self.size > 1:
             dist.barrier()
 
-    def from_first(self, value: Any) -> Any:
-        """What the first process has."""
+    def on_first(self, function: Callable[[], Any]) -> Any:
+        """Call a function on the first process; return its result, or raise its exception, on all of them."""
         if self.size == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0)
-        return values[0]
+            return function()
+        outcome: list[Any] = [None]
+        if self.first:
+            try:
+                outcome = [function()]
+            except Exception as error:
+                outcome = [error]
+        dist.broadcast_object_list(outcome, src=0)
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        return outcome[0]
+
+
+def current_ranks(device: torch.device | str) -> Ranks:
+    """Return the processes of the existing process group; without one, this process alone."""
+    if dist.is_available() and dist.is_initialized():
+        return Ranks(dist.get_rank(), dist.get_world_size(), torch.device(device))
+    return Ranks(0, 1, torch.device(device))
 
 
 @contextmanager
 def joined_ranks(device: str) -> Iterator[Ranks]:
-    """Join the processes that torchrun started (or a group that exists already) for the length of the block."""
+    """Join the processes that torchrun started, or an existing group, for the length of the block."""
     inside_group = dist.is_available() and dist.is_initialized()
     launched = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = _device(device, local_rank if inside_group or launched else None)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if not inside_group and not launched:
-        yield Ranks(0, 1, chosen)
-        return
-    if not inside_group:
+    if launched and not inside_group:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), chosen)
+        yield current_ranks(chosen)
     finally:
-        if not inside_group:
+        if launched and not inside_group:
             dist.destroy_process_group()
 
 
 def _device(device: str, local_rank: int | None) -> torch.device:
     chosen = choose_device(None if device == "auto" else device)
     if chosen.type == "cuda" and chosen.index is not None and local_rank is not None:
-        raise ValueError(f"device is {device!r}, one GPU for all processes of torchrun; use cuda, and each has its own")
+        raise ValueError(
+            f"device is {device!r}, one GPU for all processes of torchrun. Use cuda: each gets its own GPU"
+        )
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", local_rank or 0)
     return chosen
 
 
-def spread(model: nn.Module, strategy: Literal["ddp", "fsdp2"], ranks: Ranks) -> nn.Module:
-    """The module whose forward pass takes part in the run; `model` itself on one process.
+def replicate_or_shard(model: nn.Module, strategy: Literal["ddp", "fsdp2"], ranks: Ranks) -> nn.Module:
+    """Return the module to call in training; `model` itself on one process.
 
-    "fsdp2" shards `model` in place: each encoder and decoder layer and the backbone gather their parameters when it is
-    their turn. The shared heads lie outside of them, because several layers use them.
+    "fsdp2" shards `model` in place: the backbone and each encoder and decoder layer gather their parameters when they
+    run. The heads shared by several layers are sharded with the model as a whole.
     """
     if ranks.size == 1:
         return model
     if strategy == "ddp":
-        # Frozen normalisation has no state to keep equal. PyTorch 2.13 renamed the option.
+        # Frozen normalisation has no state to synchronise. PyTorch 2.13 renamed the option.
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: dict[str, Any] = {sync: False}
@@ -116,7 +132,7 @@ def spread(model: nn.Module, strategy: Literal["ddp", "fsdp2"], ranks: Ranks) ->
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    # It warns of changes in place to what the model returns; there are none.
+    # The warning concerns in-place changes to the model's outputs, and there are none.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     for name in ("backbone", "encoder.layers", "decoder.layers"):
@@ -128,53 +144,81 @@ def spread(model: nn.Module, strategy: Literal["ddp", "fsdp2"], ranks: Ranks) ->
 
 
 def device_name(device: torch.device) -> str:
-    """A device as people call it."""
+    """Return the name of a device for people."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def gradient_sync(module: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
-    """Around forward and backward: whether processes average gradients; not before the last batch of a step."""
+def gradient_sync(module: nn.Module, enabled: bool) -> AbstractContextManager[Any]:
+    """Return the context of a forward and backward pass; processes average gradients if `enabled`."""
     if isinstance(module, DistributedDataParallel):
-        return nullcontext() if wanted else module.no_sync()
+        return nullcontext() if enabled else module.no_sync()
     if hasattr(module, "set_requires_gradient_sync"):
-        module.set_requires_gradient_sync(wanted)  # pyright: ignore[reportCallIssue]
+        module.set_requires_gradient_sync(enabled)  # pyright: ignore[reportCallIssue]
     return nullcontext()
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that may be sharded, as a view of it."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """Return this process's part of a tensor as a view; all of it if it is not sharded."""
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be sharded, as one; all processes must ask."""
-    full_tensor = getattr(tensor, "full_tensor", None)
-    return tensor if full_tensor is None else full_tensor()
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor without sharding. Collective."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
 
 
-def whole_on_cpu(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
-    """Whole copies on the CPU of the first process; nothing on the others. All processes must ask."""
-    collected = {}
-    for name, tensor in tensors.items():
-        complete = whole(tensor.detach())
-        if ranks.first:
-            collected[name] = complete.to("cpu", copy=True)
-    return collected
+def full_model_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the full weights on the CPU of the first process, empty elsewhere. Collective.
+
+    On a CPU these are the model's own tensors, not copies.
+    """
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+    return get_model_state_dict(model, options=_options())  # pyright: ignore[reportReturnType]
 
 
-@torch.no_grad()
-def fill(tensor: Tensor, value: Tensor) -> None:
-    """Copy a whole value into a tensor that may be sharded."""
-    tensor.copy_(sharded_like(tensor, value))
+def load_full_model_state(model: nn.Module, tensors: Mapping[str, Tensor], *, strict: bool = True) -> None:
+    """Load full weights, equal on all processes, into a model that may be sharded. Collective."""
+    from torch.distributed.checkpoint.state_dict import set_model_state_dict
+
+    set_model_state_dict(model, dict(tensors), options=_options(strict=strict))
 
 
-def sharded_like(tensor: Tensor, value: Tensor) -> Tensor:
-    """A whole value on the device of `tensor`, and sharded as it is."""
-    value = value.to(tensor.device)
-    if not hasattr(tensor, "device_mesh"):
-        return value
-    from torch.distributed.tensor import distribute_tensor
+def full_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the full state of an optimiser as `<parameter>.<quantity>`, where `full_model_state` does. Collective."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-    # Every process has read the same value: nothing to send.
-    return distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)  # pyright: ignore
+    if not optimizer.state:  # there was no step yet; PyTorch would take one, and count it
+        return {}
+    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_options())
+    return {
+        f"{name}.{quantity}": value
+        for name, quantities in state.get("state", {}).items()
+        for quantity, value in quantities.items()
+    }
+
+
+def load_full_optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Load what `full_optimizer_state` returned; the options of the groups are kept. Collective.
+
+    Raises:
+        KeyError: a parameter has no state.
+    """
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    if not tensors:
+        return
+    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer)
+    for name, quantities in state["state"].items():
+        state["state"][name] = {quantity: tensors[f"{name}.{quantity}"] for quantity in quantities}
+    set_optimizer_state_dict(model, optimizer, state, options=_options())
+
+
+def _options(*, strict: bool = True) -> Any:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
+
+    return StateDictOptions(full_state_dict=True, cpu_offload=True, strict=strict)

@@ -1,4 +1,4 @@
-"""Files that survive a crash whole."""
+"""Write files that a crash cannot leave incomplete."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, then put it in the place of `path`: no reader and no crash sees half of it."""
+    """Replace `path` by a file that `write` fills; readers see the old or the new file, also after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -20,12 +20,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text_whole(path: Path, text: str) -> None:
-    """As `write_whole`, for text."""
+    """Replace `path` by a text file, as `write_whole` does."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def flush(path: Path) -> None:
-    """Have the disk keep a file's content, or a folder's names, over a power failure."""
+    """Flush a file's content, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

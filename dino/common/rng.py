@@ -1,4 +1,4 @@
-"""Random numbers: seeding a process, and taking its generators' states along."""
+"""Seed a process; save and restore its random generators."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def seed_process(seed: int) -> None:
-    """Seed every generator of this process."""
+    """Seed all random generators of this process."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -21,7 +22,7 @@ def seed_process(seed: int) -> None:
 
 @contextmanager
 def numerics(*, deterministic: bool, tf32: bool) -> Iterator[None]:
-    """How PyTorch computes while the block runs; to be entered before the first use of a GPU."""
+    """Set PyTorch's numerics for the length of the block; enter it before the first use of a GPU."""
     cudnn = torch.backends.cudnn
     before = (
         torch.are_deterministic_algorithms_enabled(),
@@ -29,7 +30,7 @@ def numerics(*, deterministic: bool, tf32: bool) -> Iterator[None]:
         (cudnn.deterministic, cudnn.allow_tf32),
     )
     if deterministic:
-        # cuBLAS asks for this, and reads it when it starts.
+        # cuBLAS needs this for determinism, and reads it when it is initialised.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         cudnn.deterministic = True
@@ -43,25 +44,22 @@ def numerics(*, deterministic: bool, tf32: bool) -> Iterator[None]:
         cudnn.deterministic, cudnn.allow_tf32 = before[2]
 
 
-def rng_state(device: torch.device) -> dict[str, Any]:
-    """The states of this process's generators: JSON values, and tensors under names that end in `_state`."""
+def rng_state(device: torch.device) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the states of this process's generators: JSON values, and tensors."""
     name, keys, *rest = np.random.get_state(legacy=True)
-    state = {
-        "python": random.getstate(),
-        "numpy": [name, keys.tolist(), *rest],  # pyright: ignore[reportAttributeAccessIssue]
-        "cpu_state": torch.get_rng_state(),
-    }
+    numpy_state = [name, keys.tolist(), *rest]  # pyright: ignore[reportAttributeAccessIssue]
+    tensors = {"cpu_state": torch.get_rng_state()}
     if device.type == "cuda":
-        state["cuda_state"] = torch.cuda.get_rng_state(device)
-    return state
+        tensors["cuda_state"] = torch.cuda.get_rng_state(device)
+    return {"python": random.getstate(), "numpy": numpy_state}, tensors
 
 
-def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Go on from `rng_state()`, also after JSON has made lists of tuples."""
-    version, numbers, gauss = state["python"]
+def set_rng_state(values: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> None:
+    """Restore what `rng_state` returned, also after JSON turned tuples into lists."""
+    version, numbers, gauss = values["python"]
     random.setstate((version, tuple(numbers), gauss))
-    name, keys, *rest = state["numpy"]
+    name, keys, *rest = values["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(state["cpu_state"])
-    if device.type == "cuda" and "cuda_state" in state:
-        torch.cuda.set_rng_state(state["cuda_state"], device)
+    torch.set_rng_state(tensors["cpu_state"])
+    if device.type == "cuda" and "cuda_state" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda_state"], device)

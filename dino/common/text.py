@@ -1,26 +1,23 @@
-"""Words for messages."""
+"""Texts used by several commands."""
 
 from __future__ import annotations
 
-import difflib
+import math
 from collections.abc import Iterable
-
-MEMORY_ADVICE = "What helps: --amp bf16, a smaller --short-side and --long-side, --batch-size 1, --device cpu"
 
 
 def shorten(parts: Iterable[object], most: int = 8, separator: str = ", ") -> str:
-    """Join a list into text that stays readable when it is long."""
+    """Return a list as text, with at most `most` parts and the number of the others."""
     texts = [str(part) for part in parts]
-    rest = [f"and {len(texts) - most} more"] if len(texts) > most else []
-    return separator.join(texts[:most]) + (" " if separator == ", " and rest else separator if rest else "") + "".join(rest)
-
-
-def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the closest allowed word, or nothing where none is close."""
-    close = difflib.get_close_matches(word, list(allowed), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    rest = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return separator.join(texts[:most]) + rest
 
 
 def percent(value: float) -> str:
-    """Return a share as percent with one decimal; "-" for a metric without a value, which COCO stores as -1."""
-    return f"{100 * value:.1f}" if value >= 0 else "-"
+    """Return a fraction in per cent with one decimal; "-" for NaN."""
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def memory_advice(options: Iterable[str]) -> str:
+    """Return what to do when memory is exhausted: one of `options`."""
+    return f"To use less memory, pass {' or '.join(options)}"

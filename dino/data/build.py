@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dino.common.text import shorten
 from dino.data.categories import Categories
 from dino.data.coco.index import CocoIndex
 from dino.data.coco.problems import DatasetError
@@ -92,8 +93,8 @@ def build_eval_dataset(
     ]
     if foreign:
         raise DatasetError(
-            f"{split.annotations}: the model has no categories {', '.join(foreign[:10])}"
-            f"{'...' if len(foreign) > 10 else ''}; its own are {list(known.items())[:10]}."
+            f"{split.annotations}: the model has no categories {shorten(foreign, 10)}; its own are "
+            f"{shorten(known.items(), 10)}."
         )
     return CocoDataset(index, categories, transform or EvalTransform(), train=False, strict=strict)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from dino.common.text import shorten
+
 NO_CATEGORY = "N/A"
 """Name of a label that stands for no category: the gaps of `Categories.official_coco()`."""
 
@@ -82,8 +84,7 @@ class Categories:
         """
         label = self._label_by_id.get(category_id)
         if label is None:
-            shown = ", ".join(map(str, self.ids[:20])) + (", ..." if len(self.ids) > 20 else "")
-            raise ValueError(f"category id must be one of {shown}, got {category_id}")
+            raise ValueError(f"category id must be one of {shorten(self.ids, 20)}, got {category_id}")
         return label
 
     def name_of(self, label: int) -> str:
@@ -109,16 +110,12 @@ class Categories:
         for file, here, there in ((mine, own, foreign), (theirs, foreign, own)):
             only = [f"{category_id} ({name!r})" for category_id, name in here.items() if category_id not in there]
             if only:
-                parts.append(f"only {file} has {_shorten(only)}")
-        return _shorten(parts, separator="; ") if parts else None
+                parts.append(f"only {file} has {shorten(only, 10)}")
+        return shorten(parts, 10, separator="; ") if parts else None
 
     @cached_property
     def _label_by_id(self) -> dict[int, int]:
         return {category_id: label for label, category_id in enumerate(self.ids)}
-
-
-def _shorten(parts: list[str], separator: str = ", ") -> str:
-    return separator.join(parts[:10]) + (f"{separator}and {len(parts) - 10} more" if len(parts) > 10 else "")
 
 
 _COCO_GAPS = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)

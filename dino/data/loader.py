@@ -78,14 +78,12 @@ def collate(samples: Sequence[tuple[Tensor | None, dict[str, Any]]]) -> Batch:
 
 
 class Loader:
-    """Iterates over the batches that are left of the current epoch, and knows how far it is.
+    """Iterates over batches; `batches` starts at any image of any epoch.
 
-    In training, `state_dict()` inside the loop counts the batch at hand as used: a run that loads it continues with
-    exactly the next one. At the end of an epoch the next one begins. In evaluation each iteration is the same whole
-    pass. A batch of which no image can be read is not yielded; its problems come with the next batch.
+    A batch without a readable image is not yielded.
 
     Attributes:
-        problems: every problem met so far, in order.
+        problems: images that could not be read so far, each with its file and id.
     """
 
     def __init__(self, dataset: CocoDataset, sampler: ResumableSampler, *, workers: int, pin_memory: bool) -> None:
@@ -98,51 +96,31 @@ class Loader:
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=_ignore_signals,
             pin_memory=pin_memory,
-            # Its own, because a data loader draws a number whenever an iteration starts: from the global generator,
-            # a run that was stopped and resumed would see other random numbers than one that was not.
+            # DataLoader draws a number at the start of each iteration. From the global generator, this would make
+            # a resumed run differ from an uninterrupted one.
             generator=torch.Generator(),
         )
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
-        return self.sampler.batches_per_epoch
-
-    @property
-    def epoch(self) -> int:
-        """The current epoch, from 0."""
-        return self.sampler.epoch
+        """Return the number of batches of the epoch, from where the last iteration started."""
+        return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        waiting: list[str] = []
+        return self.batches()
+
+    def batches(self, epoch: int = 0, images_done: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch that follow its first `images_done` images, of all ranks together."""
+        self.sampler.seek(epoch, images_done)
         for batch in self._loader:
-            if self.sampler.train:
-                self.sampler.batch += 1
             self.problems += batch.problems
-            waiting += batch.problems
             if len(batch) > 0:
-                batch.problems, waiting = waiting, []
                 yield batch
-        if self.sampler.train:
-            self.sampler.epoch += 1
-            self.sampler.batch = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """The epoch and the number of batches used; the same on every rank."""
-        return self.sampler.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict()` was taken.
-
-        Raises:
-            ValueError: the data, the seed or the global batch size differ.
-        """
-        self.sampler.load_state_dict(state)
 
 
-def _outlive_signals(_worker: int) -> None:
-    """A signal to the whole group of processes is for the trainer, which still needs its workers to end in order."""
+def _ignore_signals(_worker: int) -> None:
+    """Ignore signals sent to the process group: the trainer handles them and shuts workers down."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -157,17 +135,17 @@ def build_loader(
     world_size: int = 1,
     pin_memory: bool = False,
 ) -> Loader:
-    """A loader of the batches of one rank.
+    """Build a loader of the batches of one rank.
 
     Args:
         batch_size: images of a batch on this rank.
-        train: shuffled, incomplete batches dropped, resumable; otherwise in order and complete.
-        workers: processes that prepare batches; 0 prepares them in this one. The batches are the same.
-        rank, world_size: which of how many training processes this is.
-        pin_memory: for copies to a GPU.
+        train: shuffle, and drop incomplete batches; otherwise all images in order.
+        workers: processes that prepare batches; 0 prepares them in this process. The batches are the same.
+        rank, world_size: index of this process and number of processes.
+        pin_memory: return page-locked tensors, for copies to a GPU.
 
     Raises:
-        ValueError: an argument out of range, or fewer images than one global batch in training.
+        ValueError: an argument is out of range, or training has fewer images than one global batch.
     """
     sampler = ResumableSampler(
         len(dataset), batch_size, train=train, seed=dataset.seed, rank=rank, world_size=world_size

@@ -1,1 +1,1 @@
-"""Scoring a model."""
+"""COCO average precision of a model."""

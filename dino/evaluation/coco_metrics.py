@@ -1,4 +1,4 @@
-"""The twelve numbers of COCO from ground truth and results, by faster-coco-eval."""
+"""Compute the twelve COCO metrics with faster-coco-eval."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from dino.common.text import percent, shorten
+
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """The twelve numbers of COCO, in 0..1; NaN where there is no ground truth to measure on."""
+    """The twelve COCO metrics in 0..1; NaN without ground truth."""
 
     AP: float
     AP50: float
@@ -30,18 +32,18 @@ class CocoMetrics:
     AR_medium: float
     AR_large: float
     per_class: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """AP of each class by name, in the order of the category ids; NaN where it has no ground truth."""
+    """AP of each class by name, in the order of the category ids; NaN without ground truth."""
     num_images: int = 0
     """Images scored."""
     num_boxes: int = 0
-    """Ground truth boxes in them, crowds left out."""
+    """Ground truth boxes in these images, without crowds."""
 
-    def numbers(self) -> dict[str, float]:
-        """The twelve numbers by name."""
-        return {name: getattr(self, name) for name in NUMBERS}
+    def summary(self) -> dict[str, float]:
+        """Return the twelve metrics by name."""
+        return {name: getattr(self, name) for name in METRIC_NAMES}
 
     def table(self, classes: bool = True) -> str:
-        """The numbers in per cent as text, and with `classes` each class's AP, best first."""
+        """Return the metrics in per cent as a table; with `classes`, also each class's AP, best first."""
         areas = ("small", "medium", "large")
         lines = [
             f"{self.num_images:,} images, {self.num_boxes:,} boxes; per cent",
@@ -54,21 +56,21 @@ class CocoMetrics:
             ranked = sorted(self.per_class.items(), key=lambda item: math.inf if math.isnan(item[1]) else -item[1])
             width = max(map(len, self.per_class))
             lines.append("AP of each class")
-            lines += [f"  {name:<{width}}  {_per_cent(ap):>5}" for name, ap in ranked]
+            lines += [f"  {name:<{width}}  {percent(ap):>5}" for name, ap in ranked]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data, NaN as None."""
-        plain: dict[str, Any] = {name: _or_none(value) for name, value in self.numbers().items()}
+        """Return all fields as JSON values, NaN as None."""
+        plain: dict[str, Any] = {name: _or_none(value) for name, value in self.summary().items()}
         plain["per_class"] = {name: _or_none(value) for name, value in self.per_class.items()}
         return {**plain, "num_images": self.num_images, "num_boxes": self.num_boxes}
 
     def to_json(self) -> str:
-        """`to_dict` as JSON text."""
+        """Return `to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
 
 
-NUMBERS = tuple(field.name for field in dataclasses.fields(CocoMetrics) if field.name.startswith("A"))
+METRIC_NAMES = tuple(field.name for field in dataclasses.fields(CocoMetrics) if field.name.startswith("A"))
 
 
 def score(
@@ -76,34 +78,36 @@ def score(
     image_ids: Iterable[int],
     ground_truth: Mapping[str, Any] | str | Path,
 ) -> CocoMetrics:
-    """Score results in COCO's format on some images of a ground truth.
+    """Compute the metrics of detections in COCO's result format.
 
     Args:
         results: dicts with `image_id`, `category_id`, `bbox` (x, y, width, height) and `score`.
-        image_ids: the images to score; one without results counts as an image where nothing was found.
-        ground_truth: a COCO annotation file or its content. Crowds neither reward nor punish a detection.
+        image_ids: the images to score; an image without results has no detections.
+        ground_truth: a COCO annotation file or its content. Detections of crowds are ignored.
 
     Raises:
-        ValueError: no image, or an image that the ground truth does not have.
+        ValueError: `image_ids` is empty, or has an image that is not in the ground truth.
     """
-    # Half a second of import that a training run without evaluation does not need.
+    # Importing takes half a second, which a run without evaluation does not need.
     from faster_coco_eval import COCO, COCOeval_faster
 
-    wanted = set(image_ids)
+    scored = set(image_ids)
     content = _content(ground_truth)
-    unknown = wanted - {image["id"] for image in content["images"]}
-    if not wanted or unknown:
-        what = f"does not have the images {sorted(unknown)[:5]}" if unknown else "was given with no image to score"
-        raise ValueError(f"evaluate: the ground truth {what}; evaluate on the images of that ground truth")
-    truth = COCO(_boxes_only(content, wanted))
-    found = truth.loadRes([dict(result) for result in results if result["image_id"] in wanted])
+    unknown = scored - {image["id"] for image in content["images"]}
+    if not scored or unknown:
+        what = (
+            f"are not in the ground truth: {shorten(map(str, sorted(unknown)), 5)}" if unknown else "must not be empty"
+        )
+        raise ValueError(f"image_ids {what}. Evaluate on the images of the ground truth")
+    truth = COCO(_boxes_only(content, scored))
+    found = truth.loadRes([dict(result) for result in results if result["image_id"] in scored])
     evaluation = COCOeval_faster(truth, found, iouType="bbox")
     evaluation.run()
     boxes = [annotation for annotation in truth.dataset["annotations"] if not annotation["iscrowd"]]
     return CocoMetrics(
-        **{name: _or_nan(value) for name, value in zip(NUMBERS, evaluation.stats, strict=True)},
+        **{name: _or_nan(value) for name, value in zip(METRIC_NAMES, evaluation.stats, strict=True)},
         per_class=_per_class(evaluation, {c["id"]: c["name"] for c in content["categories"]}),
-        num_images=len(wanted),
+        num_images=len(scored),
         num_boxes=len(boxes),
     )
 
@@ -114,12 +118,12 @@ def _content(ground_truth: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
     return json.loads(Path(ground_truth).read_text(encoding="utf-8"))
 
 
-def _boxes_only(content: Mapping[str, Any], wanted: set[int]) -> dict[str, Any]:
-    """What scoring boxes needs. Ids start at 1: the evaluation takes an id of 0 for "not matched"."""
-    annotations = [a for a in content["annotations"] if a["image_id"] in wanted]
+def _boxes_only(content: Mapping[str, Any], scored: set[int]) -> dict[str, Any]:
+    """Return the entries needed to score boxes. Ids start at 1: the evaluation uses 0 for "not matched"."""
+    annotations = [a for a in content["annotations"] if a["image_id"] in scored]
     return {
         "info": {},
-        "images": [{"id": image["id"]} for image in content["images"] if image["id"] in wanted],
+        "images": [{"id": image["id"]} for image in content["images"] if image["id"] in scored],
         "categories": [{"id": c["id"], "name": c["name"]} for c in content["categories"]],
         "annotations": [
             {
@@ -152,9 +156,5 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _per_cent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
-
-
 def _row(name: str, cells: Sequence[str | float]) -> str:
-    return f"{name:<18}" + "".join(f"{cell if isinstance(cell, str) else _per_cent(cell):>8}" for cell in cells)
+    return f"{name:<18}" + "".join(f"{cell if isinstance(cell, str) else percent(cell):>8}" for cell in cells)

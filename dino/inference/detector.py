@@ -13,6 +13,7 @@ from torch import Tensor
 from dino.checkpoint import build_model
 from dino.checkpoint.find import default_categories, load_trained
 from dino.common.device import Amp, autocast, choose_device
+from dino.common.text import shorten
 from dino.data import NO_CATEGORY, Categories, EvalTransform, collate
 from dino.inference.detections import Detections
 from dino.inference.images import Picture, load_picture
@@ -182,10 +183,9 @@ class Detector:
     def __repr__(self) -> str:
         config, transform = self.model.config, self.transform
         names = [name for name in self.categories.names if name != NO_CATEGORY]
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         return (
             f"Detector({config.backbone}, {config.num_levels} levels, {config.num_queries} queries, "
-            f"{parameters / 1e6:.1f}M parameters, {len(names)} classes: {shown}; images {transform.short_side} to "
-            f"{transform.long_side} pixels, {self.device})"
+            f"{parameters / 1e6:.1f}M parameters, {len(names)} classes: {shorten(names, 5)}; "
+            f"images {transform.short_side} to {transform.long_side} pixels, {self.device})"
         )

@@ -1,4 +1,4 @@
-"""Everything that decides a training run: one frozen dataclass, from which the command line is generated."""
+"""The options of a training run: one frozen dataclass, from which the command line is generated."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _AT_LEAST = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. The defaults are the paper's 12 epochs, except that a process takes 2 images."""
+    """Options of a training run. The defaults are the paper's 12 epochs, but with 2 images per process."""
 
     data: Path
-    """Folder of a data set in COCO format; the number of classes is read from it."""
+    """Folder of a data set in COCO format; it determines the number of classes."""
     output: Path = Path("runs/train")
-    """Folder of the run: checkpoints, best and final model, log, curves."""
+    """Folder of the run, for checkpoints, best and final model, log and curves."""
     model: ModelConfig = PRESETS["dino_4scale_r50"]
-    """The model; its num_classes is replaced by what the data say."""
+    """The model; the data set determines its num_classes."""
     finetune: Path | None = None
-    """Trained weights to start from; what does not fit (class heads of other classes) starts anew and is reported."""
+    """Trained weights to start from; those that do not fit (heads of other classes) keep their initial values."""
     backbone_weights: Path | None = None
-    """File of ImageNet weights for the backbone, for a machine that cannot download them."""
+    """File of ImageNet weights for the backbone, for machines that cannot download them."""
 
     epochs: int = 12
     """Passes over the training images."""
     max_steps: int = 0
-    """Stop after so many optimisation steps, also within an epoch; 0: no limit."""
+    """Stop after this number of optimisation steps, also within an epoch; 0: no limit."""
     batch_size: int = 2
     """Images per process and forward pass."""
     accumulate: int = 1
@@ -50,63 +50,63 @@ class TrainConfig:
     backbone_lr: float = 1e-5
     """Learning rate of the backbone."""
     lr_drop_epochs: tuple[int, ...] | None = None
-    """Epochs after which the rates fall to a tenth; None: as published (11 of 12, 20 of 24, 30 of 36), else 5/6."""
+    """Epochs after which the rates drop to a tenth; None: as published (11 of 12, 20 of 24, 30 of 36), else 5/6."""
     warmup_steps: int = 0
     """Steps over which the rates rise linearly; published: 0."""
     weight_decay: float = 1e-4
-    """Weight decay of AdamW, on every parameter, norms and biases included."""
+    """Weight decay of AdamW, on all parameters including norms and biases."""
     clip: float = 0.1
-    """Largest norm of the whole gradient; inf turns clipping off."""
+    """Largest norm of the gradient of all parameters; inf disables clipping."""
     amp: Literal["off", "bf16", "fp16"] = "off"
-    """Mixed precision: bf16 needs no loss scaling and is the first to try; losses are in float32 in any case."""
+    """Mixed precision; try bf16 first, which needs no loss scaling. Losses are always in float32."""
     tf32: bool = True
-    """Let NVIDIA GPUs use TensorFloat-32 for float32 matrix products and convolutions, as the published runs did."""
+    """Use TensorFloat-32 for float32 matrix products and convolutions on NVIDIA GPUs, as in the published runs."""
     ema_decay: float = 0.0
-    """Decay of a moving average of the weights, evaluated and saved besides them (0.9997 is usual); 0: none."""
+    """Decay of a moving average of the weights, which is evaluated and saved as well (0.9997 is usual); 0: none."""
 
     seed: int = 42
-    """Seed of initialisation, order, augmentation; denoising noise takes seed + rank."""
+    """Seed of initialisation, shuffling and augmentation; denoising noise uses seed + rank."""
     deterministic: bool = False
-    """Deterministic algorithms only: two runs on the same machine agree to the last bit. Slower."""
+    """Use deterministic algorithms only: runs on the same machine are bitwise equal, but slower."""
     device: str = "auto"
-    """Where to train: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    """Device: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     """Under torchrun: replicate the model (ddp) or shard parameters, gradients and optimiser state (fsdp2)."""
     workers: int = 2
-    """Loader processes per process; 0 loads in the training process."""
+    """Loader processes per training process; 0 loads images in the training process."""
 
     short_sides: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-    """Short sides in pixels, one of which each training image gets; evaluation uses the largest."""
+    """Short sides in pixels, from which each training image gets a random one; evaluation uses the largest."""
     long_side: int = 1333
-    """Longest side in pixels that an image may get."""
+    """Upper limit of the long side in pixels."""
     crop: bool = True
-    """Crop half of the training images at random, as published."""
+    """Randomly crop half of the training images, as published."""
     flip: bool = True
-    """Mirror half of the training images, as published; not for things that have a handedness, such as digits."""
+    """Mirror half of the training images, as published; disable where mirroring changes the class (digits, text)."""
     official_classes: bool = False
-    """Use category ids as class indices (91 classes for COCO), as official checkpoints do."""
+    """Use category ids as class indices (91 classes for COCO), as in the official checkpoints."""
     skip_invalid: bool = False
-    """Leave out invalid annotations instead of stopping at them."""
+    """Skip invalid annotations instead of raising an error."""
 
     evaluate_every: int = 1
-    """Epochs between evaluations on the validation images; 0: none at all."""
+    """Epochs between evaluations on the validation images; 0: never."""
     checkpoint_every: int = 0
-    """Steps between checkpoints; 0: only by the clock and at the end of each epoch."""
+    """Steps between checkpoints; 0: only by time and at the end of each epoch."""
     checkpoint_minutes: float = 15.0
-    """Minutes between checkpoints; 0: not by the clock."""
+    """Minutes between checkpoints; 0: not by time."""
     keep_checkpoints: int = 3
-    """How many of the latest checkpoints to keep."""
+    """Number of checkpoints to keep, the latest ones."""
     resume: bool = False
-    """Go on from the last complete checkpoint in the output folder; without one, start anew."""
+    """Resume from the last complete checkpoint in the output folder; without one, start a new run."""
     overwrite: bool = False
     """Delete an earlier run in the output folder."""
     log_every: int = 20
     """Steps between rows of log.csv."""
     tensorboard: bool = True
-    """Write TensorBoard files too, where the package is installed."""
+    """Write TensorBoard files too, if the package is installed."""
 
     def __post_init__(self) -> None:
-        # As people write them, and as JSON has them.
+        # Callers pass text for paths, and JSON has lists for tuples.
         for given, names, kind in ((str, _PATHS, Path), (list, _TUPLES, tuple)):
             for name in names:
                 if isinstance(getattr(self, name), given):
@@ -126,23 +126,23 @@ class TrainConfig:
 
     @property
     def drops(self) -> tuple[int, ...]:
-        """Epochs after which the learning rate drops: `lr_drop_epochs`, or the published choice for `epochs`."""
+        """Epochs after which the learning rate drops: `lr_drop_epochs`, or as published for `epochs`."""
         if self.lr_drop_epochs is not None:
             return self.lr_drop_epochs
         return PUBLISHED_LR_DROPS.get(self.epochs, (math.ceil(self.epochs * 5 / 6),))
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values, for `from_dict`."""
+        """Return the fields as JSON values, for `from_dict`."""
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))
 
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> TrainConfig:
-        """The configuration that `to_dict` made `fields` of.
+        """Build a configuration from what `to_dict` returned.
 
         Raises:
-            ValueError: an unknown field (a file of another version), or a value that its field does not allow.
+            ValueError: a field is unknown, or its value is not allowed.
         """
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(TrainConfig)})
         if unknown:
-            raise ValueError(f"TrainConfig has no fields {unknown}; the file comes from another version")
+            raise ValueError(f"TrainConfig has no fields {unknown}. Use a file written by this version")
         return TrainConfig(**{**fields, "model": ModelConfig(**fields["model"])})

@@ -1,12 +1,15 @@
-"""The curves of a run as a picture."""
+"""Draw the curves of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch.nn import functional as F
 
 from dino.common.files import write_whole
 from dino.training.log import read_log
@@ -23,24 +26,24 @@ def draw_curves(folder: Path, title: str = "") -> Path:
     """Draw loss, learning rate and average precision over epochs from a run's log.csv.
 
     Args:
-        folder: of the run.
-        title: what to write above.
+        folder: the run's folder.
+        title: title of the figure.
 
     Returns:
-        The picture, curves.png in the folder; an older one is replaced.
+        The path of curves.png in the folder; an older file is replaced.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: the log has no row yet.
+        ValueError: the log has no row of a step.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('curves need matplotlib: pip install -e ".[plots]"') from error
+        raise ImportError('curves need matplotlib. Install it: pip install -e ".[plots]"') from error
     rows = read_log(folder / "log.csv")
     steps = [row for row in rows if "loss" in row]
     if not steps:
-        raise ValueError(f"{folder / 'log.csv'} has no rows of steps yet; curves need at least one")
+        raise ValueError(f"{folder / 'log.csv'} has no rows of steps yet. Draw the curves after the first step")
     evaluations = [row for row in rows if "AP" in row]
 
     figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
@@ -67,7 +70,7 @@ def _draw_losses(axes: Any, steps: Sequence[dict[str, float]]) -> None:
     axes.plot(epochs[::thin], losses[::thin], color=_BLUE, alpha=0.25, linewidth=0.8)
     axes.plot(epochs[::thin], _smooth(losses)[::thin], color=_BLUE, linewidth=1.8, label="loss, smoothed")
     axes.set_ylabel("training loss")
-    # The first steps are far above all others; they may leave the picture.
+    # The first losses are far above all others and would flatten the rest of the curve.
     ordered = sorted(losses)
     axes.set_ylim(0, 1.15 * ordered[min(len(ordered) - 1, int(0.98 * len(ordered)))])
     drops = [after["epoch"] for before, after in pairwise(steps) if after["lr"] < 0.5 * before["lr"]]
@@ -104,11 +107,7 @@ def _legend(axes: Any, place: str) -> None:
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """The mean of each value's neighbourhood, about a fortieth of the run to either side."""
+    """Return running means, over a fortieth of the run to either side."""
     reach = len(values) // 40
-    sums = list(accumulate(values, initial=0.0))
-    smoothed = []
-    for i in range(len(values)):
-        first, last = max(0, i - reach), min(len(values), i + reach + 1)
-        smoothed.append((sums[last] - sums[first]) / (last - first))
-    return smoothed
+    row = torch.tensor([values], dtype=torch.float64)
+    return F.avg_pool1d(row, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False)[0].tolist()

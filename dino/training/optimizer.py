@@ -1,4 +1,4 @@
-"""AdamW as the paper has it, and its step schedule."""
+"""AdamW and its step schedule, as in the paper."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dino.common.distributed import whole
+from dino.common.distributed import full_tensor
 from dino.training.config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over what trains: the backbone at its own rate, weight decay on everything, norms and biases too."""
+    """Build AdamW for the parameters that require gradients, norms and biases with weight decay too."""
     backbone, rest = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -25,12 +25,12 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def learning_rate_factor(epoch: int, step: int, drops: Sequence[int], warmup_steps: int = 0) -> float:
-    """What multiplies the base rates in a step: 0.1 for each of `drops` that is past, and the linear warm-up.
+    """Return the factor of the base rates in a step: 0.1 for each past epoch of `drops`, times the linear warm-up.
 
     Args:
         epoch: epochs completed.
         step: optimisation steps completed.
-        drops: epochs after which the rates fall.
+        drops: epochs after which the rates drop.
         warmup_steps: steps until the full rate.
     """
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
@@ -38,20 +38,11 @@ def learning_rate_factor(epoch: int, step: int, drops: Sequence[int], warmup_ste
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Give each group its base rate times `factor`."""
+    """Set the rate of each group to its base rate times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
 
 
 def clip_gradients(model: nn.Module, largest_norm: float) -> Tensor:
-    """Scale the gradients of all parameters down to a norm of at most `largest_norm`; their norm before, a scalar."""
-    return whole(nn.utils.clip_grad_norm_(model.parameters(), largest_norm))
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as `<parameter>.<quantity>`; still sharded where parameters are."""
-    return {
-        f"{name}.{quantity}": value
-        for name, parameter in model.named_parameters()
-        for quantity, value in optimizer.state.get(parameter, {}).items()
-    }
+    """Scale all gradients to a total norm of at most `largest_norm`; return the norm before, a scalar."""
+    return full_tensor(nn.utils.clip_grad_norm_(model.parameters(), largest_norm))

@@ -1,4 +1,4 @@
-"""Mixed precision: where 16 bits are used, and where not."""
+"""Mixed precision of a training step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dino.common.device import autocast
 
 
 class Precision:
-    """Autocast of the forward pass, and loss scaling for fp16.
+    """Autocast for the forward pass, and loss scaling for fp16.
 
     Args:
         amp: "off", "bf16" or "fp16".
@@ -24,28 +24,28 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device_type, enabled=amp == "fp16")
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context of the model's forward pass."""
+        """Return the context of the model's forward pass."""
         return self._context()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss, scaled."""
+        """Accumulate the gradients of the scaled loss."""
         self.scaler.scale(loss).backward()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Give the gradients their true size."""
+        """Divide the gradients by the loss scale."""
         self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer, finite: bool) -> None:
-        """Update the parameters if gradients are `finite`, and adapt the loss scale either way."""
+        """Update the parameters if the gradients are `finite`; update the loss scale in any case."""
         if finite:
             self.scaler.step(optimizer)
         self.scaler.update()
 
     def state(self) -> dict[str, Any]:
-        """The scaler's state as JSON values."""
+        """Return the scaler's state as JSON values."""
         return self.scaler.state_dict()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`; a run that had no scaler starts with a new one."""
+        """Load what `state` returned; the state of a run without a scaler is ignored."""
         if state and self.scaler.is_enabled():
             self.scaler.load_state_dict(state)

@@ -1,8 +1,7 @@
-"""The parts that a run is made of, and how far it has come."""
+"""The parts of a run and its progress."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 import torch
 
 from dino.checkpoint import build_model, load_checkpoint
-from dino.common.distributed import Ranks, spread
+from dino.common.console import Console
+from dino.common.distributed import Ranks, replicate_or_shard
 from dino.common.rng import seed_process
 from dino.data import Datasets, EvalTransform, Loader, TrainTransform, build_datasets, build_loader
 from dino.model.criterion import SetCriterion
 from dino.model.dino import DINO
 from dino.training.config import TrainConfig
-from dino.training.console import Console
 from dino.training.ema import MovingAverage
 from dino.training.optimizer import build_optimizer
 from dino.training.precision import Precision
@@ -26,29 +25,29 @@ from dino.training.step import Step
 
 @dataclass
 class RunState:
-    """How far a run has come; saved with each checkpoint."""
+    """Progress of a run, saved with each checkpoint. The only owner of the position in the data."""
 
     step: int = 0
     """Optimisation steps, skipped ones included."""
     epoch: int = 0
     """Epochs completed."""
     images: int = 0
-    """Images used of the epoch after those."""
+    """Images used of the current epoch, by all processes."""
     evaluated_step: int = -1
-    """The step after which the last evaluation took place."""
+    """The step after which the last evaluation was done."""
     skipped: int = 0
     """Steps whose loss or gradient was not finite."""
     seconds: float = 0.0
-    """Time spent, over all sessions of the run."""
+    """Training time of all sessions of the run."""
     history: list[dict[str, float]] = field(default_factory=list)
     """One entry per evaluation: step, epoch and metrics, those of averaged weights with the suffix _ema."""
     best: dict[str, Any] | None = None
-    """The entry of the best model: AP, epoch, step, and whether it has the averaged weights."""
+    """Metrics, epoch and step of the best model, and whether it has averaged weights."""
 
 
 @dataclass
 class Run:
-    """Everything that takes part in a run."""
+    """All objects of a run."""
 
     config: TrainConfig
     ranks: Ranks
@@ -59,8 +58,6 @@ class Run:
     model: DINO
     step: Step
     ema: MovingAverage | None
-    unsharded: DINO | None
-    """Under fsdp2, on the first process: a model of the same shape on the CPU, to save from."""
     state: RunState = field(default_factory=RunState)
 
     @property
@@ -68,18 +65,25 @@ class Run:
         return self.step.optimizer
 
     @property
-    def sharded(self) -> bool:
-        """Whether no process has the whole model."""
-        return self.config.strategy == "fsdp2" and self.ranks.size > 1
-
-    @property
     def images_per_step(self) -> int:
-        """The effective batch size."""
+        """Effective batch size."""
         return self.config.batch_size * self.config.accumulate * self.ranks.size
 
     @property
     def steps_per_epoch(self) -> int:
+        """Steps of an epoch; the images that do not fill a step are not used."""
         return len(self.data.train) // self.images_per_step
+
+    @property
+    def epoch_is_over(self) -> bool:
+        """Whether the images left of the epoch do not fill a step."""
+        return len(self.data.train) - self.state.images < self.images_per_step
+
+    def finish_epoch(self) -> None:
+        """Move to the start of the next epoch if this one is over."""
+        if self.epoch_is_over:
+            self.state.epoch += 1
+            self.state.images = 0
 
     @property
     def steps_left(self) -> int:
@@ -93,22 +97,26 @@ class Run:
 
     @property
     def fraction_of_epochs(self) -> float:
-        """Epochs completed, and the part of the next that is done."""
-        return self.state.epoch + self.state.images // self.images_per_step / self.steps_per_epoch
+        """Epochs completed, including the completed fraction of the current one."""
+        # Images used exceed the steps' when a run is resumed with another batch size.
+        return self.state.epoch + min(1.0, self.state.images / (self.steps_per_epoch * self.images_per_step))
 
 
 def assemble(config: TrainConfig, ranks: Ranks, console: Console, folder: RunFolder, *, resumed: bool) -> Run:
-    """Read the data and build everything that `config` asks for.
+    """Read the data and build all parts of a run.
 
     Args:
-        resumed: the weights come from a checkpoint of the run; the backbone's need not be fetched.
+        resumed: the weights will be loaded from a checkpoint of the run, so that the backbone needs none.
+
+    Raises:
+        ValueError: the training images are fewer than one step needs.
     """
     data = load_data(config)
     window = config.batch_size * config.accumulate * ranks.size
     if len(data.train) < window:
         raise ValueError(
             f"{config.data}: {len(data.train)} training images are fewer than one step takes, {window} (batch_size "
-            f"{config.batch_size} x accumulate {config.accumulate} x {ranks.size} processes); lower batch_size or "
+            f"{config.batch_size} x accumulate {config.accumulate} x {ranks.size} processes). Lower batch_size or "
             "accumulate"
         )
     loader = build_loader(
@@ -120,16 +128,14 @@ def assemble(config: TrainConfig, ranks: Ranks, console: Console, folder: RunFol
         world_size=ranks.size,
         pin_memory=ranks.device.type == "cuda",
     )
-    # The same seed on all processes, so that they start from one model.
+    # All processes start from the same weights.
     seed_process(config.seed)
     model = new_model(config, data.categories.num_classes, ranks, has_weights=resumed or config.finetune is not None)
     if config.finetune is not None and not resumed:
         report = load_checkpoint(model, config.finetune, strict=False, categories=data.categories)
-        console.say(f"{config.finetune}: {report}")
-    sharded = config.strategy == "fsdp2" and ranks.size > 1
-    unsharded = copy.deepcopy(model) if sharded and ranks.first else None
+        console.log(f"{config.finetune}: {report}")
     model.to(ranks.device)
-    module = spread(model, config.strategy, ranks)
+    module = replicate_or_shard(model, config.strategy, ranks)
     seed_process(config.seed + ranks.rank)
     step = Step(
         module.train(),
@@ -140,14 +146,14 @@ def assemble(config: TrainConfig, ranks: Ranks, console: Console, folder: RunFol
         config.clip,
     )
     ema = MovingAverage(model, config.ema_decay) if config.ema_decay > 0 else None
-    return Run(config, ranks, console, folder, data, loader, model, step, ema, unsharded)
+    return Run(config, ranks, console, folder, data, loader, model, step, ema)
 
 
 def load_data(config: TrainConfig) -> Datasets:
-    """The data sets with the configuration's image sizes; each process reads them.
+    """Read the data sets, with the image sizes of `config`.
 
     Raises:
-        DatasetError: the folder cannot be used as it is.
+        DatasetError: the data are missing or invalid.
     """
     return build_datasets(
         config.data,
@@ -165,12 +171,12 @@ def load_data(config: TrainConfig) -> Datasets:
 
 
 def new_model(config: TrainConfig, num_classes: int, ranks: Ranks, *, has_weights: bool) -> DINO:
-    """A model with as many classes as the data; with ImageNet weights in the backbone unless it `has_weights`."""
+    """Build the model for a number of classes, with ImageNet weights in the backbone unless `has_weights`."""
     model_config = dataclasses.replace(config.model, num_classes=num_classes)
     if has_weights:
         return DINO(model_config)
     model: DINO | None = None
-    for turn in (True, False):  # the first process may have to download, and the others find the file
+    for turn in (True, False):  # the first process downloads the weights, the others find the file
         if ranks.first == turn:
             model = build_model(model_config, backbone_weights=config.backbone_weights)
         ranks.wait()

@@ -1,4 +1,4 @@
-"""The folder of a run: what it holds, and checkpoints that are there whole or not at all."""
+"""The folder of a run, with checkpoints that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OWN = ("checkpoints", "last", "best", "final", "final_ema", "tensorboard", "con
 class RunFolder:
     """A run's files under `path`:
 
-    checkpoints/step-00001200/   models and all it takes to go on, complete by the time it has that name
+    checkpoints/step-00001200/   model and state; complete as soon as it has that name
     last                         link to the newest checkpoint
     best/, final/, final_ema/    models
     config.json, log.csv, curves.png, tensorboard/
@@ -35,20 +35,20 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     def prepare(self, *, resume: bool, overwrite: bool) -> Path | None:
-        """Make the folder ready.
+        """Prepare the folder for a run.
 
         Returns:
-            The checkpoint to go on from, or None to start anew.
+            The checkpoint to resume from; None for a new run.
 
         Raises:
-            ValueError: an earlier run is here and neither `resume` nor `overwrite` says what to do with it. What a run
-                leaves that failed before its first checkpoint does not count.
+            ValueError: the folder holds an earlier run with a checkpoint or model, and neither `resume` nor `overwrite`
+                is set.
         """
         found = [name for name in _OWN if os.path.lexists(self.path / name)]
         has_run = bool(set(found) & {"best", "final"} or self._all())
         if has_run and not resume and not overwrite:
             raise ValueError(
-                f"output: {self.path} holds an earlier run ({', '.join(found)}); pass --resume to go on with it, "
+                f"output: {self.path} holds an earlier run ({', '.join(found)}). Pass --resume to continue it, "
                 "--overwrite to delete it, or another --output"
             )
         if overwrite:
@@ -60,22 +60,22 @@ class RunFolder:
         return self.last_complete() if resume else None
 
     def last_complete(self) -> Path | None:
-        """The checkpoint of the highest step of which every file has its full size."""
+        """Return the checkpoint of the highest step whose files all have their full size."""
         return next((checkpoint for checkpoint in reversed(self._all()) if _is_complete(checkpoint)), None)
 
     def write(self, step: int, write_files: Callable[[Path], None], state: dict[str, Any], keep: int) -> Path:
         """Write a checkpoint and delete all but the last `keep`.
 
-        A kill at any moment leaves the checkpoints before and maybe this one, each of them whole.
+        A kill at any moment leaves only complete checkpoints.
 
         Args:
-            step: which names it.
+            step: step of the checkpoint, which names it.
             write_files: writes everything but the state into a folder.
             state: JSON values; the file sizes are added.
-            keep: how many to keep, at least 1.
+            keep: number of checkpoints to keep, at least 1.
 
         Raises:
-            TrainingError: it could not be written; earlier ones are untouched.
+            TrainingError: the checkpoint cannot be written.
         """
         final = self._of(step)
         unfinished = self.checkpoints / f"{_UNFINISHED}{final.name}"
@@ -99,7 +99,7 @@ class RunFolder:
             _delete(unfinished)
             raise TrainingError(
                 f"the checkpoint of step {step} could not be written to {self.checkpoints}: {error}. Earlier ones "
-                "are whole; make room there and go on with --resume"
+                "are complete: free some space and continue with --resume"
             ) from error
         self.keep_last(keep)
         return final
@@ -110,13 +110,13 @@ class RunFolder:
             _delete(old)
 
     def update(self, step: int, **entries: Any) -> None:
-        """Replace entries of the state of the checkpoint of a step, if there is a complete one."""
+        """Replace entries of the state of a step's checkpoint, if there is a complete one."""
         checkpoint = self._of(step)
         if _is_complete(checkpoint):
             write_text_whole(checkpoint / _STATE, json.dumps(self.state(checkpoint) | entries))
 
     def state(self, checkpoint: Path) -> dict[str, Any]:
-        """The state that a checkpoint was written with."""
+        """Return the state that a checkpoint was written with."""
         return json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
 
     def _of(self, step: int) -> Path:

@@ -1,4 +1,4 @@
-"""Training: `train(TrainConfig(data="coco"))`, or `python -m dino train --data coco`."""
+"""Train a detector: `train(TrainConfig(data="coco"))`, or `python -m dino train --data coco`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dino.common.distributed import Ranks, joined_ranks
+from dino.common.console import Console
+from dino.common.distributed import joined_ranks
 from dino.common.files import write_text_whole
 from dino.common.rng import numerics
 from dino.training import report
-from dino.training.checkpoint import go_on_from
+from dino.training.checkpoint import restore, save_named
 from dino.training.config import TrainConfig
-from dino.training.console import Console
 from dino.training.curves import matplotlib_is_installed
-from dino.training.evaluation import save_named
 from dino.training.log import Log, tensorboard_is_installed
 from dino.training.loop import Loop
 from dino.training.run import Run, assemble
@@ -30,7 +29,7 @@ __all__ = ["TrainConfig", "TrainResult", "TrainingError", "train"]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run came to."""
+    """The result of a run."""
 
     folder: Path
     """The run's folder: checkpoints, log.csv, curves.png."""
@@ -39,9 +38,9 @@ class TrainResult:
     epochs: int
     """Epochs completed."""
     history: list[dict[str, float]]
-    """For each evaluation the step, the epoch and COCO's twelve numbers; those of averaged weights end in _ema."""
+    """Step, epoch and the twelve COCO metrics of each evaluation; those of averaged weights end in _ema."""
     best: dict[str, Any] | None
-    """The numbers of the best model, its step and epoch, and whether it has averaged weights; None before any."""
+    """Metrics, step and epoch of the best model, and whether it has averaged weights; None without an evaluation."""
     best_model: Path | None
     """Folder of the model with the highest AP."""
     final_model: Path | None
@@ -49,7 +48,7 @@ class TrainResult:
     final_average: Path | None
     """Folder of the averaged weights after the last step."""
     last_checkpoint: Path | None
-    """What the run would go on from."""
+    """The checkpoint from which the run would resume."""
     skipped_steps: int
     """Steps whose loss or gradient was not finite."""
     stopped_by: str | None
@@ -59,36 +58,37 @@ class TrainResult:
 def train(config: TrainConfig, *, quiet: bool = False) -> TrainResult:
     """Train a detector. Under torchrun every process calls this.
 
-    SIGINT and SIGTERM end the run after the step at hand, with a checkpoint; `resume` goes on from there as if nothing
-    had happened. A run that is already at its end returns at once.
+    SIGINT and SIGTERM end the run after the current step, with a checkpoint; a run resumed from it ends with the same
+    weights as an uninterrupted one. A run that is already complete returns at once.
 
     Args:
-        config: the run.
-        quiet: print nothing; otherwise the first process prints its progress.
+        config: options of the run.
+        quiet: print nothing; otherwise the first process prints the progress.
 
     Raises:
-        ValueError: the output folder holds another run, or fewer images than one step takes.
-        DatasetError, CheckpointError: data or weights that cannot be used.
-        TrainingError: the run cannot go on: out of memory, no finite step any more, no room for a checkpoint.
+        ValueError: the output folder holds another run, or the training images are fewer than one step needs.
+        DatasetError, CheckpointError: data or weights cannot be used.
+        TrainingError: training cannot continue: out of memory, no finite steps, a checkpoint cannot be written, or the
+            checkpoint to resume from does not fit the data, the model or, within an epoch, the seed.
     """
     with numerics(deterministic=config.deterministic, tf32=config.tf32), joined_ranks(config.device) as ranks:
         console = Console(sys.stdout if ranks.first and not quiet else None)
         folder = RunFolder(config.output)
-        checkpoint = _prepare(folder, config, ranks)
+        checkpoint = ranks.on_first(lambda: folder.prepare(resume=config.resume, overwrite=config.overwrite))
         run = assemble(config, ranks, console, folder, resumed=checkpoint is not None)
         if checkpoint is not None:
-            go_on_from(run, checkpoint)
+            restore(run, checkpoint)
             if ranks.first:
-                folder.keep_last(config.keep_checkpoints)  # the run may have been killed before it could
-        console.say(report.greeting(run))
+                folder.keep_last(config.keep_checkpoints)  # a killed run may have left more
+        console.log(report.greeting(run))
         if checkpoint is not None:
             changes = report.changes(run, folder.state(checkpoint)["config"])
-            console.say("\n".join([f"going on from {checkpoint}", *changes]))
+            console.log("\n".join([f"resuming from {checkpoint}", *changes]))
         elif config.resume:
-            console.say("there is no complete checkpoint to resume from: starting anew")
+            console.log("no complete checkpoint to resume from: starting a new run")
         log = _open_log(run) if ranks.first else None
         try:
-            # Not earlier: until the first step, Ctrl-C loses nothing and ends the run at once.
+            # Before this, nothing is lost if Ctrl-C ends the run at once.
             with StopRequest() as stop:
                 loop = Loop(run, log, stop)
                 loop()
@@ -97,36 +97,22 @@ def train(config: TrainConfig, *, quiet: bool = False) -> TrainResult:
             if log is not None:
                 log.close()
         if loop.stopped is not None:
-            console.say(report.stopped(run, loop.stopped))
+            console.log(report.stopped(run, loop.stopped))
         else:
             _save_final(run)
-            console.say(report.closing(run))
+            console.log(report.closing(run))
         return _result(run, loop.stopped)
 
 
-def _prepare(folder: RunFolder, config: TrainConfig, ranks: Ranks) -> Path | None:
-    """Make the folder ready on the first process; the outcome, or the error, is the same on all."""
-    outcome: Path | ValueError | OSError | None = None
-    if ranks.first:
-        try:
-            outcome = folder.prepare(resume=config.resume, overwrite=config.overwrite)
-        except (ValueError, OSError) as error:
-            outcome = error
-    outcome = ranks.from_first(outcome)
-    if isinstance(outcome, ValueError | OSError):
-        raise outcome
-    return outcome
-
-
 def _open_log(run: Run) -> Log:
-    """Write config.json, now that the run is known to be possible, and open log.csv."""
+    """Write config.json, now that all checks have passed, and open log.csv."""
     config, state = run.config, run.state
     saved = dataclasses.replace(config, resume=False, overwrite=False)
     write_text_whole(run.folder.path / "config.json", json.dumps(saved.to_dict(), indent=1) + "\n")
     if config.tensorboard and not tensorboard_is_installed():
-        run.console.say("no TensorBoard files: tensorboard is not installed (pip install tensorboard)")
+        run.console.log("no TensorBoard files: tensorboard is not installed (pip install tensorboard)")
     if not matplotlib_is_installed():
-        run.console.say('no curves.png: matplotlib is not installed (pip install -e ".[plots]")')
+        run.console.log('no curves.png: matplotlib is not installed (pip install -e ".[plots]")')
     return Log(
         run.folder.path,
         step=state.step,

@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from dino.checkpoint import build_model
-from dino.commands.parsing import parse
 from dino.commands.demo.digits import make_digits_dataset
+from dino.commands.parsing import parse
 from dino.data import Datasets, EvalTransform, build_datasets, build_loader, open_image
 from dino.evaluation.coco_metrics import CocoMetrics
 from dino.evaluation.evaluate import evaluate

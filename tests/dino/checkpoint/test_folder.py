@@ -1,8 +1,6 @@
 """Saving and loading a whole model: round trips, interruptions, files that somebody edited."""
 
 from __future__ import annotations
-from dino.checkpoint.find import load_trained
-from dino.checkpoint import read
 
 import json
 from typing import Any
@@ -12,7 +10,8 @@ import safetensors.torch
 import torch
 
 import dino
-from dino.checkpoint import CheckpointError, folder, load_model, save_model
+from dino.checkpoint import CheckpointError, folder, load_model, read, save_model
+from dino.checkpoint.find import load_trained
 from dino.data.categories import Categories
 
 CATEGORIES = Categories((3, 17), ("cat", "Hund"))

@@ -112,7 +112,7 @@ def test_processes_agree_on_the_evaluation_of_all_images(replicated, sharded):
         assert (run / "best/model.safetensors").exists()
 
 
-def test_one_process_goes_on_where_two_sharded_ones_were(data, sharded, replicated, tmp_path):
+def test_one_process_resumes_a_run_of_two_sharded_ones(data, sharded, replicated, tmp_path):
     options = {"batch_size": 4, "ema_decay": 0.9, "resume": True, **COMPARABLE, "epochs": 2}
     results = {}
     for name, run in (("sharded", sharded), ("replicated", replicated)):
@@ -135,7 +135,25 @@ def test_resumed_processes_end_where_uninterrupted_ones_do(data, tmp_path, strat
         assert_same_weights(whole / model, run / model)
 
 
-def test_all_processes_learn_what_went_wrong_on_the_first(data, tmp_path):
+def test_frozen_parameters_are_part_of_sharded_checkpoints(data, tmp_path):
+    """They have weights and averages, but no gradient and no optimiser state."""
+    model = dataclasses.replace(TINY, backbone="resnet18", pretrained_backbone=False)
+    options = {**TWICE_TWO, **COMPARABLE, "model": model, "strategy": "fsdp2"}
+    run_ranks(2, train_quietly, toy_config(data, tmp_path / "whole", **options))
+    checkpoint = "checkpoints/step-00000001"
+    shutil.copytree(tmp_path / "whole" / checkpoint, tmp_path / "parts" / checkpoint)
+    frozen, trained = "backbone.conv1.weight", "backbone.layer2.0.conv1.weight"
+    optimizer, ema = (
+        load_file(tmp_path / "parts" / checkpoint / f"{name}.safetensors") for name in ("optimizer", "ema")
+    )
+    assert f"{trained}.exp_avg" in optimizer and not any(name.startswith(frozen) for name in optimizer)
+    assert {frozen, trained} <= ema.keys()
+    run_ranks(2, train_quietly, toy_config(data, tmp_path / "parts", resume=True, **options))
+    for name in ("final", "final_ema"):
+        assert_same_weights(tmp_path / "whole" / name, tmp_path / "parts" / name)
+
+
+def test_all_processes_raise_the_error_of_the_first(data, tmp_path):
     (tmp_path / "final").mkdir()
     run_ranks(2, fails_to_train, toy_config(data, tmp_path), "holds an earlier run")
 

@@ -34,9 +34,9 @@ import dino.training
 import dino.training.evaluation
 from dino.checkpoint import load_model
 from dino.commands.train import parse
-from dino.evaluation.coco_metrics import NUMBERS, CocoMetrics
+from dino.common.console import Console
+from dino.evaluation.coco_metrics import METRIC_NAMES, CocoMetrics
 from dino.model.config import PRESETS
-from dino.training.console import Console, Pace, duration
 from dino.training.curves import draw_curves
 from dino.training.log import COLUMNS, Log, read_log
 from dino.training.run_folder import RunFolder
@@ -143,51 +143,44 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_has_one_line_that_is_overwritten():
-    stream, now = Terminal(), [0.0]
-    console = Console(stream, clock=lambda: now[0])
-    for step in range(10):
-        now[0] += 0.0625
-        console.status(lambda step=step: f"step {step} " + "x" * 300)
-    console.say("done")
-    shown = stream.getvalue().split("\r\x1b[K")
-    assert [part[:6] for part in shown[1:-1]] == ["step 0", "step 4", "step 8"], "not every 0.2 seconds"
-    assert "\n" not in "".join(shown[:-1]) and max(map(len, shown)) < 300
-    assert shown[-1] == "done\n"
+def screen(text: str) -> list[str]:
+    """Return the lines that a terminal shows after it received `text`."""
+    lines, row = [""], 0
+    for part in re.split(r"(\r|\n|\x1b\[A)", text):
+        row += {"\n": 1, "\x1b[A": -1}.get(part, 0)
+        lines += [""] * (row + 1 - len(lines))
+        if part not in ("\r", "\n", "\x1b[A"):
+            lines[row] = part + lines[row][len(part) :]
+    return [line.rstrip() for line in lines if line.strip()]
 
 
-def test_a_file_has_a_line_every_interval():
+def test_lines_appear_above_the_bars_of_a_terminal():
+    stream = Terminal()
+    console = Console(stream)
+    with console.bar((), "training", total=4, initial=1) as bar:
+        console.log("a line")
+        bar.set_postfix_str("loss 1.00")
+        for _ in console.bar(range(3), "evaluate", "images", total=3, leave=False):
+            console.log("another line")
+        bar.update(3)
+        assert "evaluate:   0%" in stream.getvalue()
+    *lines, last = screen(stream.getvalue())
+    assert lines == ["a line", *["another line"] * 3]
+    assert last.startswith("training: 100%|") and "| 4/4 [" in last and last.endswith(", loss 1.00]")
+
+
+def test_a_file_has_a_line_every_interval_and_no_control_characters(monkeypatch):
     stream, now = io.StringIO(), [0.0]
-    console = Console(stream, interval=30, clock=lambda: now[0])
-    for step in range(100):
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    for _ in Console(stream).bar(range(100), "train", "images"):
         now[0] += 1
-        console.status(lambda step=step: f"step {step}")
-    assert stream.getvalue().splitlines() == ["step 0", "step 30", "step 60", "step 90"]
-    Console(None).say("nothing is written anywhere")
-
-
-def test_the_time_left_counts_steps_and_evaluations():
-    now = [0.0]
-    pace = Pace(clock=lambda: now[0])
-    assert not pace.known and math.isnan(pace.smoothed("loss"))
-    now[0] = 100.0  # the first step warms up
-    pace.step({"loss": 4.0}, images=2)
-    for loss in (4.0, math.nan, 4.0):
-        now[0] += 2.0
-        pace.step({"loss": loss}, images=2)
-    now[0] += 30.0
-    pace.pause()
-    now[0] += 2.0
-    pace.step({"loss": 4.0}, images=2)
-    assert pace.known and pace.smoothed("loss") == pytest.approx(4.0)
-    assert pace.images_per_second == pytest.approx(1.0)
-    assert pace.seconds_left(steps=10, pauses=2) == pytest.approx(10 * 2 + 2 * 30)
-
-
-def test_durations_read_well():
-    seconds = (0.4, 45, 119, 3600, 5999, 11_100, 190_000, math.nan)
-    expected = ["0 s", "45 s", "2 min", "60 min", "1 h 40 min", "3 h 05 min", "2 d 5 h", "?"]
-    assert [duration(value) for value in seconds] == expected
+    shown = [line.split("% ")[1].partition(", ")[0] for line in stream.getvalue().splitlines()]
+    assert shown == ["30/100 [00:30<01:10", "60/100 [01:00<00:40", "90/100 [01:30<00:10", "100/100 [01:40<00:00"]
+    assert "train:  30% 30/100 [00:30<01:10,  1.00 images/s]" in stream.getvalue()
+    assert stream.getvalue().replace("\n", "").isprintable()
+    console = Console(None)
+    console.log("nothing is written anywhere")
+    assert list(console.bar(range(3), "x", total=3)) == [0, 1, 2]
 
 
 def test_the_log_drops_what_a_resumed_run_does_again(tmp_path):
@@ -289,7 +282,7 @@ def test_the_model_with_the_highest_precision_is_kept(data, tmp_path, monkeypatc
     precisions = iter([0.3, math.nan, 0.5, 0.4])
 
     def scripted(*arguments, **options):
-        numbers: dict[str, Any] = {**dict.fromkeys(NUMBERS, 0.1), "AP": next(precisions)}
+        numbers: dict[str, Any] = {**dict.fromkeys(METRIC_NAMES, 0.1), "AP": next(precisions)}
         return CocoMetrics(**numbers)
 
     monkeypatch.setattr(dino.training.evaluation, "evaluate", scripted)
@@ -343,7 +336,7 @@ def test_fine_tuning_starts_from_the_trained_weights(data, tmp_path, monkeypatch
 
 
 def test_too_few_images_for_a_step_are_said_before_training(data, tmp_path):
-    with pytest.raises(ValueError, match=r"8 training images .* one step takes, 12 .* lower"):
+    with pytest.raises(ValueError, match=r"8 training images .* one step takes, 12 .* Lower"):
         train(toy_config(data, tmp_path / "run", batch_size=4, accumulate=3), quiet=True)
 
 

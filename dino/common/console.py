@@ -1,0 +1,83 @@
+"""Write log lines and progress bars that do not disturb one another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TextIO, TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+SECONDS_BETWEEN_LINES = 30.0
+
+
+class Console:
+    """Writes lines and progress bars; outside a terminal a bar is a line at intervals.
+
+    Args:
+        stream: where to write; None: nowhere, as on all processes but the first.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def log(self, text: str) -> None:
+        """Write lines, above the bars of a terminal."""
+        if self._stream is not None:
+            tqdm.write(text, file=self._stream)
+            self._stream.flush()
+
+    def bar(
+        self,
+        items: Iterable[Item],
+        name: str,
+        unit: str = "",
+        total: int | None = None,
+        *,
+        initial: int = 0,
+        leave: bool = True,
+    ) -> tqdm[Item]:
+        """Return `items` with a progress bar; if they are empty, a bar to be updated.
+
+        Args:
+            name: text before the bar.
+            unit: unit of the rate; "" shows no rate.
+            total: number of items, if `items` has no length.
+            initial: items done before; they do not count for the time left.
+            leave: keep the bar when it is complete.
+        """
+        live = self._stream is not None and self._stream.isatty()
+        rate = ", {rate_noinv_fmt}" if unit else ""
+        return tqdm(
+            items,
+            desc=name,
+            total=total,
+            initial=initial,
+            unit=f" {unit}",
+            file=self._stream if live or self._stream is None else _Lines(self._stream),  # pyright: ignore
+            bar_format=f"{{desc}}: {{percentage:3.0f}}%{'|{bar}|' if live else ''} {{n_fmt}}/{{total_fmt}} "
+            f"[{{elapsed}}<{{remaining}}{rate}{{postfix}}]",
+            leave=leave,
+            position=None if live else 0,  # no cursor movements in a file
+            dynamic_ncols=live,
+            mininterval=0.1 if live else SECONDS_BETWEEN_LINES,
+            miniters=1,
+            smoothing=0,  # the mean speed includes evaluations, and so does the time left
+            delay=0 if live else 1e-9,  # the first line after an interval, not at the start
+            disable=self._stream is None,
+        )
+
+
+class _Lines:
+    """Writes each state of a bar on a line of its own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        for line in text.replace("\r", "\n").split("\n"):
+            if line.strip():
+                self._stream.write(f"{line.rstrip()}\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
