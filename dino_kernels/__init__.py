@@ -12,6 +12,7 @@ One public function per op, several backends behind it.
 from dino_kernels import nn
 from dino_kernels._version import __version__
 from dino_kernels.ops._core.dispatch import Explanation, UnsupportedError, explain
+from dino_kernels.ops._core.flops import register_formulas
 from dino_kernels.ops.fused_ms_deform_attn import fused_ms_deform_attn
 from dino_kernels.ops.hungarian_match import Match, hungarian_match
 from dino_kernels.ops.hungarian_match.pairs import matching_status, pairs_of
@@ -37,3 +38,5 @@ __all__ = [
     "nn",
     "pairs_of",
 ]
+
+register_formulas()

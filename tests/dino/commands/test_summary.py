@@ -9,8 +9,7 @@ from functools import lru_cache
 import pytest
 import torch
 
-from dino.commands.count_flops import sampling_flops, trace_forward
-from dino.commands.summary_table import PUBLISHED, summarise
+from dino.commands.summary import PUBLISHED, Counts, summarise
 from dino.model.config import PRESETS, model_config
 from dino.model.dino import DINO
 from dino_kernels.nn import MSDeformAttn
@@ -38,7 +37,7 @@ def four_scale():
 
 
 def test_parameters_are_those_of_the_paper(four_scale):
-    assert (four_scale.parameters, four_scale.trainable) == (46_893_182, 46_670_782)
+    assert (four_scale.total.parameters, four_scale.total.trainable) == (46_893_182, 46_670_782)
     assert four_scale.published.parameters == "47M"
 
 
@@ -47,8 +46,8 @@ def test_every_parameter_belongs_to_one_part(preset):
     with torch.device("meta"):
         model = DINO(PRESETS[preset])
     summary = summary_of(preset)
-    assert summary.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert summary.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert summary.total.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert summary.total.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     backbone = part(summary, "backbone")
     stages = [p for p in summary.parts if p.depth == 1 and p.name.startswith(("stem", "patches", "stage"))]
     assert sum(stage.parameters for stage in stages) == backbone.parameters
@@ -84,7 +83,7 @@ def test_operations_are_as_counted_by_hand(four_scale):
 def test_the_total_fits_the_papers_in_the_papers_convention(preset):
     published = PUBLISHED[preset]
     assert published.image_size is not None
-    gmacs = summarise(preset, published.image_size).flops / 2e9
+    gmacs = summarise(preset, published.image_size).total.flops / 2e9
     assert gmacs == pytest.approx(published.gflops, rel=0.02)
 
 
@@ -98,16 +97,20 @@ def test_shapes_are_those_of_the_stages(four_scale):
     assert part(summary_of("dino_tiny"), "level 2").output == (128, 25, 42)
 
 
-def test_counting_without_numbers_is_counting_with_numbers():
-    real = trace_forward(tiny_model(), torch.zeros(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool))
-    assert summarise(TINY, (64, 96)).flops == sum(real.flops.values()) > 0
+def test_counting_without_data_is_counting_with_data():
+    real = Counts(tiny_model(), torch.zeros(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool))
+    whole = sum(part.flops for part in real.parts() if part.depth == 0)
+    assert summarise(TINY, (64, 96)).total.flops == whole == sum(real.counts["DINO"].values()) > 0
 
 
-def test_sampling_is_counted_whichever_the_number_of_points():
-    query = torch.zeros(2, 5, 32)
-    expected = 2 * 5 * 4 * 6 * 4 * (2 * 8 + 2)
-    assert sampling_flops(MSDeformAttn(32, 3, 4, 2), query) == expected
-    assert sampling_flops(MSDeformAttn(32, 3, 4, [1, 2, 3]), query) == expected
+def test_the_reference_backend_is_counted_like_the_kernels():
+    ours = summarise(TINY, (64, 96)).total.flops
+    reference = tiny_model()
+    for module in reference.modules():
+        if isinstance(module, MSDeformAttn):
+            module.backend = "reference"
+    counts = Counts(reference, torch.zeros(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool))
+    assert sum(counts.counts["DINO"].values()) == ours
 
 
 @pytest.mark.parametrize(
@@ -126,7 +129,7 @@ def test_variants_are_summarised_whole(change):
     with torch.device("meta"):
         expected = sum(parameter.numel() for parameter in DINO(config).parameters())
     summary = summarise(config, (256, 256))
-    assert summary.parameters == expected
+    assert summary.total.parameters == expected
     assert any(p.name == "denoising" for p in summary.parts) == (config.denoising != "off")
 
 
@@ -135,10 +138,10 @@ def test_the_table_fits_its_width_and_has_both_conventions(four_scale, width):
     lines = four_scale.table(width).splitlines()
     assert max(map(len, lines)) <= width
     text = " ".join(lines)
-    assert f"the total is {four_scale.flops / 2e9:.1f}" in text and f"{four_scale.flops / 1e9:.1f}" in text
+    assert f"the total is {four_scale.total.flops / 2e9:.1f}" in text and f"{four_scale.total.flops / 1e9:.1f}" in text
     assert "47M parameters, 279 GFLOPs" in text
     (total,) = (line for line in lines if line.startswith("total"))
-    assert re.split(r"\s+", total) == ["total", "46.89M", "46.67M", f"{four_scale.flops / 1e9:.1f}"]
+    assert re.split(r"\s+", total) == ["total", "46.89M", "46.67M", f"{four_scale.total.flops / 1e9:.1f}"]
     (start,) = (i for i, line in enumerate(lines) if line.lstrip().startswith("stage 0"))
     assert "frozen" in lines[start] + lines[start + 1]
 
