@@ -1,4 +1,4 @@
-"""Several processes train what one process trains, replicated or sharded."""
+"""Several processes, replicated or sharded, take the same steps as one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.dino.training.train_toys import (
     write_rectangles,
 )
 
-# Nothing random between the data and the loss, images of one size, and a rate at which rounding does not grow.
+# No randomness between data and loss, images of one size, and a learning rate that does not amplify rounding.
 COMPARABLE = {
     "model": dataclasses.replace(TINY, denoising="off"),
     "short_sides": (64,),
@@ -68,7 +68,7 @@ def replicated(data, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def sharded(data, tmp_path_factory) -> Path:
-    """The same by two processes, of which each has half of every parameter."""
+    """The same by two processes with half of every parameter each."""
     run = tmp_path_factory.mktemp("fsdp") / "run"
     run_ranks(2, train_quietly, toy_config(data, run, strategy="fsdp2", **TWICE_TWO, **COMPARABLE))
     return run

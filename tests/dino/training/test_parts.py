@@ -1,4 +1,4 @@
-"""What surrounds the training steps: options, what a person sees, the log, the curves, the results."""
+"""The parts around the training steps: options, messages and bars, log, curves, results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.dino.training.train_toys import (
     write_rectangles,
 )
 
-# Which `dino.commands.train` cannot do without.
+# dino.commands.train needs it.
 pytest.importorskip("tyro")
 import dino.training
 import dino.training.evaluation
@@ -221,11 +221,11 @@ def test_curves_are_drawn_from_the_log(tmp_path):
     picture = np.asarray(Image.open(draw_curves(tmp_path)).convert("L"))
     assert picture.shape == without.shape and picture.shape[1] > 1000
     half = picture.shape[1] // 2
-    assert (picture[:, half:] != without[:, half:]).any(), "the evaluation is not in the picture"
+    assert (picture[:, half:] != without[:, half:]).any(), "the evaluation is not in the image"
     assert not list(tmp_path.glob(".*")), "a temporary file stays behind"
 
 
-def test_missing_extras_are_said_once_and_do_not_stop_a_run(data, tmp_path, monkeypatch, capsys):
+def test_missing_extras_are_logged_once_and_do_not_stop_a_run(data, tmp_path, monkeypatch, capsys):
     quick_runs(monkeypatch)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     train(toy_config(data, tmp_path / "run", max_steps=1, tensorboard=True))
@@ -238,7 +238,7 @@ def test_missing_extras_are_said_once_and_do_not_stop_a_run(data, tmp_path, monk
         draw_curves(tmp_path / "run")
 
 
-def test_a_run_ends_with_its_best_and_final_model_and_says_where_they_are(data, tmp_path, capsys):
+def test_a_run_ends_with_its_best_and_final_model_and_logs_their_paths(data, tmp_path, capsys):
     result = train(toy_config(data, tmp_path / "run", evaluate_every=1))
     text = capsys.readouterr().out
     for line in (
@@ -282,8 +282,8 @@ def test_the_model_with_the_highest_precision_is_kept(data, tmp_path, monkeypatc
     precisions = iter([0.3, math.nan, 0.5, 0.4])
 
     def scripted(*arguments, **options):
-        numbers: dict[str, Any] = {**dict.fromkeys(METRIC_NAMES, 0.1), "AP": next(precisions)}
-        return CocoMetrics(**numbers)
+        metrics: dict[str, Any] = {**dict.fromkeys(METRIC_NAMES, 0.1), "AP": next(precisions)}
+        return CocoMetrics(**metrics)
 
     monkeypatch.setattr(dino.training.evaluation, "evaluate", scripted)
     config = toy_config(data, tmp_path / "run", epochs=4, evaluate_every=1, keep_checkpoints=9)
@@ -335,7 +335,7 @@ def test_fine_tuning_starts_from_the_trained_weights(data, tmp_path, monkeypatch
     assert not torch.equal(first[head][blue], second[head][blue])
 
 
-def test_too_few_images_for_a_step_are_said_before_training(data, tmp_path):
+def test_too_few_images_for_a_step_are_an_error_before_training(data, tmp_path):
     with pytest.raises(ValueError, match=r"8 training images .* one step takes, 12 .* Lower"):
         train(toy_config(data, tmp_path / "run", batch_size=4, accumulate=3), quiet=True)
 

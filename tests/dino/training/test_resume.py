@@ -1,4 +1,4 @@
-"""A run that is interrupted and resumed ends where one that is not ends: bit for bit, whatever interrupts it."""
+"""An interrupted and resumed run ends with the bits of an uninterrupted one, whatever interrupts it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def killed_training(config: TrainConfig, event: int | None) -> None:
-    """Train; kill this process before the `event`-th operation on files of the run."""
+    """Train, and kill this process before the `event`-th operation on files of the run."""
     seen = 0
 
     def count(name: str, arguments: tuple) -> None:
@@ -124,7 +124,7 @@ def command_line(arguments: list[str], output: Path) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_run_with_a_checkpoint_and_the_command_to_go_on(data, tmp_path, number):
+def test_a_signal_ends_the_run_with_a_checkpoint_and_the_command_to_resume(data, tmp_path, number):
     options = (
         f"--data {data} --output {tmp_path / 'run'} --preset dino_tiny --model.hidden-dim 32 --model.num-queries 10"
     )
@@ -155,7 +155,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_the_command_to_go_on(data, 
 def wait_for(condition) -> None:
     deadline = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < deadline, "waited 120 seconds in vain"
+        assert time.monotonic() < deadline, "timed out after 120 seconds"
         time.sleep(0.01)
 
 
@@ -164,7 +164,7 @@ def test_an_interrupted_evaluation_is_repeated(data, tmp_path):
     train(config, quiet=True)
     folder = RunFolder(config.output)
     state = folder.state(config.output / "last")["run"]
-    # As a kill between the end of the epoch and the end of its evaluation leaves it.
+    # The state after a kill between the end of the epoch and the end of its evaluation.
     folder.update(4, run={**state, "evaluated_step": -1, "history": [], "best": None})
     result = train(dataclasses.replace(config, resume=True), quiet=True)
     assert [entry["step"] for entry in result.history] == [4]
@@ -253,8 +253,8 @@ def test_other_images_or_classes_are_refused(data, tmp_path):
     assert train(dataclasses.replace(config, data=moved, epochs=2, resume=True), quiet=True).step == 8
 
 
-def test_a_smaller_batch_goes_on_with_the_same_images(data, tmp_path):
-    """The way out of memory that runs out: half the batch, accumulated twice."""
+def test_a_smaller_batch_continues_with_the_same_images(data, tmp_path):
+    """As advised after running out of memory: half the batch, accumulated twice."""
     options = {"epochs": 1, "evaluate_every": 0, "short_sides": (64,)}
     train(toy_config(data, tmp_path / "whole", batch_size=4, **options), quiet=True)
     train(toy_config(data, tmp_path / "halved", batch_size=4, max_steps=1, **options), quiet=True)

@@ -1,4 +1,4 @@
-"""A data set of coloured rectangles and a model so small that a training step takes milliseconds."""
+"""A data set of coloured rectangles, and a model with training steps of milliseconds."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ TINY = model_config(
 
 
 def write_rectangles(folder: Path, *, train: int = 8, valid: int = 3, size: int = 64) -> Path:
-    """A data set with the category ids 3 and 7; every fourth image is empty."""
+    """Write a data set with the category ids 3 and 7; every fourth image has no box."""
     for split, count in (("train", train), ("valid", valid)):
-        numbers = random.Random(split)
+        rng = random.Random(split)
         (folder / split).mkdir(parents=True)
         images, annotations = [], []
         for i in range(count):
-            picture = Image.new("RGB", (size, size), "white")
+            image = Image.new("RGB", (size, size), "white")
             for _ in range(0 if i % 4 == 3 else 1 + i % 3):
-                category = numbers.choice(list(NAMES))
-                x, y, w, h = (numbers.randint(4, 24) for _ in range(4))
-                ImageDraw.Draw(picture).rectangle((x, y, x + w - 1, y + h - 1), fill=NAMES[category])
+                category = rng.choice(list(NAMES))
+                x, y, w, h = (rng.randint(4, 24) for _ in range(4))
+                ImageDraw.Draw(image).rectangle((x, y, x + w - 1, y + h - 1), fill=NAMES[category])
                 box = {"id": len(annotations) + 1, "image_id": 100 + i, "category_id": category, "bbox": [x, y, w, h]}
                 annotations.append({**box, "area": w * h, "iscrowd": 0})
-            picture.save(folder / split / f"{i}.png")
+            image.save(folder / split / f"{i}.png")
             images.append({"id": 100 + i, "file_name": f"{i}.png", "width": size, "height": size})
         categories = [{"id": i, "name": name} for i, name in NAMES.items()]
         content = {"images": images, "annotations": annotations, "categories": categories}
@@ -56,7 +56,7 @@ def write_rectangles(folder: Path, *, train: int = 8, valid: int = 3, size: int 
 
 
 def toy_config(data: Path, output: Path, **changes: Any) -> TrainConfig:
-    """A run of the toy model: four steps an epoch, no evaluation."""
+    """Return the options of a run of the toy model: four steps an epoch, no evaluation."""
     config = TrainConfig(
         data=data,
         output=output,
@@ -78,14 +78,14 @@ def toy_config(data: Path, output: Path, **changes: Any) -> TrainConfig:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a model folder."""
+    """Return the tensors of a model folder."""
     from safetensors.torch import load_file
 
     return load_file(folder / "model.safetensors")
 
 
 def assert_same_weights(first: Path, second: Path) -> None:
-    """Two model folders agree to the last bit."""
+    """Assert that two model folders are bitwise equal."""
     a, b = weights(first), weights(second)
     assert a.keys() == b.keys()
     different = [name for name in a if not torch.equal(a[name], b[name])]
@@ -93,14 +93,14 @@ def assert_same_weights(first: Path, second: Path) -> None:
 
 
 def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One thread, and no pictures, which take longer than these runs."""
+    """Use one thread and draw no curves, which would take longer than these runs."""
     # importlib finds no module whose entry is None.
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     torch.set_num_threads(1)
 
 
 def child_process(function: Any, *arguments: Any, **environment: str) -> BaseProcess:
-    """Start a process that runs `function`; it has imported everything already, so this is quick."""
+    """Start a process that runs `function`, forked from one with all imports done."""
     context = multiprocessing.get_context("forkserver")
     # torch.optim imports torch._dynamo late, in a second.
     context.set_forkserver_preload(["dino.training.train", "dino.commands.train", "torch._dynamo", "train_toys"])
@@ -119,7 +119,7 @@ def _run_child(function: Any, arguments: tuple[Any, ...], environment: dict[str,
 
 
 def run_ranks(count: int, function: Any, *arguments: Any) -> None:
-    """Run `function` in as many processes as torchrun would start, and wait for all of them."""
+    """Run `function` in `count` processes with the environment of torchrun, and wait for all of them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
