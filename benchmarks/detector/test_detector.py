@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from benchmarks.attention.workloads import SHORT
-from benchmarks.measure.playback import Playback
+from benchmarks.measure.playback import CLOCK
 from benchmarks.measure.race import race, stopwatch_for
+from benchmarks.measure.results import spread, times
 from dino.checkpoint import build_model
 from dino.model.dino import DINO
 from dino_kernels.nn import MSDeformAttn
 
-CLOCK = Playback()
 PRESET, SIZE = "dino_4scale_r50", (800, 1333)
 OP = "fused_ms_deform_attn"
 # Modules by the end of their names, each with the part of the table that its time belongs to.
@@ -130,7 +130,8 @@ def test_detector(effort, device, results, benchmark):
     assert error <= 2e-2 * expected.abs().max().item(), f"no speed for a wrong detector: its logits are off by {error}"
     timings = race(calls, stopwatch_for(device), effort.race_s, least_laps=3)
     parts = {key: profile(model, name, images, mask, device) for key, name in names.items()}
-    results.add_detector(
-        f"{PRESET}, {'x'.join(map(str, SIZE))}, batch 1", timings["reference"], timings["kernel"], parts
-    )
+    row = {"model": f"{PRESET}, {'x'.join(map(str, SIZE))}, batch 1", "parts_ms": parts}
+    row |= {name: times(timing) for name, timing in timings.items()}
+    row["speedup"] = spread(timings["kernel"].speedup_over(timings["reference"]))
+    results.document["detector"].append(row)
     CLOCK.play(benchmark, timings["kernel"].samples)

@@ -14,11 +14,11 @@ import torch
 
 from benchmarks.attention.stage import PASSES
 from benchmarks.attention.workloads import SHORT
-from benchmarks.measure.playback import Playback
+from benchmarks.measure.playback import CLOCK
 from benchmarks.measure.race import race, stopwatch_for
+from benchmarks.measure.results import spread, times
 from dino_kernels.integrations import transformers as integration
 
-CLOCK = Playback()
 MODEL = "DeformableDetr, ResNet-50, 6 + 6 layers, 300 queries"
 
 
@@ -86,5 +86,7 @@ def test_whole_model(which, models, effort, device, results, benchmark):
     calls = {name: partial(step, model.train(which != "forward"), pixels, labels) for name, model in models.items()}
     timings = race(calls, stopwatch_for(device), effort.race_s, least_laps=2)
     size = "x".join(map(str, pixels.shape[2:]))
-    results.add_whole_model(f"{MODEL}, {size}", which, timings["before"], timings["after"])
+    row = {"model": f"{MODEL}, {size}", "pass": which} | {name: times(timing) for name, timing in timings.items()}
+    row["speedup"] = spread(timings["after"].speedup_over(timings["before"]))
+    results.document["whole_model"].append(row)
     CLOCK.play(benchmark, timings["after"].samples)

@@ -1,4 +1,4 @@
-"""What the GPU suite prints last: times, accuracy, memory, what failed, and the project's targets beside them."""
+"""Make the GPU suite's summary: times, accuracy, memory, failures, and the project's targets beside them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.gpu.matching import JOBS, part_name
 from benchmarks.matching.peers import BASELINES, LISTS
 from benchmarks.matching.workloads import ASSIGNMENT, MATCHER
 from benchmarks.measure.machine import caption
-from benchmarks.measure.report import Table, as_text
+from benchmarks.measure.tables import Table, as_text
 
 Document = dict[str, Any]
 Row = dict[str, Any]
@@ -34,7 +34,7 @@ SHORT_NAMES = {
     "transformers": "hf",
     "reference": "ref",
 }
-# Who adds up the gradient of value in float32.
+# Those that add up the gradient of value in float32.
 DEFORMOPS_IN_FP32 = ("deformops-fp32acc", "deformops-cuda")
 GRAPH, KERNELS = "graph", "kernels"
 RED_PART, COUNTERS_PART = "rate of L2 additions", "Nsight Compute"
@@ -66,7 +66,7 @@ def our_fastest(rows: list[Row]) -> Row | None:
 
 
 def _verdict(name: str, at: str, target: float | None, call: float | None, graph: float | None) -> Row:
-    """One target: `at` is "least" or "most"."""
+    """Compare one target, of which `at` is "least" or "most"."""
     values = {"per call": call, "in a graph": graph}
     known = {mode: value for mode, value in values.items() if value is not None}
     if not known:
@@ -77,11 +77,11 @@ def _verdict(name: str, at: str, target: float | None, call: float | None, graph
         good = [mode for mode, value in known.items() if (value >= target if at == "least" else value <= target)]
         verdict = "met" if len(good) == len(known) else f"met {good[0]} only" if good else "NOT MET"
     rounded = {mode: None if value is None else round(value, 3) for mode, value in values.items()}
-    return {"target": name, "at": at, "wanted": target, **rounded, "verdict": verdict}
+    return {"target": name, "at": at, "required": target, **rounded, "verdict": verdict}
 
 
 def _ratio(document: Document, part: str, which: str, mode: str, against: tuple[str, ...]) -> float | None:
-    """How many times faster our fastest kernel is than the fastest of some peers, or of all."""
+    """Return how many times faster our fastest kernel is than the fastest of some peers, or of all."""
     rows = rows_of(document, part, "speed", **{"pass": which, "mode": mode})
     peers = [r for r in rows if not r["ours"] and (not against or r["implementation"] in against)]
     ours, peer = our_fastest(rows), fastest(peers)
@@ -89,14 +89,14 @@ def _ratio(document: Document, part: str, which: str, mode: str, against: tuple[
 
 
 def targets(document: Document) -> list[Row]:
-    """Every target of the project with what was measured; the ratio per call and, where there is one, in a graph."""
+    """Compare every target of the project with what was measured per call and, if measured, in a graph."""
 
-    def faster(part: str, which: str, peer: str, wanted: float | None, *against: str) -> Row:
+    def faster(part: str, which: str, peer: str, required: float | None, *against: str) -> Row:
         where = {ENCODER: "encoder B=2 bf16", ENCODER_FP32: "encoder B=2 fp32", DECODER: "decoder Q=1100 bf16"}[part]
         name = f"{where} {PASS_NAMES[which]}: x {peer}"
         # A decoder's target is for graphs only: per call, launches hide its kernel.
         call = None if part == DECODER else _ratio(document, part, which, "call", against)
-        return _verdict(name, "least", wanted, call, _ratio(document, part, which, GRAPH, against))
+        return _verdict(name, "least", required, call, _ratio(document, part, which, GRAPH, against))
 
     found = []
     for which in PASS_NAMES:
@@ -158,7 +158,7 @@ def matching_targets(document: Document) -> list[Row]:
 
 
 def matching_table(document: Document) -> Table:
-    """Milliseconds per call / in a graph by implementation."""
+    """Make the table of matching: milliseconds per call / in a graph, by implementation."""
     parts = [(step, job, part_name(step, job)) for step, job, _ in JOBS]
     measured = {row["implementation"] for *_, part in parts for row in rows_of(document, part, "matching")}
     columns = [name for name in MATCHING_ORDER if name in measured]
@@ -174,16 +174,16 @@ def target_table(document: Document) -> Table:
     def cell(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f}"
 
-    table = [["part", "wanted", "per call", "in a graph", "verdict"]]
+    table = [["part", "required", "per call", "in a graph", "verdict"]]
     for row in document["targets"]:
         sign = {"least": ">=", "most": "<="}[row["at"]]
-        wanted = "-" if row["wanted"] is None else f"{sign} {row['wanted']:g}"
-        table.append([row["target"], wanted, cell(row["per call"]), cell(row["in a graph"]), row["verdict"]])
+        required = "-" if row["required"] is None else f"{sign} {row['required']:g}"
+        table.append([row["target"], required, cell(row["per call"]), cell(row["in a graph"]), row["verdict"]])
     return table
 
 
 def speed_table(document: Document, parts: list[str]) -> Table:
-    """Milliseconds per call / in a graph by implementation, and peak MiB of forward+backward below."""
+    """Make the table of milliseconds per call / in a graph, by implementation, with peak MiB of forward+backward."""
     measured = {row["implementation"] for part in parts for row in rows_of(document, part, "speed")}
     columns = [name for name in ORDER if name in measured]
     table = [["workload", "pass", *(SHORT_NAMES.get(name, name) for name in columns)]]
@@ -235,7 +235,7 @@ def small_tables(document: Document) -> Iterator[str]:
 
 
 def tool_tables(document: Document) -> Iterator[str]:
-    """What the candidates took, what the L2 cache adds, and the counters of a few kernels."""
+    """Yield the candidates' times, the rate of additions in L2, and the counters of a few kernels."""
     for part in document["parts"]:
         rows = rows_of(document, part, "candidate")
         by_name: dict[str, list[str]] = {}
@@ -260,7 +260,7 @@ def tool_tables(document: Document) -> Iterator[str]:
 
 
 def failures(document: Document, parts: list[str]) -> list[str]:
-    """Each reason once, with whom it hit: parts that failed, had no time, steps that failed, who took no part."""
+    """List each reason once, with names: failed parts, parts without time, failed steps, and who took no part."""
     hit: list[dict[str, list[str]]] = [{}, {}, {}, {}]  # reason -> names, the worst first
 
     def add(rank: int, reason: str, name: str) -> None:
@@ -287,7 +287,7 @@ def _cut(text: str, longest: int = 240) -> str:
 
 
 def summary(document: Document, parts: list[str]) -> str:
-    """At most LONGEST characters; what does not fit is left out from the end of the least important, and said."""
+    """Make at most LONGEST characters; rows that do not fit are cut from the end and counted."""
     facts = document["machine"]
     versions = (
         f"driver {facts.get('driver')}, CUDA {facts.get('cuda')}, nvcc {facts.get('nvcc')}, triton {facts['triton']}"

@@ -23,27 +23,15 @@ from benchmarks.matching.peers import BASELINES, LISTS
 from benchmarks.matching.workloads import ASSIGNMENT, COST, MATCHER
 from benchmarks.measure.machine import ROOT, caption
 from benchmarks.measure.results import FILE_NAME, RESULTS, published
+from benchmarks.measure.tables import Table, as_markdown, as_text, milliseconds, ratio
 from benchmarks.sass import counts
 
 Document = dict[str, Any]
-Table = list[list[str]]  # the first row is the header
 MARKER = re.compile(r"(<!-- results:(\w+)(?: ([\w.-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
-WORDS = ("workload", "kernel", "per", "op", "by", "model", "pass", "part")  # columns aligned to the left
 FORWARD, BOTH = "forward", "forward+backward"
 MATCHING_JOBS = {COST: "cost", ASSIGNMENT: "assignment", MATCHER: "matcher"}
 # Of published results that are older than the table.
 NOT_MEASURED = "Not measured yet: these results are older than this table."
-
-
-def milliseconds(row: dict[str, Any]) -> str:
-    return f"{row['median_ms']:.3g}" if row["median_ms"] < 100 else f"{row['median_ms']:.0f}"
-
-
-def ratio(spread: dict[str, Any] | None) -> str:
-    if spread is None:
-        return "-"
-    digits = 2 if spread["median"] < 0.1 else 1 if spread["median"] < 100 else 0
-    return f"{spread['median']:.{digits}f}x"
 
 
 def lines_of(document: Document, op: str | None = None) -> Iterator[tuple[str, str, str, str, dict[str, Any]]]:
@@ -190,24 +178,6 @@ TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
     "ablation": (ablation.FILE_NAME, ablation.table),
     "counts": (counts.STORED.name, counts.table),
 }
-
-
-def as_text(table: Table) -> str:
-    """Columns aligned, words to the left and numbers to the right; the first column is not repeated."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines, previous = [], None
-    for row in table:
-        shown = ["" if row[0] == previous else row[0], *row[1:]]
-        previous = row[0]
-        columns = zip(table[0], shown, widths, strict=True)
-        lines.append("  ".join(c.ljust(w) if name in WORDS else c.rjust(w) for name, c, w in columns).rstrip())
-    return "\n".join(lines)
-
-
-def as_markdown(table: Table) -> str:
-    header, *rows = table
-    rule = ["---" if name in WORDS else "---:" for name in header]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
 
 
 def summary(document: Document) -> str:
