@@ -1,4 +1,4 @@
-"""Finding and running NVIDIA's command-line tools, each with a limit of time that ends all it started."""
+"""Find and run NVIDIA's command-line tools, each with a limit of time that also ends its children."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOLDERS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/nvi
 
 
 def find(tool: str) -> str | None:
-    """The path of `nvcc`, `ncu`, `compute-sanitizer` or the like; None where it is not installed."""
+    """Return the path of `nvcc`, `ncu`, `compute-sanitizer` or the like; None if it is not installed."""
     home = [f"{os.environ['CUDA_HOME']}/bin"] if "CUDA_HOME" in os.environ else []
     for folder in [*home, *FOLDERS]:
         for path in sorted(glob(f"{folder}/{tool}"), reverse=True):
@@ -31,7 +31,7 @@ def run(command: Sequence[str], seconds: float, environment: Mapping[str, str] |
     """Run a command in the repository's root and return what it printed to standard output.
 
     Raises:
-        RuntimeError: it failed, with the end of its output, or took longer than `seconds`.
+        RuntimeError: it failed or took longer than `seconds`.
     """
     name = Path(command[0]).name
     process = subprocess.Popen(
@@ -52,6 +52,6 @@ def run(command: Sequence[str], seconds: float, environment: Mapping[str, str] |
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     if process.returncode != 0:
-        said = "\n".join(filter(None, [output.strip(), errors.strip()]))
-        raise RuntimeError(f"{name} ended with exit code {process.returncode}: {said[-LONGEST_TAIL:]}")
+        printed = "\n".join(filter(None, [output.strip(), errors.strip()]))
+        raise RuntimeError(f"{name} ended with exit code {process.returncode}: {printed[-LONGEST_TAIL:]}")
     return output

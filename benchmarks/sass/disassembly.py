@@ -1,4 +1,4 @@
-"""Finds NVIDIA's disassembler, and reads the kernels of a library or an object file."""
+"""Find NVIDIA's disassembler, and read the kernels of a library or an object file."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ CACHE = ROOT / "build" / "sass"
 
 
 class MissingTool(RuntimeError):
-    """cuobjdump or nvdisasm is not there."""
+    """cuobjdump or nvdisasm is not installed."""
 
 
 def find_tool(name: str) -> Path:
-    """The path of one of NVIDIA's programs.
+    """Return the path of one of NVIDIA's programs.
 
     Raises:
-        MissingTool: it is in none of the folders, which the message lists.
+        MissingTool: it is in none of the usual folders.
     """
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     paths = [Path(home) / "bin" / name for home in homes if home]
@@ -75,7 +75,7 @@ def _run(command: list[str | Path], folder: Path | None = None) -> str:
 
 
 def cubins(library: Path, arch: int) -> list[Path]:
-    """The ELF files for one architecture inside a library or object; a .cubin is one itself. Kept in build/sass."""
+    """Extract the ELF files for one architecture from a library, object or .cubin; keep them in build/sass."""
     data = library.read_bytes()
     folder = CACHE / f"{hashlib.sha256(data).hexdigest()[:16]}-{arch}"
     if not (folder / "done").exists():
@@ -90,7 +90,7 @@ def cubins(library: Path, arch: int) -> list[Path]:
                     path.unlink()
         if not any(folder.iterdir()):
             shutil.rmtree(folder)
-            raise RuntimeError(f"{library} has no machine code for sm_{arch}; build it with TORCH_CUDA_ARCH_LIST")
+            raise RuntimeError(f"{library} has no machine code for sm_{arch}. Build it with TORCH_CUDA_ARCH_LIST")
         (folder / "done").touch()
     return sorted(folder.glob("*.cubin"))
 
@@ -116,7 +116,7 @@ def sections(cubin: bytes) -> list[Section]:
 
 
 def attributes(data: bytes) -> dict[int, bytes]:
-    """The last of each attribute of a .nv.info section, by number."""
+    """Return the last of each attribute of a .nv.info section, by number."""
     found, at = {}, 0
     while at < len(data):
         form, number = data[at], data[at + 1]
@@ -134,13 +134,13 @@ PARAMETERS, MAX_THREADS = 0x0A, 0x05  # EIATTR_PARAM_CBANK, EIATTR_MAX_THREADS
 
 
 def kernel_names(cubin: Path) -> list[str]:
-    """Mangled names of the kernels in a cubin, without disassembling it."""
+    """Return the mangled names of the kernels in a cubin, without disassembling it."""
     prefix = ".text."
     return [s.name[len(prefix) :] for s in sections(cubin.read_bytes()) if s.name.startswith(prefix)]
 
 
 def compiler(library: Path, arch: int) -> str:
-    """The version of ptxas that made the code, as in "V13.0.88"."""
+    """Return the version of ptxas that made the code, as in "V13.0.88"."""
     for cubin in cubins(library, arch):
         for section in sections(cubin.read_bytes()):
             if section.name == ".note.nv.tkinfo" and (found := re.search(rb"V(\d+\.\d+\.\d+)", section.data)):
@@ -149,7 +149,7 @@ def compiler(library: Path, arch: int) -> str:
 
 
 def disassemble(cubin: Path) -> list[dict[str, object]]:
-    """nvdisasm's functions, kept beside the cubin."""
+    """Return nvdisasm's functions, kept beside the cubin."""
     kept = cubin.with_suffix(".json")
     if not kept.exists():
         with tempfile.NamedTemporaryFile("w", dir=cubin.parent, delete=False) as file:
@@ -159,17 +159,12 @@ def disassemble(cubin: Path) -> list[dict[str, object]]:
 
 
 def read_kernels(cubin: Path, arch: int, pattern: str = "") -> list[Kernel]:
-    """The kernels whose mangled name has a match of `pattern`."""
+    """Return the kernels whose mangled name contains a match of `pattern`."""
     functions = disassemble(cubin)
     raw = sections(cubin.read_bytes())
     by_name = {section.name: section for section in raw}
-    usage = {
-        found[1]: found
-        for found in re.finditer(
-            r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) ",
-            _usage(cubin),
-        )
-    }
+    pattern_of_usage = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) "
+    usage = {found[1]: found for found in re.finditer(pattern_of_usage, _usage(cubin))}
     kernels, at = [], 0
     while at < len(functions):
         name = str(functions[at]["function-name"])
@@ -212,7 +207,7 @@ def _usage(cubin: Path) -> str:
 
 
 def decode(functions: list[dict[str, object]]) -> list[Instruction]:
-    """The instructions of a kernel and its subroutines, by address; what lies between them is never reached."""
+    """Return the instructions of a kernel and its subroutines, by address; gaps between them become traps."""
     starts = {str(function["function-name"]): int(str(function["start"])) for function in functions}
     instructions: list[Instruction] = []
     for function in functions:
@@ -235,7 +230,7 @@ def decode(functions: list[dict[str, object]]) -> list[Instruction]:
 
 
 def demangle(names: list[str]) -> dict[str, str]:
-    """Readable names; where there is no c++filt, the mangled ones."""
+    """Return readable names, or without c++filt the mangled ones."""
     tool = shutil.which("c++filt") or shutil.which("cu++filt")
     if tool is None or not names:
         return {name: name for name in names}
@@ -244,7 +239,7 @@ def demangle(names: list[str]) -> dict[str, str]:
 
 
 def kernels_of_cubin(cubin: bytes, arch: int) -> list[Kernel]:
-    """The kernels of a cubin in memory, such as `triton.compile(...).asm["cubin"]`."""
+    """Return the kernels of a cubin in memory, such as `triton.compile(...).asm["cubin"]`."""
     folder = CACHE / f"{hashlib.sha256(cubin).hexdigest()[:16]}-{arch}"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "kernel.cubin"
