@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import product
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from dino_kernels.testing import (
     CASES,
     DTYPES,
     MATCHING_CASES,
+    Case,
     Result,
     assert_cost_accurate,
     assert_result_accurate,
@@ -64,27 +66,37 @@ def attention(
     modes: Sequence[bool] = (False, True),
 ) -> int:
     """Check deformable attention, in each of `modes` deterministic or not; return the number of calls."""
-    kernel = implementations()[backend]
-    runs = 0
-    for op in OPS:
-        for case in (case for case in CASES if case.name in names):
-            for name in dtypes:
-                inputs, on_cpu = (sample_inputs(op, case, DTYPES[name], where) for where in (device, "cpu"))
-                reason = kernel.unsupported(op, inputs)
-                if reason is not None:
-                    raise Refused(f"{op} {case.id} {name}: {reason}")
-                for deterministic in modes:
-                    torch.use_deterministic_algorithms(deterministic)
-                    try:
-                        result = gate.forward_backward(kernel, op, inputs)
-                    finally:
-                        torch.use_deterministic_algorithms(False)
-                    # Compared on the CPU, because the sanitizer slows down PyTorch's kernels too.
-                    grads = {key: grad.cpu() for key, grad in result.grads.items()}
-                    label = f"{backend} in {name}{', deterministic' if deterministic else ''}"
-                    assert_result_accurate(op, on_cpu, Result(result.output.cpu(), grads), label)
-                    runs += 1
-    return runs
+    cases = [case for case in CASES if case.name in names]
+    calls = list(product(OPS, cases, dtypes, modes))
+    for op, case, dtype, deterministic in calls:
+        # Compared on the CPU, because the sanitizer slows down PyTorch's kernels too.
+        check_attention(op, case, dtype, backend, device, "cpu", deterministic)
+    return len(calls)
+
+
+def check_attention(
+    op: str,
+    case: Case,
+    dtype: str,
+    backend: str,
+    device: str,
+    compare_on: str,
+    deterministic: bool = False,
+    runs: int = 1,
+) -> None:
+    """Check forward and backward by the tolerance rule, and that all runs have the same bits."""
+    inputs, same_inputs = (sample_inputs(op, case, DTYPES[dtype], where) for where in (device, compare_on))
+    require(getattr(dino_kernels, op), backend, f"{case.id} {dtype}", **inputs)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        result, *others = (gate.forward_backward(implementations()[backend], op, inputs) for _ in range(runs))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for other in others:
+        assert_same_bits(list(result.named().values()), list(other.named().values()), list(result.named()))
+    grads = {key: grad.to(compare_on) for key, grad in result.grads.items()}
+    label = f"{backend} in {dtype}{', deterministic' if deterministic else ''}"
+    assert_result_accurate(op, same_inputs, Result(result.output.to(compare_on), grads), label)
 
 
 def matching(backend: str, device: str, dtypes: Sequence[str] = tuple(DTYPES)) -> int:
@@ -115,19 +127,14 @@ def assignment(backend: str, device: str) -> int:
     for case in ASSIGNMENT_CASES:
         for dtype in (torch.float32, torch.float64):
             cost = assignment_costs(case.small(), dtype)
-            for options in assignment_options():
+            for ties, maximize in product(("lowest", "scipy"), (False, True)):
+                options: dict[str, Any] = {"ties": ties, "maximize": maximize}
                 require(linear_sum_assignment, backend, case.id, cost=cost.to(device), **options)
                 found = linear_sum_assignment(cost.to(device), full_output=True, backend=backend, **options)
                 expected = linear_sum_assignment(cost, full_output=True, backend="reference", **options)
                 assert_same_assignment(found, expected, f"linear_sum_assignment by {backend}, {case.id}, {options}")
                 runs += 1
     return runs
-
-
-def assignment_options() -> Iterator[dict[str, Any]]:
-    for ties in ("lowest", "scipy"):
-        for maximize in (False, True):
-            yield {"ties": ties, "maximize": maximize}
 
 
 def require(function: Any, backend: str, call: str, **arguments: Any) -> None:

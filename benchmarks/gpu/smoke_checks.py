@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -24,17 +25,14 @@ from benchmarks.measure.race import Call
 from dino_kernels import hungarian_match, linear_sum_assignment, matching_cost
 from dino_kernels.testing import (
     CASES,
-    DTYPES,
     MATCHING_CASES,
     Case,
-    assert_result_accurate,
-    assert_same_bits,
     assignment_costs,
     matching_inputs,
     sample_inputs,
 )
 
-# Tiles, rows, the common layouts of samples, channels that have no kernel of their own, borders.
+# Tiles, rows, the common layouts of samples, channels without a specialised kernel, borders.
 NAMES = ("encoder_masked", "decoder", "rtdetr", "levels_5", "channels_36", "hostile")
 FEW_NAMES = ("encoder_masked", "decoder")
 # Large on an H100 as it is: more than 1024 threads for each of 132 multiprocessors, also in 16 bit.
@@ -69,17 +67,22 @@ def checks(device: str) -> list[Part]:
     parts += [on_gpu_only("Triton attention bf16", triton_attention, 90.0, {"device": device})]
     parts += [on_gpu_only("Triton matching", triton_matching, 90.0, {"device": device})]
     parts += [Part("libraries", libraries, where)]
+    large = NATURALLY_LARGE if on_gpu else _named("encoder_masked")
+    tiles = [_named(name) for name in ("encoder", *sanitize.TILES)]
+
+    def attention_part(name: str, dtype: str, cases: Sequence[Case], **others: Any) -> Part:
+        return Part(f"{name} {dtype}", attention, {**where, "dtype": dtype, "cases": cases, **others})
+
     for dtype in ("fp32", "bf16"):
         for size, count in (("large", LARGE), ("small", SMALL)):
-            arguments = {**where, "dtype": dtype, "multiprocessors": count, "names": NAMES}
-            parts.append(Part(f"attention {size} {dtype}", attention, arguments))
-        if dtype == "bf16" and on_gpu:
-            parts += [
-                Part(f"attention {candidate.id} bf16", attention_of, {**where, "candidate": candidate})
-                for candidate in candidates()
-            ]
-        parts.append(Part(f"attention as it comes {dtype}", attention_as_it_comes, {**where, "dtype": dtype}))
-        parts.append(Part(f"deterministic {dtype}", deterministic, {**where, "dtype": dtype}))
+            cases = [_named(name) for name in NAMES]
+            parts.append(attention_part(f"attention {size}", dtype, cases, multiprocessors=count))
+        for candidate in candidates() if dtype == "bf16" and on_gpu else ():
+            options = {"multiprocessors": LARGE, "candidate": candidate}
+            parts.append(attention_part(f"attention {candidate.id}", dtype, tiles, **options))
+        parts.append(attention_part("attention as it comes", dtype, [large]))
+        few = [_named(name) for name in FEW_NAMES]
+        parts.append(attention_part("deterministic", dtype, few, deterministic=True))
     parts += [
         Part("matching_cost and hungarian_match", matching, where),
         Part("linear_sum_assignment", assignment, where),
@@ -113,64 +116,33 @@ def _accepted(function: Any, backend: str, arguments: dict[str, Any]) -> str:
 
 
 def attention(
-    reporter: Reporter, backend: str, device: str, dtype: str, multiprocessors: int, names: Sequence[str]
+    reporter: Reporter,
+    backend: str,
+    device: str,
+    dtype: str,
+    cases: Sequence[Case],
+    multiprocessors: int | None = None,
+    candidate: Candidate | None = None,
+    deterministic: bool = False,
+    ops: Sequence[str] = OPS,
 ) -> None:
-    """Check forward and backward by the tolerance rule, with the kernels of a GPU of this size."""
+    """Check forward and backward by the tolerance rule, and if deterministic that two runs have the same bits.
+
+    Args:
+        multiprocessors: use the kernels of a GPU of this size; None: those of this GPU.
+        candidate: use this kernel.
+    """
 
     def check(op: str, case: Case) -> str:
-        with sanitize.sized(backend, multiprocessors):
-            return _accurate(op, case, dtype, backend, device)
+        size = nullcontext() if multiprocessors is None else sanitize.sized(backend, multiprocessors)
+        with size, nullcontext() if candidate is None else chosen(candidate):
+            runs = 2 if deterministic else 1
+            sanitize.check_attention(op, case, dtype, backend, device, device, deterministic, runs)
+        return "accurate"
 
-    for name in names:
-        for op in OPS:
-            reporter.attempt(f"{op} {name}", partial(check, op, _named(name)))
-
-
-def attention_of(reporter: Reporter, backend: str, device: str, candidate: Candidate) -> None:
-    """Check large calls by one of the candidates."""
-
-    def check(op: str, case: Case) -> str:
-        with sanitize.sized(backend, LARGE), chosen(candidate):
-            return _accurate(op, case, "bf16", backend, device)
-
-    for case in ("encoder", *sanitize.TILES):
-        for op in OPS:
-            reporter.attempt(f"{op} {case}", partial(check, op, _named(case)))
-
-
-def attention_as_it_comes(reporter: Reporter, backend: str, device: str, dtype: str) -> None:
-    """Check the kernels that this GPU gets, for a call that is large on an H100."""
-    case = NATURALLY_LARGE if device == "cuda" else _named("encoder_masked")
-    for op in OPS:
-        reporter.attempt(f"{op} {case.name}", partial(_accurate, op, case, dtype, backend, device))
-
-
-def _accurate(op: str, case: Case, dtype: str, backend: str, device: str) -> str:
-    inputs = sample_inputs(op, case, DTYPES[dtype], device)
-    sanitize.require(getattr(dino_kernels, op), backend, case.id, **inputs)
-    result = gate.forward_backward(implementations()[backend], op, inputs)
-    assert_result_accurate(op, inputs, result, f"{backend} in {dtype}")
-    return "accurate"
-
-
-def deterministic(reporter: Reporter, backend: str, device: str, dtype: str) -> None:
-    """Check that deterministic results are within the tolerance, and that two have the same bits."""
-
-    def check(op: str, case: Case) -> str:
-        inputs = sample_inputs(op, case, DTYPES[dtype], device)
-        torch.use_deterministic_algorithms(True)
-        try:
-            first, second = (gate.forward_backward(implementations()[backend], op, inputs) for _ in range(2))
-        finally:
-            torch.use_deterministic_algorithms(False)
-        named = first.named()
-        assert_same_bits(list(named.values()), list(second.named().values()), list(named))
-        assert_result_accurate(op, inputs, first, f"{backend} in {dtype}, deterministic")
-        return "repeatable and accurate"
-
-    for name in FEW_NAMES:
-        for op in OPS:
-            reporter.attempt(f"{op} {name}", partial(check, op, _named(name)))
+    for case in cases:
+        for op in ops:
+            reporter.attempt(f"{op} {case.name}", partial(check, op, case))
 
 
 def matching(reporter: Reporter, backend: str, device: str) -> None:
@@ -207,7 +179,7 @@ def graph(reporter: Reporter, backend: str, device: str) -> None:
 def triton_attention(reporter: Reporter, device: str) -> None:
     """Check one kind of call by the Triton kernels, forward and backward."""
     os.environ["DINO_KERNELS_TRITON_TUNE"] = "0"  # compiling one configuration takes half the time
-    reporter.attempt("fused encoder", partial(_accurate, OPS[1], _named("encoder_masked"), "bf16", "triton", device))
+    attention(reporter, "triton", device, "bf16", [_named("encoder_masked")], ops=OPS[1:])
 
 
 def triton_matching(reporter: Reporter, device: str) -> None:

@@ -26,7 +26,7 @@ def test_imports_follow_the_table_and_form_no_circle():
     for name in files:
         tree = ast.parse((ROOT / f"benchmarks/{name}.py").read_text())
         nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-        imported = {n.module for n in nodes} | {f"{n.module}.{alias.name}" for n in nodes for alias in n.names}
+        imported = {str(n.module) for n in nodes} | {f"{n.module}.{alias.name}" for n in nodes for alias in n.names}
         graph[name] = files & {module.removeprefix("benchmarks.").replace(".", "/") for module in imported}
         allowed = {folder_of[name], *FOLDERS[folder_of[name]].split()}
         assert {folder_of[other] for other in graph[name]} <= allowed, f"{name} may use {allowed}, uses {graph[name]}"
