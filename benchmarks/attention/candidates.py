@@ -1,4 +1,4 @@
-"""What a CUDA call can be made to use: one of several kernels, or the kernels of another size of GPU.
+"""Choose what CUDA calls use: one of several kernels, or the kernels of another size of GPU.
 
 Until a GPU has decided, two kernels may stand side by side for one direction.
 """

@@ -1,4 +1,4 @@
-"""One workload and op of deformable attention, checked and timed."""
+"""Check and time one workload and op of deformable attention."""
 
 from __future__ import annotations
 

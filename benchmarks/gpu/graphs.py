@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.measure.race import Call
 from dino_kernels.testing import Case, Result
 
-# A decoder's call is short, and a graph of several shows what is left of it behind others. Their L2 is warm.
+# A decoder's call is short, and a graph of several shows its time after other calls, with a warm L2.
 CALLS_PER_GRAPH = 10
 # Of the largest entry. Sums of 16-bit atomics differ by several per cent from one call to the next.
 REPLAY_TOLERANCE = 0.25

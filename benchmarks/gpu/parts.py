@@ -100,7 +100,7 @@ def accuracy(reporter: Reporter, case: Case, dtype: str, device: str) -> None:
     for op in OPS:
         stage = AttentionStage(op, case, device, implementations())
         drawn = stage.inputs(dtype)
-        # The same numbers for everyone, where other parts draw anew for each dtype.
+        # The same numbers for everyone; other parts draw new ones for each dtype.
         stage.inputs = functools.cache(lambda other, drawn=drawn: _cast(drawn, DTYPES[other]))
         exact = coarsest(stage, _contestant("reference", "fp64"))
         for contestant in present(reporter, stage, [_contestant("reference", dtype), *line_up(dtype)[1:]]):

@@ -1,4 +1,4 @@
-"""The command line that the GPU suite and the smoke run share."""
+"""Define the command line that the GPU suite and the smoke run share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checks of the smoke run; each public function is one, run by `isolated` in its own process."""
+"""Define the checks of the smoke run, each run by `isolated` in its own process."""
 
 from __future__ import annotations
 

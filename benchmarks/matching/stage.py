@@ -1,4 +1,4 @@
-"""One job of matching, checked and timed."""
+"""Check and time one job of matching."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def test_matching_growth(series, x, step, matching_contestants, results, matchin
         stage = MatchingStage(op, inputs, effort.slowest_s, effort.most_pairs)
         everyone = matching_contestants(op)
         ours = [c for c in everyone if c.ours and not c.implementation.endswith(LISTS)]
-        # The reference stands in where there is no kernel.
+        # Without a kernel, the reference.
         ours = [c for c in ours if c.implementation != "reference"] or ours
         outcome = measure(stage, [stage.baseline(ours[0]), *ours], effort.growth_s, effort.laps)
         assert not outcome.errors, "\n".join(outcome.errors.values())

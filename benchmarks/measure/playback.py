@@ -1,4 +1,4 @@
-"""Durations that a race measured, handed to pytest-benchmark.
+"""Replay the durations of a race for pytest-benchmark.
 
 pytest-benchmark times one function after another; a race times them by turns. So the race measures, and
 pytest-benchmark gets this clock as its timer, for its tables, its files and `--benchmark-compare`.

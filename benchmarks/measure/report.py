@@ -181,7 +181,7 @@ def summary(document: Document) -> str:
         if len(table) > 1:
             parts.append(f"{op}; x ref: times faster than {BASELINES[op]}, as DINO does it\n{as_text(table)}")
     if any("inaccurate" in row for row in document["speed"] + document["matching"]):
-        parts.append("(!) misses the tolerance that this package's kernels must keep; the JSON says by how much.")
+        parts.append("(!) misses the tolerance that this package's kernels must keep; the JSON has the errors.")
     reasons: dict[str, list[str]] = {}
     for contestant, reason in document["not_run"].items():
         reasons.setdefault(reason, []).append(contestant)

@@ -1,4 +1,4 @@
-"""The results of one run, as one JSON document; README.md explains its fields."""
+"""Collect the results of one run in one JSON document; README.md explains its fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules of every race: who can take part, whose result is right, and what is timed."""
+"""Define every race: who can take part, whose result is right, and what is timed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables as text and as Markdown, and the cells in them."""
+"""Format tables as text and as Markdown, and the cells in them."""
 
 from __future__ import annotations
 

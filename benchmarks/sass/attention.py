@@ -29,7 +29,7 @@ class Family:
     """What the machine code of a kernel does not show: change it with cuda_launch.cuh.
 
     `pattern` matches the demangled name; of its groups, T is required, `lanes` are those whose product is the lanes
-    of an item, `fused` and `tiles` are "true" or "false", and `K`, where there is one, is the number of samples that
+    of an item, `fused` and `tiles` are "true" or "false", and `K`, if present, is the number of samples that
     the kernel is compiled for.
     """
 
@@ -143,7 +143,7 @@ class Inputs:
 
 
 def rays(case: Case) -> np.ndarray:
-    """[M, L * P, 2] initial offsets in pixels, as the original module has them."""
+    """Return the original module's initial offsets in pixels, [M, L * P, 2]."""
     angle = np.arange(case.heads) * (2 * math.pi / case.heads)
     ray = np.stack([np.cos(angle), np.sin(angle)], -1)
     ray /= np.abs(ray).max(-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""A kernel with its parameters and memory, ready to run block by block."""
+"""Run a kernel, with its parameters and memory, block by block."""
 
 from __future__ import annotations
 
