@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from glob import glob
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.measure.machine import ROOT
@@ -18,17 +19,29 @@ FOLDERS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/nvi
 
 
 def find(tool: str) -> str | None:
-    """Return the path of `nvcc`, `ncu`, `compute-sanitizer` or the like; None if it is not installed."""
-    home = [f"{os.environ['CUDA_HOME']}/bin"] if "CUDA_HOME" in os.environ else []
-    for folder in [*home, *FOLDERS]:
+    """Return the path of `nvcc`, `ncu`, `cuobjdump` or the like; None if it is not installed."""
+    homes = [f"{os.environ[name]}/bin" for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    for folder in [*homes, *FOLDERS]:
         for path in sorted(glob(f"{folder}/{tool}"), reverse=True):
-            if os.access(path, os.X_OK) and Path(path).is_file():
+            if _runs(path):
                 return path
-    return shutil.which(tool)
+    if on_path := shutil.which(tool):
+        return on_path
+    nvcc, triton = shutil.which("nvcc"), find_spec("triton")
+    beside = [Path(nvcc).resolve().parent] if nvcc else []
+    bundled = triton.submodule_search_locations or () if triton else ()
+    paths = [str(folder / tool) for folder in [*beside, *(Path(root) / "backends/nvidia/bin" for root in bundled)]]
+    return next(filter(_runs, paths), None)
 
 
-def run(command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None) -> str:
-    """Run a command in the repository's root and return what it printed to standard output.
+def _runs(path: str) -> bool:
+    return os.access(path, os.X_OK) and Path(path).is_file()
+
+
+def run(
+    command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None, folder: Path = ROOT
+) -> str:
+    """Run a command in a folder and return what it printed to standard output.
 
     Raises:
         RuntimeError: it failed or took longer than `seconds`.
@@ -36,7 +49,7 @@ def run(command: Sequence[str], seconds: float, environment: Mapping[str, str] |
     name = Path(command[0]).name
     process = subprocess.Popen(
         command,
-        cwd=ROOT,
+        cwd=folder,
         env={**os.environ, **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.sass.disassembly import ROOT, Kernel
+from benchmarks.measure.machine import ROOT
+from benchmarks.sass.disassembly import Kernel
 from benchmarks.sass.halves import from_bfloat16, from_half, to_bfloat16, to_half
 from benchmarks.sass.launch import GLOBAL, Launch, constant_bank
 from benchmarks.sass.memory import Memory

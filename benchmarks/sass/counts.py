@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure.machine import ROOT
 from benchmarks.sass import attention, checks, matching
 from benchmarks.sass.disassembly import Kernel, MissingTool, compiler, cubins, demangle, kernel_names, read_kernels
 from benchmarks.sass.kinds import by_kind
 from benchmarks.sass.memory import Ledger
 from benchmarks.sass.occupancy import LIMITS, blocks_per_multiprocessor
 
-ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "dino_kernels" / "_cuda.so"
 STORED = ROOT / "benchmarks" / "results" / "counts.json"
 FINDINGS = {
@@ -242,14 +242,8 @@ def main() -> int:
 
 def describe(counted: Counted, kernel: Kernel, arch: int, clock: float, multiprocessors: int) -> list[str]:
     """Make the lines printed for one kernel."""
-    lines = [f"{counted.label}: {counted.name}"]
-    lines.append(
-        "  "
-        + ", ".join(
-            f"{title} {cell}"
-            for title, cell in list(zip(HEADER, row(counted, arch, clock, multiprocessors), strict=True))[1:8]
-        )
-    )
+    cells = list(zip(HEADER, row(counted, arch, clock, multiprocessors), strict=True))[1:8]
+    lines = [f"{counted.label}: {counted.name}", "  " + ", ".join(f"{title} {cell}" for title, cell in cells)]
     issue, shared = counted.floor_us(clock, multiprocessors), counted.shared_us(clock, multiprocessors)
     lines.append(
         f"  per {counted.per}: {counted.instructions:.0f} instructions, floor {issue:.1f} us "

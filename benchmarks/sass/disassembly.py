@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-import os
 import re
 import shutil
 import struct
@@ -14,37 +12,28 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.measure import tools
+from benchmarks.measure.machine import ROOT
 from benchmarks.sass.instructions import ADDRESS_BYTES, Instruction, split_operands
 
-ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "sass"
+TOOL_S = 600.0
 
 
 class MissingTool(RuntimeError):
     """cuobjdump or nvdisasm is not installed."""
 
 
-def find_tool(name: str) -> Path:
+def find_tool(name: str) -> str:
     """Return the path of one of NVIDIA's programs.
 
     Raises:
         MissingTool: it is in none of the usual folders.
     """
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    paths = [Path(home) / "bin" / name for home in homes if home]
-    for found in (shutil.which(name), shutil.which("nvcc")):
-        if found:
-            paths.append(Path(found).resolve().parent / name)
-    triton = importlib.util.find_spec("triton")
-    if triton is not None and triton.submodule_search_locations:
-        paths += [Path(folder) / "backends/nvidia/bin" / name for folder in triton.submodule_search_locations]
-    for path in paths:
-        if os.access(path, os.X_OK):
-            return path
-    raise MissingTool(
-        f"{name} was not found in {', '.join(dict.fromkeys(str(path.parent) for path in paths))}. "
-        "It comes with the CUDA toolkit and with Triton: set CUDA_HOME, or pip install triton."
-    )
+    path = tools.find(name)
+    if path is None:
+        raise MissingTool(f"{name} was not found. Install Triton, or the CUDA toolkit and set CUDA_HOME.")
+    return path
 
 
 @dataclass(eq=False)
@@ -67,13 +56,6 @@ class Kernel:
         return sum(ins.base in ("STL", "LDL") for ins in self.instructions)
 
 
-def _run(command: list[str | Path], folder: Path | None = None) -> str:
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=folder, check=False)
-    if result.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))}: {(result.stderr or result.stdout).strip()[:500]}")
-    return result.stdout
-
-
 def cubins(library: Path, arch: int) -> list[Path]:
     """Extract the ELF files for one architecture from a library, object or .cubin; keep them in build/sass."""
     data = library.read_bytes()
@@ -84,7 +66,7 @@ def cubins(library: Path, arch: int) -> list[Path]:
         if data[:4] == b"\x7fELF" and struct.unpack_from("<H", data, 18)[0] == 190:  # EM_CUDA
             (folder / f"{library.stem}.cubin").write_bytes(data)
         else:
-            _run([find_tool("cuobjdump"), "-xelf", "all", library.resolve()], folder)
+            tools.run([find_tool("cuobjdump"), "-xelf", "all", str(library.resolve())], TOOL_S, folder=folder)
             for path in folder.iterdir():
                 if f"sm_{arch}." not in path.name.replace(f"sm_{arch}a", f"sm_{arch}"):
                     path.unlink()
@@ -153,7 +135,7 @@ def disassemble(cubin: Path) -> list[dict[str, object]]:
     kept = cubin.with_suffix(".json")
     if not kept.exists():
         with tempfile.NamedTemporaryFile("w", dir=cubin.parent, delete=False) as file:
-            file.write(_run([find_tool("nvdisasm"), "-c", "-json", cubin]))
+            file.write(tools.run([find_tool("nvdisasm"), "-c", "-json", str(cubin)], TOOL_S))
         Path(file.name).replace(kept)
     return json.loads(kept.read_text())[1]
 
@@ -202,7 +184,7 @@ def read_kernels(cubin: Path, arch: int, pattern: str = "") -> list[Kernel]:
 def _usage(cubin: Path) -> str:
     kept = cubin.with_suffix(".usage")
     if not kept.exists():
-        kept.write_text(_run([find_tool("cuobjdump"), "-res-usage", cubin]))
+        kept.write_text(tools.run([find_tool("cuobjdump"), "-res-usage", str(cubin)], TOOL_S))
     return kept.read_text()
 
 

@@ -194,43 +194,26 @@ def integer64(text: str, ins: Instruction, pair: bool = True) -> Source:
     return (lambda w: ~load(w)) if complement else load
 
 
-def _float_number(text: str) -> float | None:
-    text = text.strip()
-    if not NUMBER.fullmatch(text):
-        return None
-    if "NAN" in text:
-        return float("nan")
-    if "0x" in text:
-        return float(int(text, 16))
-    return float(text)
-
-
 def float32(text: str, ins: Instruction) -> Source:
-    number = _float_number(text)
-    if number is not None:
-        constant = np.float32(number)
-        return lambda w: constant
-    negative, _, absolute, rest = sign_of(text)
-    raw = _raw(rest, ins)
-    if not (negative or absolute):
-        return lambda w: raw(w).view(np.float32)
-    if absolute:
-        clear, flip = np.uint32(0x7FFFFFFF), np.uint32(0x80000000 if negative else 0)
-        return lambda w: ((raw(w) & clear) ^ flip).view(np.float32)
-    flip = np.uint32(0x80000000)
-    return lambda w: (raw(w) ^ flip).view(np.float32)
+    return _float(text, ins, _raw, np.float32, np.uint32)
 
 
 def float64(text: str, ins: Instruction) -> Source:
-    number = _float_number(text)
-    if number is not None:
-        constant = np.float64(number)
+    return _float(text, ins, integer64, np.float64, np.uint64)
+
+
+def _float(text: str, ins: Instruction, read: Callable[[str, Instruction], Source], dtype: Any, bits: Any) -> Source:
+    if NUMBER.fullmatch(text.strip()):
+        number = "nan" if "NAN" in text else int(text, 16) if "0x" in text else text
+        constant = dtype(number)
         return lambda w: constant
     negative, _, absolute, rest = sign_of(text)
-    raw = integer64(rest, ins)
-    clear = np.uint64(0x7FFFFFFFFFFFFFFF if absolute else 0xFFFFFFFFFFFFFFFF)
-    flip = np.uint64(0x8000000000000000 if negative else 0)
-    return lambda w: ((raw(w) & clear) ^ flip).view(np.float64)
+    raw = read(rest, ins)
+    if not (negative or absolute):
+        return lambda w: raw(w).view(dtype)
+    sign = bits(1 << (8 * bits().itemsize - 1))
+    clear, flip = ~sign if absolute else ~bits(0), sign if negative else bits(0)
+    return lambda w: ((raw(w) & clear) ^ flip).view(dtype)
 
 
 def predicate(text: str, ins: Instruction) -> Source:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from benchmarks.matching.workloads import MatchingStep, sample_predictions, sample_targets
+from benchmarks.measure.machine import ROOT
 from benchmarks.sass.attention import DTYPE, TYPES, narrow, widened
-from benchmarks.sass.disassembly import ROOT, Kernel
+from benchmarks.sass.disassembly import Kernel
 from benchmarks.sass.launch import GLOBAL, Launch, constant_bank
 from benchmarks.sass.memory import Memory
 

@@ -166,23 +166,22 @@ def address_of(ins: Instruction, text: str) -> Callable[[Any], np.ndarray]:
     return lambda w: all_lanes(base(w) + offset)
 
 
-def registers_of(text: str, count: int, ins: Instruction) -> list[Callable[[Any], np.ndarray]]:
-    """Return the registers of a vector that is stored."""
+def vector_of(text: str, count: int, ins: Instruction) -> list[str]:
+    """Return the names of `count` consecutive registers."""
     found = register(text)
     if found is None:
         raise UnknownInstruction(str(ins))
     kind, number = found
-    names = [f"{kind}Z" if number < 0 else f"{kind}{number + i}" for i in range(count)]
-    sources = [integer(name, ins) for name in names]
+    return [f"{kind}Z" if number < 0 else f"{kind}{number + i}" for i in range(count)]
+
+
+def registers_of(text: str, count: int, ins: Instruction) -> list[Callable[[Any], np.ndarray]]:
+    sources = [integer(name, ins) for name in vector_of(text, count, ins)]
     return [lambda w, source=source: all_lanes(source(w)) for source in sources]
 
 
 def sinks_of(text: str, count: int, ins: Instruction) -> list[Callable[..., None]]:
-    found = register(text)
-    if found is None:
-        raise UnknownInstruction(str(ins))
-    kind, number = found
-    return [sink(f"{kind}Z" if number < 0 else f"{kind}{number + i}", ins) for i in range(count)]
+    return [sink(name, ins) for name in vector_of(text, count, ins)]
 
 
 SPACES = {"G": "global", "S": "shared", "L": "local", "D": "generic", "T": "generic", "M": "generic"}
