@@ -1,1 +1,1 @@
-"""Speed, memory and growth of the kernels, next to every peer that is installed; see README.md."""
+"""Measure speed, memory and growth of the kernels beside every installed peer; see README.md."""

@@ -1,1 +1,1 @@
-"""attention"""
+"""Measure deformable attention: workloads, peers, correctness, speed, memory."""

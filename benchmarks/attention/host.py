@@ -1,9 +1,9 @@
-"""The host's share of a call: time and function calls where there is next to nothing to compute.
+"""Measure the host's share of a call: time and function calls with almost nothing to compute.
 
     python -m benchmarks.attention.host                          # this checkout
     python -m benchmarks.attention.host --against ../old         # and another one, in turns with it
 
-Each checkout runs in a process of its own, on one thread. Times are the processor's, of the calling thread, so that
+Each checkout runs in its own process, on one thread. Times are the processor's, of the calling thread, so that
 other processes count less. Two checkouts take turns every few milliseconds; the ratio is the median over the rounds.
 """
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ((6, 8), (3, 4), (1, 3), (1, 1))  # S = 64
 QUERIES, HEADS, CHANNELS, POINTS = 8, 8, 32, 4
 OPS = ("ms_deform_attn", "fused_ms_deform_attn")
-# The last is a decoder's share: six calls for one call of torch.autograd.grad, whose own time is a quarter of one's.
+# The last is a decoder's share: six calls for one call of torch.autograd.grad, which takes a quarter of a call's time.
 PASSES = ("inference", "forward", "forward + backward", "forward + backward of 6 layers")
 LAYERS = 6
 CALLS = [
@@ -39,14 +39,14 @@ class Worker:
         command = [sys.executable, "-P", str(Path(__file__).resolve()), "--worker", str(checkout)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def ask(self, call: str, what: str) -> list[float]:
+    def measure(self, call: str, what: str) -> list[float]:
         """Return the seconds of one call, or how many functions it calls, as a list of these one or two numbers."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps([call, what]) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise SystemExit(f"the process that runs {call!r} ended; its error is above")
+            raise SystemExit(f"the process that runs {call!r} ended. See its error above.")
         return json.loads(answer)
 
     def close(self) -> None:
@@ -56,7 +56,7 @@ class Worker:
 
 
 def serve(checkout: str) -> None:
-    """Answers the questions of `Worker.ask` on standard input, about the package of this checkout."""
+    """Answer the requests of `Worker.measure` on standard input, for the package of this checkout."""
     sys.path.insert(0, checkout)
     import torch
 
@@ -139,7 +139,7 @@ def _seconds(call: Callable[[], Any]) -> list[float]:
 
 
 def _functions(call: Callable[[], Any]) -> list[int]:
-    """How many Python and C functions a call calls, itself not counted."""
+    """Count the Python and C functions that a call calls, without itself."""
     counts = {"call": -1, "c_call": -1}  # the call, and what ends the count
 
     def count(_frame: Any, event: str, _argument: Any) -> None:
@@ -167,11 +167,11 @@ def main() -> None:
     against = " | against | Python + C | ratio" if arguments.against else ""
     print(f"| call | us | Python + C functions{against} |\n|---{'|---:' * (5 if against else 2)}|")
     for call in [call for call in CALLS if arguments.only in call]:
-        rounds = [[worker.ask(call, "seconds") for worker in workers] for _ in range(arguments.rounds)]
+        rounds = [[worker.measure(call, "seconds") for worker in workers] for _ in range(arguments.rounds)]
         cells = [call]
         for number, worker in enumerate(workers):
             cells.append(f"{median(seconds[number][0] for seconds in rounds) * 1e6:.1f}")
-            cells.append(" + ".join(f"{count:.0f}" for count in worker.ask(call, "functions")))
+            cells.append(" + ".join(f"{count:.0f}" for count in worker.measure(call, "functions")))
         if len(workers) == 2:
             cells.append(f"{median(ours[0] / theirs[0] for ours, theirs in rounds):.3f}")
         print(f"| {' | '.join(cells)} |", flush=True)

@@ -1,11 +1,11 @@
-"""How often rows come from a first-level cache, by the order and size of a kernel's programs: simulated.
+"""Simulate how often rows come from a first-level cache, by the order and size of a kernel's programs.
 
     python -m benchmarks.attention.locality [--noise 2] [--multiprocessors 4]
 
 An encoder layer at 800x1333 in bfloat16, B = 1, every pixel a query, offsets as drawn initially plus normal noise. Each
 multiprocessor of an H100 has one cache of 128-byte lines, least recently used line out first, filled by sectors of 32
 bytes. A line has the rows of two heads, a program reads one head, so half of a cache is of use. Programs start in
-the order of their numbers, one on each multiprocessor in turn until all are full, then wherever one has ended; their
+the order of their numbers, one on each multiprocessor in turn until all are full, then where one has ended; their
 durations differ at random. Resident warps take turns, one sample of 8 queries at a time. Positions and weights pass
 through the same cache. This is a model, not a measurement: real caches hash addresses, and blocks start less regularly.
 """
@@ -32,7 +32,7 @@ SECOND_LEVEL_TB = 5.5  # a second, what an H100's second-level cache delivers
 
 @dataclass(frozen=True)
 class Kernel:
-    """A program of `warps` warps: each has 8 * `parallel` queries at once, and that `parts` times in turn.
+    """A program of `warps` warps: each has 8 * `parallel` queries at once, `parts` times in a row.
 
     The queries of a program are consecutive. `stride` 132 renumbers the programs: those that lie 132 apart, which start
     on the same multiprocessor, then have neighbouring queries.
@@ -73,7 +73,7 @@ KERNELS = (
 
 
 def query_order(shapes: tuple[tuple[int, int], ...]) -> np.ndarray:
-    """Pixels in strips of 8 rows, column by column: 64 in a row are a tile of 8 x 8. [S]"""
+    """Order pixels in strips of 8 rows, column by column: 64 in a row are a tile of 8 x 8. [S]"""
     order, start = [], 0
     for height, width in shapes:
         rows = np.arange(start, start + height * width).reshape(height, width)
@@ -83,7 +83,7 @@ def query_order(shapes: tuple[tuple[int, int], ...]) -> np.ndarray:
 
 
 def sampled_rows(shapes: tuple[tuple[int, int], ...], noise: float, seed: int = 0) -> np.ndarray:
-    """The row of value that each corner of each sample reads, -1 outside. [S queries, M, L * P, 4]"""
+    """Return the row of value that each corner of each sample reads, -1 outside. [S queries, M, L * P, 4]"""
     generator = np.random.default_rng(seed)
     angles = np.arange(HEADS) * (2 * np.pi / HEADS)
     rays = np.stack([np.cos(angles), np.sin(angles)], -1)
@@ -114,20 +114,20 @@ class Cache:
 
     def read(self, address: int, size: int) -> None:
         first, last = address // SECTOR, (address + size - 1) // SECTOR
-        line = first * SECTOR // LINE  # nothing that is read here crosses a line
-        wanted = 0
+        line = first * SECTOR // LINE  # no read crosses a line
+        requested = 0
         for sector in range(first, last + 1):
-            wanted |= 1 << (sector % (LINE // SECTOR))
+            requested |= 1 << (sector % (LINE // SECTOR))
         held = self.lines.pop(line, 0)
-        self.hits += (held & wanted).bit_count()
-        self.misses += (wanted & ~held).bit_count()
-        self.lines[line] = held | wanted
+        self.hits += (held & requested).bit_count()
+        self.misses += (requested & ~held).bit_count()
+        self.lines[line] = held | requested
         if len(self.lines) > self.capacity:
             self.lines.popitem(last=False)
 
 
 def schedule(kernel: Kernel, programs: int, seed: int = 0) -> list[list[list[int]]]:
-    """The programs of each place of each multiprocessor, in order. [multiprocessor][place][...]"""
+    """Return the programs of each place of each multiprocessor, in order. [multiprocessor][place][...]"""
     generator = np.random.default_rng(seed)
     durations = generator.uniform(0.85, 1.15, programs)
     places: list[list[list[int]]] = [[[] for _ in range(kernel.resident)] for _ in range(MULTIPROCESSORS)]
@@ -150,7 +150,7 @@ def schedule(kernel: Kernel, programs: int, seed: int = 0) -> list[list[list[int
 
 
 def _dealt(number: int, programs: int, wave: int) -> int:
-    """In each full wave, numbers that lie 132 apart become neighbours."""
+    """Make numbers that lie 132 apart neighbours, in each full wave."""
     first = number // wave * wave
     if first + wave > programs:
         return number
@@ -160,12 +160,12 @@ def _dealt(number: int, programs: int, wave: int) -> int:
 
 
 def sector_reads(kernel: Kernel, program: int, warp: int, rows: np.ndarray, order: np.ndarray) -> Iterator[list[int]]:
-    """Per step of a warp, the addresses that it reads: of 8 queries or more, one sample each."""
+    """Yield the addresses that each step of a warp reads: one sample each of 8 queries or more."""
     tiles = -(-len(order) // kernel.queries)
     head, tile = divmod(program, tiles)
     of_warp = 8 * kernel.parallel
     samples = rows.shape[2]
-    beyond = len(order) * HEADS * ROW  # positions and weights lie behind value
+    beyond = len(order) * HEADS * ROW  # positions and weights follow value
     for part in range(kernel.parts):
         first = tile * kernel.queries + part * of_warp * kernel.warps + warp * of_warp
         queries = order[first : first + of_warp]
@@ -193,7 +193,7 @@ class Reuse:
 
     @property
     def times(self) -> float:
-        """How often a sector that was fetched is read."""
+        """Return how often a fetched sector is read."""
         return self.sectors / self.misses
 
 

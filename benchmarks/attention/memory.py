@@ -1,4 +1,4 @@
-"""Peak memory of one forward and backward, over what was allocated before it: inputs and the output's gradient."""
+"""Measure the peak memory of one forward and backward, above that of the inputs and the output's gradient."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def unsupported(device: str) -> str | None:
 
 
 def peak_memory(op: str, case: Case, implementation: str, dtype: str, device: str) -> dict[str, float]:
-    """MiB: `peak`, and `least`, the output and gradients that every implementation must return."""
+    """Return MiB: `peak`, and `least`, the output and gradients that every implementation must return."""
     if device == "cuda":
         return _on_cuda(op, case, implementation, dtype)
-    # A process of its own: memory that an earlier call gave back to the allocator would be reused unseen. Forked
-    # from a server that has imported torch but started no threads, so it costs no second import.
+    # Its own process: memory that an earlier call returned to the allocator would be reused unseen. Forked from a
+    # server that has imported torch but started no threads, so it costs no second import.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.attention.peers"])
     ours, theirs = context.Pipe(duplex=False)
@@ -42,7 +42,7 @@ def peak_memory(op: str, case: Case, implementation: str, dtype: str, device: st
         return ours.recv()
     except EOFError as error:
         process.join()
-        raise RuntimeError(f"the process that measured memory ended with exit code {process.exitcode}") from error
+        raise RuntimeError(f"the process that measures memory ended with exit code {process.exitcode}") from error
     finally:
         process.join()
 
@@ -68,7 +68,7 @@ def _on_cuda(op: str, case: Case, implementation: str, dtype: str) -> dict[str, 
 
 
 def peak_on_cuda(call: Callable[[], Result]) -> dict[str, float]:
-    """`peak` and `least` of a call that has run before, so that nothing is compiled or cached in it."""
+    """Return `peak` and `least` of a call that has run before, so that it compiles and caches nothing."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -82,7 +82,7 @@ def _in_child(connection: Connection, threads: int, op: str, case: Case, impleme
     call = _prepare(op, case, implementation, dtype, "cpu")
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
-        trim(0)  # glibc keeps blocks that the preparation freed, and would reuse them unseen
+        trim(0)  # glibc keeps freed blocks, and would reuse them unseen
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = _status("VmRSS")
     result = call()
@@ -90,6 +90,6 @@ def _in_child(connection: Connection, threads: int, op: str, case: Case, impleme
 
 
 def _status(field: str) -> int:
-    """Bytes."""
+    """Return a field of /proc/self/status in bytes."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024

@@ -1,6 +1,6 @@
-"""Who takes part: this package's backends, and every other implementation that is importable here.
+"""Define who takes part: our backends, and every other implementation that is importable.
 
-A peer is used as its own users would: `ms_deform_attn` is its core; for `fused_ms_deform_attn` the sampling
+A peer is called as its users call it: `ms_deform_attn` is its core; for `fused_ms_deform_attn` the sampling
 locations, the softmax and the padding mask are computed before it, as every module of the family does.
 """
 
@@ -48,7 +48,7 @@ COMPILED = "torch.compile"
 
 
 def compiled_reference(compiler: str = "inductor") -> Implementation:
-    """The reference by `torch.compile`; its first call compiles, for half a minute, and so does one of other shapes."""
+    """Compile the reference with `torch.compile`; the first call of each shape compiles for half a minute."""
 
     @functools.cache
     def compiled(op: str) -> Callable[..., Tensor]:
@@ -60,7 +60,7 @@ def compiled_reference(compiler: str = "inductor") -> Implementation:
         return torch.compile(reference, backend=compiler, dynamic=False, fullgraph=True)
 
     def run(op: str, inputs: dict[str, Any]) -> Tensor:
-        # Read on the host as numbers, a table would end the graph.
+        # Reading a tensor on the host would break the graph.
         shapes = _host_shapes(inputs["spatial_shapes"])
         return compiled(op)(**inputs | {"spatial_shapes": shapes, "level_start_index": None})
 
@@ -96,7 +96,7 @@ def _peer(
 
 
 def classic_inputs(fused: dict[str, Any]) -> dict[str, Any]:
-    """What a module computes between its projections and the core, but for the softmax: mask and locations."""
+    """Compute what a module does between its projections and the core, except the softmax: mask and locations."""
     value, offsets, logits = fused["value"], fused["sampling_offsets"], fused["attention_logits"]
     if fused["value_mask"] is not None:
         value = value.masked_fill(fused["value_mask"][..., None, None], 0.0)
@@ -118,9 +118,9 @@ def classic_inputs(fused: dict[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=4)
 def _samples(num_points: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The level of each sample, [K], and how many that level has, [K, 1].
+    """Return the level of each sample, [K], and how many that level has, [K, 1].
 
-    A module has them as buffers; making them anew in each call would wait for the GPU.
+    A module has them as buffers; making them in each call would wait for the GPU.
     """
     counts = torch.tensor(num_points)
     levels = torch.arange(len(num_points)).repeat_interleave(counts)
@@ -135,7 +135,7 @@ def import_error(module: str) -> str | None:
     return None
 
 
-# Peers need not be installed, so they are imported by name, and only when they are called.
+# Peers are optional, so they are imported by name, when they are called.
 RT_DETR = "transformers.models.rt_detr_v2.modeling_rt_detr_v2"
 DEFORMABLE_DETR = "transformers.models.deformable_detr.modeling_deformable_detr"
 MMCV = "mmcv.ops.multi_scale_deform_attn"
@@ -145,7 +145,7 @@ ORIGINAL = "MultiScaleDeformableAttention"
 
 @functools.lru_cache(maxsize=4)
 def _host_shapes(spatial_shapes: Tensor) -> list[tuple[int, int]]:
-    """A transformers model knows them on the host; reading them anew in each call would wait for the GPU."""
+    """Read the shapes once: a transformers model has them on the host, and reading them waits for the GPU."""
     return [(height, width) for height, width in spatial_shapes.tolist()]
 
 
@@ -180,10 +180,10 @@ def _mmcv_unsupported(op: str, inputs: dict[str, Any]) -> str | None:
 
 
 def _deformops(backend: str | None = None, **options: bool) -> Callable[[str, dict[str, Any]], Tensor]:
-    """Without a backend its own policy chooses: on CUDA its Triton kernel, before its compiled one.
+    """Call deformops; without a backend it prefers its Triton kernel to its compiled one on CUDA.
 
-    From sm_90 on the Triton kernel adds up 16-bit gradients of the value in 16 bit, unless fp32acc asks for float32;
-    the compiled kernel always does that in float32.
+    From sm_90 on the Triton kernel adds up 16-bit gradients of the value in 16 bit, or in float32 with fp32acc; the
+    compiled kernel always uses float32.
     """
 
     def run(op: str, inputs: dict[str, Any]) -> Tensor:
@@ -219,7 +219,7 @@ def _deformops_cuda_missing() -> str | None:
     try:
         registry.msda.load(registry.Backend.CUDA)
     except RuntimeError as error:  # its wheel has no library; DEFORMOPS_COMPILE=1 lets it compile one
-        return f"its compiled kernel is not there: {error}"
+        return f"its compiled kernel is missing: {error}"
     return None
 
 

@@ -1,93 +1,73 @@
-"""One workload and op on stage: who may take part, whose result is right, and the race between those."""
+"""Check and time one workload and op of deformable attention."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
-from torch import Tensor
+import torch
 
 from benchmarks.attention import gate
 from benchmarks.attention.peers import Implementation, implementations
-from benchmarks.attention.workloads import Effort
-from benchmarks.measure.race import Call, Timing, race, stopwatch_for
+from benchmarks.measure.race import Call
+from benchmarks.measure.stage import Contestant, Stage
 from dino_kernels.testing import Case
 
-PASSES = ("forward", "forward+backward")
-
-
-@dataclass(frozen=True)
-class Contestant:
-    implementation: str
-    dtype: str
-
-    @property
-    def id(self) -> str:
-        return f"{self.implementation}-{self.dtype}"
+PASSES = FORWARD, BOTH = ("forward", "forward+backward")
 
 
 def baseline(dtype: str) -> Contestant:
-    """Whom a contestant is measured against.
+    """Return the reference that a contestant is compared with.
 
     In 16 bit the reference computes in float32 and converts, so the float32 reference is the stricter one.
     """
-    return Contestant("reference", "fp64" if dtype == "fp64" else "fp32")
+    return Contestant("reference", "fp64" if dtype == "fp64" else "fp32", ours=True)
 
 
-def contestants(names: Sequence[str], dtypes: Sequence[str]) -> list[Contestant]:
-    everyone = [Contestant(name, dtype) for name in names for dtype in dtypes]
+def contestants(known: Mapping[str, Implementation], names: Sequence[str], dtypes: Sequence[str]) -> list[Contestant]:
+    everyone = [Contestant(name, dtype, known[name].ours) for name in names for dtype in dtypes]
     return [c for c in everyone if c.implementation != "reference" or c == baseline(c.dtype)]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of everyone: a refusal, an error in the result, times, or a peer's error and its times."""
+class AttentionStage(Stage):
+    """One op and case; inputs of each dtype are drawn when they are first needed."""
 
-    refusals: dict[Contestant, str]
-    errors: dict[Contestant, str]
-    timings: dict[str, dict[Contestant, Timing]]  # by pass
+    def __init__(self, op: str, case: Case, device: str, known: Mapping[str, Implementation] | None = None) -> None:
+        super().__init__(op, case.id, device, PASSES)
+        self.case, self.known = case, implementations() if known is None else known
+        self.inputs = functools.cache(lambda dtype: gate.training_inputs(op, case, dtype, device))
+        self.grad_output = functools.cache(lambda dtype: gate.output_gradient(case, dtype, device))
+        self._reference = functools.cache(partial(self._run, "reference"))
 
+    def baseline(self, contestant: Contestant) -> Contestant:
+        return baseline(contestant.dtype)
 
-def measure(op: str, case: Case, everyone: Sequence[Contestant], effort: Effort, device: str) -> Outcome:
-    """Check everyone, then time those who pass. A wrong peer is timed and marked; a wrong kernel of ours is not."""
-    known = implementations()
-    dtypes = {c.dtype for c in everyone}
-    inputs = {dtype: gate.training_inputs(op, case, dtype, device) for dtype in dtypes}
-    grads = {dtype: gate.output_gradient(case, dtype, device) for dtype in dtypes}
-    refusals, errors = {}, {}
-    references = {}
-    for contestant in everyone:
-        implementation, dtype = known[contestant.implementation], contestant.dtype
-        refusal = implementation.unsupported(op, inputs[dtype])
-        if refusal is not None:
-            refusals[contestant] = refusal
-            continue
-        if contestant.implementation == "reference":
-            continue
-        try:
-            gate.assert_right_in_miniature(implementation, op, case, dtype, device)
-            if implementation.ours:
-                if dtype not in references:
-                    references[dtype] = gate.forward_backward(known["reference"], op, inputs[dtype], grads[dtype])
-                full_size = inputs[dtype], grads[dtype], references[dtype]
-                gate.assert_right_at_full_size(implementation, op, case, dtype, *full_size)
-        except AssertionError as error:
-            errors[contestant] = str(error)
-        except Exception as error:  # must not end the others' race; ours fails its own test with it
-            (errors if implementation.ours else refusals)[contestant] = f"{type(error).__name__}: {error}"
-    references.clear()
-    racers = [c for c in everyone if c not in refusals and not (c in errors and known[c.implementation].ours)]
-    timings = {}
-    for which in PASSES:
-        calls = {c: call_of(which, known[c.implementation], op, inputs[c.dtype], grads[c.dtype]) for c in racers}
-        timings[which] = race(calls, stopwatch_for(device), effort.race_s, effort.laps)
-    return Outcome(refusals, errors, timings)
+    def unsupported(self, contestant: Contestant) -> str | None:
+        return self.known[contestant.implementation].unsupported(self.op, self.inputs(contestant.dtype))
 
+    def _run(self, name: str, dtype: str) -> gate.Result:
+        return gate.forward_backward(self.known[name], self.op, self.inputs(dtype), self.grad_output(dtype))
 
-def call_of(which: str, implementation: Implementation, op: str, inputs: dict[str, Any], grad_output: Tensor) -> Call:
-    """One pass, ready to be timed."""
-    if which == "forward":
-        return partial(gate.forward, implementation, op, inputs)
-    return partial(gate.forward_backward, implementation, op, inputs, grad_output)
+    def check(self, contestant: Contestant) -> None:
+        name, dtype = contestant.implementation, contestant.dtype
+        if name == "reference":
+            self._reference(dtype)
+            return
+        # Before anything is compared: whatever fails at full size must not fail first in the others' race.
+        result = self._run(name, dtype)
+        if self.device == "cuda":
+            torch.cuda.synchronize()  # an illegal access is this contestant's, not the next one's
+        gate.assert_right_in_miniature(self.known[name], self.op, self.case, dtype, self.device)
+        if contestant.ours:
+            label = f"{self.op} by {name} in {dtype}"
+            gate.assert_right_at_full_size(label, self.case, dtype, result, self._reference(dtype))
+
+    def free(self) -> None:
+        self._reference.cache_clear()
+
+    def call(self, which: str, contestant: Contestant) -> Call:
+        run, dtype = self.known[contestant.implementation], contestant.dtype
+        if which == FORWARD:
+            return partial(gate.forward, run, self.op, self.inputs(dtype))
+        return partial(gate.forward_backward, run, self.op, self.inputs(dtype), self.grad_output(dtype))

@@ -6,15 +6,16 @@ import pytest
 import torch
 
 import dino_kernels
-from benchmarks.attention import stage
-from benchmarks.attention import test_speed as speed
-from benchmarks.attention.peers import Implementation
-from benchmarks.attention.workloads import SHORT, decoder
+from benchmarks.attention.peers import Implementation, implementations
+from benchmarks.attention.stage import PASSES, AttentionStage, baseline
+from benchmarks.attention.workloads import decoder
+from benchmarks.measure.playback import report_one
 from benchmarks.measure.results import Results
+from benchmarks.measure.stage import Contestant, measure
 
 OP = "fused_ms_deform_attn"
 CASE = decoder("planted", 300, ((20, 30), (10, 15)), points=(4, 4))
-PLANTED = stage.Contestant("planted", "fp32")
+PLANTED = Contestant("planted", "fp32", ours=True)
 
 
 def off_by_a_percent(output, inputs):
@@ -40,20 +41,17 @@ def last_query_missed_in_large_calls(output, inputs):
         (last_query_missed_in_large_calls, "at full size"),
     ],
 )
-def test_wrong_kernel_is_refused_with_the_accuracy_message(spoil, message, monkeypatch):
+def test_wrong_kernel_is_refused_with_the_accuracy_message(spoil, message):
     def run(op, inputs):
         return spoil(getattr(dino_kernels, op)(**inputs, backend="reference"), inputs)
 
-    planted = Implementation("planted", True, run, lambda op, inputs: None)
-    known = stage.implementations() | {"planted": planted}
-    monkeypatch.setattr(stage, "implementations", lambda: known)
-    monkeypatch.setattr(speed, "implementations", lambda: known)
-    outcome = stage.measure(OP, CASE, [stage.baseline("fp32"), PLANTED], SHORT, "cpu")
+    known = implementations() | {"planted": Implementation("planted", True, run, lambda op, inputs: None)}
+    outcome = measure(AttentionStage(OP, CASE, "cpu", known), [baseline("fp32"), PLANTED], 0.1, 2)
     results = Results("short", "cpu")
-    for which in stage.PASSES:
+    for which in PASSES:
         assert PLANTED not in outcome.timings[which]
         with pytest.raises(pytest.fail.Exception, match="no speed for a wrong kernel") as failure:
-            speed.test_speed(OP, CASE, which, PLANTED, lambda *_: outcome, results, benchmark=None)
+            report_one("speed", {"op": OP, "workload": CASE.id}, which, PLANTED, outcome, results, benchmark=None)
         assert message in str(failure.value)
     assert not results.document["speed"]
     assert results.document["wrong"]

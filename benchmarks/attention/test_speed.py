@@ -5,40 +5,31 @@ All contestants of a workload are timed by turns in one race; each test here rep
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from benchmarks.attention.memory import peak_memory
-from benchmarks.attention.peers import implementations
-from benchmarks.attention.stage import PASSES, measure
-from benchmarks.measure.playback import Playback
-
-CLOCK = Playback()
+from benchmarks.attention.stage import PASSES, AttentionStage
+from benchmarks.measure.playback import CLOCK, report_one
+from benchmarks.measure.stage import measure
 
 
 @pytest.mark.benchmark(timer=CLOCK)
 def test_speed(op, case, which, contestant, outcome_of, results, benchmark):
-    outcome = outcome_of(op, case)
-    if contestant in outcome.refusals:
-        pytest.skip(f"{contestant.implementation}: {outcome.refusals[contestant]}")
-    if contestant in outcome.errors and implementations()[contestant.implementation].ours:
-        results.document["wrong"].append(outcome.errors[contestant])
-        pytest.fail(f"no speed for a wrong kernel: {outcome.errors[contestant]}", pytrace=False)
-    row = results.add_speed(op, case, which, contestant, outcome)
-    benchmark.group = f"{case.id} {op} {which}"
-    benchmark.extra_info["speedup"] = row["speedup"]
-    CLOCK.play(benchmark, outcome.timings[which][contestant].samples)
+    about = {"workload": case.id, "op": op, "pass": which, "dtype": contestant.dtype}
+    report_one("speed", about, which, contestant, outcome_of(op, case), results, benchmark)
 
 
 def test_memory(op, case, contestant, memory_meter, results, device):
-    results.add_memory(op, case, contestant, peak_memory(op, case, contestant.implementation, contestant.dtype, device))
+    mib = peak_memory(op, case, contestant.implementation, contestant.dtype, device)
+    row = {"workload": case.id, "op": op, "implementation": contestant.implementation, "dtype": contestant.dtype}
+    results.document["memory"].append(row | {f"{name}_mib": size for name, size in mib.items()})
 
 
 def test_growth(series, x, case, our_contestants, results, effort, device):
-    quick = replace(effort, race_s=effort.race_s / 5, laps=2)
-    outcome = measure("fused_ms_deform_attn", case, our_contestants, quick, device)
+    stage = AttentionStage("fused_ms_deform_attn", case, device)
+    outcome = measure(stage, our_contestants, effort.race_s / 5, 2)
     assert not outcome.errors, "\n".join(outcome.errors.values())
     for which in PASSES:
         for contestant in outcome.timings[which]:
-            results.add_growth(series.name, series.label, x, which, contestant, outcome)
+            about = {"series": series.name, "label": series.label, "x": x, "pass": which, "dtype": contestant.dtype}
+            results.add("growth", about, which, contestant, outcome)

@@ -1,6 +1,6 @@
-"""What is measured: the calls that DINO, Deformable DETR, RT-DETR and RF-DETR make, and three series that grow.
+"""Define what is measured: the calls of DINO, Deformable DETR, RT-DETR and RF-DETR, and three series.
 
-M = 8 heads of D = 32 channels, which is what these models use, but for RF-DETR's M = 16 of D = 16.
+These models have M = 8 heads of D = 32 channels, except RF-DETR with M = 16 of D = 16.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ STRIDES = (8, 16, 32, 64)
 
 
 def pyramid(height: int, width: int, strides: Sequence[int] = STRIDES) -> tuple[tuple[int, int], ...]:
-    """(H, W) of each level of an image: 800x1333 gives 100x167, 50x84, 25x42, 13x21."""
+    """Return (H, W) of each level of an image: 800x1333 gives 100x167, 50x84, 25x42, 13x21."""
     return tuple((math.ceil(height / stride), math.ceil(width / stride)) for stride in strides)
 
 
 def encoder(name: str, shapes: tuple[tuple[int, int], ...], batch: int = 1) -> Case:
-    """Every feature position is a query (Q = S) and samples around itself."""
+    """Make an encoder's call: every feature position is a query (Q = S) and samples around itself."""
     rows = sum(height * width for height, width in shapes)
     return Case(name, batch, rows, 8, 32, shapes, (4,) * len(shapes), layout="local")
 
 
 def decoder(name: str, queries: int, shapes: tuple[tuple[int, int], ...], points: Sequence[int] = (4,) * 4) -> Case:
-    """Few queries with reference boxes; the samples lie anywhere, so hardly one finds its row in a cache."""
+    """Make a decoder's call: few queries with reference boxes and scattered samples, which miss the caches."""
     return Case(name, 1, queries, 8, 32, shapes, tuple(points), reference_coordinates=4)
 
 
@@ -46,7 +46,7 @@ RT_DETR = decoder("rtdetr_640x640", 300, pyramid(640, 640, (8, 16, 32)), points=
 
 @dataclass(frozen=True)
 class Series:
-    """One quantity grows and the rest stands still."""
+    """One quantity that grows while the rest is fixed."""
 
     name: str
     label: str  # of the x axis, with its unit
@@ -54,7 +54,7 @@ class Series:
 
 
 def growth(queries: Sequence[int], heights: Sequence[int], points: Sequence[int]) -> tuple[Series, ...]:
-    """Time against queries and samples should be a straight line, against image size flat (forward)."""
+    """Make the series. The forward's time should be linear in queries and samples, and independent of image size."""
     images = [(height, pyramid(height, round(height * 5 / 3))) for height in heights]
     by_image = [decoder(f"image_{height}", 900, shapes) for height, shapes in images]
     return (
@@ -70,7 +70,7 @@ def growth(queries: Sequence[int], heights: Sequence[int], points: Sequence[int]
 
 @dataclass(frozen=True)
 class Effort:
-    """How much one run measures, and how long it takes over it."""
+    """How much one run measures, and for how long."""
 
     name: str
     calls: tuple[tuple[str, Case], ...]  # (op, case), timed
@@ -132,7 +132,7 @@ FULL = Effort(
 
 
 def miniature(case: Case) -> Case:
-    """The same call with maps an eighth as wide and high, small enough to compare with float64."""
+    """Return the same call with maps an eighth as wide and high, small enough to compare with float64."""
     shapes = tuple((math.ceil(height / 8), math.ceil(width / 8)) for height, width in case.shapes)
     rows = sum(height * width for height, width in shapes)
     return replace(case, name=f"{case.name}_small", shapes=shapes, queries=rows if case.queries == case.S else 64)

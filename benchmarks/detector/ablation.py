@@ -1,11 +1,11 @@
-"""What each of DINO's contributions brings on the demo's data: the paper's ablation table, small.
+"""Train DINO with each of its contributions off on the demo's data: the paper's ablation table, small.
 
     python -m benchmarks.detector.ablation                       all variants, 3 epochs, seeds 0 and 1: an hour
     python -m benchmarks.detector.ablation --epochs 1 --seeds 0  a quick look
     python -m benchmarks.detector.ablation --publish             also write benchmarks/results/MACHINE/ablation.json
 
-Every variant is trained from the same seeds on the same pictures. Stopped, it goes on where it was: finished runs are
-read from the output folder and not made again.
+Every variant is trained from the same seeds on the same images. Rerun the command to resume: finished runs are
+read from the output folder.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from typing import Any
 
 from benchmarks.measure import machine
 from benchmarks.measure.results import LATEST, RESULTS
+from benchmarks.measure.tables import as_text
 from dino.commands.demo import IMAGE_SIZE, DemoOptions, demo_config
 from dino.commands.demo.digits import make_digits_dataset
 from dino.model.config import ModelConfig
 from dino.training.train import train
 
 FILE_NAME = "ablation.json"
-# Name, and the fields in which it differs from the full model. First the paper's table 4, each row one step further,
-# then the full model with one thing taken away.
+# By name, the fields that differ from the full model: first the paper's table 4, each row with one more contribution,
+# then the full model without one of them.
 VARIANTS: dict[str, dict[str, str]] = {
     "static queries, look forward once, plain denoising": {
         "query_selection": "static",
@@ -46,7 +47,7 @@ METRICS = ("AP", "AP50", "AP75")
 
 
 def run_one(name: str, seed: int, epochs: int, data: Path, output: Path) -> dict[str, Any]:
-    """Train a variant with a seed, or read what it came to; its metrics after the last epoch."""
+    """Train a variant with a seed, or read its finished run; return its metrics after the last epoch."""
     done = output / "result.json"
     if done.exists():
         return json.loads(done.read_text())
@@ -64,7 +65,7 @@ def run_one(name: str, seed: int, epochs: int, data: Path, output: Path) -> dict
 
 
 def table(document: dict[str, Any]) -> list[list[str]]:
-    """One line per variant, means over the seeds in per cent, and each seed's AP."""
+    """Make a row per variant: means over the seeds in per cent, and each seed's AP."""
     rows = document["runs"]
     seeds = sorted({row["seed"] for row in rows})
     lines = [["model", *METRICS, *(f"AP, seed {seed}" for seed in seeds)]]
@@ -87,8 +88,6 @@ def main() -> None:
     facts = machine.describe("cpu")
     document = {"machine": facts, "epochs": options.epochs, "runs": []}
     folder = RESULTS / (machine.slug(facts) if options.publish else LATEST)
-    from benchmarks.measure.report import as_text  # its tables include this module's
-
     for seed in options.seeds:
         for number, name in enumerate(VARIANTS):
             print(f"\n{name}, seed {seed}")

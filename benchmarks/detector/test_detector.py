@@ -1,4 +1,4 @@
-"""DINO itself, from image to boxes: with the fastest kernel and with the reference, and where the time goes."""
+"""Time DINO from image to boxes, with the fastest kernel and with the reference, and each of its parts."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import pytest
 import torch
 
 from benchmarks.attention.workloads import SHORT
-from benchmarks.measure.playback import Playback
+from benchmarks.measure.playback import CLOCK
 from benchmarks.measure.race import race, stopwatch_for
+from benchmarks.measure.results import spread, times
 from dino.checkpoint import build_model
 from dino.model.dino import DINO
 from dino_kernels.nn import MSDeformAttn
 
-CLOCK = Playback()
 PRESET, SIZE = "dino_4scale_r50", (800, 1333)
 OP = "fused_ms_deform_attn"
-# Modules by the end of their names, each with the part of the table that its time belongs to.
+# By the name of a module: the part of the table for its time.
 PARTS = {
     "backbone": "backbone",
     "neck": "neck",
@@ -38,7 +38,7 @@ PARTS = {
 
 
 def detector(device: str) -> DINO:
-    """The model with random weights, and sampling offsets as spread out as a trained model's."""
+    """Build the model with random weights, and sampling offsets with the variance of a trained model."""
     torch.manual_seed(0)
     model = build_model(PRESET, pretrained_backbone=False).to(device).eval()
     for name, parameter in model.named_parameters():
@@ -49,7 +49,7 @@ def detector(device: str) -> DINO:
 
 @contextmanager
 def backend(model: DINO, name: str) -> Iterator[None]:
-    """All deformable attention of the model by one backend."""
+    """Run all deformable attention of the model with one backend."""
     modules = [module for module in model.modules() if isinstance(module, MSDeformAttn)]
     for module in modules:
         module.backend = name
@@ -64,7 +64,7 @@ def detect(model: DINO, name: str, images: torch.Tensor, mask: torch.Tensor) -> 
 
 
 class PartTimer:
-    """Seconds that each part takes for itself, its own parts taken out."""
+    """The seconds of each part, without those of its own parts."""
 
     def __init__(self, model: DINO, stopwatch: Any) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -104,7 +104,7 @@ def clock_of(device: str) -> Any:
 
 
 def profile(model: DINO, name: str, images: torch.Tensor, mask: torch.Tensor, device: str) -> dict[str, float]:
-    """Milliseconds of every part, the medians of three passes."""
+    """Return the milliseconds of every part, the medians of three passes."""
     passes = []
     for _ in range(3):
         timer = PartTimer(model, clock_of(device))
@@ -117,20 +117,21 @@ def profile(model: DINO, name: str, images: torch.Tensor, mask: torch.Tensor, de
 @pytest.mark.benchmark(timer=CLOCK, group="DINO, ResNet-50, 4 scales, 800x1333")
 def test_detector(effort, device, results, benchmark):
     if effort is SHORT:
-        results.document["not_run"]["detector"] = "--short has no time for it"
-        pytest.skip("detector: --short has no time for it")
+        results.document["not_run"]["detector"] = "it is too slow for --short"
+        pytest.skip("detector: it is too slow for --short")
     model = detector(device)
     images = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(0)).to(device)
     mask = torch.zeros(1, *SIZE, dtype=torch.bool, device=device)
     names = {"reference": "reference", "kernel": "auto"}
     calls = {key: partial(detect, model, name, images, mask) for key, name in names.items()}
     expected, got = calls["reference"](), calls["kernel"]()
-    # Near ties of query selection fall differently; the bulk of the scores must not.
+    # Near ties of query selection may differ; most scores must not.
     error = (got.sort(1).values - expected.sort(1).values).abs().max().item()
     assert error <= 2e-2 * expected.abs().max().item(), f"no speed for a wrong detector: its logits are off by {error}"
     timings = race(calls, stopwatch_for(device), effort.race_s, least_laps=3)
     parts = {key: profile(model, name, images, mask, device) for key, name in names.items()}
-    results.add_detector(
-        f"{PRESET}, {'x'.join(map(str, SIZE))}, batch 1", timings["reference"], timings["kernel"], parts
-    )
+    row = {"model": f"{PRESET}, {'x'.join(map(str, SIZE))}, batch 1", "parts_ms": parts}
+    row |= {name: times(timing) for name, timing in timings.items()}
+    row["speedup"] = spread(timings["kernel"].speedup_over(timings["reference"]))
+    results.document["detector"].append(row)
     CLOCK.play(benchmark, timings["kernel"].samples)

@@ -1,4 +1,4 @@
-"""A whole detector of transformers on a photograph: as it is, and with its attention replaced by this package's."""
+"""Time a detector of transformers on a photograph, as it is and with its attention replaced by ours."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import torch
 
 from benchmarks.attention.stage import PASSES
 from benchmarks.attention.workloads import SHORT
-from benchmarks.measure.playback import Playback
+from benchmarks.measure.playback import CLOCK
 from benchmarks.measure.race import race, stopwatch_for
+from benchmarks.measure.results import spread, times
 from dino_kernels.integrations import transformers as integration
 
-CLOCK = Playback()
 MODEL = "DeformableDetr, ResNet-50, 6 + 6 layers, 300 queries"
 
 
 def deformable_detr() -> torch.nn.Module:
-    """Full size, random weights, no download."""
+    """Build the model in full size with random weights, without a download."""
     transformers: Any = importlib.import_module("transformers")
     config = transformers.DeformableDetrConfig(
         backbone_config=transformers.ResNetConfig(out_features=["stage2", "stage3", "stage4"]),
@@ -41,7 +41,7 @@ def deformable_detr() -> torch.nn.Module:
 
 
 def photograph() -> torch.Tensor:
-    """[1, 3, 320, 480], normalised."""
+    """Load a normalised photograph, [1, 3, 320, 480]."""
     datasets: Any = importlib.import_module("sklearn.datasets")
     pixels = torch.from_numpy(numpy.array(datasets.load_sample_image("china.jpg"))).permute(2, 0, 1)[None] / 255.0
     pixels = torch.nn.functional.interpolate(pixels, (320, 480), mode="bilinear", antialias=True)
@@ -63,7 +63,7 @@ def models(device, effort, results):
     missing = [name for name in ("transformers", "sklearn", "scipy") if importlib.util.find_spec(name) is None]
     reason = f"not installed: {', '.join(missing)}" if missing else None
     if effort is SHORT:
-        reason = "--short has no time for it"
+        reason = "it is too slow for --short"
     if reason:
         results.document["not_run"]["whole model"] = reason
         pytest.skip(f"whole model: {reason}")
@@ -86,5 +86,7 @@ def test_whole_model(which, models, effort, device, results, benchmark):
     calls = {name: partial(step, model.train(which != "forward"), pixels, labels) for name, model in models.items()}
     timings = race(calls, stopwatch_for(device), effort.race_s, least_laps=2)
     size = "x".join(map(str, pixels.shape[2:]))
-    results.add_whole_model(f"{MODEL}, {size}", which, timings["before"], timings["after"])
+    row = {"model": f"{MODEL}, {size}", "pass": which} | {name: times(timing) for name, timing in timings.items()}
+    row["speedup"] = spread(timings["after"].speedup_over(timings["before"]))
+    results.document["whole_model"].append(row)
     CLOCK.play(benchmark, timings["after"].samples)

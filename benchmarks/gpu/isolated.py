@@ -1,8 +1,8 @@
-"""Parts of a long run, one after another in a process of their own, so that a crash costs no more than one step.
+"""Run the parts of a long measurement, each in its own process with a limit of time.
 
-An illegal access on a GPU spoils every later call of its process, and a hang ends none. So a worker does the parts and
-tells each step as it begins; where the worker dies or falls silent, the step it was in is the culprit: it is recorded,
-and the next worker goes on behind it.
+An illegal access on a GPU spoils every later call of its process, and a hang never ends. So each part has a process,
+which reports each step as it begins and ends. If the process dies or falls silent, the step under way is recorded as
+failed, and another process resumes the part after that step.
 """
 
 from __future__ import annotations
@@ -10,24 +10,21 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-import torch
-
-MAX_WORKERS = 8  # for one part; more crashes than that are not a peer's whim
-START_S = 120.0  # a worker may take so long to import torch
-GRACE_S = 10.0  # a step that is under way when the time is up may end
+MAX_PROCESSES = 8  # for one part
+START_S = 120.0  # a process may take this long to import torch
+GRACE_S = 10.0  # a step under way when the time is up may take this long to end
 ENDED = ("done", "failed")
-RESTART = 23  # exit code of a worker that knows itself to be spoilt
 LONGEST_REASON = 600
 
-# What came of a part: status ("not done", or one of ENDED, "failed" with a reason), seconds, rows, what its finished
-# steps returned, why others failed, and who took no part.
+# The state of a part: status ("not done", or one of ENDED, "failed" with a reason), seconds, rows, the results of its
+# finished steps, the reasons of failed ones, and who took no part.
 Record = dict[str, Any]
 
 
@@ -38,12 +35,12 @@ class Part:
     name: str
     measure: Callable[..., None]
     arguments: dict[str, Any] = field(default_factory=dict)
-    needs_s: float = 5.0  # not begun with less time than this
-    limit_s: float = 60.0  # silent for longer, it hangs
+    needs_s: float = 5.0  # not started with less time than this
+    limit_s: float = 60.0  # of one step
 
 
 class Reporter:
-    """What a part uses to tell its steps and results, in the worker."""
+    """A part's way to report its steps and results, in its process."""
 
     def __init__(self, send: Callable[[tuple[Any, ...]], None], record: Record) -> None:
         self._send = send
@@ -51,13 +48,13 @@ class Reporter:
         self._failed: dict[str, str] = record["failures"]
 
     def attempt(self, step: str, call: Callable[[], Any], kept: bool = True, spoils: bool = False) -> Any:
-        """What `call` returns, or None where it raised, now or in an earlier worker.
+        """Return what `call` returns, or None if it raised, now or in an earlier process.
 
         Args:
             step: its name, unique in the part.
-            call: returns something other than None. Where it is kept, that is for JSON, and a list is rows.
-            kept: an earlier worker's result is taken instead of calling again (of rows, their number).
-            spoils: an exception leaves this process unfit for what follows.
+            call: returns something other than None. If kept, it goes into the JSON, and a list is rows.
+            kept: use an earlier process's result instead of calling again (for rows, their number).
+            spoils: an exception makes this process unfit for what follows.
         """
         if step in self._failed:
             return None
@@ -69,7 +66,7 @@ class Reporter:
         except Exception as error:
             self._send(("failed", step, reason_of(error)))
             if spoils or not _gpu_answers():
-                os._exit(RESTART)  # at once: destructors of a spoilt context can hang
+                os._exit(0)  # at once: destructors of a spoilt context can hang
             return None
         self._send(("finished", step, result if kept else None))
         return result
@@ -86,8 +83,9 @@ def reason_of(error: BaseException) -> str:
 
 
 def _gpu_answers() -> bool:
+    torch = sys.modules.get("torch")  # a part that has not imported it uses no GPU
     try:
-        if torch.cuda.is_initialized():
+        if torch and torch.cuda.is_initialized():
             torch.cuda.synchronize()
     except RuntimeError:
         return False
@@ -99,118 +97,96 @@ def new_record() -> Record:
 
 
 def run(parts: Sequence[Part], records: dict[str, Record], until: float, save: Callable[[], None]) -> None:
-    """Do the parts in their order until the clock says `until`; `save` is called whenever `records` changed."""
+    """Do the parts in order until the time `until`; call `save` whenever `records` changed."""
     for part in parts:
         records.setdefault(part.name, new_record())
-    workers: Counter[str] = Counter()
-    while waiting := [part for part in parts if records[part.name]["status"] not in ENDED]:
-        if time.time() + waiting[0].needs_s > until:
-            break
-        stopped_at = _Worker(waiting, records, until, save).watch()
-        if stopped_at is not None:
-            workers[stopped_at] += 1
-            if workers[stopped_at] == MAX_WORKERS and records[stopped_at]["status"] not in ENDED:
-                records[stopped_at] |= {"status": "failed", "reason": f"{MAX_WORKERS} processes ended in it"}
-        save()
+    waiting = [part for part in parts if records[part.name]["status"] not in ENDED]
+    ahead = None
+    try:
+        for number, part in enumerate(waiting):
+            record, start = records[part.name], time.time()
+            if start + part.needs_s > until:
+                break
+            process = ahead or _Process(part)
+            # It imports torch while this part is measured, which saves seconds for each part.
+            ahead = _Process(waiting[number + 1]) if number + 1 < len(waiting) else None
+            for _ in range(MAX_PROCESSES):
+                process = process or _Process(part)
+                if not process.watch(record, until, save) or time.time() + part.needs_s > until:
+                    break
+                process = None
+            else:
+                record |= {"status": "failed", "reason": f"{MAX_PROCESSES} processes ended in it"}
+            record["seconds"] = round(record["seconds"] + time.time() - start, 1)
+            print(f"{record['seconds']:6.1f} s  {record['status']}: {part.name}", flush=True)
+            save()
+    finally:
+        if ahead:
+            ahead.end()
 
 
-class _Worker:
-    """One process, as its parent sees it."""
+class _Process:
+    """A process that imports what a part needs, then waits for `watch`."""
 
-    def __init__(
-        self, parts: Sequence[Part], records: dict[str, Record], until: float, save: Callable[[], None]
-    ) -> None:
-        self.parts, self.records, self.until, self.save = parts, records, until, save
-        self.limits = {part.name: part.limit_s for part in parts}
-        self.part: str | None = None
-        self.step: str | None = None
-        # Not forked: CUDA does not survive a fork.
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe(duplex=False)
-        tasks = [(part, records[part.name]) for part in parts]
-        self.process = context.Process(target=_work, args=(theirs, tasks, until), daemon=True)
+    def __init__(self, part: Part) -> None:
+        self.limit_s = part.limit_s
+        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, part), daemon=True)
         self.process.start()
         theirs.close()
 
-    def watch(self) -> str | None:
-        """Take in what the worker tells until it ends; the part in which that happened, if one was under way."""
-        reason = None
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+    def watch(self, record: Record, until: float, save: Callable[[], None]) -> bool:
+        """Do the part and record its events; return whether another process should resume it."""
+        step, reason, limit = None, None, START_S
         try:
+            self.connection.send(record)
             while True:
-                limit = self.limits[self.part] if self.part else START_S
-                left = self.until + GRACE_S - time.time()
+                left = until + GRACE_S - time.time()
                 if not self.connection.poll(max(min(limit, left), 0)):
-                    # A part that the time cut short goes on behind its finished steps when it is begun again.
-                    reason = f"silent for {limit:.0f} s" if limit < left else None
-                    return self._ended(reason)
-                self._take(*self.connection.recv())
-        except EOFError:
+                    if left <= limit:
+                        return False  # out of time; a later run resumes after the finished steps
+                    reason = f"silent for {limit:.0f} s"
+                    break
+                event, *what = self.connection.recv()
+                limit = self.limit_s
+                if event == "end":
+                    record |= {"status": "failed", "reason": what[0]} if what[0] else {"status": "done"}
+                    return False
+                step = what[0] if event == "begin" else None
+                if event in ("failed", "not_run"):
+                    record["failures" if event == "failed" else "not_run"][what[0]] = what[1]
+                elif event == "finished":
+                    is_rows = isinstance(what[1], list)
+                    record["rows"] += what[1] if is_rows else []
+                    record["steps"][what[0]] = len(what[1]) if is_rows else what[1]
+                save()
+        except (EOFError, ConnectionError):
             self.process.join()
             code = self.process.exitcode or 0
-            if code not in (0, RESTART):
-                name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-                reason = f"the process ended with {name}"
-            return self._ended(reason)
+            if code:
+                reason = f"the process ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
         finally:
-            self.process.kill()
-            self.process.join()
-            self.connection.close()
-
-    def _take(self, event: str, *what: Any) -> None:
-        if event == "part":
-            self.part, self.begun = what[0], time.time()
-            return
-        assert self.part is not None
-        record = self.records[self.part]
-        if event == "begin":
-            self.step = what[0]
-            return
-        if event == "finished":
-            step, result = what
-            if isinstance(result, list):
-                record["rows"] += result
-                result = len(result)
-            record["steps"][step], self.step = result, None
-        elif event == "failed":
-            record["failures"][what[0]], self.step = what[1], None
-        elif event == "not_run":
-            record["not_run"][what[0]] = what[1]
-        elif event == "end of part":
-            record |= {"status": "failed", "reason": what[0]} if what[0] else {"status": "done"}
-            name = self.part
-            self._stop_clock()
-            print(f"{record['seconds']:6.1f} s  {record['status']}: {name}", flush=True)
-        self.save()
-
-    def _stop_clock(self) -> None:
-        if self.part is not None:
-            record = self.records[self.part]
-            record["seconds"] = round(record["seconds"] + time.time() - self.begun, 1)
-            self.part = None
-
-    def _ended(self, reason: str | None) -> str | None:
-        stopped = self.part
+            self.end()
+        if reason is not None and step is None:
+            record |= {"status": "failed", "reason": f"{reason} outside any step"}
+            return False
         if reason is not None:
-            # One that dies before its first part must not be started for that part again and again.
-            stopped = stopped or next(p.name for p in self.parts if self.records[p.name]["status"] not in ENDED)
-            if self.step is not None:
-                self.records[stopped]["failures"][self.step] = reason
-            else:
-                self.records[stopped] |= {"status": "failed", "reason": f"{reason} outside any step"}
-        self._stop_clock()
-        return stopped
+            record["failures"][step] = reason
+        return True
 
 
-def _work(connection: Connection, tasks: list[tuple[Part, Record]], until: float) -> None:
-    for part, record in tasks:
-        if time.time() + part.needs_s > until:
-            break
-        connection.send(("part", part.name))
-        reason = None
-        try:
-            part.measure(Reporter(connection.send, record), **part.arguments)
-        except Exception as error:
-            reason = reason_of(error)
-        connection.send(("end of part", reason))
-        if reason is not None and not _gpu_answers():
-            os._exit(RESTART)
+def _work(connection: Connection, part: Part) -> None:
+    reason = None
+    try:
+        record = connection.recv()
+        connection.send(("ready", None))
+        part.measure(Reporter(connection.send, record), **part.arguments)
+    except Exception as error:
+        reason = reason_of(error)
+    connection.send(("end", reason))

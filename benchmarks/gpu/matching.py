@@ -1,4 +1,4 @@
-"""What the GPU suite measures of matching: times per call and in a CUDA graph, and how many kernels a call launches."""
+"""Measure matching in the GPU suite: times per call and in a CUDA graph, and how many kernels a call launches."""
 
 from __future__ import annotations
 
@@ -8,28 +8,26 @@ from typing import Any
 import torch
 from torch.profiler import DeviceType
 
-from benchmarks.attention.stage import Contestant
-from benchmarks.gpu.graphs import time_graphs
+from benchmarks.gpu import timing
 from benchmarks.gpu.isolated import Reporter
-from benchmarks.gpu.parts import named
-from benchmarks.matching.peers import Matcher, MatchingInputs, matchers
-from benchmarks.matching.stage import check
+from benchmarks.gpu.timing import Calls
+from benchmarks.matching.peers import MatchingInputs
+from benchmarks.matching.stage import MatchingStage
 from benchmarks.matching.workloads import ASSIGNMENT, COST, MATCHER, MatchingStep
-from benchmarks.measure.race import Call, Timing, race, stopwatch_for
-from benchmarks.measure.results import times
+from benchmarks.measure.race import Call
+from benchmarks.measure.stage import Contestant
 
-LONGEST_MESSAGE = 400
-# Who is left to `pytest benchmarks/`: on the host, slow, and nobody's choice where there is a GPU.
+# Only in `pytest benchmarks/`: they run on the host, slowly, and nobody with a GPU uses them.
 ELSEWHERE = {"lapx-lapjv": "it takes 10 ms a problem on the host", "reference": "it solves in NumPy, on the host"}
 STEPS = {
     "7x16 T=20": MatchingStep(20, "middle", 16),
-    # "middle" has no two targets that want the same query: nothing to solve. These have.
+    # "middle" has no two targets whose best query is the same: nothing to solve. These have.
     "7x16 T=20 early": MatchingStep(20, "early", 16),
     "7x16 COCO": MatchingStep(None, "middle", 16),
     "7x16 T=100": MatchingStep(100, "middle", 16),
     "7x16 T=20 collapsed": MatchingStep(20, "collapsed", 16),
     "7x2 T=300 collapsed": MatchingStep(300, "collapsed", 2),
-    # What torch-linear-assignment publishes, in its words batch 208 of 300 workers x 100, 300, 600 tasks.
+    # What torch-linear-assignment publishes, in its terms batch 208 of 300 workers x 100, 300, 600 tasks.
     **{
         f"208 of 300x{tasks}": MatchingStep(300, "random", images=208, sets=1, queries=tasks)
         for tasks in (100, 300, 600)
@@ -55,12 +53,20 @@ JOBS = (
 )
 
 
-# Pairs of all queries with all targets of the batch, that DINO's own way has in memory.
+# Pairs of all queries with all targets of the batch, which DINO's own way has in memory.
 MOST_PAIRS = 1_000_000_000
 
 
+class SuiteStage(MatchingStage):
+    """Matching without those who are too slow or too large for a GPU's machine."""
+
+    def unsupported(self, contestant: Contestant) -> str | None:
+        reason = elsewhere(contestant.implementation, self.op, self.inputs.step)
+        return reason or super().unsupported(contestant)
+
+
 def elsewhere(name: str, job: str, step: MatchingStep) -> str | None:
-    """Why somebody who can do the job takes no part in it here."""
+    """Return why a contestant that has the job does not take part here, or None."""
     if job != COST and name in ELSEWHERE:
         return ELSEWHERE[name]
     if name in ("dino", "scipy") and step.all_pairs > MOST_PAIRS:
@@ -73,7 +79,7 @@ def part_name(step: str, job: str) -> str:
 
 
 def miniature(step: MatchingStep) -> MatchingStep:
-    """A step of the same kind, and with as many targets over its queries, that a CPU takes milliseconds for."""
+    """Return a step of the same kind and ratio of targets to queries, which takes a CPU milliseconds."""
     few = None if step.targets is None else min(step.targets, 10)
     queries = 60
     if step.targets is not None and 3 * step.targets > step.queries:
@@ -82,62 +88,16 @@ def miniature(step: MatchingStep) -> MatchingStep:
 
 
 def speed(reporter: Reporter, job: str, step: MatchingStep, device: str, seconds: float, laps: int) -> None:
-    """Time of everyone, per call and in a CUDA graph, and the kernels that ours launch."""
-    inputs = MatchingInputs(step, device)
-    racers: dict[Contestant, Matcher] = {}
-    notes: dict[Contestant, dict[str, str]] = {}
-    for matcher in matchers().values():
-        if job not in matcher.ops:
-            continue
-        contestant = Contestant(matcher.name, "fp32")
-        reason = elsewhere(matcher.name, job, step) or matcher.unsupported(job, inputs)
-        if reason is not None:
-            reporter.not_run(f"{matcher.name} {job}", reason)
-            continue
-        note = reporter.attempt(f"check {contestant.id}", partial(_check, matcher, job, inputs))
-        if note is not None:
-            racers[contestant], notes[contestant] = matcher, note
+    """Time everyone, and count the kernels that ours launch."""
+    stage = SuiteStage(job, MatchingInputs(step, device))
 
-    def call_of(contestant: Contestant) -> Call:
-        return named(contestant, partial(racers[contestant].run, job, inputs))
+    def count(calls: Calls) -> None:
+        for contestant, call in calls.items():
+            if contestant.ours:
+                row = {"kind": "launches", **stage.about(contestant)}
+                reporter.attempt(f"launches {contestant.id}", partial(_launches_row, row, call))
 
-    def about(contestant: Contestant) -> dict[str, Any]:
-        ours = racers[contestant].ours
-        return {"workload": step.id, "op": job, "implementation": contestant.implementation, "ours": ours}
-
-    def rows(mode: str, timings: dict[Contestant, Timing]) -> list[dict[str, Any]]:
-        return [
-            {"kind": "matching", "mode": mode, **about(c), "dtype": c.dtype, **times(timing), **notes[c]}
-            for c, timing in timings.items()
-        ]
-
-    def time_calls(which: str, calls: dict[Contestant, Call], mode: str, each: int = 1) -> list[dict[str, Any]]:
-        timings = race(calls, stopwatch_for(device), seconds, laps)
-        return rows(mode, {contestant: timing.per_call(each) for contestant, timing in timings.items()})
-
-    calls = {contestant: call_of(contestant) for contestant in racers}
-    if calls:
-        reporter.attempt(f"time {job}", lambda: time_calls(job, calls, "call"))
-    if device != "cuda":
-        reporter.not_run("CUDA graphs and launches", f"they need a CUDA device; this is {device}")
-        return
-    for contestant, matcher in racers.items():
-        if matcher.ours:
-            row = {"kind": "launches", **about(contestant)}
-            reporter.attempt(f"launches {contestant.id}", partial(_launches_row, row, calls[contestant]))
-    # Last, because a capture that fails spoils the process.
-    time_graphs(reporter, job, "graph", 1, calls, time_calls)
-
-
-def _check(matcher: Matcher, job: str, inputs: MatchingInputs) -> dict[str, str]:
-    """A wrong one of ours raises and gets no speed; a wrong peer is noted."""
-    try:
-        check(matcher, job, inputs)
-    except AssertionError as error:
-        if matcher.ours:
-            raise
-        return {"inaccurate": str(error)[:LONGEST_MESSAGE]}
-    return {}
+    timing.speed(reporter, stage, stage.contestants(), seconds, laps, kind="matching", also=count)
 
 
 def _launches_row(row: dict[str, Any], call: Call) -> list[dict[str, Any]]:
@@ -145,7 +105,7 @@ def _launches_row(row: dict[str, Any], call: Call) -> list[dict[str, Any]]:
 
 
 def launches(call: Call) -> int:
-    """Kernels, copies and fills that one call puts on the GPU."""
+    """Count the kernels, copies and fills that one call puts on the GPU."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         call()
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Peers of the GPU suite that a machine without network lacks, into peers/, which git ignores.
+"""Download peers of the GPU suite for a machine without network into peers/, which git ignores.
 
     python3 -m benchmarks.gpu.peers --python 3.12
 
@@ -18,18 +18,18 @@ from benchmarks.measure.machine import ROOT
 
 FOLDER = ROOT / "peers"
 PEERS = ("deformops==3.0.1", "torch-linear-assignment==0.1.0", "lapx==0.11.1")
-# pip takes each name as it stands, so the older ones are listed too.
+# pip matches names exactly, so the older ones are listed too.
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
 def commands(python: str, peers: Sequence[str], folder: Path) -> list[list[str]]:
-    """What downloads wheels and unpacks them, without dependencies: torch, triton, numpy and scipy are there."""
+    """Return the commands that download and unpack wheels without dependencies, which the GPU's machine has."""
     version = [f"--python-version={python}", "--implementation=cp", f"--abi=cp{python.replace('.', '')}"]
     target = [*version, "--abi=abi3", "--abi=none", "--only-binary=:all:", "--no-deps"]
     target += [f"--platform={name}" for name in (*PLATFORMS, "any")]
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     wheels, site = folder / "wheels", folder / "site"
-    # The wheels are for that Python already; pip would compare their needs with the Python that runs it.
+    # The wheels are for that Python; pip would compare their requirements with the Python that runs it.
     local = ["--ignore-requires-python", "--no-index", f"--find-links={wheels}", "--upgrade", f"--target={site}"]
     return [
         [*pip, "download", *target, f"--dest={wheels}", *peers],
@@ -40,7 +40,7 @@ def commands(python: str, peers: Sequence[str], folder: Path) -> list[list[str]]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default="3.12", metavar="VERSION", help="of the machine with the GPU (3.12)")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to (peers/)")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="target folder (peers/)")
     parser.add_argument("peer", nargs="*", default=list(PEERS), help=f"NAME==VERSION ({' '.join(PEERS)})")
     options = parser.parse_args()
     for command in commands(options.python, options.peer, options.folder):

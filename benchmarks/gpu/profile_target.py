@@ -1,8 +1,8 @@
-"""One call of one kernel between the start and the end of a profiler: a name of TARGETS.
+"""Call one kernel, by its name in TARGETS, between a profiler's start and end.
 
     ncu --profile-from-start off python3 -m benchmarks.gpu.profile_target backward
 
-Everything before, the drawing of inputs and the first calls, is left out of the profile.
+The profile leaves out everything before, such as drawing inputs and the first calls.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OP, DTYPE = "fused_ms_deform_attn", "bf16"
 
 
 def forward(backend: str, device: str, small: bool) -> Call:
-    """The forward of an encoder layer of one image."""
+    """Return the forward of an encoder layer of one image."""
     inputs = gate.training_inputs(OP, _case(small), DTYPE, device)
 
     def call() -> object:
@@ -36,7 +36,7 @@ def forward(backend: str, device: str, small: bool) -> Call:
 
 
 def backward(backend: str, device: str, small: bool) -> Call:
-    """Its backward alone."""
+    """Return its backward alone."""
     inputs = gate.training_inputs(OP, _case(small), DTYPE, device)
     grad_output = gate.output_gradient(_case(small), DTYPE, device)
     output = dino_kernels.fused_ms_deform_attn(**inputs, backend=backend)
@@ -45,7 +45,7 @@ def backward(backend: str, device: str, small: bool) -> Call:
 
 
 def matching(backend: str, device: str, small: bool, step: str, job: str) -> Call:
-    """One job of matching."""
+    """Return one job of matching."""
     inputs = MatchingInputs(miniature_step(STEPS[step]) if small else STEPS[step], device)
     if job == "linear_sum_assignment":
         cost, offsets = inputs.cost, inputs.packed.offsets
@@ -57,7 +57,7 @@ def _case(small: bool):
     return miniature(ENCODER_800x1333) if small else ENCODER_800x1333
 
 
-# Name: (backend, what makes the call).
+# By name: the backend, and the function that makes the call.
 TARGETS: dict[str, tuple[str, Callable[..., Call]]] = {
     "backward": ("cuda", backward),
     "forward": ("cuda", forward),

@@ -1,7 +1,7 @@
-"""What the GPU suite needs before it begins: `python -m benchmarks.gpu.ready`.
+"""Check what the GPU suite needs: `python -m benchmarks.gpu.ready`.
 
-Exits with 0 where there is a GPU and libraries that run on it, with 3 where the libraries have to be built first, and
-with 1 and one line where there is no GPU.
+Exits with 0 if there are a GPU and libraries that run on it, with 3 if the libraries have to be built first, and with 1
+and one line if there is no GPU.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def main() -> int:
         return 1
     reason = libraries.CPU_MISSING or libraries.CUDA_MISSING or libraries.unsupported_gpu(torch.cuda.current_device())
     if reason is None:
-        print("the compiled libraries that are here run on this GPU")
+        print("the compiled libraries run on this GPU")
         return 0
-    print(f"the libraries have to be built: {reason}")
+    print(f"the libraries must be built: {reason}")
     return BUILD
 
 

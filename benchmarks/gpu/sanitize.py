@@ -1,17 +1,18 @@
-"""The CUDA kernels on the smallest cases, to be run under compute-sanitizer: `make gpu-sanitize`.
+"""Run the CUDA kernels on the smallest cases, under compute-sanitizer: `make gpu-sanitize`.
 
     compute-sanitizer --tool racecheck python3 -m benchmarks.gpu.sanitize
     compute-sanitizer --tool racecheck python3 -m benchmarks.gpu.sanitize --tiles  # only an encoder's tiles
 
-Exits with 1 where a kernel refuses a call or where its result is not right; the tool adds its own findings.
+Exits with 1 if a kernel refuses a call or its result is wrong; the tool adds its own findings.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import product
 from typing import Any
 
 import torch
@@ -22,12 +23,14 @@ from benchmarks.attention import gate
 from benchmarks.attention.candidates import LARGE, SMALL, candidates, chosen, multiprocessors
 from benchmarks.attention.peers import implementations
 from benchmarks.attention.workloads import OPS
+from benchmarks.measure.stage import Refused
 from dino_kernels import hungarian_match, linear_sum_assignment, matching_cost
 from dino_kernels.testing import (
     ASSIGNMENT_CASES,
     CASES,
     DTYPES,
     MATCHING_CASES,
+    Case,
     Result,
     assert_cost_accurate,
     assert_result_accurate,
@@ -37,23 +40,19 @@ from dino_kernels.testing import (
     sample_inputs,
 )
 
-# Queries of every kind, masks, boxes, borders, odd sizes; each a few thousand samples, which a sanitizer bears.
+# Queries of every kind, masks, boxes, borders, odd sizes; each a few thousand samples, because sanitizers are slow.
 NAMES = ("encoder_masked", "decoder_few_queries", "odd_points", "one_pixel_levels", "channels_36", "hostile_boxes")
-# As many queries as rows, with 32 channels: what gets tiles in a large call.
+# As many queries as rows, with 32 channels: a large call uses tiles.
 TILES = ("encoder_masked",)
 
 
-class Refused(Exception):
-    """The backend cannot run a call; the message says why."""
-
-
 def sized(backend: str, count: int) -> AbstractContextManager[object]:
-    """Calls take the kernels of a GPU with `count` multiprocessors, where the backend has any choice."""
+    """Make calls use the kernels of a GPU with `count` multiprocessors, if the backend has a choice."""
     return multiprocessors(count) if backend == "cuda" else nullcontext()
 
 
 def choices(backend: str) -> list[tuple[str, AbstractContextManager[object]]]:
-    """Each candidate of the CUDA kernels, to be entered; other backends have one kernel for each call."""
+    """Return each candidate of the CUDA kernels, to be entered; other backends have one kernel for each call."""
     if backend != "cuda":
         return [("as they are", nullcontext())]
     return [(candidate.id, chosen(candidate)) for candidate in candidates()]
@@ -66,32 +65,42 @@ def attention(
     dtypes: Sequence[str] = tuple(DTYPES),
     modes: Sequence[bool] = (False, True),
 ) -> int:
-    """Forward and backward of deformable attention, in each of `modes` deterministic or not; how many calls."""
-    kernel = implementations()[backend]
-    runs = 0
-    for op in OPS:
-        for case in (case for case in CASES if case.name in names):
-            for name in dtypes:
-                inputs, on_cpu = (sample_inputs(op, case, DTYPES[name], where) for where in (device, "cpu"))
-                reason = kernel.unsupported(op, inputs)
-                if reason is not None:
-                    raise Refused(f"{op} {case.id} {name}: {reason}")
-                for deterministic in modes:
-                    torch.use_deterministic_algorithms(deterministic)
-                    try:
-                        result = gate.forward_backward(kernel, op, inputs)
-                    finally:
-                        torch.use_deterministic_algorithms(False)
-                    # Compared on the CPU: the sanitizer would watch PyTorch's kernels too, at length.
-                    grads = {key: grad.cpu() for key, grad in result.grads.items()}
-                    label = f"{backend} in {name}{', deterministic' if deterministic else ''}"
-                    assert_result_accurate(op, on_cpu, Result(result.output.cpu(), grads), label)
-                    runs += 1
-    return runs
+    """Check deformable attention, in each of `modes` deterministic or not; return the number of calls."""
+    cases = [case for case in CASES if case.name in names]
+    calls = list(product(OPS, cases, dtypes, modes))
+    for op, case, dtype, deterministic in calls:
+        # Compared on the CPU, because the sanitizer slows down PyTorch's kernels too.
+        check_attention(op, case, dtype, backend, device, "cpu", deterministic)
+    return len(calls)
+
+
+def check_attention(
+    op: str,
+    case: Case,
+    dtype: str,
+    backend: str,
+    device: str,
+    compare_on: str,
+    deterministic: bool = False,
+    runs: int = 1,
+) -> None:
+    """Check forward and backward by the tolerance rule, and that all runs have the same bits."""
+    inputs, same_inputs = (sample_inputs(op, case, DTYPES[dtype], where) for where in (device, compare_on))
+    require(getattr(dino_kernels, op), backend, f"{case.id} {dtype}", **inputs)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        result, *others = (gate.forward_backward(implementations()[backend], op, inputs) for _ in range(runs))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for other in others:
+        assert_same_bits(list(result.named().values()), list(other.named().values()), list(result.named()))
+    grads = {key: grad.to(compare_on) for key, grad in result.grads.items()}
+    label = f"{backend} in {dtype}{', deterministic' if deterministic else ''}"
+    assert_result_accurate(op, same_inputs, Result(result.output.to(compare_on), grads), label)
 
 
 def matching(backend: str, device: str, dtypes: Sequence[str] = tuple(DTYPES)) -> int:
-    """Costs within the tolerance, and matches of which every bit is the reference's; how many calls."""
+    """Check costs by the tolerance and matches by the reference's bits; return the number of calls."""
     runs = 0
     for case in MATCHING_CASES:
         for name in dtypes:
@@ -104,31 +113,28 @@ def matching(backend: str, device: str, dtypes: Sequence[str] = tuple(DTYPES)) -
             assert_cost_accurate(on_cpu, cost, f"{backend} in {name}, {case.id}")
             for ties in ("lowest", "scipy"):
                 match = hungarian_match(**inputs, ties=ties, full_output=True, backend=backend)
-                wanted = linear_sum_assignment(cost, offsets=offsets, ties=ties, full_output=True, backend="reference")
-                assert_same_assignment(match, wanted, f"hungarian_match by {backend} in {name}, {case.id}")
+                expected = linear_sum_assignment(
+                    cost, offsets=offsets, ties=ties, full_output=True, backend="reference"
+                )
+                assert_same_assignment(match, expected, f"hungarian_match by {backend} in {name}, {case.id}")
             runs += 3
     return runs
 
 
 def assignment(backend: str, device: str) -> int:
-    """Assignments of given costs, of which every bit is the reference's; how many calls."""
+    """Check assignments of given costs by the reference's bits; return the number of calls."""
     runs = 0
     for case in ASSIGNMENT_CASES:
         for dtype in (torch.float32, torch.float64):
             cost = assignment_costs(case.small(), dtype)
-            for options in assignment_options():
+            for ties, maximize in product(("lowest", "scipy"), (False, True)):
+                options: dict[str, Any] = {"ties": ties, "maximize": maximize}
                 require(linear_sum_assignment, backend, case.id, cost=cost.to(device), **options)
                 found = linear_sum_assignment(cost.to(device), full_output=True, backend=backend, **options)
-                wanted = linear_sum_assignment(cost, full_output=True, backend="reference", **options)
-                assert_same_assignment(found, wanted, f"linear_sum_assignment by {backend}, {case.id}, {options}")
+                expected = linear_sum_assignment(cost, full_output=True, backend="reference", **options)
+                assert_same_assignment(found, expected, f"linear_sum_assignment by {backend}, {case.id}, {options}")
                 runs += 1
     return runs
-
-
-def assignment_options() -> Iterator[dict[str, Any]]:
-    for ties in ("lowest", "scipy"):
-        for maximize in (False, True):
-            yield {"ties": ties, "maximize": maximize}
 
 
 def require(function: Any, backend: str, call: str, **arguments: Any) -> None:
@@ -137,18 +143,18 @@ def require(function: Any, backend: str, call: str, **arguments: Any) -> None:
         raise Refused(f"{function.__name__} {call}: {reason}")
 
 
-def assert_same_assignment(found: Any, wanted: Any, label: str) -> None:
-    """All but the status, which of a matching also tells about its predictions and targets."""
+def assert_same_assignment(found: Any, expected: Any, label: str) -> None:
+    """Compare all but the status, which for a matching also covers predictions and targets."""
 
     def results(some: Any) -> list[Tensor]:
         return [result for name, result in zip(some._fields, some, strict=True) if name != "status"]
 
     names = [f"{label}: {name}" for name in found._fields if name != "status"]
-    assert_same_bits(results(found), results(wanted), names)
+    assert_same_bits(results(found), results(expected), names)
 
 
 def main(backend: str, device: str, tiles: bool) -> int:
-    # Filled, memory that a kernel reads before anybody wrote it would pass for written.
+    # Filling would hide a kernel's reads of memory that was never written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     try:
         if tiles:

@@ -1,10 +1,11 @@
-"""What the smoke run looks at; each function here is a check, run by `isolated` in a process of its own."""
+"""Define the checks of the smoke run, each run by `isolated` in its own process."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,22 +19,20 @@ from benchmarks.attention.workloads import OPS
 from benchmarks.gpu import sanitize
 from benchmarks.gpu.graphs import Graphed, assert_never_waits, assert_replays
 from benchmarks.gpu.isolated import Part, Reporter
+from benchmarks.gpu.tools import find
 from benchmarks.measure import tools
 from benchmarks.measure.race import Call
 from dino_kernels import hungarian_match, linear_sum_assignment, matching_cost
 from dino_kernels.testing import (
     CASES,
-    DTYPES,
     MATCHING_CASES,
     Case,
-    assert_result_accurate,
-    assert_same_bits,
     assignment_costs,
     matching_inputs,
     sample_inputs,
 )
 
-# Tiles, rows, the common layouts of samples, channels that have no kernel of their own, borders.
+# Tiles, rows, the common layouts of samples, channels without a specialised kernel, borders.
 NAMES = ("encoder_masked", "decoder", "rtdetr", "levels_5", "channels_36", "hostile")
 FEW_NAMES = ("encoder_masked", "decoder")
 # Large on an H100 as it is: more than 1024 threads for each of 132 multiprocessors, also in 16 bit.
@@ -52,42 +51,52 @@ SANITIZER_S = 100.0
 
 
 def checks(device: str) -> list[Part]:
-    """Every check, those that take longest first."""
+    """Return every check, the longest first."""
     on_gpu = device == "cuda"
-    backend = "cuda" if on_gpu else "cpu"
-    where = {"backend": backend, "device": device}
+    where = {"backend": "cuda" if on_gpu else "cpu", "device": device}
+
+    def on_gpu_only(name: str, check: Callable[..., None], limit_s: float, arguments: dict[str, Any]) -> Part:
+        if on_gpu:
+            return Part(name, check, arguments, limit_s=limit_s)
+        return Part(name, not_run, {"name": name, "device": device})
+
     parts = [
-        Part(f"{tool} of tiles", sanitizer, {"tool": tool, "device": device}, limit_s=SANITIZER_S + 5)
+        on_gpu_only(f"{tool} of tiles", sanitizer, SANITIZER_S + 5, {"tool": tool, "device": device})
         for tool in ("racecheck", "memcheck")
     ]
-    parts += [Part("Triton attention bf16", triton_attention, {"device": device}, limit_s=90.0)]
-    parts += [Part("Triton matching", triton_matching, {"device": device}, limit_s=90.0)]
+    parts += [on_gpu_only("Triton attention bf16", triton_attention, 90.0, {"device": device})]
+    parts += [on_gpu_only("Triton matching", triton_matching, 90.0, {"device": device})]
     parts += [Part("libraries", libraries, where)]
+    large = NATURALLY_LARGE if on_gpu else _named("encoder_masked")
+    tiles = [_named(name) for name in ("encoder", *sanitize.TILES)]
+
+    def attention_part(name: str, dtype: str, cases: Sequence[Case], **others: Any) -> Part:
+        return Part(f"{name} {dtype}", attention, {**where, "dtype": dtype, "cases": cases, **others})
+
     for dtype in ("fp32", "bf16"):
         for size, count in (("large", LARGE), ("small", SMALL)):
-            arguments = {**where, "dtype": dtype, "multiprocessors": count, "names": NAMES}
-            parts.append(Part(f"attention {size} {dtype}", attention, arguments))
-        if dtype == "bf16" and device == "cuda":
-            parts += [
-                Part(
-                    f"attention {candidate.id} bf16",
-                    attention_of,
-                    {**where, "direction": candidate.direction, "name": candidate.name},
-                )
-                for candidate in candidates()
-            ]
-        parts.append(Part(f"attention as it comes {dtype}", attention_as_it_comes, {**where, "dtype": dtype}))
-        parts.append(Part(f"deterministic {dtype}", deterministic, {**where, "dtype": dtype}))
+            cases = [_named(name) for name in NAMES]
+            parts.append(attention_part(f"attention {size}", dtype, cases, multiprocessors=count))
+        for candidate in candidates() if dtype == "bf16" and on_gpu else ():
+            options = {"multiprocessors": LARGE, "candidate": candidate}
+            parts.append(attention_part(f"attention {candidate.id}", dtype, tiles, **options))
+        parts.append(attention_part("attention as it comes", dtype, [large]))
+        few = [_named(name) for name in FEW_NAMES]
+        parts.append(attention_part("deterministic", dtype, few, deterministic=True))
     parts += [
         Part("matching_cost and hungarian_match", matching, where),
         Part("linear_sum_assignment", assignment, where),
-        Part("CUDA graph", graph, where),
+        on_gpu_only("CUDA graph", graph, 60.0, where),
     ]
     return parts
 
 
+def not_run(reporter: Reporter, name: str, device: str) -> None:
+    reporter.not_run(name, f"it needs a CUDA device; this is {device}")
+
+
 def libraries(reporter: Reporter, backend: str, device: str) -> None:
-    """The backend accepts a call of each op; the first call of a fresh process works."""
+    """Check that the backend accepts a call of each op, and that the first call of a process works."""
     for op in OPS:
         inputs = sample_inputs(op, _named("decoder_few_queries"), torch.float32, device)
         reporter.attempt(f"explain {op}", partial(_accepted, getattr(dino_kernels, op), backend, inputs))
@@ -107,82 +116,48 @@ def _accepted(function: Any, backend: str, arguments: dict[str, Any]) -> str:
 
 
 def attention(
-    reporter: Reporter, backend: str, device: str, dtype: str, multiprocessors: int, names: Sequence[str]
+    reporter: Reporter,
+    backend: str,
+    device: str,
+    dtype: str,
+    cases: Sequence[Case],
+    multiprocessors: int | None = None,
+    candidate: Candidate | None = None,
+    deterministic: bool = False,
+    ops: Sequence[str] = OPS,
 ) -> None:
-    """Forward and backward within the tolerance, by the kernels of a GPU of this size."""
+    """Check forward and backward by the tolerance rule, and if deterministic that two runs have the same bits.
+
+    Args:
+        multiprocessors: use the kernels of a GPU of this size; None: those of this GPU.
+        candidate: use this kernel.
+    """
 
     def check(op: str, case: Case) -> str:
-        with sanitize.sized(backend, multiprocessors):
-            return _accurate(op, case, dtype, backend, device)
+        size = nullcontext() if multiprocessors is None else sanitize.sized(backend, multiprocessors)
+        with size, nullcontext() if candidate is None else chosen(candidate):
+            runs = 2 if deterministic else 1
+            sanitize.check_attention(op, case, dtype, backend, device, device, deterministic, runs)
+        return "accurate"
 
-    for name in names:
-        for op in OPS:
-            reporter.attempt(f"{op} {name}", partial(check, op, _named(name)))
-
-
-def attention_of(reporter: Reporter, backend: str, device: str, direction: str, name: str) -> None:
-    """Large calls by one of the candidates."""
-
-    def check(op: str, case: Case) -> str:
-        with sanitize.sized(backend, LARGE), chosen(Candidate(direction, name)):
-            return _accurate(op, case, "bf16", backend, device)
-
-    for case in ("encoder", *sanitize.TILES):
-        for op in OPS:
-            reporter.attempt(f"{op} {case}", partial(check, op, _named(case)))
-
-
-def attention_as_it_comes(reporter: Reporter, backend: str, device: str, dtype: str) -> None:
-    """The same by the kernels that this GPU gets, for a call that is large on an H100."""
-    case = NATURALLY_LARGE if device == "cuda" else _named("encoder_masked")
-    for op in OPS:
-        reporter.attempt(f"{op} {case.name}", partial(_accurate, op, case, dtype, backend, device))
-
-
-def _accurate(op: str, case: Case, dtype: str, backend: str, device: str) -> str:
-    inputs = sample_inputs(op, case, DTYPES[dtype], device)
-    sanitize.require(getattr(dino_kernels, op), backend, case.id, **inputs)
-    result = gate.forward_backward(implementations()[backend], op, inputs)
-    assert_result_accurate(op, inputs, result, f"{backend} in {dtype}")
-    return "accurate"
-
-
-def deterministic(reporter: Reporter, backend: str, device: str, dtype: str) -> None:
-    """With deterministic algorithms results are within the tolerance, and two have the same bits."""
-
-    def check(op: str, case: Case) -> str:
-        inputs = sample_inputs(op, case, DTYPES[dtype], device)
-        torch.use_deterministic_algorithms(True)
-        try:
-            first, second = (gate.forward_backward(implementations()[backend], op, inputs) for _ in range(2))
-        finally:
-            torch.use_deterministic_algorithms(False)
-        named = first.named()
-        assert_same_bits(list(named.values()), list(second.named().values()), list(named))
-        assert_result_accurate(op, inputs, first, f"{backend} in {dtype}, deterministic")
-        return "repeatable and accurate"
-
-    for name in FEW_NAMES:
-        for op in OPS:
-            reporter.attempt(f"{op} {name}", partial(check, op, _named(name)))
+    for case in cases:
+        for op in ops:
+            reporter.attempt(f"{op} {case.name}", partial(check, op, case))
 
 
 def matching(reporter: Reporter, backend: str, device: str) -> None:
-    """Costs within the tolerance, matches with the reference's bits."""
+    """Check costs by the tolerance and matches by the reference's bits."""
     for dtype in ("fp32", "bf16"):
         reporter.attempt(f"matching {dtype}", partial(sanitize.matching, backend, device, (dtype,)))
 
 
 def assignment(reporter: Reporter, backend: str, device: str) -> None:
-    """Assignments with the reference's bits."""
+    """Check assignments by the reference's bits."""
     reporter.attempt("assignment", partial(sanitize.assignment, backend, device))
 
 
 def graph(reporter: Reporter, backend: str, device: str) -> None:
-    """A captured call replays, which it would not if a kernel ran on another stream; no call waits for the GPU."""
-    if device != "cuda":
-        reporter.not_run("CUDA graph", f"it needs a CUDA device; this is {device}")
-        return
+    """Check that no call waits for the GPU and that a captured call replays: all kernels are on its stream."""
     inputs = sample_inputs(OPS[1], _named("encoder"), torch.bfloat16, device)
     implementation = implementations()[backend]
     grad_output = torch.ones_like(gate.forward(implementation, OPS[1], inputs))
@@ -202,41 +177,32 @@ def graph(reporter: Reporter, backend: str, device: str) -> None:
 
 
 def triton_attention(reporter: Reporter, device: str) -> None:
-    """One kind of call by the Triton kernels, forward and backward."""
-    if device != "cuda":
-        reporter.not_run("Triton", f"it needs a CUDA device; this is {device}")
-        return
+    """Check one kind of call by the Triton kernels, forward and backward."""
     os.environ["DINO_KERNELS_TRITON_TUNE"] = "0"  # compiling one configuration takes half the time
-    reporter.attempt("fused encoder", partial(_accurate, OPS[1], _named("encoder_masked"), "bf16", "triton", device))
+    attention(reporter, "triton", device, "bf16", [_named("encoder_masked")], ops=OPS[1:])
 
 
 def triton_matching(reporter: Reporter, device: str) -> None:
-    """One call of each matching op by the Triton kernels, with the reference's bits."""
-    if device != "cuda":
-        reporter.not_run("Triton", f"it needs a CUDA device; this is {device}")
-        return
+    """Check an assignment by the Triton kernels by the reference's bits."""
 
     def check() -> str:
         cost = assignment_costs(sanitize.ASSIGNMENT_CASES[0].small(), torch.float32)
         found = linear_sum_assignment(cost.to(device), full_output=True, backend="triton")
-        wanted = linear_sum_assignment(cost, full_output=True, backend="reference")
-        sanitize.assert_same_assignment(found, wanted, "linear_sum_assignment by triton")
+        expected = linear_sum_assignment(cost, full_output=True, backend="reference")
+        sanitize.assert_same_assignment(found, expected, "linear_sum_assignment by triton")
         return "same bits"
 
     reporter.attempt("linear_sum_assignment", check)
 
 
 def sanitizer(reporter: Reporter, tool: str, device: str) -> None:
-    """The kernels of an encoder's tiles under one tool of compute-sanitizer."""
-    path = tools.find("compute-sanitizer")
-    reason = f"it needs a CUDA device; this is {device}" if device != "cuda" else None
-    reason = reason or ("compute-sanitizer is not installed" if path is None else None)
-    if reason is not None or path is None:
-        reporter.not_run(tool, str(reason))
+    """Run the kernels of an encoder's tiles under one tool of compute-sanitizer."""
+    path = find(reporter, device, "compute-sanitizer")
+    if path is None:
         return
     command = [path, "--tool", tool, "--error-exitcode", "9", "--print-limit", "5"]
     command += [sys.executable, "-m", "benchmarks.gpu.sanitize", "--tiles"]
-    # PyTorch's allocator gives out parts of large blocks, beyond whose ends memcheck finds nothing.
+    # PyTorch's allocator cuts large blocks, and memcheck finds nothing between the pieces.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     reporter.attempt(tool, lambda: tools.run(command, SANITIZER_S, environment).strip().splitlines()[-1])
 

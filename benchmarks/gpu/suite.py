@@ -1,25 +1,23 @@
-"""The GPU suite: every workload, backend and peer on one GPU, within minutes, into one JSON.
+"""Measure every workload, backend and peer on one GPU, within minutes, into one JSON: the GPU suite.
 
     python -m benchmarks.gpu.suite                          on the GPU, into build/gpu/results.json
-    python -m benchmarks.gpu.suite --device cpu --short     everything but graphs, tiny, on a CPU: does it still run?
+    python -m benchmarks.gpu.suite --device cpu --short     everything but graphs, tiny, on a CPU: a dry run
 
-Parts come in order of importance until the budget is spent. The file is written after every step, and the same command
-goes on behind the last one: finished parts are not measured again, those that failed or were cut short are.
+Parts come in order of importance until the budget is spent. The file is written after every step. Rerun the command to
+resume: finished parts are skipped, failed and interrupted ones are retried.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from benchmarks.attention.workloads import (
     DECODER_900,
@@ -33,17 +31,15 @@ from benchmarks.attention.workloads import (
 from benchmarks.gpu import candidates as gpu_candidates
 from benchmarks.gpu import matching as gpu_matching
 from benchmarks.gpu import parts as gpu_parts
+from benchmarks.gpu import session
 from benchmarks.gpu import tools as gpu_tools
 from benchmarks.gpu.isolated import Part, run
 from benchmarks.gpu.table import COUNTERS_PART, RED_PART, summary, targets
-from benchmarks.matching.workloads import MatchingStep
-from benchmarks.measure import machine
-from benchmarks.measure.machine import NO_GPU, ROOT
+from benchmarks.measure.machine import ROOT
 from dino.common.files import write_text_whole
-from dino_kernels.testing import Case
 
 DEFAULT_RESULTS = Path("build/gpu/results.json")
-# What has to be the same for two runs to share a file.
+# Two runs may share a file if these are the same.
 IDENTITY = ("device", "gpu", "torch", "triton", "commit", "sources", "short")
 WORKLOADS = {
     "encoder B=1": ENCODER_800x1333,
@@ -83,77 +79,67 @@ SPEED = (
     ("encoder B=1", CLASSIC, "bf16", 1.0),
     ("decoder Q=1100", FUSED, "fp16", 1.0),
 )
-# Timed without launches too, for peers that no graph can hold: (workload, dtype) of the fused op.
+# (workload, dtype) of the fused op: timed without launches too, for peers that no graph can hold, and beside the
+# compiled reference.
 KERNELS = (("encoder B=2", "bf16"), ("decoder Q=1100", "bf16"), ("encoder B=2", "fp32"))
-# Our kernels beside the compiled reference.
-COMPILED = (("encoder B=2", "bf16"), ("decoder Q=1100", "bf16"), ("encoder B=2", "fp32"))
 CANDIDATES = (("encoder B=2", "bf16"), ("encoder B=1", "bf16"), ("decoder Q=1100", "bf16"), ("encoder B=2", "fp32"))
 
 
 def plan(device: str, short: bool) -> list[Part]:
-    def case(name: str) -> Case:
-        return miniature(WORKLOADS[name]) if short else WORKLOADS[name]
+    """Return all parts, the important ones first."""
+
+    def attention(measure: Callable[..., None], label: str, name: str, dtype: str, **others: Any) -> Part:
+        case = miniature(WORKLOADS[name]) if short else WORKLOADS[name]
+        limits = {key: others.pop(key) for key in ("needs_s", "limit_s") if key in others}
+        return Part(label, measure, {"case": case, "dtype": dtype, "device": device, **others}, **limits)
 
     def race(seconds: float) -> dict[str, Any]:
-        return {"device": device, "seconds": 0.02 if short else seconds, "laps": 2 if short else 5}
+        return {"seconds": 0.02 if short else seconds, "laps": 2 if short else 5}
 
-    def small(step: MatchingStep) -> MatchingStep:
-        return gpu_matching.miniature(step) if short else step
+    def tool(name: str, measure: Callable[..., None]) -> Part:
+        return Part(name, measure, {"device": device}, limit_s=gpu_tools.TOOL_S + 10)
 
-    parts = [
-        Part(
-            f"{name} {op} {dtype}",
+    # The limit of one step: the first of a peer compiles its kernels.
+    timed = {"needs_s": 0.0 if short else 12.0, "limit_s": 90.0}
+    speed = [
+        attention(
             gpu_parts.speed,
-            {"op": op, "case": case(name), "dtype": dtype, "kernels": op == FUSED and (name, dtype) in KERNELS}
-            | race(seconds),
-            needs_s=0.0 if short else 12.0,
-            limit_s=90.0,  # one step; the first of a peer compiles its kernels
+            f"{name} {op} {dtype}",
+            name,
+            dtype,
+            op=op,
+            kernels=op == FUSED and (name, dtype) in KERNELS,
+            **race(seconds),
+            **timed,
         )
         for name, op, dtype, seconds in SPEED
     ]
+    slow = {"needs_s": 0.0 if short else 60.0, "limit_s": 150.0, "op": FUSED, "names": gpu_parts.WITH_COMPILED}
     compiled = [
-        Part(
-            f"{name} {FUSED} {dtype} compiled",
-            gpu_parts.speed,
-            {"op": FUSED, "case": case(name), "dtype": dtype, "names": gpu_parts.WITH_COMPILED, **race(1.0)},
-            needs_s=0.0 if short else 60.0,
-            limit_s=150.0,
-        )
-        for name, dtype in COMPILED
+        attention(gpu_parts.speed, f"{name} {FUSED} {dtype} compiled", name, dtype, **slow, **race(1.0))
+        for name, dtype in KERNELS
     ]
     candidates = [
-        Part(
-            f"candidates {name} {FUSED} {dtype}",
-            gpu_candidates.speed,
-            {"op": FUSED, "case": case(name), "dtype": dtype, **race(1.0)},
-        )
+        attention(gpu_candidates.speed, f"candidates {name} {FUSED} {dtype}", name, dtype, op=FUSED, **race(1.0))
         for name, dtype in CANDIDATES
     ]
-    red = Part(RED_PART, gpu_tools.red_rate, {"device": device}, limit_s=gpu_tools.TOOL_S + 10)
-    counters = Part(COUNTERS_PART, gpu_tools.nsight_compute, {"device": device}, limit_s=gpu_tools.TOOL_S + 10)
-    one_image = {"case": case("encoder B=1"), "dtype": "bf16", "device": device}
-    two_images = {"case": case("encoder B=2"), "dtype": "bf16", **race(1.0)}
     others = [
-        Part("accuracy of grad_value", gpu_parts.accuracy, one_image),
-        Part("saved for backward", gpu_parts.saved, one_image),
-        Part("deterministic algorithms", gpu_parts.deterministic, two_images),
+        attention(gpu_parts.accuracy, "accuracy of grad_value", "encoder B=1", "bf16"),
+        attention(gpu_parts.saved, "saved for backward", "encoder B=1", "bf16"),
+        attention(gpu_parts.deterministic, "deterministic algorithms", "encoder B=2", "bf16", **race(1.0)),
     ]
-    matching = [
-        Part(
-            gpu_matching.part_name(name, job),
-            gpu_matching.speed,
-            {"job": job, "step": small(gpu_matching.STEPS[name]), **race(seconds)},
-            needs_s=0.0 if short else 12.0,
-            limit_s=90.0,
-        )
-        for name, job, seconds in gpu_matching.JOBS
-    ]
-    first = parts[:2] + matching[:1] + [red, *candidates] + matching[1:5] + [counters]
-    return first + others + parts[2:6] + compiled + matching[5:] + parts[6:]
+    matching = []
+    for name, job, seconds in gpu_matching.JOBS:
+        step = gpu_matching.miniature(gpu_matching.STEPS[name]) if short else gpu_matching.STEPS[name]
+        arguments = {"job": job, "step": step, "device": device, **race(seconds)}
+        matching.append(Part(gpu_matching.part_name(name, job), gpu_matching.speed, arguments, **timed))
+    first = speed[:2] + matching[:1] + [tool(RED_PART, gpu_tools.red_rate), *candidates] + matching[1:5]
+    first.append(tool(COUNTERS_PART, gpu_tools.nsight_compute))
+    return first + others + speed[2:6] + compiled + matching[5:] + speed[6:]
 
 
 def sources() -> str:
-    """A digest of what is measured and of what measures it: a commit does not tell changes that are not committed."""
+    """Return a digest of what is measured and of what measures it, which uncommitted changes change too."""
     digest = hashlib.sha256()
     for folder, patterns in (("csrc", ("*.c*", "*.h")), ("dino_kernels", ("*.py",)), ("benchmarks", ("*.py", "*.cu"))):
         for path in sorted(path for pattern in patterns for path in (ROOT / folder).rglob(pattern)):
@@ -161,13 +147,12 @@ def sources() -> str:
     return digest.hexdigest()[:12]
 
 
-def describe(device: str, short: bool, commit: str | None) -> dict[str, Any]:
-    facts = machine.describe(device) | {"sources": sources(), "short": short}
-    return facts | {"commit": facts["commit"] or commit or None}
-
-
 def opened(path: Path, facts: dict[str, Any], fresh: bool) -> dict[str, Any]:
-    """The document to go on with: the file's, or a new one. Exits where the file is of something else."""
+    """Return the document to resume: the file's, or a new one.
+
+    Raises:
+        SystemExit: the file has results of something else.
+    """
     if fresh or not path.exists():
         return {"machine": facts, "parts": {}, "targets": []}
     document = json.loads(path.read_text())
@@ -197,8 +182,8 @@ def measure(parts: list[Part], document: dict[str, Any], path: Path, budget: flo
 
 
 def failed(document: dict[str, Any]) -> bool:
-    """A part did not end well, or one of our own kernels did not. A peer's failure is its own."""
-    ours = (" cuda-", " triton-", " cpu-", " reference-")
+    """Return whether a part or one of our own kernels failed. A failing peer does not count."""
+    ours = (" cuda", " triton", " cpu", " reference")
     return any(
         record["status"] == "failed" or any(name in step for step in record["failures"] for name in ours)
         for record in document["parts"].values()
@@ -206,26 +191,14 @@ def failed(document: dict[str, Any]) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS, help=f"the JSON ({DEFAULT_RESULTS})")
+    parser = session.parser("benchmarks.gpu.suite", __doc__, DEFAULT_RESULTS)
     parser.add_argument("--budget", type=float, default=500.0, metavar="SECONDS", help="for everything (500)")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--short", action="store_true", help="maps an eighth as wide and high, hardly a race")
-    parser.add_argument("--only", metavar="TEXT", default="", help="parts whose name contains this")
     parser.add_argument("--fresh", action="store_true", help="measure everything again, whatever the file has")
-    parser.add_argument("--commit", help="what is measured, where there is no git to ask")
     options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit(f"{NO_GPU}; python -m benchmarks.gpu.suite --device cpu --short is a dry run")
-    everything = plan(options.device, options.short)
-    parts = [part for part in everything if options.only in part.name]
-    if not parts:
-        names = "\n  ".join(part.name for part in everything)
-        raise SystemExit(f"--only {options.only!r} names no part; there are:\n  {names}")
-    if options.short:
-        # Of the workers. Nobody reads the times, and threads that wait for each other take long on a busy machine.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-    facts = describe(options.device, options.short, options.commit)
+    dry_run = "python -m benchmarks.gpu.suite --device cpu --short"
+    parts = session.start(options, dry_run, partial(plan, options.device, options.short))
+    facts = session.facts(options) | {"sources": sources(), "short": options.short}
     document = opened(options.results, facts, options.fresh)
     measure(parts, document, options.results, options.budget)
     print(summary(document, [part.name for part in parts]))

@@ -1,4 +1,4 @@
-"""What the GPU suite prints last: times, accuracy, memory, what failed, and the project's targets beside them."""
+"""Make the GPU suite's summary: times, accuracy, memory, failures, and the project's targets beside them."""
 
 from __future__ import annotations
 
@@ -6,37 +6,36 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.gpu.matching import JOBS, part_name
+from benchmarks.gpu.timing import CALL, GRAPH, KERNELS
 from benchmarks.matching.peers import BASELINES, LISTS
 from benchmarks.matching.workloads import ASSIGNMENT, MATCHER
 from benchmarks.measure.machine import caption
-from benchmarks.measure.report import Table, as_text
+from benchmarks.measure.tables import Table, as_text
 
 Document = dict[str, Any]
 Row = dict[str, Any]
 LONGEST = 9600  # characters: a log's end of 10,000 must hold the whole
+# Columns of the tables, of attention and of matching.
 ORDER = (
-    "cuda",
-    "triton",
-    "cpu",
-    "deformops-fp32acc",
-    "deformops-cuda",
-    "deformops",
-    "original",
-    "mmcv",
-    "transformers",
-    "torch.compile",
-    "reference",
+    *("cuda", "triton", "cpu", "deformops-fp32acc", "deformops-cuda", "deformops"),
+    *("original", "mmcv", "transformers", "torch.compile", "reference"),
+)
+MATCHING_ORDER = (
+    *("cuda", "triton", "cuda-lists", "triton-lists", "cpu", "cpu-lists"),
+    *("torch-linear-assignment", "tla-unchecked", "lapx-lapjvh", "scipy-float64", "scipy"),
+    *("transformers", "dino", "reference"),
 )
 SHORT_NAMES = {
     "torch.compile": "compile",
     "deformops-fp32acc": "do-fp32acc",
     "deformops-cuda": "do-cuda",
+    "torch-linear-assignment": "tla",
+    "tla-unchecked": "tla-kernel",
     "transformers": "hf",
     "reference": "ref",
 }
-# Who adds up the gradient of value in float32.
+# Those that add up the gradient of value in float32.
 DEFORMOPS_IN_FP32 = ("deformops-fp32acc", "deformops-cuda")
-GRAPH, KERNELS = "graph", "kernels"
 RED_PART, COUNTERS_PART = "rate of L2 additions", "Nsight Compute"
 PASS_NAMES = {"forward": "fwd", "forward+backward": "fwd+bwd"}
 ENCODER, ENCODER_FP32 = "encoder B=2 fused_ms_deform_attn bf16", "encoder B=2 fused_ms_deform_attn fp32"
@@ -44,12 +43,6 @@ DECODER = "decoder Q=1100 fused_ms_deform_attn bf16"
 # Twice the time that an H100's L1 caches need for the gather of one image in bf16 [calc].
 L1_BOUND_MS = 0.025
 MATCHING = "7x16 T=20"
-MATCHING_ORDER = (
-    *("cuda", "triton", "cuda-lists", "triton-lists", "cpu", "cpu-lists"),
-    *("torch-linear-assignment", "tla-unchecked", "lapx-lapjvh", "scipy-float64", "scipy"),
-    *("transformers", "dino", "reference"),
-)
-MATCHING_SHORT_NAMES = {"torch-linear-assignment": "tla", "tla-unchecked": "tla-kernel", "transformers": "hf"}
 
 
 def rows_of(document: Document, part: str, kind: str, **fields: Any) -> list[Row]:
@@ -65,8 +58,8 @@ def our_fastest(rows: list[Row]) -> Row | None:
     return fastest([row for row in rows if row["ours"] and row["implementation"] != "reference"])
 
 
-def _verdict(name: str, at: str, target: float | None, call: float | None, graph: float | None) -> Row:
-    """One target: `at` is "least" or "most"."""
+def _verdict(name: str, at: str, target: float | None, call: float | None, graph: float | None = None) -> Row:
+    """Compare one target, of which `at` is "least" or "most"."""
     values = {"per call": call, "in a graph": graph}
     known = {mode: value for mode, value in values.items() if value is not None}
     if not known:
@@ -77,11 +70,11 @@ def _verdict(name: str, at: str, target: float | None, call: float | None, graph
         good = [mode for mode, value in known.items() if (value >= target if at == "least" else value <= target)]
         verdict = "met" if len(good) == len(known) else f"met {good[0]} only" if good else "NOT MET"
     rounded = {mode: None if value is None else round(value, 3) for mode, value in values.items()}
-    return {"target": name, "at": at, "wanted": target, **rounded, "verdict": verdict}
+    return {"target": name, "at": at, "required": target, **rounded, "verdict": verdict}
 
 
 def _ratio(document: Document, part: str, which: str, mode: str, against: tuple[str, ...]) -> float | None:
-    """How many times faster our fastest kernel is than the fastest of some peers, or of all."""
+    """Return how many times faster our fastest kernel is than the fastest of some peers, or of all."""
     rows = rows_of(document, part, "speed", **{"pass": which, "mode": mode})
     peers = [r for r in rows if not r["ours"] and (not against or r["implementation"] in against)]
     ours, peer = our_fastest(rows), fastest(peers)
@@ -89,46 +82,52 @@ def _ratio(document: Document, part: str, which: str, mode: str, against: tuple[
 
 
 def targets(document: Document) -> list[Row]:
-    """Every target of the project with what was measured; the ratio per call and, where there is one, in a graph."""
+    """Compare every target of the project with what was measured per call and, if measured, in a graph."""
 
-    def faster(part: str, which: str, peer: str, wanted: float | None, *against: str) -> Row:
-        where = {ENCODER: "encoder B=2 bf16", ENCODER_FP32: "encoder B=2 fp32", DECODER: "decoder Q=1100 bf16"}[part]
-        name = f"{where} {PASS_NAMES[which]}: x {peer}"
+    def faster(part: str, which: str, peer: str, required: float | None, *against: str) -> Row:
+        name = f"{part.replace(' fused_ms_deform_attn', '')} {PASS_NAMES[which]}: x {peer}"
         # A decoder's target is for graphs only: per call, launches hide its kernel.
-        call = None if part == DECODER else _ratio(document, part, which, "call", against)
-        return _verdict(name, "least", wanted, call, _ratio(document, part, which, GRAPH, against))
+        call = None if part == DECODER else _ratio(document, part, which, CALL, against)
+        return _verdict(name, "least", required, call, _ratio(document, part, which, GRAPH, against))
+
+    def ours(part: str, kind: str, **fields: Any) -> list[Row]:
+        rows = rows_of(document, part, kind, ours=True, **fields)
+        return [row for row in rows if row["implementation"] != "reference"]
+
+    def images_ms(mode: str) -> float | None:
+        best = fastest(ours(ENCODER, "speed", **{"pass": "forward", "mode": mode}))
+        return best["median_ms"] / 2 / L1_BOUND_MS if best else None
 
     found = []
     for which in PASS_NAMES:
-        found.append(faster(ENCODER, which, "deformops in fp32", 1.5, *DEFORMOPS_IN_FP32))
-        found.append(faster(ENCODER, which, "deformops", None, "deformops"))
-        found.append(faster(ENCODER, which, "original", 4.0, "original"))
-        found.append(faster(ENCODER_FP32, which, "original", 2.5, "original"))
-        found.append(faster(DECODER, which, "best peer", 1.3))
-    times = [
-        our_fastest(rows_of(document, ENCODER, "speed", **{"pass": "forward", "mode": m})) for m in ("call", GRAPH)
+        found += [
+            faster(ENCODER, which, "deformops in fp32", 1.5, *DEFORMOPS_IN_FP32),
+            faster(ENCODER, which, "deformops", None, "deformops"),
+            faster(ENCODER, which, "original", 4.0, "original"),
+            faster(ENCODER_FP32, which, "original", 2.5, "original"),
+            faster(DECODER, which, "best peer", 1.3),
+        ]
+    megabytes = [row["megabytes"] for row in ours("saved for backward", "saved", reference_levels=1)]
+    accuracy = ours("accuracy of grad_value", "accuracy")
+    errors = [max(row["rms_roundings"], row["max_roundings"]) for row in accuracy]
+    slower = ours("deterministic algorithms", "deterministic", mode="deterministic")
+    costs = [row["ratio"] for row in sorted(slower, key=lambda row: ORDER.index(row["implementation"]))]
+    bound = "encoder B=2 bf16 fwd an image: x L1 bound of 25 us"
+    saved = "saved for backward, encoder B=1 bf16: MB"
+    rounding = "grad_value at the coarsest level, bf16: roundings"
+    deterministic = "deterministic over default, encoder B=2 bf16 fwd+bwd"
+    return [
+        *found,
+        _verdict(bound, "most", 2.0, images_ms(CALL), images_ms(GRAPH)),
+        _verdict(saved, "most", 29.0, min(megabytes, default=None)),
+        _verdict(rounding, "most", 2.0, max(errors, default=None)),
+        *matching_targets(document),
+        _verdict(deterministic, "most", None, costs[0] if costs else None),
     ]
-    call, graph = (row["median_ms"] / 2 / L1_BOUND_MS if row else None for row in times)
-    found.append(_verdict("encoder B=2 bf16 fwd an image: x L1 bound of 25 us", "most", 2.0, call, graph))
-    ours = [r for r in rows_of(document, "saved for backward", "saved", reference_levels=1) if r["ours"]]
-    kernels = [r["megabytes"] for r in ours if r["implementation"] != "reference"]
-    found.append(_verdict("saved for backward, encoder B=1 bf16: MB", "most", 29.0, min(kernels, default=None), None))
-    errors = [
-        max(row["rms_roundings"], row["max_roundings"])
-        for row in rows_of(document, "accuracy of grad_value", "accuracy", ours=True)
-        if row["implementation"] != "reference"
-    ]
-    name = "grad_value at the coarsest level, bf16: roundings"
-    found.append(_verdict(name, "most", 2.0, max(errors, default=None), None))
-    found += matching_targets(document)
-    slower = rows_of(document, "deterministic algorithms", "deterministic", mode="deterministic")
-    cost = next((row["ratio"] for name in ORDER for row in slower if row["implementation"] == name), None)
-    found.append(_verdict("deterministic over default, encoder B=2 bf16 fwd+bwd", "most", None, cost, None))
-    return found
 
 
 def matching_targets(document: Document) -> list[Row]:
-    def ours(job: str, mode: str, step: str = MATCHING) -> Row | None:
+    def ours(job: str, mode: str, step: str) -> Row | None:
         rows = rows_of(document, part_name(step, job), "matching", mode=mode)
         return our_fastest([row for row in rows if not row["implementation"].endswith(LISTS)])
 
@@ -137,32 +136,29 @@ def matching_targets(document: Document) -> list[Row]:
         mine = ours(job, mode, step)
         return rows[0]["median_ms"] / mine["median_ms"] if rows and mine else None
 
-    both = ours(MATCHER, GRAPH)
-    microseconds = 1e3 * both["median_ms"] if both else None
-    found = [_verdict("matching 7x16 of 900x20, cost + assignment: us", "most", 40.0, None, microseconds)]
-    for kind in ("early", "collapsed"):
-        solved = ours(MATCHER, GRAPH, f"{MATCHING} {kind}")
-        name = f"matching 7x16 of 900x20, {kind}, cost + assignment: us"
-        found.append(_verdict(name, "most", None, None, 1e3 * solved["median_ms"] if solved else None))
+    found = []
+    for kind, most in (("", 40.0), (" early", None), (" collapsed", None)):
+        both = ours(MATCHER, GRAPH, MATCHING + kind)
+        name = f"matching 7x16 of 900x20,{kind}{',' if kind else ''} cost + assignment: us"
+        found.append(_verdict(name, "most", most, None, 1e3 * both["median_ms"] if both else None))
     launches = rows_of(document, part_name(MATCHING, MATCHER), "launches")
     fewest = min((row["launches"] for row in launches if not row["implementation"].endswith(LISTS)), default=None)
-    found.append(_verdict("matching 7x16 of 900x20, cost + assignment: launches", "most", 2.0, fewest, None))
     # In a graph its kernel alone, without the checks that wait for the GPU.
-    per_call = ratio(ASSIGNMENT, "call", "torch-linear-assignment")
-    in_a_graph = ratio(ASSIGNMENT, GRAPH, "tla-unchecked")
-    found.append(_verdict("assignment 7x16 of 900x20: x torch-linear-assignment", "least", 20.0, per_call, in_a_graph))
+    per_call, in_graph = ratio(ASSIGNMENT, CALL, "torch-linear-assignment"), ratio(ASSIGNMENT, GRAPH, "tla-unchecked")
+    found.append(_verdict("matching 7x16 of 900x20, cost + assignment: launches", "most", 2.0, fewest))
+    found.append(_verdict("assignment 7x16 of 900x20: x torch-linear-assignment", "least", 20.0, per_call, in_graph))
     for step in (MATCHING, "7x16 COCO"):
-        eager = ratio(MATCHER, "call", BASELINES[MATCHER], step)
-        found.append(_verdict(f"matching {step}: x eager GPU cost + SciPy", "least", 100.0, eager, None))
+        eager = ratio(MATCHER, CALL, BASELINES[MATCHER], step)
+        found.append(_verdict(f"matching {step}: x eager GPU cost + SciPy", "least", 100.0, eager))
     return found
 
 
 def matching_table(document: Document) -> Table:
-    """Milliseconds per call / in a graph by implementation."""
+    """Make the table of matching: milliseconds per call / in a graph, by implementation."""
     parts = [(step, job, part_name(step, job)) for step, job, _ in JOBS]
     measured = {row["implementation"] for *_, part in parts for row in rows_of(document, part, "matching")}
     columns = [name for name in MATCHING_ORDER if name in measured]
-    table = [["workload", "op", *(MATCHING_SHORT_NAMES.get(name, name) for name in columns)]]
+    table = [["workload", "op", *(SHORT_NAMES.get(name, name) for name in columns)]]
     for step, job, part in parts:
         rows = rows_of(document, part, "matching")
         if rows:
@@ -174,16 +170,16 @@ def target_table(document: Document) -> Table:
     def cell(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f}"
 
-    table = [["part", "wanted", "per call", "in a graph", "verdict"]]
+    table = [["part", "required", "per call", "in a graph", "verdict"]]
     for row in document["targets"]:
         sign = {"least": ">=", "most": "<="}[row["at"]]
-        wanted = "-" if row["wanted"] is None else f"{sign} {row['wanted']:g}"
-        table.append([row["target"], wanted, cell(row["per call"]), cell(row["in a graph"]), row["verdict"]])
+        required = "-" if row["required"] is None else f"{sign} {row['required']:g}"
+        table.append([row["target"], required, cell(row["per call"]), cell(row["in a graph"]), row["verdict"]])
     return table
 
 
 def speed_table(document: Document, parts: list[str]) -> Table:
-    """Milliseconds per call / in a graph by implementation, and peak MiB of forward+backward below."""
+    """Make the table of milliseconds per call / in a graph, by implementation, with peak MiB of forward+backward."""
     measured = {row["implementation"] for part in parts for row in rows_of(document, part, "speed")}
     columns = [name for name in ORDER if name in measured]
     table = [["workload", "pass", *(SHORT_NAMES.get(name, name) for name in columns)]]
@@ -205,7 +201,7 @@ def _times(rows: list[Row], implementation: str) -> str:
     # Kernels alone, where no graph holds the call.
     alone = cells.get(GRAPH) or (f"k{cells[KERNELS]}" if KERNELS in cells else None)
     wrong = "!" if any("inaccurate" in row for row in by_mode.values()) else ""
-    return "/".join(filter(None, [cells.get("call", "-"), alone])) + wrong if cells else "-"
+    return "/".join(filter(None, [cells.get(CALL, "-"), alone])) + wrong if cells else "-"
 
 
 def small_tables(document: Document) -> Iterator[str]:
@@ -235,14 +231,13 @@ def small_tables(document: Document) -> Iterator[str]:
 
 
 def tool_tables(document: Document) -> Iterator[str]:
-    """What the candidates took, what the L2 cache adds, and the counters of a few kernels."""
+    """Yield the candidates' times, the rate of additions in L2, and the counters of a few kernels."""
     for part in document["parts"]:
         rows = rows_of(document, part, "candidate")
         by_name: dict[str, list[str]] = {}
         for row in rows:
-            by_name.setdefault(f"{row['direction']} {row['candidate']}", []).append(
-                f"{row['median_ms']:.4g} {row['mode']}"
-            )
+            name = f"{row['direction']} {row['candidate']}"
+            by_name.setdefault(name, []).append(f"{row['median_ms']:.4g} {row['mode']}")
         if rows:
             yield f"{part}, ms: " + "; ".join(f"{name} {', '.join(values)}" for name, values in by_name.items())
     rows = rows_of(document, RED_PART, "red")
@@ -260,7 +255,7 @@ def tool_tables(document: Document) -> Iterator[str]:
 
 
 def failures(document: Document, parts: list[str]) -> list[str]:
-    """Each reason once, with whom it hit: parts that failed, had no time, steps that failed, who took no part."""
+    """List each reason once, with names: failed parts, parts without time, failed steps, and who took no part."""
     hit: list[dict[str, list[str]]] = [{}, {}, {}, {}]  # reason -> names, the worst first
 
     def add(rank: int, reason: str, name: str) -> None:
@@ -287,7 +282,7 @@ def _cut(text: str, longest: int = 240) -> str:
 
 
 def summary(document: Document, parts: list[str]) -> str:
-    """At most LONGEST characters; what does not fit is left out from the end of the least important, and said."""
+    """Make at most LONGEST characters; rows that do not fit are cut from the end and counted."""
     facts = document["machine"]
     versions = (
         f"driver {facts.get('driver')}, CUDA {facts.get('cuda')}, nvcc {facts.get('nvcc')}, triton {facts['triton']}"

@@ -1,7 +1,7 @@
-"""The tests that touch a GPU, in a limited time: `python -m benchmarks.gpu.tests --seconds 240 [pytest's options]`.
+"""Run the tests that use a GPU, in a limited time: `python -m benchmarks.gpu.tests --seconds 240 [pytest's options]`.
 
-Several processes share the GPU where pytest-xdist is installed, and a test that hangs is ended where pytest-timeout is.
-Neither is needed. The exit code is pytest's; 1 where the time was up.
+With pytest-xdist several processes share the GPU, with pytest-timeout a test that hangs is ended; neither is required.
+The exit code is pytest's, or 1 if the time was up.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ SUMMARY_S = 20.0  # to write its summary, after the time is up
 
 
 def options(workers: int, installed: Callable[[str], bool]) -> list[str]:
-    """Options of pytest: of --gpu, and of what is installed."""
+    """Return pytest's options: --gpu, and those of the installed plugins."""
     chosen = ["--gpu", "--fuzz", "50", "-q", "--tb=short", "--continue-on-collection-errors"]
     if installed("xdist"):
         # Small portions keep the order; a worker that crashes is replaced, and its test has failed.
         chosen += ["-n", str(workers), "--maxschedchunk", "4", "--max-worker-restart", "50"]
     if installed("pytest_timeout"):
-        # A call that waits for a GPU hears no signal, so where a process can be replaced a thread ends it.
+        # No signal interrupts a call that waits for a GPU, so a thread ends the process if another can replace it.
         chosen += ["--timeout", str(ONE_TEST_S), "--timeout-method", "thread" if installed("xdist") else "signal"]
     return chosen
 
 
 def run(command: Sequence[str], seconds: float) -> int:
-    """Run pytest; after `seconds` interrupt it, which still has it print its summary. Returns its exit code, or 1."""
-    # A shell's background jobs ignore interrupts, and so would what they start.
+    """Run pytest and return its exit code; after `seconds` interrupt it, so that it prints a summary, and return 1."""
+    # Background jobs of a shell ignore interrupts, and so would their children.
     process = subprocess.Popen(
         command, cwd=ROOT, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     )
@@ -58,7 +58,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=240.0, help="for all tests (240)")
     parser.add_argument("--workers", type=int, default=8, help="processes (8)")
-    parser.add_argument("--without-gpu", action="store_true", help="run, and skip, where there is no GPU")
+    parser.add_argument("--without-gpu", action="store_true", help="run without a GPU: collect and skip")
     chosen, others = parser.parse_known_args()
     if not chosen.without_gpu and not torch.cuda.is_available():
         raise SystemExit(f"{NO_GPU}; --without-gpu collects the tests and skips them")

@@ -1,4 +1,4 @@
-"""What the GPU suite measures by NVIDIA's tools: the rate of vector reductions, and the counters of a few kernels."""
+"""Measure with NVIDIA's tools: the rate of vector reductions, and the counters of a few kernels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.measure import tools
 from benchmarks.measure.machine import ROOT
 
 RED_RATE = ROOT / "benchmarks" / "gpu" / "red_rate.cu"
-TOOL_S = 80.0  # a worker that is silent for longer than its part's limit is ended
+TOOL_S = 80.0  # shorter than the limit of the part's step
 # Nsight Compute's names by ours.
 METRICS = {
     "microseconds": "gpu__time_duration.sum",
@@ -36,14 +36,18 @@ _UNITS_PER_MICROSECOND = {"nsecond": 1e3, "ns": 1e3, "usecond": 1.0, "us": 1.0, 
 
 
 def red_rate(reporter: Reporter, device: str) -> None:
-    """Rows of 128 bytes a second that the L2 cache adds, by pattern: compiles and runs red_rate.cu."""
-    nvcc = tools.find("nvcc")
-    reason = f"it needs a CUDA device; this is {device}" if device != "cuda" else None
-    reason = reason or ("nvcc is not installed" if nvcc is None else None)
-    if reason is not None or nvcc is None:
-        reporter.not_run("red rate", str(reason))
-        return
-    reporter.attempt("red rate", partial(_red_rows, nvcc))
+    """Compile and run red_rate.cu: rows of 128 bytes a second that the L2 cache adds, by pattern."""
+    if nvcc := find(reporter, device, "nvcc"):
+        reporter.attempt("red rate", partial(_red_rows, nvcc))
+
+
+def find(reporter: Reporter, device: str, tool: str) -> str | None:
+    """Return the path of a tool that needs a GPU, or report why it cannot run and return None."""
+    path = tools.find(tool) if device == "cuda" else None
+    if path is None:
+        missing = f"{tool} is not installed" if device == "cuda" else f"it needs a CUDA device; this is {device}"
+        reporter.not_run(tool, missing)
+    return path
 
 
 def _red_rows(nvcc: str) -> list[dict[str, Any]]:
@@ -58,7 +62,7 @@ def _red_rows(nvcc: str) -> list[dict[str, Any]]:
 
 
 def compile_red_rate(nvcc: str, architecture: str, folder: Path) -> Path:
-    """The program, compiled into `folder` for machine code such as "90"."""
+    """Compile the program into `folder`, for an architecture such as "90"; return its path."""
     program = folder / "red_rate"
     code = ["-gencode", f"arch=compute_{architecture},code=sm_{architecture}"]
     tools.run([nvcc, "-O3", "-std=c++17", *code, str(RED_RATE), "-o", str(program)], TOOL_S / 2)
@@ -66,15 +70,10 @@ def compile_red_rate(nvcc: str, architecture: str, folder: Path) -> Path:
 
 
 def nsight_compute(reporter: Reporter, device: str) -> None:
-    """Counters of five kernels, each by Nsight Compute in a process of its own."""
-    ncu = tools.find("ncu")
-    reason = f"it needs a CUDA device; this is {device}" if device != "cuda" else None
-    reason = reason or ("ncu is not installed" if ncu is None else None)
-    if reason is not None or ncu is None:
-        reporter.not_run("Nsight Compute", str(reason))
-        return
-    for target in TARGETS:
-        reporter.attempt(f"ncu {target}", partial(_counters, ncu, target))
+    """Read counters of five kernels, each with Nsight Compute in its own process."""
+    if ncu := find(reporter, device, "ncu"):
+        for target in TARGETS:
+            reporter.attempt(f"ncu {target}", partial(_counters, ncu, target))
 
 
 def _counters(ncu: str, target: str) -> list[dict[str, Any]]:
@@ -87,10 +86,10 @@ def _counters(ncu: str, target: str) -> list[dict[str, Any]]:
 
 
 def parse(printed: str) -> list[dict[str, Any]]:
-    """A row for each launch out of what `ncu --csv --metrics` printed: `kernel` and the numbers of METRICS.
+    """Make a row for each launch that `ncu --csv --metrics` printed: `kernel` and the numbers of METRICS.
 
     Raises:
-        RuntimeError: there is no launch in it.
+        RuntimeError: nothing was launched.
     """
     lines = [line for line in printed.splitlines() if line.startswith('"')]
     names = {metric: name for name, metric in METRICS.items()}

@@ -1,1 +1,1 @@
-"""matching"""
+"""Measure matching: workloads, peers, correctness, speed."""

@@ -1,4 +1,4 @@
-"""A matcher is timed only where it is right: its costs are the formula's, its assignment is as good as SciPy's."""
+"""Check a matcher before it is timed: its costs are the formula's, its assignment is as good as SciPy's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.matching.peers import Matcher, MatchingInputs, own_pairs_cost
 from benchmarks.matching.workloads import ASSIGNMENT, COST
 
-# Of the sum of the assigned costs' absolute values: solvers may add up in another order.
+# Relative to the sum of the assigned costs' absolute values: solvers may add up in another order.
 OBJECTIVE_TOLERANCE = 1e-6
 
 
@@ -46,7 +46,11 @@ def largest(tensor: Tensor) -> float:
 
 
 def assert_right(matcher: Matcher, op: str, inputs: MatchingInputs, result: Any) -> None:
-    """Raise an AssertionError that tells what is wrong with what `matcher.run` returned."""
+    """Check what `matcher.run` returned.
+
+    Raises:
+        AssertionError: a cost, a pair or the sum of the costs is wrong.
+    """
     answer = matcher.answer(op, inputs, result).cpu()
     truth = truth_of(inputs, op == ASSIGNMENT, matcher.giou_eps)
     problem = _wrong_cost(answer, truth) if op == COST else _wrong_columns(answer, truth, inputs)
@@ -79,7 +83,7 @@ def _wrong_columns(columns: Tensor, truth: Truth, inputs: MatchingInputs) -> str
                 return f"{where}: {len(matched)} pairs of {min(matrix.shape)}"
             taken = matrix[some >= 0, matched]
             got, best = taken.sum().item(), truth.objective[row, image].item()
-            # The best of costs that are all off by e is off by e for each pair, its own and the better one's.
+            # With an error of e in each cost, each pair may be off by e, and so may the better one.
             allowed = OBJECTIVE_TOLERANCE * taken.abs().sum().item() + 2 * len(matched) * truth.error
             if not abs(got - best) <= allowed:
                 return f"{where}: the sum of its costs is {got:.9g}, SciPy's {best:.9g}"

@@ -1,6 +1,6 @@
-"""Who takes part in matching: this package's backends, DINO's own way, SciPy, and other solvers that are importable.
+"""Define who takes part in matching: our backends, DINO's own way, SciPy, and other solvers that are importable.
 
-Each takes a step's inputs in the form that it wants, which is made ready before it is timed.
+Each gets a step's inputs in its own form, which is prepared before it is timed.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from dino_kernels.nn import HungarianMatcher
 
 ALPHA, GAMMA, CLASS_EPS, GIOU_EPS = 0.25, 2, 1e-8, 1e-6
 CLASS_WEIGHT, L1_WEIGHT, GIOU_WEIGHT = 2.0, 5.0, 2.0
-# Who is divided by: what DINO does for each job.
+# The baseline of each job: what DINO does.
 BASELINES = {COST: "dino", ASSIGNMENT: "scipy", MATCHER: "dino"}
 
-# Ends the name of a contestant of ours that takes DETR's list of targets and returns DETR's lists of pairs.
+# The end of the names of our contestants from DETR's list of targets to DETR's lists of pairs.
 LISTS = "-lists"
+TLA, DEFORMABLE_DETR_LOSS = "torch_linear_assignment", "transformers.loss.loss_deformable_detr"
 Pairs = tuple[Any, Any]  # queries and targets of one image, as DETR has them
 
 
@@ -55,12 +56,12 @@ class MatchingInputs:
 
     @cached_property
     def counts(self) -> list[int]:
-        """T of each image."""
+        """Return T of each image."""
         return [len(target["labels"]) for target in self.targets]
 
     @cached_property
     def cost(self) -> Tensor:
-        """What the assignment is timed on: [G, N, Q] float32, in the order of the packed targets."""
+        """Return the costs for the assignment, [G, N, Q] float32, in the order of the packed targets."""
         if self.step.costs == "random":
             shape = (self.step.sets, len(self.packed), self.step.queries)
             generator = torch.Generator().manual_seed(self._seed)
@@ -69,17 +70,17 @@ class MatchingInputs:
 
     @cached_property
     def costs_as_dino_has_them(self) -> list[Tensor]:
-        """Per set [B, Q, N]. Only an image's own columns are read, so that all images may share one matrix."""
+        """Return [B, Q, N] of each set. All images may share a matrix, of which each reads only its own columns."""
         return [layer.T.contiguous().expand(self.step.images, -1, -1) for layer in self.cost]
 
     @cached_property
     def float64_matrices(self) -> list[np.ndarray]:
-        """Per problem [T, Q], contiguous: the smaller side first in a detector, as SciPy would turn it."""
+        """Return [T, Q] of each problem, contiguous: usually T < Q, which SciPy need not transpose."""
         return [m.double().cpu().contiguous().numpy() for layer in self.cost for m in layer.split(self.counts)]
 
     @cached_property
     def padded(self) -> Tensor:
-        """[G * B, most T, Q]. Rows without a target cost the same everywhere, and so change nothing."""
+        """Return [G * B, most T, Q]. Rows without a target cost the same everywhere, and so change nothing."""
         sets, queries, most = self.step.sets, self.step.queries, max(self.counts)
         padded = self.cost.new_zeros(sets, self.step.images, most, queries)
         for image, block in enumerate(self.cost.split(self.counts, 1)):
@@ -114,15 +115,19 @@ def matchers() -> dict[str, Matcher]:
         Matcher("scipy-float64", False, (ASSIGNMENT,), _scipy_float64, _rows_answer, _always),
         Matcher("lapx-lapjv", False, (ASSIGNMENT,), _lapjv, _columns_answer, _lapx_unsupported),
         Matcher("lapx-lapjvh", False, (ASSIGNMENT,), _lapjvh, _rows_answer, _lapx_unsupported),
-        Matcher("torch-linear-assignment", False, (ASSIGNMENT,), _tla, _padded_answer, _tla_unsupported),
+        Matcher("torch-linear-assignment", False, (ASSIGNMENT,), _tla, _padded_answer, _needs(TLA)),
         Matcher("tla-unchecked", False, (ASSIGNMENT,), _tla_unchecked, _padded_answer, _tla_unchecked_unsupported),
-        Matcher("transformers", False, (MATCHER,), _transformers, _pairs_answer, _transformers_unsupported, 0.0),
+        Matcher("transformers", False, (MATCHER,), _transformers, _pairs_answer, _needs(DEFORMABLE_DETR_LOSS), 0.0),
     ]
     return {matcher.name: matcher for matcher in everyone}
 
 
 def _always(op: str, inputs: MatchingInputs) -> None:
     return None
+
+
+def _needs(module: str) -> Callable[[str, MatchingInputs], str | None]:
+    return lambda op, inputs: import_error(module)
 
 
 # This package.
@@ -146,7 +151,7 @@ def _backend_unsupported(name: str) -> Callable[[str, MatchingInputs], str | Non
 
 
 def _lists(name: str) -> Matcher:
-    """What DINO's own matcher does, from a list of targets to lists of pairs on the host, in one call for all sets."""
+    """Do what DINO's matcher does, from a list of targets to lists of pairs on the host, in one call for all sets."""
     module = HungarianMatcher(CLASS_WEIGHT, L1_WEIGHT, GIOU_WEIGHT, preset="dino", backend=name)
 
     def run(op: str, inputs: MatchingInputs) -> list[list[Pairs]]:
@@ -175,7 +180,7 @@ def pair_cost(
     target_boxes: Tensor,  # [N, 4]
     giou_eps: float = GIOU_EPS,
 ) -> Tensor:
-    """The matching cost as DINO computes it (arXiv 2203.03605, after 2010.04159), [n, N]."""
+    """Compute the matching cost as DINO does (arXiv 2203.03605, after 2010.04159), [n, N]."""
     probability = logits.sigmoid()
     negative = (1 - ALPHA) * probability**GAMMA * -(1 - probability + CLASS_EPS).log()
     positive = ALPHA * (1 - probability) ** GAMMA * -(probability + CLASS_EPS).log()
@@ -185,7 +190,7 @@ def pair_cost(
 
 
 def _giou(boxes: Tensor, others: Tensor, eps: float) -> Tensor:
-    """Generalised IoU of all pairs, [n, N]."""
+    """Compute the generalised IoU of all pairs, [n, N]."""
     low, high = boxes[:, None, :2] - boxes[:, None, 2:] / 2, boxes[:, None, :2] + boxes[:, None, 2:] / 2
     other_low, other_high = others[:, :2] - others[:, 2:] / 2, others[:, :2] + others[:, 2:] / 2
     shared = (torch.min(high, other_high) - torch.max(low, other_low)).clamp(min=0).prod(-1)
@@ -195,7 +200,7 @@ def _giou(boxes: Tensor, others: Tensor, eps: float) -> Tensor:
 
 
 def own_pairs_cost(inputs: MatchingInputs, dtype: torch.dtype, giou_eps: float = GIOU_EPS) -> Tensor:
-    """The same formula in `dtype` for the pairs that are needed, [G, N, Q]."""
+    """Compute the same formula in `dtype`, only for pairs within an image, [G, N, Q]."""
     return torch.stack(
         [
             torch.cat(
@@ -218,14 +223,14 @@ def _dino(op: str, inputs: MatchingInputs) -> list[Any]:
 
 
 def _dino_cost(logits: Tensor, boxes: Tensor, targets: Sequence[dict[str, Tensor]]) -> Tensor:
-    """[B, Q, N] of one layer."""
+    """Compute the cost [B, Q, N] of one layer."""
     labels, target_boxes = (torch.cat([target[name] for target in targets]) for name in ("labels", "boxes"))
     cost = pair_cost(logits.flatten(0, 1), boxes.flatten(0, 1), labels, target_boxes)
     return cost.view(*logits.shape[:2], -1)
 
 
 def _solve_images(cost: Tensor, counts: list[int]) -> list[Pairs]:
-    """SciPy on the part [Q, T] of each image, a strided view of float32."""
+    """Solve the part [Q, T] of each image with SciPy, on a strided view of float32."""
     pairs = [linear_sum_assignment(part[image]) for image, part in enumerate(cost.cpu().split(counts, -1))]
     return [(torch.as_tensor(queries), torch.as_tensor(targets)) for queries, targets in pairs]
 
@@ -238,7 +243,7 @@ def _dino_answer(op: str, inputs: MatchingInputs, result: list[Any]) -> Tensor:
 
 
 def _pairs_answer(op: str, inputs: MatchingInputs, sets: Sequence[Sequence[Pairs]]) -> Tensor:
-    """From the pairs of each set and image."""
+    """Convert the pairs of each set and image."""
     columns = torch.full((inputs.step.sets, len(inputs.packed)), -1)
     for row, images in zip(columns, sets, strict=True):
         for part, (queries, targets) in zip(row.split(inputs.counts), images, strict=True):
@@ -258,7 +263,7 @@ def _scipy_float64(op: str, inputs: MatchingInputs) -> list[Pairs]:
 
 
 def _rows_answer(op: str, inputs: MatchingInputs, pairs: Sequence[Pairs]) -> Tensor:
-    """From the targets and queries of each problem's pairs."""
+    """Convert the targets and queries of each problem's pairs."""
     columns = torch.full((inputs.step.sets, len(inputs.packed)), -1)
     problems = [part for row in columns for part in row.split(inputs.counts)]
     for part, (targets, queries) in zip(problems, pairs, strict=True):
@@ -267,18 +272,18 @@ def _rows_answer(op: str, inputs: MatchingInputs, pairs: Sequence[Pairs]) -> Ten
 
 
 def _columns_answer(op: str, inputs: MatchingInputs, columns: Sequence[np.ndarray]) -> Tensor:
-    """From the queries of each problem's targets."""
+    """Convert the queries of each problem's targets."""
     return torch.from_numpy(np.concatenate(columns).astype(np.int64)).view(inputs.step.sets, -1)
 
 
 def _lapjv(op: str, inputs: MatchingInputs) -> list[np.ndarray]:
-    """Of the solvers in lapx, the one that everybody calls; it pads to a square."""
+    """Solve with the usual solver of lapx, which pads to a square."""
     lapjv = importlib.import_module("lap").lapjv
     return [lapjv(matrix, extend_cost=True, return_cost=False)[0] for matrix in inputs.float64_matrices]
 
 
 def _lapjvh(op: str, inputs: MatchingInputs) -> list[Pairs]:
-    """Its fastest on few rows, newer."""
+    """Solve with a newer solver of lapx, the fastest on few rows."""
     lapjvh = importlib.import_module("lap").lapjvh
     return [lapjvh(matrix, extend_cost=True, return_cost=False) for matrix in inputs.float64_matrices]
 
@@ -286,11 +291,8 @@ def _lapjvh(op: str, inputs: MatchingInputs) -> list[Pairs]:
 def _lapx_unsupported(op: str, inputs: MatchingInputs) -> str | None:
     missing = import_error("lap")
     if missing is None and not hasattr(importlib.import_module("lap"), "lapjvh"):
-        return "the installed lap has no lapjvh; pip install lapx"
+        return "the installed lap has no lapjvh: pip install lapx"
     return missing
-
-
-TLA = "torch_linear_assignment"
 
 
 def _tla(op: str, inputs: MatchingInputs) -> Tensor:
@@ -298,18 +300,14 @@ def _tla(op: str, inputs: MatchingInputs) -> Tensor:
 
 
 def _tla_unchecked(op: str, inputs: MatchingInputs) -> Tensor:
-    """Its kernel alone: without the two checks that wait for the GPU, and so fit for a graph."""
+    """Run its kernel alone, without the two checks that wait for the GPU, so that a graph can hold it."""
     return importlib.import_module(f"{TLA}._triton").batch_linear_assignment(inputs.padded, validation="off")
 
 
 def _padded_answer(op: str, inputs: MatchingInputs, result: Tensor) -> Tensor:
-    """From the queries of each row of the padded problems, [G * B, most T]."""
+    """Convert the queries of each row of the padded problems, [G * B, most T]."""
     by_image = result.view(inputs.step.sets, inputs.step.images, -1)
     return torch.cat([by_image[:, image, :count] for image, count in enumerate(inputs.counts)], 1)
-
-
-def _tla_unsupported(op: str, inputs: MatchingInputs) -> str | None:
-    return import_error(TLA)
 
 
 def _tla_unchecked_unsupported(op: str, inputs: MatchingInputs) -> str | None:
@@ -318,18 +316,11 @@ def _tla_unchecked_unsupported(op: str, inputs: MatchingInputs) -> str | None:
     return import_error(f"{TLA}._triton")
 
 
-DEFORMABLE_DETR_LOSS = "transformers.loss.loss_deformable_detr"
-
-
 def _transformers(op: str, inputs: MatchingInputs) -> list[list[Pairs]]:
-    """The matcher of its Deformable DETR, a layer at a time."""
+    """Run the matcher of its Deformable DETR, a layer at a time."""
     module = importlib.import_module(DEFORMABLE_DETR_LOSS)
     matcher = module.DeformableDetrHungarianMatcher(CLASS_WEIGHT, L1_WEIGHT, GIOU_WEIGHT)
     return [
         matcher({"logits": logits, "pred_boxes": boxes}, inputs.targets_of_transformers)
         for logits, boxes in zip(inputs.logits, inputs.boxes, strict=True)
     ]
-
-
-def _transformers_unsupported(op: str, inputs: MatchingInputs) -> str | None:
-    return import_error(DEFORMABLE_DETR_LOSS)

@@ -1,87 +1,75 @@
-"""One job of matching on stage: who may take part, whose answer is right, and the race between those."""
+"""Check and time one job of matching."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 
 from benchmarks.matching.gate import assert_right
-from benchmarks.matching.peers import BASELINES, Matcher, MatchingInputs
-from benchmarks.matching.workloads import ASSIGNMENT, MatchingEffort
-from benchmarks.measure.race import Timing, race, stopwatch_for
-
-LONGEST_REASON = 300
-
-
-@dataclass(frozen=True)
-class MatchingOutcome:
-    """What came of everyone, by name: a refusal, an error in the answer, times, or a peer's error and its times."""
-
-    refusals: dict[str, str]
-    errors: dict[str, str]
-    timings: dict[str, Timing]
+from benchmarks.matching.peers import BASELINES, Matcher, MatchingInputs, matchers
+from benchmarks.matching.workloads import ASSIGNMENT
+from benchmarks.measure.race import Call
+from benchmarks.measure.stage import Contestant, Refused, Stage
 
 
-def measure(
-    op: str, inputs: MatchingInputs, everyone: Sequence[Matcher], effort: MatchingEffort, seconds: float
-) -> MatchingOutcome:
-    """Check everyone, then time for about `seconds` those who pass. A wrong peer is timed and marked; ours is not."""
-    refusals, errors, racers = {}, {}, {}
-    for matcher in everyone:
-        reason = matcher.unsupported(op, inputs) or _too_many_pairs(matcher, op, inputs, effort)
-        if reason is None:
-            reason, error = _look_at(matcher, op, inputs, effort)
-            if error is not None:
-                errors[matcher.name] = error
-        if reason is not None:
-            refusals[matcher.name] = reason
-        elif not (matcher.ours and matcher.name in errors):
-            racers[matcher.name] = partial(matcher.run, op, inputs)
-    timings = race(racers, stopwatch_for(inputs.logits.device.type), seconds, effort.laps) if racers else {}
-    return MatchingOutcome(refusals, errors, timings)
+class MatchingStage(Stage):
+    """One op on one step's inputs.
 
-
-def _too_many_pairs(matcher: Matcher, op: str, inputs: MatchingInputs, effort: MatchingEffort) -> str | None:
-    """Peers compute the cost of every query with every target of the whole batch."""
-    if matcher.ours or op == ASSIGNMENT or inputs.step.all_pairs <= effort.most_pairs:
-        return None
-    return f"it would compute more than {effort.most_pairs:,} pairs, most of them of two images; --full waits for more"
-
-
-def _look_at(
-    matcher: Matcher, op: str, inputs: MatchingInputs, effort: MatchingEffort
-) -> tuple[str | None, str | None]:
-    """Why it is not timed here, and what is wrong with its answer."""
-    try:
-        took = check(matcher, op, inputs, effort.slowest_s)
-    except AssertionError as error:
-        return None, str(error)
-    except Exception as error:  # must not end the others' race; ours fails its own test with it
-        reason = f"{type(error).__name__}: {error}"[:LONGEST_REASON]
-        return (None, reason) if matcher.ours else (reason, None)
-    if took > effort.slowest_s and matcher.name != BASELINES[op]:
-        return f"a call takes more than {effort.slowest_s:g} s; --full waits for longer", None
-    return None, None
-
-
-def check(matcher: Matcher, op: str, inputs: MatchingInputs, slowest_s: float = 0.0) -> float:
-    """Seconds that a call took.
-
-    The second call is the one that is looked at, because a cache must not spoil it, and the first may compile. On a CPU
-    nothing compiles, and a slow one is not called twice.
+    Args:
+        slowest_s: those whose call takes longer are refused, except the baseline.
+        most_pairs: peers that would compute the cost of more pairs are refused.
     """
-    took = 0.0
-    for _ in range(2):
-        start = time.perf_counter()
-        result = matcher.run(op, inputs)
-        if inputs.logits.is_cuda:
-            torch.cuda.synchronize()  # an illegal access is this contestant's, not the next one's
-        elif time.perf_counter() - start > slowest_s:
-            break
-    took = time.perf_counter() - start
-    assert_right(matcher, op, inputs, result)
-    return took
+
+    def __init__(
+        self,
+        op: str,
+        inputs: MatchingInputs,
+        slowest_s: float = math.inf,
+        most_pairs: float = math.inf,
+        known: Mapping[str, Matcher] | None = None,
+    ) -> None:
+        super().__init__(op, inputs.step.id, inputs.logits.device.type, (op,))
+        self.inputs, self.slowest_s, self.most_pairs = inputs, slowest_s, most_pairs
+        self.known = matchers() if known is None else known
+
+    def contestants(self) -> list[Contestant]:
+        """Return everyone who has this job."""
+        return [Contestant(name, ours=m.ours) for name, m in self.known.items() if self.op in m.ops]
+
+    def baseline(self, contestant: Contestant) -> Contestant:
+        return Contestant(BASELINES[self.op])
+
+    def unsupported(self, contestant: Contestant) -> str | None:
+        # Peers compute the cost of every query with every target of the whole batch.
+        if not contestant.ours and self.op != ASSIGNMENT and self.inputs.step.all_pairs > self.most_pairs:
+            return f"it would compute more than {self.most_pairs:,} pairs, most of them of two images; use --full"
+        return self.known[contestant.implementation].unsupported(self.op, self.inputs)
+
+    def check(self, contestant: Contestant) -> None:
+        """Check the second call: a cache must not spoil it, and the first may compile.
+
+        On a CPU nothing compiles, and a slow one is not called twice.
+        """
+        matcher, took = self.known[contestant.implementation], 0.0
+        for _ in range(2):
+            start = time.perf_counter()
+            result = matcher.run(self.op, self.inputs)
+            if self.device == "cuda":
+                torch.cuda.synchronize()  # an illegal access is this contestant's, not the next one's
+            took = time.perf_counter() - start
+            if self.device != "cuda" and took > self.slowest_s:
+                break
+        assert_right(matcher, self.op, self.inputs, result)
+        if took > self.slowest_s and contestant != self.baseline(contestant):
+            raise Refused(f"a call takes more than {self.slowest_s:g} s; use --full")
+
+    def call(self, which: str, contestant: Contestant) -> Call:
+        return partial(self.known[contestant.implementation].run, self.op, self.inputs)
+
+    def about(self, contestant: Contestant) -> dict[str, Any]:
+        return super().about(contestant) | {"dtype": "fp32"}

@@ -1,4 +1,4 @@
-"""A wrong matcher gets no speed, whether its costs are off, its assignment is not the best, or it is none."""
+"""A wrong matcher gets no speed, whether its costs are off, its assignment is not the best, or it is no assignment."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.matching import test_speed as speed
 from benchmarks.matching.peers import BASELINES, MatchingInputs, matchers
-from benchmarks.matching.stage import MatchingOutcome, measure
-from benchmarks.matching.workloads import ASSIGNMENT, COST, MATCHER, SHORT, MatchingStep
-from benchmarks.measure import results as results_module
-from benchmarks.measure.results import Results
+from benchmarks.matching.stage import MatchingStage
+from benchmarks.matching.workloads import ASSIGNMENT, COST, MATCHER, MatchingStep
+from benchmarks.measure.playback import report_one
+from benchmarks.measure.results import Results, compared
+from benchmarks.measure.stage import Contestant, Outcome, measure
 
 STEP = MatchingStep(6, "middle", 2, sets=2, queries=50, classes=10)
 
@@ -44,15 +44,13 @@ def one_left_out(columns):
     return columns
 
 
-def planted(op, spoil, ours, monkeypatch) -> MatchingOutcome:
-    """What came of a race in which the reference's spoilt result takes part as "planted"."""
-    known = matchers()
-    reference = known["reference"]
+def planted(op, spoil, ours) -> tuple[Contestant, Outcome]:
+    """Race the reference's spoilt result, as "planted", against the baseline."""
+    reference = matchers()["reference"]
     wrong = replace(reference, name="planted", ours=ours, run=lambda op, inputs: spoil(reference.run(op, inputs)))
-    everyone = known | {"planted": wrong}
-    for module in (speed, results_module):
-        monkeypatch.setattr(module, "matchers", lambda: everyone)
-    return measure(op, MatchingInputs(STEP, "cpu"), [known[BASELINES[op]], wrong], SHORT, 0.0)
+    stage = MatchingStage(op, MatchingInputs(STEP, "cpu"), known=matchers() | {"planted": wrong})
+    contestant = Contestant("planted", ours=ours)
+    return contestant, measure(stage, [stage.baseline(contestant), contestant], 0.0, 2)
 
 
 @pytest.mark.parametrize(
@@ -66,17 +64,16 @@ def planted(op, spoil, ours, monkeypatch) -> MatchingOutcome:
         (MATCHER, two_swapped, r"set 1, image 1: the sum of its costs is .*, SciPy's"),
     ],
 )
-def test_wrong_matcher_is_refused_with_what_is_wrong(op, spoil, message, monkeypatch):
-    outcome = planted(op, spoil, ours=True, monkeypatch=monkeypatch)
-    assert set(outcome.timings) == {BASELINES[op]}
-    results = Results("short", "cpu")
+def test_wrong_matcher_is_refused_with_what_is_wrong(op, spoil, message):
+    contestant, outcome = planted(op, spoil, ours=True)
+    assert set(outcome.timings[op]) == {Contestant(BASELINES[op])}
+    results, about = Results("short", "cpu"), {"op": op, "workload": STEP.id}
     with pytest.raises(pytest.fail.Exception, match=f"no speed for a wrong kernel: {op} by planted .*{message}"):
-        speed.test_matching(op, STEP, "planted", lambda *_: outcome, results, benchmark=None)
+        report_one("matching", about, op, contestant, outcome, results, benchmark=None)
     assert not results.document["matching"] and results.document["wrong"]
 
 
-def test_wrong_peer_is_timed_and_marked(monkeypatch):
-    outcome = planted(ASSIGNMENT, two_swapped, ours=False, monkeypatch=monkeypatch)
-    results = Results("short", "cpu")
-    row = results.add_matching(ASSIGNMENT, STEP, "planted", outcome)
+def test_wrong_peer_is_timed_and_marked():
+    contestant, outcome = planted(ASSIGNMENT, two_swapped, ours=False)
+    row = compared(ASSIGNMENT, contestant, outcome)
     assert row["median_ms"] > 0 and "the sum of its costs" in row["inaccurate"]

@@ -7,37 +7,33 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.matching.peers import BASELINES, LISTS, MatchingInputs, matchers
-from benchmarks.matching.stage import measure
+from benchmarks.matching.peers import LISTS, MatchingInputs
+from benchmarks.matching.stage import MatchingStage
 from benchmarks.matching.workloads import OPS
-from benchmarks.measure.playback import Playback
+from benchmarks.measure.playback import CLOCK, report_one
+from benchmarks.measure.stage import measure
 
-CLOCK = Playback()
+
+def about(op, step):
+    return {"workload": step.id, "op": op, "problems": step.problems, "targets": sum(step.counts())}
 
 
 @pytest.mark.benchmark(timer=CLOCK)
-def test_matching(op, step, name, matching_outcome_of, results, benchmark):
-    outcome = matching_outcome_of(op, step)
-    if name in outcome.refusals:
-        results.document["not_run"][f"{name} {op} {step.id}"] = outcome.refusals[name]
-        pytest.skip(f"{name}: {outcome.refusals[name]}")
-    if name in outcome.errors and matchers()[name].ours:
-        results.document["wrong"].append(outcome.errors[name])
-        pytest.fail(f"no speed for a wrong kernel: {outcome.errors[name]}", pytrace=False)
-    row = results.add_matching(op, step, name, outcome)
-    benchmark.group = f"{step.id} {op}"
-    benchmark.extra_info["speedup"] = row.get("speedup")
-    CLOCK.play(benchmark, outcome.timings[name].samples)
+def test_matching(op, step, contestant, matching_outcome_of, results, benchmark):
+    report_one("matching", about(op, step), op, contestant, matching_outcome_of(op, step), results, benchmark)
 
 
-def test_matching_growth(series, x, step, matching_names, results, matching_effort, device):
-    inputs, known = MatchingInputs(step, device), matchers()
+def test_matching_growth(series, x, step, matching_contestants, results, matching_effort, device):
+    inputs, effort = MatchingInputs(step, device), matching_effort
     for op in OPS:
-        ours = [name for name in matching_names(op) if known[name].ours and not name.endswith(LISTS)]
-        # The reference stands in where there is no kernel.
-        ours = [name for name in ours if name != "reference"] or ours
-        everyone = [known[name] for name in (BASELINES[op], *ours)]
-        outcome = measure(op, inputs, everyone, matching_effort, matching_effort.growth_s)
+        stage = MatchingStage(op, inputs, effort.slowest_s, effort.most_pairs)
+        everyone = matching_contestants(op)
+        ours = [c for c in everyone if c.ours and not c.implementation.endswith(LISTS)]
+        # Without a kernel, the reference.
+        ours = [c for c in ours if c.implementation != "reference"] or ours
+        outcome = measure(stage, [stage.baseline(ours[0]), *ours], effort.growth_s, effort.laps)
         assert not outcome.errors, "\n".join(outcome.errors.values())
-        for name in outcome.timings:
-            results.add_matching_growth(series.name, series.label, x, op, step, name, outcome)
+        for contestant in outcome.timings[op]:
+            row = about(op, step) | {"series": series.name, "label": series.label, "x": x}
+            del row["workload"]
+            results.add("matching_growth", row, op, contestant, outcome)

@@ -1,4 +1,4 @@
-"""What is measured of matching: a training step's predictions and targets, at several stages of training; three series.
+"""Define what is measured of matching: predictions and targets at several stages of training, and three series.
 
 DINO matches G = 7 sets a step, six decoder layers and the encoder's output, of Q = 900 queries and C = 91 classes.
 """
@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-# What COCO's images have: mean 7.3 boxes, median 4, 99 % within 33, a few above 60.
+# Boxes of COCO's images: mean 7.3, median 4, 99 % within 33, a few above 60.
 COCO_QUANTILES = ((0.0, 0), (0.01, 1), (0.25, 2), (0.5, 4), (0.75, 9), (0.9, 17), (0.99, 33), (0.9985, 60), (1.0, 93))
 COSTS = ("random", "early", "middle", "late", "collapsed")
 COST, ASSIGNMENT, MATCHER = OPS = ("matching_cost", "linear_sum_assignment", "hungarian_match")
@@ -20,7 +20,7 @@ COST, ASSIGNMENT, MATCHER = OPS = ("matching_cost", "linear_sum_assignment", "hu
 
 @dataclass(frozen=True)
 class Stage:
-    """How far a detector is: which part of its queries found an object, how well, and how sure of the class."""
+    """A stage of training: the share of queries that found an object, the noise of boxes, the logit of the class."""
 
     found: float
     box_noise: float  # of a box's size
@@ -39,7 +39,7 @@ class MatchingStep:
     Costs:
         random: uniform, as costs; as predictions, uniform boxes and normal logits.
         early, middle, late: boxes near targets and logits of a detector in training.
-        collapsed: all queries the same but for noise of 1e-3.
+        collapsed: all queries the same except noise of 1e-3.
     """
 
     targets: int | None  # of every image; None: drawn as COCO has them
@@ -51,7 +51,7 @@ class MatchingStep:
 
     def __post_init__(self) -> None:
         if self.costs not in COSTS:
-            raise ValueError(f"MatchingStep: costs must be one of {', '.join(COSTS)}, got {self.costs!r}")
+            raise ValueError(f"costs is {self.costs!r}. Use one of {', '.join(COSTS)}.")
 
     @property
     def id(self) -> str:
@@ -69,18 +69,18 @@ class MatchingStep:
 
     @property
     def all_pairs(self) -> int:
-        """Of all queries and all targets of the batch, which DINO's own way computes."""
+        """Count the pairs of all queries and all targets of the batch, which DINO's own way computes."""
         return self.problems * self.queries * sum(self.counts())
 
     def counts(self) -> list[int]:
-        """Targets of each image."""
+        """Return the targets of each image."""
         if self.targets is None:
             return coco_counts(self.images)
         return [self.targets] * self.images
 
 
 def coco_counts(images: int) -> list[int]:
-    """Boxes per image, evenly spread over COCO's distribution, so that a small batch is an ordinary one too."""
+    """Return boxes per image, evenly spaced in COCO's distribution, so that a small batch is typical too."""
     counts = []
     for image in range(images):
         x = (image + 0.5) / images
@@ -91,7 +91,7 @@ def coco_counts(images: int) -> list[int]:
 
 
 def sample_targets(step: MatchingStep, generator: torch.Generator) -> list[dict[str, Tensor]]:
-    """DETR's list: per image labels [T] and boxes (cx, cy, w, h) [T, 4], most of them small."""
+    """Draw DETR's list: per image labels [T] and boxes (cx, cy, w, h) [T, 4], most of them small."""
     targets = []
     for count in step.counts():
         size = torch.exp(-3.5 + 3.0 * torch.rand(count, 2, generator=generator))  # 3 % to 60 % of the image
@@ -104,7 +104,7 @@ def sample_targets(step: MatchingStep, generator: torch.Generator) -> list[dict[
 def sample_predictions(
     step: MatchingStep, targets: Sequence[dict[str, Tensor]], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Logits [G, B, Q, C] and boxes [G, B, Q, 4]."""
+    """Draw logits [G, B, Q, C] and boxes [G, B, Q, 4]."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
@@ -149,7 +149,7 @@ def sample_predictions(
 
 @dataclass(frozen=True)
 class MatchingSeries:
-    """One quantity grows and the rest stands still."""
+    """One quantity that grows while the rest is fixed."""
 
     name: str
     label: str  # of the x axis, with its letters
@@ -168,15 +168,15 @@ def growth(targets: Sequence[int], queries: Sequence[int], images: Sequence[int]
 
 @dataclass(frozen=True)
 class MatchingEffort:
-    """How much of matching one run measures, and how long it takes over it."""
+    """How much of matching one run measures, and for how long."""
 
     calls: tuple[tuple[str, MatchingStep], ...]  # (op, step), those of a step together
     growth: tuple[MatchingSeries, ...]
     race_s: float
     growth_s: float
     laps: int
-    slowest_s: float  # those whose call takes longer are left out, but for the baseline
-    most_pairs: int  # the baseline is left out above
+    slowest_s: float  # those whose call takes longer are refused, except the baseline
+    most_pairs: int  # the baseline is refused above
 
 
 def calls(ops: Sequence[str], *steps: MatchingStep) -> tuple[tuple[str, MatchingStep], ...]:

@@ -1,1 +1,1 @@
-"""measure"""
+"""Time by turns, results, tables and plots, for every op."""

@@ -1,4 +1,4 @@
-"""What a result was measured on: public model names and versions, never a host or user name."""
+"""Describe the machine of a result: public model names and versions, never a host or user name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cpu_model() -> str:
 
 
 def git_state() -> tuple[str | None, bool | None]:
-    """(commit, whether tracked files differ from it), or (None, None) outside a checkout."""
+    """Return the commit and whether tracked files differ from it, or (None, None) outside a checkout."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -81,7 +81,7 @@ def _driver() -> str | None:
     if shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    # Within some containers it is there and fails; a result without the driver's version is better than none.
+    # In some containers it exists and fails; a result without the driver's version is better than none.
     finished = subprocess.run(query, capture_output=True, text=True, check=False)
     return finished.stdout.splitlines()[0] if finished.returncode == 0 else None
 
@@ -98,13 +98,13 @@ def _threads(machine: dict[str, Any]) -> str:
 
 
 def slug(machine: dict[str, Any]) -> str:
-    """Folder name of a machine: `nvidia-h100-80gb-hbm3`, `intel-xeon-gold-6248-2-threads`."""
+    """Return the folder name of a machine: `nvidia-h100-80gb-hbm3`, `intel-xeon-gold-6248-2-threads`."""
     name = machine.get("gpu") or f"{machine['cpu']} {_threads(machine)}"
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((?:r|tm)\)|@.*?hz", "", name.lower())).strip("-")
 
 
 def caption(machine: dict[str, Any]) -> str:
-    """One line for tables and plots."""
+    """Return one line for tables and plots."""
     hardware = machine.get("gpu") or f"{machine['cpu']}, {machine['vector_unit']}, {_threads(machine)}"
     commit = (machine["commit"] or "no commit")[:9] + (" with changes" if machine["uncommitted_changes"] else "")
     return f"{hardware}; torch {machine['torch']}; commit {commit}; {machine['date']}"

@@ -1,4 +1,4 @@
-"""The growth plot: time against queries, image size and samples, on logarithmic axes."""
+"""Draw growth: time against queries, image size and samples, on logarithmic axes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.measure.machine import caption
 
-# Okabe and Ito's palette: told apart with any colour vision, and in grey by marker and dash.
+# Okabe and Ito's palette, distinct with any colour vision, and in grey by marker and dash.
 STYLES = {
     "reference": {"color": "#000000", "marker": "o"},
     "cpu": {"color": "#0072B2", "marker": "s"},
@@ -15,7 +15,7 @@ STYLES = {
     "triton": {"color": "#D55E00", "marker": "^"},
 }
 DASHES = {"forward": "-", "forward+backward": (0, (4, 2))}
-# What stands still, and the slope that the time should have.
+# What is fixed, and the expected slope of the time.
 PANELS = {
     "queries": ("800x1333 image, K = 16", 1.0),
     "image": ("Q = 900, K = 16", 0.0),
@@ -23,15 +23,41 @@ PANELS = {
 }
 
 
-def growth(document: dict[str, Any], path: Path) -> Path:
+def _panels(rows: int, columns: int, height: float) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    return plt.subplots(rows, columns, figsize=(4.4 * columns, height), sharex="col", sharey=True, squeeze=False)
+
+
+def _style(axes: Any, xs: list[int]) -> None:
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks(xs, [f"{x:,}" for x in xs])
+    axes.minorticks_off()
+    axes.grid(True, color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+
+
+def _save(figure: Any, about: str, bottom: float, top: float, path: Path) -> Path:
+    import matplotlib.pyplot as plt
+
+    figure.text(0.5, 0.01, about, ha="center", fontsize=8, color="#444444")
+    figure.tight_layout(rect=(0, bottom, 1, top))
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def growth(document: dict[str, Any], path: Path) -> Path:
+    """Draw a panel for each series of deformable attention into a PNG; return its path."""
     rows = document["growth"]
     series = list(dict.fromkeys(row["series"] for row in rows))
-    figure, panels = plt.subplots(1, len(series), figsize=(4.4 * len(series), 4.4), sharey=True, squeeze=False)
+    figure, panels = _panels(1, len(series), 4.4)
     for axes, name in zip(panels[0], series, strict=True):
         mine = [row for row in rows if row["series"] == name]
         for implementation in dict.fromkeys(row["implementation"] for row in mine):
@@ -43,33 +69,17 @@ def growth(document: dict[str, Any], path: Path) -> Path:
         fixed, slope = PANELS[name]
         _guide(axes, mine, slope)
         axes.set_title(fixed, fontsize=10, color="#444444")
-        axes.set(xscale="log", yscale="log", xlabel=mine[0]["label"])
-        axes.set_xticks(sorted({row["x"] for row in mine}), [f"{x:,}" for x in sorted({row["x"] for row in mine})])
-        axes.minorticks_off()
-        axes.grid(True, color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    panels[0][0].yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        _style(axes, sorted({row["x"] for row in mine}))
+        axes.set_xlabel(mine[0]["label"])
     panels[0][0].set_ylabel("time of one call, ms (median)")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=3, frameon=False, bbox_to_anchor=(0.5, 1.0))
-    figure.text(
-        0.5,
-        0.01,
-        f"fused_ms_deform_attn, float32, scattered samples. {caption(document['machine'])}",
-        ha="center",
-        fontsize=8,
-        color="#444444",
-    )
-    figure.tight_layout(rect=(0, 0.04, 1, 0.88))
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
+    about = f"fused_ms_deform_attn, float32, scattered samples. {caption(document['machine'])}"
+    return _save(figure, about, 0.04, 0.88, path)
 
 
 def _guide(axes: Any, rows: list[dict[str, Any]], slope: float) -> None:
-    """A thin grey line of the expected slope, under the fastest curve's first point."""
+    """Draw a thin grey line of the expected slope, under the fastest curve's first point."""
     xs = sorted({row["x"] for row in rows})
     fastest = min(row["median_ms"] for row in rows if row["x"] == xs[0])
     ys = [0.6 * fastest * (x / xs[0]) ** slope for x in xs]
@@ -99,17 +109,11 @@ MATCHING_PANELS = {
 
 
 def matching_growth(document: dict[str, Any], path: Path) -> Path:
-    """A row of panels for each job, a column for each series."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Draw a row of panels for each job of matching, a column for each series, into a PNG; return its path."""
     rows = document["matching_growth"]
     series = list(dict.fromkeys(row["series"] for row in rows))
     ops = [op for op in MATCHING_ROWS if any(row["op"] == op for row in rows)]
-    size = (4.4 * len(series), 2.9 * len(ops) + 1.1)
-    figure, panels = plt.subplots(len(ops), len(series), figsize=size, sharex="col", sharey=True, squeeze=False)
+    figure, panels = _panels(len(ops), len(series), 2.9 * len(ops) + 1.1)
     handles: dict[str, Any] = {}
     for op, line_of_panels in zip(ops, panels, strict=True):
         for name, axes in zip(series, line_of_panels, strict=True):
@@ -121,24 +125,12 @@ def matching_growth(document: dict[str, Any], path: Path) -> Path:
                 (handle,) = axes.plot(xs, ys, linewidth=1.8, markersize=5.5, **style)
                 label = MATCHING_LABELS["dino"] if who == "scipy" else MATCHING_LABELS.get(who, f"dino_kernels {who}")
                 handles.setdefault(label, handle)
-            xs = sorted({row["x"] for row in rows if row["series"] == name})
-            axes.set(xscale="log", yscale="log")
-            axes.set_xticks(xs, [f"{x:,}" for x in xs])
-            axes.minorticks_off()
-            axes.grid(True, color="#dddddd", linewidth=0.6)
-            axes.set_axisbelow(True)
-            for side in ("top", "right"):
-                axes.spines[side].set_visible(False)
+            _style(axes, sorted({row["x"] for row in rows if row["series"] == name}))
             if op == ops[0]:
                 axes.set_title(MATCHING_PANELS[name], fontsize=10, color="#444444")
             if op == ops[-1]:
                 axes.set_xlabel(next(row["label"] for row in rows if row["series"] == name))
-        line_of_panels[0].yaxis.set_major_formatter(lambda y, _: f"{y:g}")
         line_of_panels[0].set_ylabel(f"{MATCHING_ROWS[op]}\ntime of one call, ms (median)")
     figure.legend(handles.values(), handles, loc="upper center", ncols=2, frameon=False, bbox_to_anchor=(0.5, 1.0))
     about = f"7 sets, float32, middle of training. {caption(document['machine'])}"
-    figure.text(0.5, 0.008, about, ha="center", fontsize=8, color="#444444")
-    figure.tight_layout(rect=(0, 0.03, 1, 0.95))
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
+    return _save(figure, about, 0.03, 0.95, path)

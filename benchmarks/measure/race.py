@@ -1,4 +1,4 @@
-"""Timing by turns: A B C, C B A, A B C, ... so that a slow minute of the machine slows every contestant alike."""
+"""Time calls by turns, A B C, C B A, A B C, ..., so that a slow minute of the machine slows all alike."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Timing:
     laps: list[list[float]]  # [lap][turn]
 
     def per_call(self, calls: int) -> Timing:
-        """Of one call, where each turn timed several."""
+        """Return the times of one call, if each turn timed several."""
         return Timing([[seconds / calls for seconds in lap] for lap in self.laps])
 
     @property
@@ -30,13 +30,13 @@ class Timing:
         return [seconds for lap in self.laps for seconds in lap]
 
     def speedup_over(self, other: Timing) -> tuple[float, float, float]:
-        """How many times faster than `other`: the median over the laps, and the middle half's ends."""
+        """Return how many times faster than `other`: the median over the laps, and the quartiles."""
         ratios = [median(theirs) / median(mine) for mine, theirs in zip(self.laps, other.laps, strict=True)]
         return middle_half(ratios)
 
 
 def middle_half(numbers: list[float]) -> tuple[float, float, float]:
-    """Median, first and third quartile."""
+    """Return the median, the first and the third quartile."""
     if len(numbers) == 1:
         return numbers[0], numbers[0], numbers[0]
     low, middle, high = quantiles(numbers, n=4, method="inclusive")
@@ -44,7 +44,7 @@ def middle_half(numbers: list[float]) -> tuple[float, float, float]:
 
 
 def cpu_stopwatch(call: Call) -> float:
-    """Wall-clock seconds of one call."""
+    """Return the wall-clock seconds of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -53,8 +53,8 @@ def cpu_stopwatch(call: Call) -> float:
 class CudaStopwatch:
     """GPU seconds of one call, between two events, with a cold L2 cache.
 
-    The cache is filled by reading: after writes, its dirty lines would go to memory while the call is timed. Where
-    Python enqueues a call more slowly than the GPU runs it, this is Python's time.
+    The cache is filled by reading: after writes, its dirty lines would go to memory while the call is timed. If Python
+    enqueues a call more slowly than the GPU runs it, this is Python's time.
     """
 
     def __init__(self) -> None:
@@ -79,10 +79,10 @@ class CudaStopwatch:
 
 
 class KernelStopwatch(CudaStopwatch):
-    """GPU seconds of one call's kernels, without Python and launches, also where no graph can hold the call.
+    """GPU seconds of one call's kernels, without Python and launches, also for calls that no graph can hold.
 
-    The GPU sleeps until everything is enqueued. Whether it still slept then is checked, and the sleep grows until it
-    did. A call that waits for the GPU is never enqueued in time: that raises a RuntimeError.
+    The GPU sleeps until everything is enqueued; the sleep grows until it is long enough. A call that synchronises with
+    the GPU is never enqueued in time and raises a RuntimeError.
     """
 
     LONGEST_S = 0.05
@@ -106,7 +106,7 @@ class KernelStopwatch(CudaStopwatch):
         raise RuntimeError(f"Python enqueues the call in more than {self.LONGEST_S} s, or the call waits for the GPU")
 
     def _clock(self) -> float:
-        """Cycles of a second, of the clock that `_sleep` counts; the first sleep wakes the GPU."""
+        """Return the cycles a second of the clock that `_sleep` counts; the first sleep wakes the GPU."""
         cycles = 10_000_000
         for _ in range(2):
             self.start.record()
@@ -117,7 +117,7 @@ class KernelStopwatch(CudaStopwatch):
 
 
 def stopwatch_for(device: str, kernels_only: bool = False) -> Callable[[Call], float]:
-    """Times one call, with its launches or without them; on a CPU both are wall-clock time."""
+    """Return what times one call, with or without its launches; on a CPU both are wall-clock time."""
     if device != "cuda":
         return cpu_stopwatch
     return KernelStopwatch() if kernels_only else CudaStopwatch()
@@ -146,6 +146,6 @@ def race(
 
 
 def _warm_up(call: Call, stopwatch: Callable[[Call], float]) -> float:
-    """Seconds of a call that is not counted; a short one is repeated, because its first is mostly start-up."""
+    """Time a call that is not counted; repeat a short one, because its first is mostly start-up."""
     duration = stopwatch(call)
     return duration if duration > 0.1 else min(duration, stopwatch(call))

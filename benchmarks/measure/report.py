@@ -1,7 +1,7 @@
-"""Tables from results: the summary of a run, and the tables in every README.md.
+"""Make tables from results: the summary of a run, and the tables in every README.md.
 
     python -m benchmarks.measure.report            rewrite the tables between the markers
-    python -m benchmarks.measure.report --check    exit with 1 where one is stale
+    python -m benchmarks.measure.report --check    exit with 1 if one is stale
 
 A marker is `<!-- results:NAME -->` or `<!-- results:NAME FOLDER -->`, and `<!-- /results -->` ends its table. NAME is
 one of TABLES; FOLDER is one of benchmarks/results, and may be left out while there is only one.
@@ -23,31 +23,19 @@ from benchmarks.matching.peers import BASELINES, LISTS
 from benchmarks.matching.workloads import ASSIGNMENT, COST, MATCHER
 from benchmarks.measure.machine import ROOT, caption
 from benchmarks.measure.results import FILE_NAME, RESULTS, published
+from benchmarks.measure.tables import Table, as_markdown, as_text, milliseconds, ratio
 from benchmarks.sass import counts
 
 Document = dict[str, Any]
-Table = list[list[str]]  # the first row is the header
 MARKER = re.compile(r"(<!-- results:(\w+)(?: ([\w.-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
-WORDS = ("workload", "kernel", "per", "op", "by", "model", "pass", "part")  # columns aligned to the left
 FORWARD, BOTH = "forward", "forward+backward"
 MATCHING_JOBS = {COST: "cost", ASSIGNMENT: "assignment", MATCHER: "matcher"}
-# Of published results that are older than the table.
+# In place of a table that published results are too old for.
 NOT_MEASURED = "Not measured yet: these results are older than this table."
 
 
-def milliseconds(row: dict[str, Any]) -> str:
-    return f"{row['median_ms']:.3g}" if row["median_ms"] < 100 else f"{row['median_ms']:.0f}"
-
-
-def ratio(spread: dict[str, Any] | None) -> str:
-    if spread is None:
-        return "-"
-    digits = 2 if spread["median"] < 0.1 else 1 if spread["median"] < 100 else 0
-    return f"{spread['median']:.{digits}f}x"
-
-
 def lines_of(document: Document, op: str | None = None) -> Iterator[tuple[str, str, str, str, dict[str, Any]]]:
-    """(workload, op, implementation, dtype, rows by pass), in the order of measurement."""
+    """Yield workload, op, implementation, dtype and rows by pass, in the order of measurement."""
 
     def key(row: dict[str, Any]) -> tuple[str, str]:
         return row["workload"], row["op"]
@@ -69,7 +57,7 @@ def _memory(document: Document, *key: str) -> str:
 
 
 def full_table(document: Document, op: str | None = None) -> Table:
-    """Every contestant of every workload."""
+    """Make the table of every contestant of every workload."""
     header = ["workload", "by", "forward ms", "x ref", "x peer", "fwd+bwd ms", "x ref", "x peer", "peak MiB (least)"]
     table = [header if op else [header[0], "op", *header[1:]]]
     for workload, name, implementation, dtype, passes in lines_of(document, op):
@@ -79,29 +67,17 @@ def full_table(document: Document, op: str | None = None) -> Table:
         ]
         for which in (FORWARD, BOTH):
             row = passes.get(which)
-            cells += (
-                [milliseconds(row), ratio(row["speedup"]), ratio(row.get("speedup_over_best_peer"))]
-                if row
-                else ["-"] * 3
-            )
+            ratios = [ratio(row["speedup"]), ratio(row.get("speedup_over_best_peer"))] if row else []
+            cells += [milliseconds(row), *ratios] if row else ["-"] * 3
         cells.append(_memory(document, workload, name, implementation, dtype))
         table.append(cells if op else [cells[0], name, *cells[1:]])
     return table
 
 
 def speed_table(document: Document) -> Table:
-    """The fused op in float32: the reference, this package's fastest kernel, and their ratio."""
-    table = [
-        [
-            "workload",
-            "forward: reference ms",
-            "ours ms",
-            "ratio",
-            "forward + backward: reference ms",
-            "ours ms",
-            "ratio",
-        ]
-    ]
+    """Make the table of the fused op in float32: the reference, our fastest kernel, and their ratio."""
+    ours = ["ours ms", "ratio"]
+    table = [["workload", "forward: reference ms", *ours, "forward + backward: reference ms", *ours]]
     rows = [row for row in document["speed"] if row["op"] == "fused_ms_deform_attn" and row["dtype"] == "fp32"]
     for workload in dict.fromkeys(row["workload"] for row in rows):
         cells = [workload]
@@ -119,22 +95,16 @@ def speed_table(document: Document) -> Table:
 
 
 def whole_model_table(document: Document) -> Table:
-    """A model of transformers as it is, and with its attention replaced by ours."""
+    """Make the table of a transformers model as it is, and with its attention replaced by ours."""
     table = [["model", "pass", "transformers ms", "with dino_kernels ms", "ratio"]]
     for row in document["whole_model"]:
-        cells = [
-            row["model"],
-            row["pass"],
-            milliseconds(row["before"]),
-            milliseconds(row["after"]),
-            ratio(row["speedup"]),
-        ]
-        table.append(cells)
+        before, after = milliseconds(row["before"]), milliseconds(row["after"])
+        table.append([row["model"], row["pass"], before, after, ratio(row["speedup"])])
     return table
 
 
 def detector_table(document: Document) -> Table:
-    """Inference of this package's DINO by part, with the fastest kernel and with the reference."""
+    """Make the table of our DINO's inference by part, with the fastest kernel and with the reference."""
     table = [["part", "reference ms", "with the kernel ms", "share", "ratio"]]
     for row in document["detector"]:
         before, after = row["parts_ms"]["reference"], row["parts_ms"]["kernel"]
@@ -149,7 +119,7 @@ def detector_table(document: Document) -> Table:
 
 
 def matching_table(document: Document) -> Table:
-    """Each job by what DINO does and by this package's fastest kernel, and their ratio."""
+    """Make the table of each job by what DINO does and by our fastest kernel, and their ratio."""
     columns = [[f"{job}: DINO ms", "ours ms", "ratio"] for job in MATCHING_JOBS.values()]
     table = [["workload", *chain.from_iterable(columns)]]
     rows = document.get("matching", [])
@@ -169,7 +139,7 @@ def matching_table(document: Document) -> Table:
 
 
 def matching_op_table(document: Document, op: str) -> Table:
-    """Every contestant of one job."""
+    """Make the table of every contestant of one job."""
     table = [["workload", "by", "ms", "x ref", "x peer"]]
     for row in (row for row in document.get("matching", []) if row["op"] == op):
         by = row["implementation"] + (" (!)" if "inaccurate" in row else "")
@@ -178,7 +148,7 @@ def matching_op_table(document: Document, op: str) -> Table:
     return table
 
 
-# Name of the table: the file of results that it is made of, and how.
+# By name: the file of results, and the function that makes the table.
 TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
     "speed": (FILE_NAME, speed_table),
     "whole_model": (FILE_NAME, whole_model_table),
@@ -192,26 +162,8 @@ TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
 }
 
 
-def as_text(table: Table) -> str:
-    """Columns aligned, words to the left and numbers to the right; the first column is not repeated."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines, previous = [], None
-    for row in table:
-        shown = ["" if row[0] == previous else row[0], *row[1:]]
-        previous = row[0]
-        columns = zip(table[0], shown, widths, strict=True)
-        lines.append("  ".join(c.ljust(w) if name in WORDS else c.rjust(w) for name, c, w in columns).rstrip())
-    return "\n".join(lines)
-
-
-def as_markdown(table: Table) -> str:
-    header, *rows = table
-    rule = ["---" if name in WORDS else "---:" for name in header]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
-
-
 def summary(document: Document) -> str:
-    """What a run prints last."""
+    """Make what a run prints last."""
     parts = [caption(document["machine"])]
     if document["speed"]:
         parts.append(as_text(full_table(document)))
@@ -229,7 +181,7 @@ def summary(document: Document) -> str:
         if len(table) > 1:
             parts.append(f"{op}; x ref: times faster than {BASELINES[op]}, as DINO does it\n{as_text(table)}")
     if any("inaccurate" in row for row in document["speed"] + document["matching"]):
-        parts.append("(!) misses the tolerance that this package's kernels must keep; the JSON says by how much.")
+        parts.append("(!) misses the tolerance that this package's kernels must keep; the JSON has the errors.")
     reasons: dict[str, list[str]] = {}
     for contestant, reason in document["not_run"].items():
         reasons.setdefault(reason, []).append(contestant)
@@ -241,12 +193,12 @@ def summary(document: Document) -> str:
 
 
 def update(text: str, load: Callable[[str | None, str], Document]) -> str:
-    """`text` with the table after every marker made anew."""
+    """Rewrite the table after every marker in `text`."""
 
     def replace(match: re.Match[str]) -> str:
         start, name, folder, end = match.groups()
         if name not in TABLES:
-            raise SystemExit(f"report: a marker names the table {name!r}; known: {', '.join(TABLES)}")
+            raise SystemExit(f"report: no table {name!r}, which a marker names. Use one of {', '.join(TABLES)}.")
         file, table = TABLES[name]
         document = load(folder, file)
         rows = table(document)
@@ -263,14 +215,14 @@ def load(folder: str | None, file: str) -> Document:
     if folder is None:
         files = published(file)
         if len(files) != 1:
-            raise SystemExit(f"report: {len(files)} folders of results; a marker without a folder needs exactly one")
+            raise SystemExit(f"report: {len(files)} folders have {file}. Name one of them in the marker.")
         return json.loads(files[0].read_text())
     return json.loads((RESULTS / folder / file).read_text())
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Make the READMEs' tables anew from benchmarks/results.")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where a table is stale")
+    parser = argparse.ArgumentParser(description="Rewrite the READMEs' tables from benchmarks/results.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a table is stale")
     check = parser.parse_args().check
     stale = []
     for path in sorted(ROOT.glob("*.md")) + sorted(

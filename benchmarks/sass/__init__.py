@@ -1,1 +1,1 @@
-"""Reads, checks and executes NVIDIA machine code (SASS) on a CPU, to count what a kernel does without a GPU."""
+"""Execute compiled GPU machine code on a CPU, and count its instructions and memory accesses."""

@@ -1,4 +1,4 @@
-"""What integer, logic and predicate instructions compute. `BUILDERS[base](instruction)` returns `run(warp, lanes)`."""
+"""Compute integer instructions. `BUILDERS[base](instruction)` returns `run(warp, lanes)`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.sass.instructions import (
 
 Run = Callable[[Any, np.ndarray], None]
 BUILDERS: dict[str, Callable[[Instruction], Run]] = {}
-U32, U64, S32, S64 = np.uint32, np.uint64, np.int32, np.int64
+U32, U64, S32, S64, F32, F64 = np.uint32, np.uint64, np.int32, np.int64, np.float32, np.float64
 LOW = U64(0xFFFFFFFF)
 
 
@@ -35,12 +35,8 @@ def operation(*names: str) -> Callable[[Callable[[Instruction], Run]], Callable[
     return register
 
 
-def as_signed(value: Value) -> Value:
-    return value.view(S32)
-
-
 def carries(ins: Instruction, first: int = 1) -> tuple[list[str], list[str]]:
-    """Predicates that follow the destination, and the operands behind them."""
+    """Split the operands from `first` on into the predicates that come first, and the rest."""
     end = first
     while end < len(ins.operands) and is_predicate(ins.operands[end]):
         end += 1
@@ -50,14 +46,7 @@ def carries(ins: Instruction, first: int = 1) -> tuple[list[str], list[str]]:
 def simple(ins: Instruction, compute: Callable[..., Value], count: int) -> Run:
     to = sink(ins.operands[0], ins)
     sources = [integer(text, ins) for text in ins.operands[1 : 1 + count]]
-    if count == 1:
-        (a,) = sources
-        return lambda w, m: to(w, m, compute(a(w)))
-    if count == 2:
-        a, b = sources
-        return lambda w, m: to(w, m, compute(a(w), b(w)))
-    a, b, c = sources
-    return lambda w, m: to(w, m, compute(a(w), b(w), c(w)))
+    return lambda w, m: to(w, m, compute(*(source(w) for source in sources)))
 
 
 @operation("MOV", "UMOV")
@@ -157,27 +146,17 @@ def wide_multiply_add(ins: Instruction, outs: list[str], rest: list[str]) -> Run
     return run
 
 
-@operation("VIADDMNMX")
-def add_and_limit(ins: Instruction) -> Run:
-    to, smaller = sink(ins.operands[0], ins), predicate(ins.operands[4], ins)
-    a, b, c = (integer(text, ins) for text in ins.operands[1:4])
-    view = U32 if "U32" in ins.modifiers else S32
-
-    def run(w: Any, m: np.ndarray) -> None:
-        x, y = (a(w) + b(w)).view(view), c(w).view(view)
-        to(w, m, np.where(smaller(w), np.minimum(x, y), np.maximum(x, y)).view(U32))
-
-    return run
-
-
-@operation("VIMNMX", "IMNMX")
+@operation("VIMNMX", "IMNMX", "VIADDMNMX")
 def limit(ins: Instruction) -> Run:
-    to, smaller = sink(ins.operands[0], ins), predicate(ins.operands[3], ins)
-    a, b = (integer(text, ins) for text in ins.operands[1:3])
+    """Take the minimum or maximum of two numbers, of which the first may be a sum."""
+    terms = 2 if ins.base == "VIADDMNMX" else 1
+    to, smaller = sink(ins.operands[0], ins), predicate(ins.operands[2 + terms], ins)
+    *added, b = (integer(text, ins) for text in ins.operands[1 : 2 + terms])
     view = U32 if "U32" in ins.modifiers else S32
 
     def run(w: Any, m: np.ndarray) -> None:
-        x, y = a(w).view(view), b(w).view(view)
+        first = added[0](w) if len(added) == 1 else added[0](w) + added[1](w)
+        x, y = first.view(view), b(w).view(view)
         to(w, m, np.where(smaller(w), np.minimum(x, y), np.maximum(x, y)).view(U32))
 
     return run
@@ -258,7 +237,7 @@ def shifted_add(ins: Instruction) -> Run:
 
 @operation("IDP")
 def dot_product(ins: Instruction) -> Run:
-    """2A.LO.U16.U8: two halves times the two lower bytes, added to a third number."""
+    """Add two halves times the two lower bytes to a third number: 2A.LO.U16.U8."""
     if ins.modifiers != {"2A", "LO", "U16", "U8"}:
         raise UnknownInstruction(str(ins))
     to = sink(ins.operands[0], ins)

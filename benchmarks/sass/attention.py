@@ -1,4 +1,4 @@
-"""Launches of the kernels of deformable attention on the workloads that `benchmarks.sass.counts` counts."""
+"""Launch the kernels of deformable attention on the workloads that `benchmarks.sass.counts` counts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.sass.disassembly import ROOT, Kernel
-from benchmarks.sass.floating import from_bfloat16, from_half, to_bfloat16, to_half
+from benchmarks.measure.machine import ROOT
+from benchmarks.sass.disassembly import Kernel
+from benchmarks.sass.halves import from_bfloat16, from_half, to_bfloat16, to_half
 from benchmarks.sass.launch import GLOBAL, Launch, constant_bank
 from benchmarks.sass.memory import Memory
 from benchmarks.sass.parameters import Headers
 
-TOGETHER = 8  # items that counts are given for
+TOGETHER = 8  # items in the unit of the counts
 CHANNELS, HEADS = 32, 8
 TYPES = {"__nv_bfloat16": "bf16", "__half": "fp16", "float": "fp32", "double": "fp64"}
 RAW: dict[str, Any] = {"bf16": np.uint16, "fp16": np.uint16, "fp32": np.float32, "fp64": np.float64}
@@ -26,10 +27,10 @@ DTYPE = {"fp32": 0, "fp64": 1, "bf16": 2, "fp16": 3}  # csrc/common/dtype.h
 
 @dataclass(frozen=True)
 class Family:
-    """What the launch code knows of a kernel and its machine code does not say: change it with cuda_launch.cu.
+    """What the machine code of a kernel does not show: change it with cuda_launch.cu.
 
     `pattern` matches the demangled name; of its groups, T is required, `lanes` are those whose product is the lanes
-    of an item, `fused` and `tiles` are "true" or "false", and `K`, where there is one, is the number of samples that
+    of an item, `fused` and `tiles` are "true" or "false", and `K`, if present, is the number of samples that
     the kernel is compiled for.
     """
 
@@ -87,7 +88,7 @@ def match_family(name: str) -> tuple[Family, dict[str, str]] | None:
 
 
 def label_of(name: str) -> str | None:
-    """\"forward large bf16 fused\" and the like, of a demangled name; None where FAMILIES does not have it."""
+    """Label a demangled name, as in "forward large bf16 fused"; None for kernels that are not in FAMILIES."""
     found = match_family(name)
     if found is None:
         return None
@@ -105,7 +106,7 @@ def label_of(name: str) -> str | None:
 
 
 def launch(kernel: Kernel, name: str, label: str, blocks: int) -> AttentionLaunch:
-    """On the workload that the kernel is for."""
+    """Prepare the kernel on the workload that it is for."""
     return prepare(kernel, name, DECODER if "small" in label else ENCODER, blocks)
 
 
@@ -116,7 +117,7 @@ def headers() -> Headers:
 
 
 def narrow(numbers: np.ndarray, dtype: str) -> np.ndarray:
-    """float64 to the bytes of a dtype."""
+    """Convert float64 to the bytes of a dtype."""
     if dtype == "bf16":
         return to_bfloat16(numbers.astype(np.float32)).astype(np.uint16)
     if dtype == "fp16":
@@ -125,7 +126,7 @@ def narrow(numbers: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def widened(raw: np.ndarray, dtype: str) -> np.ndarray:
-    """The contrary."""
+    """Convert the bytes of a dtype to float64: the inverse of `narrow`."""
     if dtype == "bf16":
         return from_bfloat16(raw).astype(np.float64)
     return from_half(raw).astype(np.float64) if dtype == "fp16" else raw.astype(np.float64)
@@ -133,7 +134,7 @@ def widened(raw: np.ndarray, dtype: str) -> np.ndarray:
 
 @dataclass
 class Inputs:
-    """Of a call, as its dtypes round them: raw offsets and logits with references, or locations and weights."""
+    """Inputs rounded to their dtypes: raw offsets and logits with references, or locations and weights."""
 
     value: np.ndarray  # [B, S, M, D]
     positions: np.ndarray  # [B, Q, M, K, 2]
@@ -143,7 +144,7 @@ class Inputs:
 
 
 def rays(case: Case) -> np.ndarray:
-    """[M, L * P, 2] initial offsets in pixels, as the original module has them."""
+    """Return the original module's initial offsets in pixels, [M, L * P, 2]."""
     angle = np.arange(case.heads) * (2 * math.pi / case.heads)
     ray = np.stack([np.cos(angle), np.sin(angle)], -1)
     ray /= np.abs(ray).max(-1, keepdims=True)
@@ -189,7 +190,7 @@ def sample_inputs(case: Case, fused: bool) -> Inputs:
 
 @dataclass
 class AttentionLaunch(Launch):
-    """Of deformable attention. `items`: (query, head) pairs of a block."""
+    """A launch of deformable attention; `items` is the number of (query, head) pairs of a block."""
 
     case: Case = ENCODER
     family: Family = FAMILIES[0]
@@ -200,21 +201,21 @@ class AttentionLaunch(Launch):
     inputs: Inputs | None = None
 
     def result(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-        """One of the outputs as float64."""
+        """Return one of the outputs as float64."""
         return widened(self.memory.get(self.addresses[name], RAW[dtype], shape), dtype)
 
 
 def chosen_blocks(of_head: int, heads: int, count: int) -> list[int]:
-    """Evenly spaced blocks, each of another head. The one in the middle is the first, however many there are."""
+    """Choose evenly spaced blocks, each of another head. The one in the middle always comes first."""
     order = sorted(range(count), key=lambda i: abs(2 * i + 1 - count))
     return [n % heads * of_head + (2 * i + 1) * of_head // (2 * count) for n, i in enumerate(order)]
 
 
 def prepare(kernel: Kernel, name: str, case: Case, blocks: int = 3) -> AttentionLaunch:
-    """A kernel of deformable attention, by its demangled name; `blocks` evenly spaced ones are chosen."""
+    """Prepare a launch of a kernel, by its demangled name, with `blocks` evenly spaced blocks to run."""
     found = match_family(name)
     if found is None:
-        raise ValueError(f"{name} is of none of the families in {Path(__file__).name}")
+        raise ValueError(f"{name} is in none of the families. Add its family to {Path(__file__).name}.")
     family, groups = found
     dtype, fused = TYPES[groups["T"]], groups["fused"] == "true"
     lanes = math.prod(int(groups[key]) for key in family.lanes) if family.lanes else PAIR_LANES
@@ -292,7 +293,7 @@ def prepare(kernel: Kernel, name: str, case: Case, blocks: int = 3) -> Attention
         if not blocks_run * items - items < found <= blocks_run * items:
             raise ValueError(
                 f"{blocks_run} blocks of {name} wrote {found} items of {items} each. Correct the lanes of an item in "
-                f"FAMILIES of {Path(__file__).name}"
+                f"FAMILIES of {Path(__file__).name}."
             )
 
     return AttentionLaunch(

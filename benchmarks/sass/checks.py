@@ -1,4 +1,4 @@
-"""What a disassembly shows without executing it: blocks, loops, and what should not be in them."""
+"""Find in a disassembly, without executing it, blocks, loops, and what should not be in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.sass.instructions import ADDRESS_BYTES, Instruction
 @dataclass(eq=False)
 class BasicBlock:
     start: int  # index of the first instruction
-    end: int  # behind the last
+    end: int  # after the last
     following: list[int] = field(default_factory=list)  # starts of blocks
 
 
@@ -22,7 +22,7 @@ def _conditional(ins: Instruction) -> bool:
 
 
 def basic_blocks(instructions: list[Instruction]) -> dict[int, BasicBlock]:
-    """By the index of their first instruction. A call continues behind itself: subroutines have no edges to callers."""
+    """Return blocks by their first instruction's index. A call falls through: subroutines have no edges to callers."""
     targets = {0}
     for i, ins in enumerate(instructions):
         if ins.target is not None and ins.base in ("BRA", "CALL", "WARPSYNC", "JMP"):
@@ -73,7 +73,7 @@ class Loop:
 
 
 def loops(instructions: list[Instruction]) -> list[Loop]:
-    """All natural loops, those with the same header as one; depth 1 is outermost."""
+    """Return all natural loops, those with the same header as one; depth 1 is outermost."""
     blocks = basic_blocks(instructions)
     dominators = _dominators(blocks)
     before: dict[int, list[int]] = {start: [] for start in blocks}
@@ -99,7 +99,7 @@ def loops(instructions: list[Instruction]) -> list[Loop]:
 
 
 def in_loops(instructions: list[Instruction]) -> Iterator[tuple[Loop, Instruction]]:
-    """Each instruction in a loop, with the innermost one."""
+    """Yield each instruction in a loop, with the innermost one."""
     blocks = basic_blocks(instructions)
     innermost: dict[int, Loop] = {}
     for loop in sorted(loops(instructions), key=lambda loop: loop.depth):
@@ -114,12 +114,12 @@ def _matching(found: Iterator[Instruction], wrong: Callable[[Instruction], bool]
 
 
 def local_memory_in_loops(kernel: Kernel) -> list[str]:
-    """Spilled registers and arrays in local memory that a loop touches."""
+    """Find spilled registers and arrays in local memory that a loop touches."""
     return _matching((ins for _, ins in in_loops(kernel.instructions)), lambda ins: ins.base in ("LDL", "STL"))
 
 
 def byte_loads_of_shared(kernel: Kernel) -> list[str]:
-    """Neighbouring bytes of shared memory that are loaded one by one: a vector that the compiler took for unaligned."""
+    """Find neighbouring bytes of shared memory loaded one by one: a vector that the compiler took for unaligned."""
     loads: dict[str, dict[int, Instruction]] = {}
     for ins in kernel.instructions:
         if ins.base == "LDS" and ins.width == 1:
@@ -132,17 +132,17 @@ def byte_loads_of_shared(kernel: Kernel) -> list[str]:
 
 
 def generic_accesses(kernel: Kernel) -> list[str]:
-    """Loads, stores and atomics that find out at run time which memory they are for."""
+    """Find loads, stores and atomics whose memory is decided at run time."""
     return _matching(iter(kernel.instructions), lambda ins: ins.base in ("LD", "ST", "ATOM"))
 
 
 def doubles(kernel: Kernel) -> list[str]:
-    """Arithmetic in float64."""
+    """Find arithmetic in float64."""
     return _matching(iter(kernel.instructions), lambda ins: ins.base in ("DADD", "DMUL", "DFMA", "DSETP"))
 
 
 def narrow_reductions(kernel: Kernel) -> list[str]:
-    """Floating-point reductions to global memory of less than 16 bytes a lane."""
+    """Find floating-point reductions to global memory of less than 16 bytes a lane."""
     return _matching(
         iter(kernel.instructions),
         lambda ins: ins.base in ("RED", "REDG", "ATOMG") and ins.width < 16 and any("F" in m for m in ins.modifiers),
@@ -150,12 +150,12 @@ def narrow_reductions(kernel: Kernel) -> list[str]:
 
 
 def flushing_reductions(kernel: Kernel) -> list[str]:
-    """Reductions that take subnormal numbers for zero: those of float32 do on every GPU."""
+    """Find reductions that flush subnormal numbers to zero: those of float32 do on every GPU."""
     return _matching(iter(kernel.instructions), lambda ins: ins.base in ("RED", "REDG") and "FTZ" in ins.modifiers)
 
 
 def narrow_loads_in_loops(kernel: Kernel, least: int = 16) -> list[str]:
-    """Global loads of fewer bytes a lane in the innermost loops."""
+    """Find global loads of fewer than `least` bytes a lane in the innermost loops."""
     deepest = max((loop.depth for loop in loops(kernel.instructions)), default=0)
     return _matching(
         (ins for loop, ins in in_loops(kernel.instructions) if loop.depth == deepest),

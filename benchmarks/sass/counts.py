@@ -1,7 +1,7 @@
-"""What the compiled kernels do, counted without a GPU: their machine code is executed on the CPU.
+"""Count what the compiled kernels do, without a GPU: execute their machine code on the CPU.
 
     python -m benchmarks.sass.counts                       the hot kernels of dino_kernels/_cuda.so
-    python -m benchmarks.sass.counts --kernel 'tile.*bf16' only those whose label or name has a match
+    python -m benchmarks.sass.counts --kernel 'tile.*bf16' only those whose label or name matches
     python -m benchmarks.sass.counts --library X.cubin     of a library, an object file or nvcc -cubin's output
     python -m benchmarks.sass.counts --profile             the machine code with how often each instruction ran
     python -m benchmarks.sass.counts --update              store them in benchmarks/results/counts.json
@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure.machine import ROOT
 from benchmarks.sass import attention, checks, matching
 from benchmarks.sass.disassembly import Kernel, MissingTool, compiler, cubins, demangle, kernel_names, read_kernels
 from benchmarks.sass.kinds import by_kind
 from benchmarks.sass.memory import Ledger
 from benchmarks.sass.occupancy import LIMITS, blocks_per_multiprocessor
 
-ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "dino_kernels" / "_cuda.so"
 STORED = ROOT / "benchmarks" / "results" / "counts.json"
 FINDINGS = {
@@ -39,7 +39,7 @@ FINDINGS = {
     "reductions of less than 16 bytes": checks.narrow_reductions,
     "reductions that flush subnormal numbers": checks.flushing_reductions,
 }
-UPDATE = "a change that is meant is stored by python -m benchmarks.sass.counts --update"
+UPDATE = "to store an intended change: python -m benchmarks.sass.counts --update"
 BLOCKS = 3  # of a kernel, evenly spaced over one head's
 
 
@@ -54,7 +54,7 @@ class Counted:
     units: float  # of the workload
     registers: int
     stack_bytes: int
-    shared_bytes: int  # that were touched, static and dynamic
+    shared_bytes: int  # touched, static and dynamic
     threads: int
     blocks_per_multiprocessor: int
     instructions: float
@@ -67,16 +67,16 @@ class Counted:
         return self.blocks_per_multiprocessor * self.threads / LIMITS[arch].threads
 
     def floor_us(self, clock_ghz: float, multiprocessors: int) -> float:
-        """Of the whole workload, by issued instructions."""
+        """Return the time of the whole workload by issued instructions."""
         return self.instructions * self.units / (4e3 * clock_ghz * multiprocessors)
 
     def shared_us(self, clock_ghz: float, multiprocessors: int) -> float:
-        """Of the whole workload, by wavefronts of shared memory, one a cycle."""
+        """Return the time of the whole workload by wavefronts of shared memory, one a cycle."""
         return self.memory.get("shared wavefronts", 0) * self.units / (1e3 * clock_ghz * multiprocessors)
 
 
 def label_of(name: str) -> str | None:
-    """A few words for a demangled name; None where it is no kernel that this counts."""
+    """Label a demangled name; None for kernels that are not counted."""
     return attention.label_of(name) or matching.label_of(name)
 
 
@@ -85,7 +85,7 @@ def is_hot(label: str) -> bool:
 
 
 def count(kernel: Kernel, name: str, label: str, blocks: int = BLOCKS) -> tuple[Counted, Ledger]:
-    """Executes some blocks of a kernel."""
+    """Execute some blocks of a kernel."""
     launch = (attention if attention.label_of(name) else matching).launch(kernel, name, label, blocks)
     total = Ledger()
     ledgers = [launch.run(index) for index in launch.chosen]
@@ -115,21 +115,21 @@ def count(kernel: Kernel, name: str, label: str, blocks: int = BLOCKS) -> tuple[
 
 
 def hot_kernels(library: Path, arch: int, pattern: str = "") -> list[tuple[Kernel, str, str]]:
-    """(kernel, demangled name, label), by label."""
+    """Return kernels, demangled names and labels, sorted by label."""
     found = []
     for cubin in cubins(library, arch):
         names = demangle(kernel_names(cubin))
-        wanted = {}
+        selected = {}
         for mangled, name in names.items():
             label = label_of(name)
             if label and (re.search(pattern, f"{label}\n{name}") if pattern else is_hot(label)):
-                wanted[mangled] = (name, label)
-        if wanted:
-            exact = "|".join(rf"^{re.escape(mangled)}$" for mangled in wanted)
-            found += [(kernel, *wanted[kernel.name]) for kernel in read_kernels(cubin, arch, exact)]
+                selected[mangled] = (name, label)
+        if selected:
+            exact = "|".join(rf"^{re.escape(mangled)}$" for mangled in selected)
+            found += [(kernel, *selected[kernel.name]) for kernel in read_kernels(cubin, arch, exact)]
     labels = [label for _, _, label in found]
     for i, (kernel, name, label) in enumerate(found):
-        if labels.count(label) > 1:  # several kernels for one purpose: told apart by their template parameters
+        if labels.count(label) > 1:  # several kernels for one purpose: add their template parameters
             found[i] = (kernel, name, f"{label} {name[name.index('<') : name.rindex('(')]}")
     return sorted(found, key=lambda entry: entry[2])
 
@@ -161,13 +161,13 @@ HEADER = [
 
 
 def table(document: dict[str, Any]) -> list[list[str]]:
-    """The stored counts, for benchmarks/measure/report.py."""
+    """Make the table of the stored counts, for benchmarks/measure/report.py."""
     counted = [Counted(**entry) for entry in document["kernels"]]
     return [HEADER, *(row(c, document["arch"], document["clock_ghz"], document["multiprocessors"]) for c in counted)]
 
 
 def caption(document: dict[str, Any]) -> str:
-    """What stands below the table in a README."""
+    """Make the line below the table in a README."""
     return (
         f"Counted, not measured: `python -m benchmarks.sass.counts` executes the sm_{document['arch']} machine code of "
         f"ptxas {document['compiler']} on a CPU. Floor: all instructions of the workload issued at four a cycle by "
@@ -206,7 +206,7 @@ def main() -> int:
     if options.update and (
         options.kernel or options.library != LIBRARY or options.arch != 90 or options.blocks != BLOCKS
     ):
-        parser.error("--update stores all hot kernels of the built library: leave out what selects others")
+        parser.error("--update stores all hot kernels of the built library. Remove the options that select others.")
     try:
         kernels = hot_kernels(options.library, options.arch, options.kernel)
     except (MissingTool, FileNotFoundError) as problem:
@@ -219,7 +219,7 @@ def main() -> int:
     for kernel, name, label in kernels:
         try:
             counted, total = count(kernel, name, label, options.blocks)
-        except (RuntimeError, ValueError) as problem:  # an instruction that is not known, a launch that does not fit
+        except (RuntimeError, ValueError) as problem:  # an unknown instruction, a launch that does not fit
             print(f"counts: {label}: {problem}", file=sys.stderr)
             failed = True
             continue
@@ -241,15 +241,9 @@ def main() -> int:
 
 
 def describe(counted: Counted, kernel: Kernel, arch: int, clock: float, multiprocessors: int) -> list[str]:
-    """What is printed of one kernel."""
-    lines = [f"{counted.label}: {counted.name}"]
-    lines.append(
-        "  "
-        + ", ".join(
-            f"{title} {cell}"
-            for title, cell in list(zip(HEADER, row(counted, arch, clock, multiprocessors), strict=True))[1:8]
-        )
-    )
+    """Make the lines printed for one kernel."""
+    cells = list(zip(HEADER, row(counted, arch, clock, multiprocessors), strict=True))[1:8]
+    lines = [f"{counted.label}: {counted.name}", "  " + ", ".join(f"{title} {cell}" for title, cell in cells)]
     issue, shared = counted.floor_us(clock, multiprocessors), counted.shared_us(clock, multiprocessors)
     lines.append(
         f"  per {counted.per}: {counted.instructions:.0f} instructions, floor {issue:.1f} us "

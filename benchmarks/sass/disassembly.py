@@ -1,11 +1,9 @@
-"""Finds NVIDIA's disassembler, and reads the kernels of a library or an object file."""
+"""Find NVIDIA's disassembler, and read the kernels of a library or an object file."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-import os
 import re
 import shutil
 import struct
@@ -14,37 +12,28 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.measure import tools
+from benchmarks.measure.machine import ROOT
 from benchmarks.sass.instructions import ADDRESS_BYTES, Instruction, split_operands
 
-ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "sass"
+TOOL_S = 600.0
 
 
 class MissingTool(RuntimeError):
-    """cuobjdump or nvdisasm is not there."""
+    """cuobjdump or nvdisasm is not installed."""
 
 
-def find_tool(name: str) -> Path:
-    """The path of one of NVIDIA's programs.
+def find_tool(name: str) -> str:
+    """Return the path of one of NVIDIA's programs.
 
     Raises:
-        MissingTool: it is in none of the folders, which the message lists.
+        MissingTool: it is in none of the usual folders.
     """
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    paths = [Path(home) / "bin" / name for home in homes if home]
-    for found in (shutil.which(name), shutil.which("nvcc")):
-        if found:
-            paths.append(Path(found).resolve().parent / name)
-    triton = importlib.util.find_spec("triton")
-    if triton is not None and triton.submodule_search_locations:
-        paths += [Path(folder) / "backends/nvidia/bin" / name for folder in triton.submodule_search_locations]
-    for path in paths:
-        if os.access(path, os.X_OK):
-            return path
-    raise MissingTool(
-        f"{name} was not found in {', '.join(dict.fromkeys(str(path.parent) for path in paths))}. "
-        "It comes with the CUDA toolkit and with Triton: set CUDA_HOME, or pip install triton."
-    )
+    path = tools.find(name)
+    if path is None:
+        raise MissingTool(f"{name} was not found. Install Triton, or the CUDA toolkit and set CUDA_HOME.")
+    return path
 
 
 @dataclass(eq=False)
@@ -67,15 +56,8 @@ class Kernel:
         return sum(ins.base in ("STL", "LDL") for ins in self.instructions)
 
 
-def _run(command: list[str | Path], folder: Path | None = None) -> str:
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=folder, check=False)
-    if result.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))}: {(result.stderr or result.stdout).strip()[:500]}")
-    return result.stdout
-
-
 def cubins(library: Path, arch: int) -> list[Path]:
-    """The ELF files for one architecture inside a library or object; a .cubin is one itself. Kept in build/sass."""
+    """Extract the ELF files for one architecture from a library, object or .cubin; keep them in build/sass."""
     data = library.read_bytes()
     folder = CACHE / f"{hashlib.sha256(data).hexdigest()[:16]}-{arch}"
     if not (folder / "done").exists():
@@ -84,13 +66,13 @@ def cubins(library: Path, arch: int) -> list[Path]:
         if data[:4] == b"\x7fELF" and struct.unpack_from("<H", data, 18)[0] == 190:  # EM_CUDA
             (folder / f"{library.stem}.cubin").write_bytes(data)
         else:
-            _run([find_tool("cuobjdump"), "-xelf", "all", library.resolve()], folder)
+            tools.run([find_tool("cuobjdump"), "-xelf", "all", str(library.resolve())], TOOL_S, folder=folder)
             for path in folder.iterdir():
                 if f"sm_{arch}." not in path.name.replace(f"sm_{arch}a", f"sm_{arch}"):
                     path.unlink()
         if not any(folder.iterdir()):
             shutil.rmtree(folder)
-            raise RuntimeError(f"{library} has no machine code for sm_{arch}; build it with TORCH_CUDA_ARCH_LIST")
+            raise RuntimeError(f"{library} has no machine code for sm_{arch}. Build it with TORCH_CUDA_ARCH_LIST")
         (folder / "done").touch()
     return sorted(folder.glob("*.cubin"))
 
@@ -116,7 +98,7 @@ def sections(cubin: bytes) -> list[Section]:
 
 
 def attributes(data: bytes) -> dict[int, bytes]:
-    """The last of each attribute of a .nv.info section, by number."""
+    """Return the last of each attribute of a .nv.info section, by number."""
     found, at = {}, 0
     while at < len(data):
         form, number = data[at], data[at + 1]
@@ -134,13 +116,13 @@ PARAMETERS, MAX_THREADS = 0x0A, 0x05  # EIATTR_PARAM_CBANK, EIATTR_MAX_THREADS
 
 
 def kernel_names(cubin: Path) -> list[str]:
-    """Mangled names of the kernels in a cubin, without disassembling it."""
+    """Return the mangled names of the kernels in a cubin, without disassembling it."""
     prefix = ".text."
     return [s.name[len(prefix) :] for s in sections(cubin.read_bytes()) if s.name.startswith(prefix)]
 
 
 def compiler(library: Path, arch: int) -> str:
-    """The version of ptxas that made the code, as in "V13.0.88"."""
+    """Return the version of ptxas that made the code, as in "V13.0.88"."""
     for cubin in cubins(library, arch):
         for section in sections(cubin.read_bytes()):
             if section.name == ".note.nv.tkinfo" and (found := re.search(rb"V(\d+\.\d+\.\d+)", section.data)):
@@ -149,27 +131,22 @@ def compiler(library: Path, arch: int) -> str:
 
 
 def disassemble(cubin: Path) -> list[dict[str, object]]:
-    """nvdisasm's functions, kept beside the cubin."""
+    """Return nvdisasm's functions, kept beside the cubin."""
     kept = cubin.with_suffix(".json")
     if not kept.exists():
         with tempfile.NamedTemporaryFile("w", dir=cubin.parent, delete=False) as file:
-            file.write(_run([find_tool("nvdisasm"), "-c", "-json", cubin]))
+            file.write(tools.run([find_tool("nvdisasm"), "-c", "-json", str(cubin)], TOOL_S))
         Path(file.name).replace(kept)
     return json.loads(kept.read_text())[1]
 
 
 def read_kernels(cubin: Path, arch: int, pattern: str = "") -> list[Kernel]:
-    """The kernels whose mangled name has a match of `pattern`."""
+    """Return the kernels whose mangled name contains a match of `pattern`."""
     functions = disassemble(cubin)
     raw = sections(cubin.read_bytes())
     by_name = {section.name: section for section in raw}
-    usage = {
-        found[1]: found
-        for found in re.finditer(
-            r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) ",
-            _usage(cubin),
-        )
-    }
+    pattern_of_usage = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) "
+    usage = {found[1]: found for found in re.finditer(pattern_of_usage, _usage(cubin))}
     kernels, at = [], 0
     while at < len(functions):
         name = str(functions[at]["function-name"])
@@ -207,12 +184,12 @@ def read_kernels(cubin: Path, arch: int, pattern: str = "") -> list[Kernel]:
 def _usage(cubin: Path) -> str:
     kept = cubin.with_suffix(".usage")
     if not kept.exists():
-        kept.write_text(_run([find_tool("cuobjdump"), "-res-usage", cubin]))
+        kept.write_text(tools.run([find_tool("cuobjdump"), "-res-usage", str(cubin)], TOOL_S))
     return kept.read_text()
 
 
 def decode(functions: list[dict[str, object]]) -> list[Instruction]:
-    """The instructions of a kernel and its subroutines, by address; what lies between them is never reached."""
+    """Return the instructions of a kernel and its subroutines, by address; gaps between them become traps."""
     starts = {str(function["function-name"]): int(str(function["start"])) for function in functions}
     instructions: list[Instruction] = []
     for function in functions:
@@ -235,7 +212,7 @@ def decode(functions: list[dict[str, object]]) -> list[Instruction]:
 
 
 def demangle(names: list[str]) -> dict[str, str]:
-    """Readable names; where there is no c++filt, the mangled ones."""
+    """Return readable names, or without c++filt the mangled ones."""
     tool = shutil.which("c++filt") or shutil.which("cu++filt")
     if tool is None or not names:
         return {name: name for name in names}
@@ -244,7 +221,7 @@ def demangle(names: list[str]) -> dict[str, str]:
 
 
 def kernels_of_cubin(cubin: bytes, arch: int) -> list[Kernel]:
-    """The kernels of a cubin in memory, such as `triton.compile(...).asm["cubin"]`."""
+    """Return the kernels of a cubin in memory, such as `triton.compile(...).asm["cubin"]`."""
     folder = CACHE / f"{hashlib.sha256(cubin).hexdigest()[:16]}-{arch}"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "kernel.cubin"

@@ -1,8 +1,8 @@
-"""Executes a block of a kernel: warps, how they diverge and converge, barriers.
+"""Execute a block of a kernel: warps, how they diverge and converge, barriers.
 
-A warp is a list of splits: lanes with one program counter. A branch that lanes disagree on makes two; BSSY names who
-meets at a BSYNC, where they are joined again, as the hardware does it. Warps run one after the other, each until it
-waits: the order of atomics is one of those that a GPU could choose.
+A warp is a list of splits: lanes with one program counter. A branch that lanes disagree on makes two; BSSY names the
+lanes that meet at a BSYNC, where they are joined again, as the hardware does it. Warps run one after the other, each
+until it waits: the order of atomics is one of those that a GPU could choose.
 """
 
 from __future__ import annotations
@@ -26,28 +26,13 @@ from benchmarks.sass.instructions import (
 )
 from benchmarks.sass.memory import LANES, SHARED_WINDOW, Constants, Ledger, Memory
 
-for _name in ("floating", "lanes", "logic", "memory"):
+for _name in ("floating", "halves", "lanes", "logic", "memory"):
     importlib.import_module(f"benchmarks.sass.{_name}")  # fill BUILDERS
 
 STEPS = 3_000_000  # of a warp, before it counts as endless
 NO_OPERATION = {
-    "NOP",
-    "YIELD",
-    "NANOSLEEP",
-    "MEMBAR",
-    "FENCE",
-    "ERRBAR",
-    "CCTL",
-    "CCTLL",
-    "DEPBAR",
-    "LDGDEPBAR",
-    "ENDCOLLECTIVE",
-    "WARPSYNC_",
-    "PREEXIT",
-    "ACQBULK",
-    "PMTRIG",
-    "WARPGROUP",
-    "LEPC",
+    *("NOP", "YIELD", "NANOSLEEP", "MEMBAR", "FENCE", "ERRBAR", "CCTL", "CCTLL", "DEPBAR", "LDGDEPBAR"),
+    *("ENDCOLLECTIVE", "PREEXIT", "ACQBULK", "PMTRIG", "WARPGROUP", "LEPC"),
 }
 CONTROL = {"BRA", "EXIT", "BSSY", "BSYNC", "BREAK", "CALL", "RET", "WARPSYNC", "BAR", "BPT", "BMOV", "JMP"}
 SHARED_RESERVED = 1024  # from sm_90 on, in front of a block's own shared memory
@@ -62,7 +47,7 @@ class Split:
     pc: int
     lanes: np.ndarray
     waits: str = ""  # "B3", "W", "BAR0"; empty: it runs
-    meets: np.ndarray | None = None  # of "W": who has to come
+    meets: np.ndarray | None = None  # of "W": the lanes that must arrive
     arrived: Any = None  # of BAR.RED: the predicate
 
 
@@ -77,7 +62,7 @@ class Step:
 
 
 class Program:
-    """The instructions of a kernel and its subroutines. Those that are never reached need not be known."""
+    """The instructions of a kernel and its subroutines. Unknown ones are an error only when they are reached."""
 
     def __init__(self, instructions: list[Instruction]) -> None:
         self.instructions = instructions
@@ -158,7 +143,7 @@ class Warp:
         self.executed = 0
 
     def run(self) -> None:
-        """Until every lane has ended or waits for the block."""
+        """Run until every lane has ended or waits for the block."""
         while True:
             split = next((s for s in reversed(self.splits) if not s.waits), None)
             if split is None:
@@ -168,7 +153,7 @@ class Warp:
             self.advance(split)
 
     def join(self) -> bool:
-        """Continues lanes that have met. Whether there were any."""
+        """Continue lanes that have met; return whether there were any."""
         for split in self.splits:
             if split.waits[:1] == "B" and not split.waits.startswith("BAR"):
                 number = int(split.waits[1:])
@@ -206,7 +191,7 @@ class Warp:
                 return
 
     def move(self, split: Split, lanes: np.ndarray, target: int) -> bool:
-        """Some lanes of a split continue elsewhere. Whether the split still runs."""
+        """Continue some lanes of a split elsewhere; return whether the split still runs."""
         if (lanes == split.lanes).all():
             split.pc = target
             return True
@@ -334,7 +319,7 @@ class Block:
                 self.release(splits)
 
     def release(self, splits: list[Split]) -> None:
-        """All live threads have come to one barrier."""
+        """Continue all live threads, which have reached one barrier."""
         if len({s.waits for s in splits}) != 1 or not splits[0].waits.startswith("BAR"):
             raise Stuck(f"threads wait for {sorted({s.waits for s in splits})}")
         arrivals = [s.arrived for s in splits if s.arrived]

@@ -1,4 +1,4 @@
-"""What floating-point instructions, conversions and tensor cores compute: exact, then rounded once.
+"""Compute floating-point instructions and conversions: exact, then rounded once.
 
 The approximations of MUFU are correctly rounded here, and a double rounding may happen in FFMA: the last bit of a
 result may differ from a GPU's.
@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.sass.arithmetic import U32, U64, Run, operation
+from benchmarks.sass.arithmetic import F32, F64, U32, U64, Run, operation
+from benchmarks.sass.halves import to_bfloat16, to_half
 from benchmarks.sass.instructions import (
     NUMBER,
     Instruction,
@@ -25,14 +26,11 @@ from benchmarks.sass.instructions import (
     integer,
     integer64,
     predicate,
-    register,
-    sign_of,
     sink,
     sink64,
 )
 from benchmarks.sass.logic import COMPARISONS, joined_with
 
-F32, F64 = np.float32, np.float64
 TINY = F32(2.0**-126)
 
 
@@ -41,7 +39,7 @@ def flushed(value: Value) -> Value:
 
 
 def rounded(exact: Value, ins: Instruction) -> Value:
-    """A float64 as float32, in the instruction's rounding mode."""
+    """Round a float64 to float32 in the instruction's rounding mode."""
     result = np.asarray(exact).astype(F32)
     if "RM" in ins.modifiers:
         result = np.where(result > exact, np.nextafter(result, F32(-np.inf)), result)
@@ -69,29 +67,21 @@ def in_float32(ins: Instruction, compute: Callable[..., Value], count: int) -> R
     return run
 
 
-def _plain(ins: Instruction) -> bool:
-    return not ins.modifiers
+SUM, PRODUCT, FUSED = (lambda a, b: a + b), (lambda a, b: a * b), (lambda a, b, c: a * b + c)
 
 
-@operation("FADD")
-def add(ins: Instruction) -> Run:
-    if _plain(ins):
+@operation("FADD", "FMUL")
+def add_or_multiply(ins: Instruction) -> Run:
+    compute = SUM if ins.base == "FADD" else PRODUCT
+    if not ins.modifiers:
         to, a, b = sink(ins.operands[0], ins), float32(ins.operands[1], ins), float32(ins.operands[2], ins)
-        return lambda w, m: to(w, m, (a(w) + b(w)).view(U32))
-    return in_float32(ins, lambda a, b: a + b, 2)
-
-
-@operation("FMUL")
-def multiply(ins: Instruction) -> Run:
-    if _plain(ins):
-        to, a, b = sink(ins.operands[0], ins), float32(ins.operands[1], ins), float32(ins.operands[2], ins)
-        return lambda w, m: to(w, m, (a(w) * b(w)).view(U32))
-    return in_float32(ins, lambda a, b: a * b, 2)
+        return lambda w, m: to(w, m, compute(a(w), b(w)).view(U32))
+    return in_float32(ins, compute, 2)
 
 
 @operation("FFMA")
 def fused(ins: Instruction) -> Run:
-    if _plain(ins):
+    if not ins.modifiers:
         to, (a, b, c) = sink(ins.operands[0], ins), (float32(text, ins) for text in ins.operands[1:4])
 
         def run(w: Any, m: np.ndarray) -> None:
@@ -99,7 +89,7 @@ def fused(ins: Instruction) -> Run:
             to(w, m, exact.astype(F32).view(U32))
 
         return run
-    return in_float32(ins, lambda a, b, c: a * b + c, 3)
+    return in_float32(ins, FUSED, 3)
 
 
 @operation("FSEL")
@@ -184,7 +174,7 @@ def special(ins: Instruction) -> Run:
 
 @operation("FCHK")
 def division_is_hard(ins: Instruction) -> Run:
-    """Whether a quotient needs the slow path. It is right for any numbers, so this errs on its side."""
+    """Find whether a quotient needs the slow path, which is right for all numbers: when in doubt, it does."""
     to = sink(ins.operands[0], ins)
     a, b = (integer(text, ins) if not NUMBER.fullmatch(text) else None for text in ins.operands[1:3])
     a_number, b_number = (float32(text, ins) for text in ins.operands[1:3])
@@ -199,90 +189,6 @@ def division_is_hard(ins: Instruction) -> Run:
         hard = (below == 0) | (below >= 253) | (above == 255) | (above - below >= 126) | (above - below <= -125)
         hard = hard | (above < 25)
         to(w, m, np.where(zero & (below > 0) & (below < 253), False, hard))
-
-    return run
-
-
-def to_bfloat16(x: Value) -> Value:
-    bits = np.asarray(x, F32).view(U32)
-    nearest = (bits + U32(0x7FFF) + ((bits >> U32(16)) & U32(1))) >> U32(16)
-    return np.where(np.isnan(x), U32(0x7FFF), nearest)
-
-
-def to_half(x: Value) -> Value:
-    bits = np.asarray(x, F32).astype(np.float16).view(np.uint16).astype(U32)
-    return np.where(np.isnan(x), U32(0x7FFF), bits)
-
-
-def from_bfloat16(bits: Value) -> Value:
-    return (np.asarray(bits).astype(U32) << U32(16)).view(F32)
-
-
-def from_half(bits: Value) -> Value:
-    return np.asarray(bits).astype(np.uint16).view(np.float16).astype(F32)
-
-
-@operation("F2FP")
-def pack(ins: Instruction) -> Run:
-    if "PACK_AB" not in ins.modifiers or ins.modifiers - {"PACK_AB", "BF16", "F16", "F32", "RELU"}:
-        raise UnknownInstruction(str(ins))
-    to, narrow = sink(ins.operands[0], ins), to_bfloat16 if "BF16" in ins.modifiers else to_half
-    a, b = (float32(text, ins) for text in ins.operands[1:3])
-    relu = "RELU" in ins.modifiers
-
-    def run(w: Any, m: np.ndarray) -> None:
-        high, low = a(w), b(w)
-        if relu:
-            high, low = np.fmax(high, F32(0)), np.fmax(low, F32(0))
-        to(w, m, (narrow(high) << U32(16)) | narrow(low))
-
-    return run
-
-
-Halves = Callable[[Any], tuple[Value, Value]]  # low, high as float32
-
-
-def half_pair(text: str, ins: Instruction) -> Halves:
-    negative, _, absolute, rest = sign_of(text)
-    rest, _, part = rest.partition(".")
-    bits = integer(rest.rstrip("|"), ins)
-    widen = from_bfloat16 if any("BF16" in name for name in ins.modifiers) else from_half
-    sign = F32(-1 if negative else 1)
-
-    def load(w: Any) -> tuple[Value, Value]:
-        both = bits(w)
-        low, high = widen(both & U32(0xFFFF)), widen(both >> U32(16))
-        low, high = {"": (low, high), "H0_H0": (low, low), "H1_H1": (high, high)}[part]
-        if absolute:
-            low, high = np.abs(low), np.abs(high)
-        return low * sign, high * sign
-
-    return load
-
-
-@operation("HADD2", "HMUL2", "HFMA2")
-def pairs(ins: Instruction) -> Run:
-    sources: list[Halves] = []
-    texts, i = ins.operands[1:], 0
-    while i < len(texts):
-        if NUMBER.fullmatch(texts[i]):  # of an immediate pair the upper half comes first
-            high, low = F32(float(texts[i])), F32(float(texts[i + 1]))
-            sources.append(lambda w, low=low, high=high: (low, high))
-            i += 2
-        else:
-            sources.append(half_pair(texts[i], ins))
-            i += 1
-    to, wide = sink(ins.operands[0], ins), "F32" in ins.modifiers
-    compute = {"HADD2": lambda a, b: a + b, "HMUL2": lambda a, b: a * b, "HFMA2": lambda a, b, c: a * b + c}[ins.base]
-    narrow = to_bfloat16 if any("BF16" in name for name in ins.modifiers) else to_half
-
-    def run(w: Any, m: np.ndarray) -> None:
-        given = [source(w) for source in sources]
-        low, high = (compute(*(np.asarray(pair[k]).astype(F64) for pair in given)) for k in (0, 1))
-        if wide:
-            to(w, m, np.asarray(low).astype(F32).view(U32))
-        else:
-            to(w, m, (narrow(np.asarray(high).astype(F32)) << U32(16)) | narrow(np.asarray(low).astype(F32)))
 
     return run
 
@@ -305,14 +211,16 @@ def from_integer(ins: Instruction) -> Run:
     return run
 
 
+MODES = {"TRUNC": np.trunc, "FLOOR": np.floor, "CEIL": np.ceil}
+
+
 @operation("F2I")
 def to_integer(ins: Instruction) -> Run:
     double, wide = "F64" in ins.modifiers, bool(ins.modifiers & {"S64", "U64"})
     signed = not ins.modifiers & {"U32", "U64"}
     a = (float64 if double else float32)(ins.operands[1], ins)
     to = sink64(ins.operands[0], ins) if wide else sink(ins.operands[0], ins)
-    modes = {"TRUNC": np.trunc, "FLOOR": np.floor, "CEIL": np.ceil}
-    mode = next((modes[name] for name in modes if name in ins.modifiers), np.rint)
+    mode = next((MODES[name] for name in MODES if name in ins.modifiers), np.rint)
     bits = 64 if wide else 32
     least, most = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
@@ -349,8 +257,7 @@ def convert(ins: Instruction) -> Run:
 
 @operation("FRND")
 def to_whole(ins: Instruction) -> Run:
-    modes = {"TRUNC": np.trunc, "FLOOR": np.floor, "CEIL": np.ceil}
-    mode = next((modes[name] for name in modes if name in ins.modifiers), np.rint)
+    mode = next((MODES[name] for name in MODES if name in ins.modifiers), np.rint)
     to, a = sink(ins.operands[0], ins), float32(ins.operands[1], ins)
     return lambda w, m: to(w, m, np.asarray(mode(a(w))).astype(F32).view(U32))
 
@@ -370,11 +277,11 @@ def exactly(compute: Callable[..., Fraction], *numbers: float) -> float:
 
 @operation("DADD", "DMUL", "DFMA")
 def in_float64(ins: Instruction) -> Run:
-    """Not the rounding modes of DMUL.RP and the like, which only correct a last bit in divisions."""
+    """Compute in float64; ignore rounding modes as in DMUL.RP, which only correct a last bit in divisions."""
     to = sink64(ins.operands[0], ins)
     count = 3 if ins.base == "DFMA" else 2
     sources = [float64(text, ins) for text in ins.operands[1 : 1 + count]]
-    compute = {"DADD": lambda a, b: a + b, "DMUL": lambda a, b: a * b, "DFMA": lambda a, b, c: a * b + c}[ins.base]
+    compute = {"DADD": SUM, "DMUL": PRODUCT, "DFMA": FUSED}[ins.base]
 
     def run(w: Any, m: np.ndarray) -> None:
         given = [np.broadcast_to(source(w), (32,)) for source in sources]
@@ -382,47 +289,5 @@ def in_float64(ins: Instruction) -> Run:
         for lane in np.flatnonzero(m):
             result[lane] = exactly(compute, *(float(value[lane]) for value in given))
         to(w, m, result)
-
-    return run
-
-
-@operation("HMMA")
-def tensor_core(ins: Instruction) -> Run:
-    """m16n8k16 and m16n8k8 with float32 sums: the fragments of PTX's mma.sync."""
-    depth = 16 if "16816" in ins.modifiers else 8 if "1688" in ins.modifiers else 0
-    if not depth or "F32" not in ins.modifiers or ins.modifiers - {"16816", "1688", "F32", "BF16", "F16"}:
-        raise UnknownInstruction(str(ins))
-    widen = from_bfloat16 if "BF16" in ins.modifiers else from_half
-    places = [register(text) for text in ins.operands[:4]]
-    if any(place is None or place[0] != "R" for place in places):
-        raise UnknownInstruction(str(ins))
-    d, a, b, c = (place[1] for place in places if place)
-    lane = np.arange(32)
-    group, member = lane >> 2, (lane & 3) * 2
-
-    def fragment(w: Any, first: int, at: list[tuple[np.ndarray, np.ndarray]], rows: int, columns: int) -> np.ndarray:
-        """`at`: the place of the lower half of each register; the upper half is in the next column."""
-        matrix = np.zeros((rows, columns), F64)
-        for i, (row, column) in enumerate(at):
-            if first >= 0:
-                matrix[row, column] = widen(w.R[first + i] & U32(0xFFFF))
-                matrix[row, column + 1] = widen(w.R[first + i] >> U32(16))
-        return matrix
-
-    in_a = [(group, member), (group + 8, member)]
-    in_b = [(group, member)]  # transposed: columns of B in rows
-    if depth == 16:
-        in_a += [(group, member + 8), (group + 8, member + 8)]
-        in_b += [(group, member + 8)]
-    in_c = [(group, member), (group, member + 1), (group + 8, member), (group + 8, member + 1)]
-
-    def run(w: Any, m: np.ndarray) -> None:
-        if not m.all():
-            raise UnknownInstruction(f"{ins} by a part of a warp")
-        product = fragment(w, a, in_a, 16, depth) @ fragment(w, b, in_b, 8, depth).T
-        for i, (row, column) in enumerate(in_c):
-            before = w.R[c + i].view(F32).astype(F64) if c >= 0 else 0.0
-            if d >= 0:
-                w.R[d + i] = (product[row, column] + before).astype(F32).view(U32)
 
     return run

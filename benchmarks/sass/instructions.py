@@ -1,4 +1,4 @@
-"""One instruction of a disassembly, and the values its operands name.
+"""Parse one instruction of a disassembly and the values that its operands name.
 
 The same functions serve a warp's 32 lanes (numpy arrays) and its uniform registers (numpy scalars). Everything is kept
 as uint32; signs, halves and floats are views.
@@ -24,7 +24,7 @@ PREDICATE = re.compile(r"(!?)(U?P)(\d|T)$")
 
 
 class UnknownInstruction(RuntimeError):
-    """The machine code has something that this package cannot execute."""
+    """Machine code that this package cannot execute."""
 
 
 @dataclass(eq=False)
@@ -49,7 +49,7 @@ class Instruction:
 
     @property
     def width(self) -> int:
-        """Bytes that a lane of a memory instruction moves."""
+        """Return the bytes that a lane of a memory instruction moves."""
         for name, size in (("128", 16), ("64", 8), ("U8", 1), ("S8", 1), ("U16", 2), ("S16", 2)):
             if name in self.modifiers:
                 return size
@@ -61,7 +61,7 @@ class Instruction:
 
 
 def split_operands(text: str) -> list[str]:
-    """The operands of a line, without hints to the hardware that have no meaning here."""
+    """Split the operands of a line; drop hints to the hardware that have no meaning here."""
     text = text.replace(".reuse", "")
     parts, depth, start = [], 0, 0
     for i, character in enumerate(text):
@@ -80,13 +80,13 @@ def is_predicate(text: str) -> bool:
 
 
 def register(text: str) -> tuple[str, int] | None:
-    """("R" or "UR", number), -1 for the register that is always zero."""
+    """Return "R" or "UR" and the number, -1 for the register that is always zero."""
     found = REGISTER.match(text)
     return None if found is None else (found[1], -1 if found[2] == "Z" else int(found[2]))
 
 
 def sign_of(text: str) -> tuple[bool, bool, bool, str]:
-    """Whether an operand is negated, complemented, absolute; and what is left of it."""
+    """Return whether an operand is negated, complemented, absolute; and the rest of it."""
     negative = complement = absolute = False
     while text[:1] in ("-", "~") and not NUMBER.match(text):
         negative, complement = negative ^ (text[0] == "-"), complement ^ (text[0] == "~")
@@ -97,7 +97,7 @@ def sign_of(text: str) -> tuple[bool, bool, bool, str]:
 
 
 def _raw(text: str, ins: Instruction) -> Source:
-    """The 32 bits of a register or constant."""
+    """Read the 32 bits of a register or constant."""
     found = register(text)
     if found:
         kind, number = found
@@ -114,7 +114,7 @@ def _raw(text: str, ins: Instruction) -> Source:
 
 
 def address_parts(text: str, ins: Instruction) -> tuple[Source, int]:
-    """Of R4.64+UR6+0x10: its registers' sum as int64, and the constant."""
+    """Split R4.64+UR6+0x10 into the sum of its registers as int64, and the constant."""
     sources: list[Source] = []
     offset = 0
     for part in text.replace("+-", "+ -").split("+"):
@@ -140,7 +140,7 @@ def address_parts(text: str, ins: Instruction) -> tuple[Source, int]:
 
 
 def integer(text: str, ins: Instruction) -> Source:
-    """An operand of an integer instruction as uint32."""
+    """Read an operand of an integer instruction as uint32."""
     if NUMBER.fullmatch(text):
         number = np.uint32(int(text, 0) & 0xFFFFFFFF)
         return lambda w: number
@@ -154,7 +154,7 @@ def integer(text: str, ins: Instruction) -> Source:
 
 
 def addend(text: str, ins: Instruction) -> Source:
-    """An operand of an addition with carry, as uint64: -x is ~x + 1, which carries for 0."""
+    """Read an operand of an addition with carry as uint64: -x is ~x + 1, which carries for 0."""
     negative, _, _, rest = sign_of(text)
     if negative and not NUMBER.fullmatch(text):
         raw = _raw(rest, ins)
@@ -164,7 +164,7 @@ def addend(text: str, ins: Instruction) -> Source:
 
 
 def integer64(text: str, ins: Instruction, pair: bool = True) -> Source:
-    """A pair of registers as uint64, or one register widened."""
+    """Read a pair of registers as uint64, or one register widened."""
     if NUMBER.fullmatch(text):
         number = np.uint64(int(text, 0) & 0xFFFFFFFFFFFFFFFF)
         return lambda w: number
@@ -181,60 +181,39 @@ def integer64(text: str, ins: Instruction, pair: bool = True) -> Source:
         if number < 0:
             zero = np.uint64(0)
             load = lambda w: zero  # noqa: E731
-        elif kind == "R":
-            load = (
-                (lambda w: w.R[number].astype(np.uint64) | (w.R[number + 1].astype(np.uint64) << np.uint64(32)))
-                if pair
-                else (lambda w: w.R[number].astype(np.uint64))
-            )
         else:
-            load = (
-                (lambda w: w.UR[number].astype(np.uint64) | (w.UR[number + 1].astype(np.uint64) << np.uint64(32)))
-                if pair
-                else (lambda w: w.UR[number].astype(np.uint64))
-            )
+
+            def read(w: Any) -> Value:
+                registers = w.R if kind == "R" else w.UR
+                low = registers[number].astype(np.uint64)
+                return low | (registers[number + 1].astype(np.uint64) << np.uint64(32)) if pair else low
+
+            load = read
     if negative:
         return lambda w: ~load(w) + np.uint64(1)
     return (lambda w: ~load(w)) if complement else load
 
 
-def _float_number(text: str) -> float | None:
-    text = text.strip()
-    if not NUMBER.fullmatch(text):
-        return None
-    if "NAN" in text:
-        return float("nan")
-    if "0x" in text:
-        return float(int(text, 16))
-    return float(text)
-
-
 def float32(text: str, ins: Instruction) -> Source:
-    number = _float_number(text)
-    if number is not None:
-        constant = np.float32(number)
-        return lambda w: constant
-    negative, _, absolute, rest = sign_of(text)
-    raw = _raw(rest, ins)
-    if not (negative or absolute):
-        return lambda w: raw(w).view(np.float32)
-    if absolute:
-        clear, flip = np.uint32(0x7FFFFFFF), np.uint32(0x80000000 if negative else 0)
-        return lambda w: ((raw(w) & clear) ^ flip).view(np.float32)
-    flip = np.uint32(0x80000000)
-    return lambda w: (raw(w) ^ flip).view(np.float32)
+    return _float(text, ins, _raw, np.float32, np.uint32)
 
 
 def float64(text: str, ins: Instruction) -> Source:
-    number = _float_number(text)
-    if number is not None:
-        constant = np.float64(number)
+    return _float(text, ins, integer64, np.float64, np.uint64)
+
+
+def _float(text: str, ins: Instruction, read: Callable[[str, Instruction], Source], dtype: Any, bits: Any) -> Source:
+    if NUMBER.fullmatch(text.strip()):
+        number = "nan" if "NAN" in text else int(text, 16) if "0x" in text else text
+        constant = dtype(number)
         return lambda w: constant
     negative, _, absolute, rest = sign_of(text)
-    raw = integer64(rest, ins)
-    clear = np.uint64(0x7FFFFFFFFFFFFFFF if absolute else 0xFFFFFFFFFFFFFFFF)
-    flip = np.uint64(0x8000000000000000 if negative else 0)
-    return lambda w: ((raw(w) & clear) ^ flip).view(np.float64)
+    raw = read(rest, ins)
+    if not (negative or absolute):
+        return lambda w: raw(w).view(dtype)
+    sign = bits(1 << (8 * bits().itemsize - 1))
+    clear, flip = ~sign if absolute else ~bits(0), sign if negative else bits(0)
+    return lambda w: ((raw(w) & clear) ^ flip).view(dtype)
 
 
 def predicate(text: str, ins: Instruction) -> Source:
@@ -252,7 +231,7 @@ def predicate(text: str, ins: Instruction) -> Source:
 
 
 def sink(text: str, ins: Instruction) -> Sink:
-    """Writes the low 32 bits of a value to a register, or a truth value to a predicate, for the given lanes."""
+    """Write the low 32 bits of a value to a register, or a truth value to a predicate, for the given lanes."""
     if text in ("RZ", "URZ", "PT", "UPT"):
         return lambda w, m, v: None
     found = register(text)
@@ -279,7 +258,7 @@ def sink(text: str, ins: Instruction) -> Sink:
 
 
 def sink64(text: str, ins: Instruction) -> Sink:
-    """Writes a uint64 or float64 to a pair of registers."""
+    """Write a uint64 or float64 to a pair of registers."""
     if text in ("RZ", "URZ"):
         return lambda w, m, v: None
     found = register(text)

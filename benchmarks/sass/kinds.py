@@ -1,4 +1,4 @@
-"""What kind of work an instruction is."""
+"""Sort instructions by the kind of their work."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _BY_BASE = {base: kind for kind, bases in _KINDS.items() for base in bases.split
 
 
 def kind_of(ins: Instruction) -> str:
-    """One of a few words; of loads, stores and reductions with the bits that a lane moves, as in "LDS 128"."""
+    """Return one of a few words; for loads, stores and reductions with the bits that a lane moves, as in "LDS 128"."""
     base = ins.base
     if base in ("LDG", "LDS", "STS", "STG", "LD", "ST"):
         return f"{base} {8 * ins.width}"
@@ -50,7 +50,7 @@ def kind_of(ins: Instruction) -> str:
 
 
 def by_kind(instructions: list[Instruction], at: Counter[int]) -> Counter[str]:
-    """Executed warp instructions of each kind."""
+    """Count the executed warp instructions of each kind."""
     kinds: Counter[str] = Counter()
     for address, count in at.items():
         kinds[kind_of(instructions[address // ADDRESS_BYTES])] += count
@@ -58,5 +58,5 @@ def by_kind(instructions: list[Instruction], at: Counter[int]) -> Counter[str]:
 
 
 def static_counts(instructions: Iterable[Instruction]) -> Counter[str]:
-    """Instructions of each kind in the code, each once: for kernels without loops, as Triton's are."""
+    """Count the instructions of each kind in the code, each once: for kernels without loops, such as Triton's."""
     return Counter(kind_of(ins) for ins in instructions)

@@ -1,4 +1,4 @@
-"""What the lanes of a warp tell each other: shuffles, votes, reductions."""
+"""Execute what exchanges values between the lanes of a warp: shuffles, votes, reductions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A kernel with its parameters and memory, ready to run block by block."""
+"""Run a kernel, with its parameters and memory, block by block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHARED_LIMIT = 227 << 10  # bytes that a block may have on sm_90
 
 @dataclass
 class Launch:
-    """`per` names the unit of work that counts are given for."""
+    """A launch to count; `per` names the unit of work of the counts."""
 
     kernel: Kernel
     workload: str
@@ -28,7 +28,7 @@ class Launch:
     chosen: list[int]  # blocks that stand for all
     threads: int
     addresses: dict[str, int]
-    check: Callable[[int], None] = lambda blocks: None  # raises where blocks did not do the work that is assumed
+    check: Callable[[int], None] = lambda blocks: None  # raises if blocks did not do the assumed work
     shared_touched: int = 0
     program: Program = field(init=False)
 
@@ -36,7 +36,7 @@ class Launch:
         self.program = Program(self.kernel.instructions)
 
     def run(self, index: int) -> Ledger:
-        """One block."""
+        """Run one block."""
         stack = (self.kernel.stack + 15) // 16 * 16
         block = Block(self.program, self.constants, self.memory, index, self.threads, SHARED_LIMIT, stack)
         ledger = block.run()
@@ -46,7 +46,7 @@ class Launch:
 
 
 def constant_bank(kernel: Kernel, parameters: bytes, grid: int, threads: int) -> Constants:
-    """Bank 0: sizes of block and grid, the stack, and the parameters.
+    """Make bank 0: sizes of block and grid, the stack, and the parameters.
 
     Raises:
         ValueError: the kernel takes another number of bytes.

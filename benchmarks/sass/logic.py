@@ -1,4 +1,4 @@
-"""What logic, comparisons, predicates and instructions on bits compute."""
+"""Compute logic, comparisons, predicates and instructions on bits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ USUAL: dict[int, Callable[[Value, Value, Value], Value]] = {
 
 
 def by_table(table: int) -> Callable[[Value, Value, Value], Value]:
-    """Any logic function of three operands: bit 4a + 2b + c of the table."""
+    """Return any logic function of three operands: bit 4a + 2b + c of the table."""
     if table in USUAL:
         return USUAL[table]
 
@@ -62,13 +62,10 @@ def logic(ins: Instruction) -> Run:
 
     def run(w: Any, m: np.ndarray) -> None:
         value = function(a(w), b(w), c(w))
+        joined_value = joined(w) if joined else np.bool_(False)
+        to(w, m, value)
         if pred:
-            truth = value != 0
-            joined_value = joined(w) if joined else np.bool_(False)
-            to(w, m, value)
-            pred(w, m, truth | joined_value)
-        else:
-            to(w, m, value)
+            pred(w, m, (value != 0) | joined_value)
 
     return run
 
@@ -202,26 +199,16 @@ def extend(ins: Instruction) -> Run:
     return run
 
 
-@operation("P2R")
+@operation("P2R", "UP2UR")
 def predicates_to_register(ins: Instruction) -> Run:
-    operands = [text for text in " ".join(ins.operands).replace("PR", "").split() if text]
+    operands = [text for text in " ".join(ins.operands).replace("UPR", "").replace("PR", "").split() if text]
     if len(operands) != 3:
         raise UnknownInstruction(str(ins))
     to, a, mask = sink(operands[0], ins), integer(operands[1], ins), integer(operands[2], ins)
+    uniform = ins.base == "UP2UR"
 
     def run(w: Any, m: np.ndarray) -> None:
-        bits = sum(w.P[i].astype(U32) << U32(i) for i in range(7))
-        to(w, m, (a(w) & ~mask(w)) | (bits & mask(w)))
-
-    return run
-
-
-@operation("UP2UR")
-def uniform_predicates_to_register(ins: Instruction) -> Run:
-    to, a, mask = sink(ins.operands[0], ins), integer(ins.operands[-2], ins), integer(ins.operands[-1], ins)
-
-    def run(w: Any, m: np.ndarray) -> None:
-        bits = sum(w.UP[i].astype(U32) << U32(i) for i in range(7))
+        bits = sum((w.UP if uniform else w.P)[i].astype(U32) << U32(i) for i in range(7))
         to(w, m, (a(w) & ~mask(w)) | (bits & mask(w)))
 
     return run

@@ -1,6 +1,6 @@
-"""Launches of the kernels of matching: 900 queries, 91 classes and 20 targets, as DINO's training step has them.
+"""Launch the kernels of matching: 900 queries, 91 classes and 20 targets, as in DINO's training step.
 
-The assignment has one kernel for few targets, and others for what that does not take: more targets, or float64.
+The assignment has one kernel for few targets, and others for more targets or float64.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from benchmarks.matching.workloads import MatchingStep, sample_predictions, sample_targets
+from benchmarks.measure.machine import ROOT
 from benchmarks.sass.attention import DTYPE, TYPES, narrow, widened
-from benchmarks.sass.disassembly import ROOT, Kernel
+from benchmarks.sass.disassembly import Kernel
 from benchmarks.sass.launch import GLOBAL, Launch, constant_bank
 from benchmarks.sass.memory import Memory
 
 TARGETS, IMAGES, SETS = 20, 16, 7
-MANY_TARGETS = 100  # more than the kernel for few of them takes
+MANY_TARGETS = 100  # more than the kernel for few targets takes
 COST_PATTERN = r"matching_cost_kernel\("
 SMALL_PATTERN = r"small_assignment_kernel\("
 ASSIGNMENT_PATTERN = r"assignment_kernel<(?P<T>\w+), (?:dino_kernels::)?(?P<solver>\w+)>"
@@ -29,7 +30,7 @@ SHORT_ROWS, FEW_THREADS = 256, 128  # of the assignment: csrc/linear_sum_assignm
 
 
 def label_of(name: str) -> str | None:
-    """The label of a demangled name; None where it is no kernel of matching."""
+    """Label a demangled name; None for other kernels than those of matching."""
     if re.search(rf"\b{COST_PATTERN}", name):
         return "matching_cost"
     if re.search(rf"\b{SMALL_PATTERN}", name):
@@ -40,7 +41,7 @@ def label_of(name: str) -> str | None:
 
 
 def launch(kernel: Kernel, name: str, label: str, blocks: int) -> Launch:
-    """Of DINO's usual training step: 7 sets of predictions, 16 images with 20 targets, or many where that is needed."""
+    """Launch on DINO's training step: 7 sets of predictions, 16 images with 20 targets, or many for some kernels."""
     return cost(kernel) if label == "matching_cost" else assignment(kernel, label)
 
 
@@ -54,7 +55,7 @@ def headers() -> dict[str, Any]:
 
 @cache
 def predictions(costs: str, number: int = TARGETS) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Logits [Q, C], boxes [Q, 4], labels [T] and boxes [T, 4] of one image."""
+    """Draw the logits [Q, C], boxes [Q, 4], labels [T] and boxes [T, 4] of one image."""
     step = MatchingStep(number, costs, 1, sets=1)
     generator = torch.Generator().manual_seed(0)
     targets = sample_targets(step, generator)
@@ -64,7 +65,7 @@ def predictions(costs: str, number: int = TARGETS) -> tuple[np.ndarray, np.ndarr
 
 
 def focal_cost_matrix(costs: str, number: int = TARGETS, dtype: str = "fp32") -> np.ndarray:
-    """[T, Q] float64: focal 2, L1 5, GIoU 2, as DINO weighs them, from logits of a dtype."""
+    """Compute the cost [T, Q] in float64, with DINO's weights (focal 2, L1 5, GIoU 2), from logits of a dtype."""
     logits, boxes, labels, targets = (array.astype(np.float64) for array in predictions(costs, number))
     logits = widened(narrow(logits, dtype), dtype)
     p = 1 / (1 + np.exp(-logits[:, labels.astype(int)].T))
@@ -83,7 +84,7 @@ def focal_cost_matrix(costs: str, number: int = TARGETS, dtype: str = "fp32") ->
 
 
 def cost(kernel: Kernel, dtype: str = "fp32") -> Launch:
-    """The cost matrix of an image, from logits of a dtype; the unit is a tile of 128 queries with all targets."""
+    """Launch the cost of an image, from logits of a dtype; the unit is a tile of 128 queries with all targets."""
     logits, boxes, labels, targets = predictions("early")
     Q, C = logits.shape
     tiles = -(-Q // TILE)
@@ -136,12 +137,12 @@ def cost(kernel: Kernel, dtype: str = "fp32") -> Launch:
 
 
 def targets_for(label: str) -> int:
-    """As many as make the operator choose the kernel: csrc/linear_sum_assignment/cuda.cu."""
+    """Return how many targets make the operator choose the kernel: csrc/linear_sum_assignment/cuda.cu."""
     return MANY_TARGETS if label == "assignment LowestSolver fp32" else TARGETS
 
 
 def assignment(kernel: Kernel, label: str, costs: str = "early") -> Launch:
-    """The assignment of an image; the unit is the problem. Its kernel takes float32 or float64 costs."""
+    """Launch the assignment of an image; the unit is the problem. Its kernel takes float32 or float64 costs."""
     matrix = focal_cost_matrix(costs, targets_for(label))
     T, Q = matrix.shape
     memory = Memory("global", 1 << 22, GLOBAL)
@@ -172,7 +173,7 @@ def assignment(kernel: Kernel, label: str, costs: str = "early") -> Launch:
 
     def check(_: int) -> None:
         if memory.get(at["status"], np.int32, (1,))[0] != 0:
-            raise ValueError(f"{Path(__file__).name}: {label} did not solve its problem")
+            raise ValueError(f"{label} did not solve its problem. Correct the parameters in {Path(__file__).name}.")
 
     bank = constant_bank(kernel, packed, 1, threads)
     units = SETS * IMAGES

@@ -1,6 +1,6 @@
-"""Memories of a GPU, and what loads, stores and atomics do to them.
+"""Model the memories of a GPU, and execute loads, stores and atomics.
 
-Every access leaves in the block's ledger what the hardware would have to do: wavefronts of shared memory (32 banks of
+Every access adds to the block's ledger what the hardware would have to do: wavefronts of shared memory (32 banks of
 four bytes; 8 lanes at a time where a lane moves 16 bytes, 16 lanes at 8), lines of 128 bytes and sectors of 32 of
 global memory.
 """
@@ -31,7 +31,7 @@ LANES = np.arange(32)
 
 
 class BadAccess(RuntimeError):
-    """A load or store outside of what was allocated, or not aligned to its size."""
+    """A load or store outside the allocated memory, or not aligned to its size."""
 
 
 @dataclass
@@ -59,12 +59,12 @@ class Memory:
     def allocate(self, size: int) -> int:
         at = (self.used + 255) // 256 * 256
         if at + size > self.size:
-            raise BadAccess(f"{self.name}: {size} bytes more than there are")
+            raise BadAccess(f"{self.name}: {size} bytes do not fit into the {self.size - at} that are left")
         self.used = at + size
         return self.base + at
 
     def put(self, array: np.ndarray) -> int:
-        """Copies an array in; returns its address."""
+        """Copy an array in; return its address."""
         raw = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
         at = self.allocate(max(raw.size, 1))
         self.bytes[at - self.base : at - self.base + raw.size] = raw
@@ -76,7 +76,7 @@ class Memory:
         return self.bytes[at - self.base : at - self.base + size].view(dtype).reshape(shape).copy()
 
     def offsets(self, addresses: np.ndarray, m: np.ndarray, width: int, ins: Instruction) -> np.ndarray:
-        """Of the lanes in `m`; 0 for the others."""
+        """Check the addresses of the lanes in `m`; return their offsets, 0 for the others."""
         offsets = addresses - self.base
         offsets[~m] = 0
         if offsets.min() < 0 or offsets.max() + width > self.size or int(np.bitwise_or.reduce(offsets)) & (width - 1):
@@ -129,7 +129,7 @@ class Constants:
 
 
 def all_lanes(value: Value) -> np.ndarray:
-    """A uniform value, for each lane."""
+    """Repeat a uniform value for each lane."""
     return value if np.ndim(value) else np.full(32, value)
 
 
@@ -138,9 +138,9 @@ def words_of(width: int) -> int:
 
 
 def shared_wavefronts(offsets: np.ndarray, m: np.ndarray, width: int) -> int:
-    """How often the 32 banks are used: lanes that read one word share it."""
+    """Count how often the 32 banks are used; lanes that read the same word share it."""
     together = {16: 8, 8: 16}.get(width, 32)
-    units, banks = max(4, width), 128 // max(4, width)  # of vectors, where each lies in as many banks as it has words
+    units, banks = max(4, width), 128 // max(4, width)  # of vectors; each covers as many banks as it has words
     total = 0
     for first in range(0, 32, together):
         lanes = slice(first, first + together)
@@ -151,7 +151,7 @@ def shared_wavefronts(offsets: np.ndarray, m: np.ndarray, width: int) -> int:
 
 
 def count_sectors(addresses: np.ndarray, m: np.ndarray, width: int) -> tuple[int, int, int]:
-    """(lines, sectors, sectors that are covered in part) of one instruction."""
+    """Count the lines, the sectors and the partly covered sectors of one instruction."""
     covered: dict[int, int] = {}
     for address in set(addresses[m].tolist()):  # an access is aligned to its width, so it lies in one sector
         covered[address >> 5] = covered.get(address >> 5, 0) + width
@@ -166,23 +166,22 @@ def address_of(ins: Instruction, text: str) -> Callable[[Any], np.ndarray]:
     return lambda w: all_lanes(base(w) + offset)
 
 
-def registers_of(text: str, count: int, ins: Instruction) -> list[Callable[[Any], np.ndarray]]:
-    """The registers of a vector that is stored."""
+def vector_of(text: str, count: int, ins: Instruction) -> list[str]:
+    """Return the names of `count` consecutive registers."""
     found = register(text)
     if found is None:
         raise UnknownInstruction(str(ins))
     kind, number = found
-    names = [f"{kind}Z" if number < 0 else f"{kind}{number + i}" for i in range(count)]
-    sources = [integer(name, ins) for name in names]
+    return [f"{kind}Z" if number < 0 else f"{kind}{number + i}" for i in range(count)]
+
+
+def registers_of(text: str, count: int, ins: Instruction) -> list[Callable[[Any], np.ndarray]]:
+    sources = [integer(name, ins) for name in vector_of(text, count, ins)]
     return [lambda w, source=source: all_lanes(source(w)) for source in sources]
 
 
 def sinks_of(text: str, count: int, ins: Instruction) -> list[Callable[..., None]]:
-    found = register(text)
-    if found is None:
-        raise UnknownInstruction(str(ins))
-    kind, number = found
-    return [sink(f"{kind}Z" if number < 0 else f"{kind}{number + i}", ins) for i in range(count)]
+    return [sink(name, ins) for name in vector_of(text, count, ins)]
 
 
 SPACES = {"G": "global", "S": "shared", "L": "local", "D": "generic", "T": "generic", "M": "generic"}
@@ -190,7 +189,7 @@ SHARED_WINDOW = 0x7F  # upper half of the generic addresses of shared memory: SR
 
 
 def space_of(ins: Instruction) -> str:
-    """The memory of LDG, STS, ATOMS, ...; the address of a generic access says it when it is executed."""
+    """Return the memory of LDG, STS, ATOMS, ...; for a generic access, the address decides during execution."""
     return SPACES["G" if ins.base == "RED" else ins.base[-1]]
 
 
@@ -203,7 +202,7 @@ def memory_and_address(w: Any, space: str, addresses: np.ndarray, m: np.ndarray)
         return w.local, (addresses & 0xFFFFFFFF) + LANES * w.local_bytes
     shared = (addresses >> 32 == SHARED_WINDOW)[m]
     if shared.any() != shared.all():
-        raise BadAccess("lanes of a generic access disagree on the memory")
+        raise BadAccess("lanes of a generic access use different memories")
     return (w.block.shared, addresses & 0xFFFFFFFF) if shared.any() else (w.block.memory, addresses)
 
 
@@ -275,7 +274,7 @@ def load_constant(ins: Instruction) -> Run:
 
 
 def joined(ins: Instruction) -> tuple[Any, Callable[[Any, Any], Any]]:
-    """(dtype, function) of an atomic operation on one element."""
+    """Return the dtype and function of an atomic operation on one element."""
     names = ins.modifiers
     if names & {"F32", "F32x4", "F32x2"}:
         dtype: Any = np.float32
@@ -342,7 +341,7 @@ def atomic(ins: Instruction) -> Run:
 
 @operation("LDSM")
 def load_matrices(ins: Instruction) -> Run:
-    """PTX's ldmatrix: 8 x 8 matrices of 16-bit numbers, whose rows lie where lanes 8i to 8i + 7 say."""
+    """Load 8 x 8 matrices of 16-bit numbers, PTX's ldmatrix; lanes 8i to 8i + 7 have the addresses of the rows."""
     if ins.modifiers - {"16", "M88", "MT88", "2", "4"}:
         raise UnknownInstruction(str(ins))
     count = next((int(name) for name in ("4", "2") if name in ins.modifiers), 1)

@@ -1,4 +1,4 @@
-"""How many blocks of a kernel a multiprocessor has room for."""
+"""Compute how many blocks of a kernel fit on a multiprocessor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIMITS = {80: Multiprocessor(shared_bytes=164 << 10), 90: Multiprocessor()}
 
 
 def blocks_per_multiprocessor(arch: int, registers: int, threads: int, shared_bytes: int) -> int:
-    """`shared_bytes`: static and dynamic of a block, without what the system reserves."""
+    """Return how many fit; `shared_bytes` of a block are static and dynamic, without what the system reserves."""
     limits = LIMITS[arch]
     warps = (threads + 31) // 32
     per_warp = (registers * 32 + 255) // 256 * 256  # registers are handed out to warps by 256

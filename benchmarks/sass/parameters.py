@@ -1,7 +1,7 @@
-"""The parameters of a launch as bytes, laid out as the C++ structs in csrc/ are.
+"""Pack the parameters of a launch as bytes, laid out as the C++ structs in csrc/.
 
-The structs are read from their headers, so that a new field needs no change here: it is zero unless it is given. What
-these headers use is understood and nothing else.
+The structs are read from their headers, so that a new field needs no change here: it is zero unless it is given. Only
+the syntax of these headers is supported.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Headers:
             try:
                 self.layouts[name] = self._layout(base, body)
             except ValueError:
-                continue  # not one of plain data; `pack` says so where it is asked for
+                continue  # not plain data; `pack` raises for it
 
     def _layout(self, base: str, body: str) -> Layout:
         fields = dict(self.layouts[base].fields) if base else {}
@@ -92,7 +92,7 @@ class Headers:
         return Layout(fields, (at + alignment - 1) // alignment * alignment, alignment)
 
     def pack(self, name: str, values: dict[str, Any]) -> bytes:
-        """`values`: numbers, lists for arrays, dicts for structs, by the name of their field."""
+        """Pack numbers, lists for arrays and dicts for structs, by the name of their field."""
         layout = self.layouts[name]
         if unknown := set(values) - set(layout.fields):
             raise ValueError(f"{name} has no {', '.join(sorted(unknown))}; it has {', '.join(layout.fields)}")

@@ -1,4 +1,4 @@
-"""Executes kernels that Triton compiled ahead of time: `triton.compile(...).asm["cubin"]` with a launch's arguments."""
+"""Execute kernels that Triton compiled ahead of time: `triton.compile(...).asm["cubin"]` with a launch's arguments."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from benchmarks.sass.execution import Block, Program
 from benchmarks.sass.launch import GLOBAL, SHARED_LIMIT, constant_bank
 from benchmarks.sass.memory import Ledger, Memory
 
-HIDDEN = 2  # pointers to scratch memory behind a kernel's own arguments
+HIDDEN = 2  # pointers to scratch memory after a kernel's own arguments
 
 
 def _flat(arguments: Sequence[Any]) -> list[Tensor | int]:
-    """What a launch passes: without what the compiler knows, None and whole numbers that are 1."""
+    """Return what a launch passes: without None and integers equal to 1, which the compiler knows."""
     flat: list[Tensor | int] = []
     for argument in arguments:
         if isinstance(argument, (tuple, list)):
@@ -36,16 +36,16 @@ def _bytes(tensor: Tensor) -> np.ndarray:
 def run_programs(
     cubin: bytes, arguments: Sequence[Any], num_warps: int, grid: int, programs: Sequence[int], arch: int = 90
 ) -> tuple[Kernel, list[Ledger]]:
-    """Runs some of a grid's programs. Tensors among the arguments (on the CPU, dense) get the results.
+    """Run some of a grid's programs. Tensors among the arguments (on the CPU, dense) get the results.
 
     Args:
-        arguments: of the launch, in order; constexpr ones left out.
+        arguments: of the launch, in order, without the constexpr ones.
         programs: their numbers, `tl.program_id(0)`; other axes have one program.
 
-    Returns: the kernel, and a ledger a program.
+    Returns: the kernel, and a ledger for each program.
 
     Raises:
-        ValueError: the arguments are not as many bytes as the kernel takes.
+        ValueError: the arguments and the kernel's parameters differ in size.
     """
     (kernel,) = kernels_of_cubin(cubin, arch)
     flat = _flat(arguments)

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.sass import checks, occupancy
 from benchmarks.sass.disassembly import MissingTool, cubins, find_tool, read_kernels
 from benchmarks.sass.execution import Block, Program, Stuck
-from benchmarks.sass.floating import to_bfloat16
+from benchmarks.sass.halves import to_bfloat16
 from benchmarks.sass.instructions import Instruction, UnknownInstruction, split_operands
 from benchmarks.sass.kinds import by_kind, kind_of
 from benchmarks.sass.launch import constant_bank
