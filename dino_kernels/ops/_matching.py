@@ -106,6 +106,31 @@ class CostArguments(NamedTuple):
     formula: list[float]  # CostFormula.numbers()
 
 
+COST_SCHEMA = (
+    "Tensor[] logits, Tensor[] boxes, Tensor labels, Tensor? target_boxes, Tensor offsets, Tensor? extra_cost, "
+    "SymInt max_targets, str class_cost, float[] formula"
+)
+ASSIGNMENT_RESULTS = "(Tensor, Tensor, Tensor, Tensor, Tensor)"
+
+
+def sizes_of(logits: list[Tensor]) -> tuple[int, int]:
+    """Return G, the number of sets, and Q, the most queries of a set."""
+    return sum(source.shape[0] for source in logits), max(source.shape[2] for source in logits)
+
+
+def empty_assignment(
+    like: Tensor, groups: int, problems: int, rows: int, columns: int, full: bool
+) -> tuple[Tensor, ...]:
+    """Return the results of an assignment without data: columns, status, objective and both duals."""
+    return (
+        like.new_empty((groups, rows), dtype=torch.int64),
+        like.new_empty((groups, problems), dtype=torch.int32),
+        like.new_empty((groups, problems) if full else (0,), dtype=torch.float64),
+        like.new_empty((groups, rows) if full else (0,), dtype=torch.float64),
+        like.new_empty((groups, problems, columns) if full else (0,), dtype=torch.float64),
+    )
+
+
 def cost_arguments(
     op: str,
     logits: Predictions,
@@ -148,8 +173,7 @@ def cost_arguments(
         if [list(source.shape) for source in all_boxes] != shapes:
             got = [list(source.shape) for source in all_boxes]
             raise ValueError(f"{op}: boxes must have the shapes {shapes}, as logits, got {got}")
-    queries = max(source.shape[2] for source in all_logits)
-    sets = sum(source.shape[0] for source in all_logits)
+    sets, queries = sizes_of(all_logits)
     if extra_cost is not None:
         wanted = [sets, len(targets), queries]
         if extra_cost.dim() != 3 or list(extra_cost.shape[1:]) != wanted[1:] or extra_cost.shape[0] not in (1, sets):

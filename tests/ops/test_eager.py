@@ -30,7 +30,7 @@ UNEVEN = Case("uneven", 2, 7, 4, 8, CASE.shapes, (1, 5))
 
 
 def eager_op(op: str) -> Any:
-    return importlib.import_module(f"dino_kernels.ops.{op}")._eager_op
+    return importlib.import_module(f"dino_kernels.ops.{op}")._op
 
 
 @pytest.fixture(autouse=True)

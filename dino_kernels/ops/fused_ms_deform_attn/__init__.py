@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dino_kernels.ops import _attention as check
 from dino_kernels.ops._core.dispatch import Backends
-from dino_kernels.ops._core.eager import EagerOp
-from dino_kernels.ops._core.registration import define, no_double_backward
-from dino_kernels.ops.fused_ms_deform_attn import cpu, cuda, reference, triton
+from dino_kernels.ops._core.registration import define_differentiable
+from dino_kernels.ops.fused_ms_deform_attn import native, reference, triton
 
 OP = "fused_ms_deform_attn"
 
@@ -76,10 +75,10 @@ def prepare(
         if value_mask.dtype != torch.bool:
             raise TypeError(f"{OP}: value_mask must be bool, True = padding, got {value_mask.dtype}")
         check.check_device(OP, "value_mask", value_mask, value)
-    return settle(value, table, sizes, level_start_index, counts, reference_points, offsets, logits, value_mask)
+    return convert(value, table, sizes, level_start_index, counts, reference_points, offsets, logits, value_mask)
 
 
-def settle(
+def convert(
     value: Tensor,
     spatial_shapes: Tensor | None,
     level_sizes: list[int],
@@ -111,7 +110,7 @@ def settle(
     )
 
 
-backends = Backends(OP, prepare, cuda=cuda, triton=triton, cpu=cpu, reference=reference)
+backends = Backends(OP, prepare, cuda=native.cuda, triton=triton, cpu=native.cpu, reference=reference)
 
 
 def fused_ms_deform_attn(
@@ -167,69 +166,15 @@ def fused_ms_deform_attn(
         attention_logits,
         value_mask,
     )
-    return _eager_op(given, num_points, backend)
+    return _op(given, num_points, backend)
 
 
-def _kernel(*arguments: Any) -> Tensor:
-    *inputs, backend = arguments
-    return backends[backend].forward(*inputs)
-
-
-def _fake(value: Tensor, *rest: Any) -> Tensor:
-    offsets = rest[5]
-    return value.new_empty((offsets.shape[0], offsets.shape[1], value.shape[2] * value.shape[3]))
-
-
-def _backward_kernel(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *inputs, wanted, backend = arguments
-    return backends[backend].backward(grad_output, *inputs, wanted)
-
-
-def _backward_fake(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    value, _, _, _, _, reference_points, offsets, logits, _, wanted, _ = arguments
-    inputs = (value, reference_points, offsets, logits)
-    return tuple(x.new_empty(x.shape if want else (0,)) for x, want in zip(inputs, wanted, strict=True))
-
-
-_INPUTS = (
+_op = define_differentiable(
+    backends,
+    Arguments,
     "Tensor value, Tensor? spatial_shapes, SymInt[] level_sizes, Tensor? level_start_index, int[] num_points, "
-    "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, Tensor? value_mask"
+    "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, Tensor? value_mask",
+    fake=lambda a: a.value.new_empty((*a.sampling_offsets.shape[:2], a.value.shape[2] * a.value.shape[3])),
+    differentiable=("value", "reference_points", "sampling_offsets", "attention_logits"),
+    convert=convert,
 )
-_backward_op = define(
-    f"{OP}_backward(Tensor grad_output, {_INPUTS}, bool[] wanted, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
-    _backward_kernel,
-    _backward_fake,
-    backward=no_double_backward(OP),
-)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, spatial_shapes, level_sizes, level_start_index, num_points, *samples, value_mask, backend = inputs
-    ctx.save_for_backward(value, spatial_shapes, level_start_index, *samples, value_mask)
-    ctx.level_sizes, ctx.num_points, ctx.backend = level_sizes, num_points, backend
-
-
-def _backward(ctx: Any, grad_output: Tensor, gradients: Callable[..., Any] = _backward_op) -> tuple[Tensor | None, ...]:
-    value, spatial_shapes, level_start_index, *samples, value_mask = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    wanted = [needs[0], needs[5], needs[6], needs[7]]
-    grads = gradients(
-        grad_output,
-        value,
-        spatial_shapes,
-        ctx.level_sizes,
-        level_start_index,
-        ctx.num_points,
-        *samples,
-        value_mask,
-        wanted,
-        ctx.backend,
-    )
-    grad_value, *grad_samples = [g if want else None for g, want in zip(grads, wanted, strict=True)]
-    return grad_value, None, None, None, None, *grad_samples, None, None
-
-
-_op = define(
-    f"{OP}({_INPUTS}, str backend) -> Tensor", _kernel, _fake, setup_context=_setup_context, backward=_backward
-)
-_eager_op = EagerOp(backends, settle, _op, _setup_context, _backward)

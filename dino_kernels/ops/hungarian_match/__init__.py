@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
-import torch
 from torch import Tensor
 
 from dino_kernels.ops._core.dispatch import Backends
-from dino_kernels.ops._core.eager import UndifferentiableOp
-from dino_kernels.ops._core.registration import define, not_differentiable
+from dino_kernels.ops._core.registration import define_undifferentiable
 from dino_kernels.ops._matching import (
+    ASSIGNMENT_RESULTS,
+    COST_SCHEMA,
     Check,
     FormulaOptions,
     Predictions,
@@ -18,9 +18,11 @@ from dino_kernels.ops._matching import (
     Ties,
     check_choices,
     cost_arguments,
+    empty_assignment,
     report_status,
+    sizes_of,
 )
-from dino_kernels.ops.hungarian_match import cpu, cuda, reference, triton
+from dino_kernels.ops.hungarian_match import native, reference, triton
 
 OP = "hungarian_match"
 
@@ -67,7 +69,7 @@ def prepare(
     return Arguments(*cost_arguments(OP, logits, boxes, targets, preset, extra_cost, formula), ties, full_output)
 
 
-backends = Backends(OP, prepare, cuda=cuda, triton=triton, cpu=cpu, reference=reference)
+backends = Backends(OP, prepare, cuda=native.cuda, triton=triton, cpu=native.cpu, reference=reference)
 
 
 def hungarian_match(
@@ -116,42 +118,17 @@ def hungarian_match(
         full_output=full_output,
         **formula,
     )
-    backend = backends.resolve(backend, arguments)
-    outputs = reference.forward(*arguments) if backend == "reference" else _op(*arguments, backend)
+    outputs = _op(arguments, backend)
     report_status(OP, outputs[1], check)
     return Match(*outputs) if full_output else Match(outputs[0], outputs[1], None, None, None)
 
 
-def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    *inputs, backend = arguments
-    return backends[backend].forward(*inputs)
+def _fake(arguments: Arguments) -> tuple[Tensor, ...]:
+    labels, images = arguments.labels, arguments.offsets.shape[0] - 1
+    sets, queries = sizes_of(arguments.logits)
+    return empty_assignment(labels, sets, images, labels.shape[0], queries, arguments.full)
 
 
-def _fake(logits: list[Tensor], boxes: list[Tensor], labels: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    offsets, full = rest[1], rest[7]
-    sets, queries = sum(source.shape[0] for source in logits), max(source.shape[2] for source in logits)
-    targets, images = labels.shape[0], offsets.shape[0] - 1
-
-    def result(dtype: torch.dtype, *shape: Any, wanted: bool = True) -> Tensor:
-        return labels.new_empty(shape if wanted else (0,), dtype=dtype)
-
-    return (
-        result(torch.int64, sets, targets),
-        result(torch.int32, sets, images),
-        result(torch.float64, sets, images, wanted=full),
-        result(torch.float64, sets, targets, wanted=full),
-        result(torch.float64, sets, images, queries, wanted=full),
-    )
-
-
-_op = UndifferentiableOp(
-    define(
-        f"{OP}(Tensor[] logits, Tensor[] boxes, Tensor labels, Tensor? target_boxes, Tensor offsets, "
-        "Tensor? extra_cost, SymInt max_targets, str class_cost, float[] formula, str ties, bool full, str backend) "
-        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-        _kernel,
-        _fake,
-        backward=not_differentiable(OP),
-    ),
-    _kernel,
+_op = define_undifferentiable(
+    backends, Arguments, f"{COST_SCHEMA}, str ties, bool full", ASSIGNMENT_RESULTS, fake=_fake
 )

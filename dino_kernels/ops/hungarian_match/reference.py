@@ -8,10 +8,6 @@ from dino_kernels.ops.linear_sum_assignment import reference as assignment
 from dino_kernels.ops.matching_cost import reference as cost
 
 
-def unsupported(*arguments: object) -> str | None:
-    return None
-
-
 def forward(
     logits: list[Tensor],
     boxes: list[Tensor],

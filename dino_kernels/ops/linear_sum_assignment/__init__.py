@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from dino_kernels.ops._core.dispatch import Backends
-from dino_kernels.ops._core.eager import UndifferentiableOp
-from dino_kernels.ops._core.registration import define, not_differentiable
-from dino_kernels.ops._matching import Check, Ties, check_choices, report_status
-from dino_kernels.ops.linear_sum_assignment import cpu, cuda, reference, triton
+from dino_kernels.ops._core.registration import define_undifferentiable
+from dino_kernels.ops._matching import ASSIGNMENT_RESULTS, Check, Ties, check_choices, empty_assignment, report_status
+from dino_kernels.ops.linear_sum_assignment import native, reference, triton
 
 OP = "linear_sum_assignment"
 Sizes = Tensor | Sequence[int] | Sequence[Sequence[int]]
@@ -91,7 +90,7 @@ def prepare(
     return Arguments(cost, offsets, sizes, rows, maximize, ties, full_output)
 
 
-backends = Backends(OP, prepare, cuda=cuda, triton=triton, cpu=cpu, reference=reference)
+backends = Backends(OP, prepare, cuda=native.cuda, triton=triton, cpu=native.cpu, reference=reference)
 
 
 @overload
@@ -192,8 +191,7 @@ def linear_sum_assignment(
     arguments = prepare(
         cost, sizes, offsets=offsets, maximize=maximize, ties=ties, check=check, full_output=full_output
     )
-    backend = backends.resolve(backend, arguments)
-    outputs = reference.forward(*arguments) if backend == "reference" else _op(*arguments, backend)
+    outputs = _op(arguments, backend)
     report_status(OP, outputs[1], check)
     if cost.dim() == 2 and offsets is None and not full_output:
         return _pairs(outputs[0][0], False)
@@ -284,35 +282,17 @@ def _pairs(columns: Tensor, transposed: bool) -> Pairs:
     return rows, columns
 
 
-def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    *inputs, backend = arguments
-    return backends[backend].forward(*inputs)
-
-
-def _fake(cost: Tensor, offsets: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    full = rest[4]
+def _fake(arguments: Arguments) -> tuple[Tensor, ...]:
+    cost, offsets = arguments.cost, arguments.offsets
     problems = 1 if offsets is None else offsets.shape[0] - 1
     groups, rows, columns = cost.shape
-
-    def result(dtype: torch.dtype, *shape: Any, wanted: bool = True) -> Tensor:
-        return cost.new_empty(shape if wanted else (0,), dtype=dtype)
-
-    return (
-        result(torch.int64, groups, rows),
-        result(torch.int32, groups, problems),
-        result(torch.float64, groups, problems, wanted=full),
-        result(torch.float64, groups, rows, wanted=full),
-        result(torch.float64, groups, problems, columns, wanted=full),
-    )
+    return empty_assignment(cost, groups, problems, rows, columns, arguments.full)
 
 
-_op = UndifferentiableOp(
-    define(
-        f"{OP}(Tensor cost, Tensor? offsets, Tensor? sizes, SymInt max_rows, bool maximize, str ties, bool full, "
-        "str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-        _kernel,
-        _fake,
-        backward=not_differentiable(OP),
-    ),
-    _kernel,
+_op = define_undifferentiable(
+    backends,
+    Arguments,
+    "Tensor cost, Tensor? offsets, Tensor? sizes, SymInt max_rows, bool maximize, str ties, bool full",
+    ASSIGNMENT_RESULTS,
+    fake=_fake,
 )

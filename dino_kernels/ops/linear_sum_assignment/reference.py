@@ -13,10 +13,6 @@ from torch import Tensor
 INVALID_COST, INCOMPLETE = 4, 8
 
 
-def unsupported(*arguments: object) -> str | None:
-    return None
-
-
 def forward(
     cost: Tensor,  # [G, R, C]
     offsets: Tensor | None,  # [B + 1]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from dino_kernels.ops._core.dispatch import Backends
-from dino_kernels.ops._core.eager import UndifferentiableOp
-from dino_kernels.ops._core.registration import define, not_differentiable
-from dino_kernels.ops._matching import CostArguments, FormulaOptions, Predictions, Targets, cost_arguments
-from dino_kernels.ops.matching_cost import cpu, cuda, reference, triton
+from dino_kernels.ops._core.registration import define_undifferentiable
+from dino_kernels.ops._matching import (
+    COST_SCHEMA,
+    CostArguments,
+    FormulaOptions,
+    Predictions,
+    Targets,
+    cost_arguments,
+    sizes_of,
+)
+from dino_kernels.ops.matching_cost import native, reference, triton
 
 OP = "matching_cost"
 
@@ -28,7 +35,7 @@ def prepare(
     return cost_arguments(OP, logits, boxes, targets, preset, extra_cost, formula)
 
 
-backends = Backends(OP, prepare, cuda=cuda, triton=triton, cpu=cpu, reference=reference)
+backends = Backends(OP, prepare, cuda=native.cuda, triton=triton, cpu=native.cpu, reference=reference)
 
 
 def matching_cost(
@@ -72,30 +79,12 @@ def matching_cost(
         ValueError, TypeError: a malformed argument, named.
         UnsupportedError: no backend can run the call, or not the requested one.
     """
-    arguments = prepare(logits, boxes, targets, preset=preset, extra_cost=extra_cost, **formula)
-    backend = backends.resolve(backend, arguments)
-    if backend == "reference":
-        return reference.forward(*arguments)
-    return _op(*arguments, backend)
+    return _op(prepare(logits, boxes, targets, preset=preset, extra_cost=extra_cost, **formula), backend)
 
 
-def _kernel(*arguments: Any) -> Tensor:
-    *inputs, backend = arguments
-    return backends[backend].forward(*inputs)
+def _fake(arguments: CostArguments) -> Tensor:
+    sets, queries = sizes_of(arguments.logits)
+    return arguments.labels.new_empty((sets, arguments.labels.shape[0], queries), dtype=torch.float32)
 
 
-def _fake(logits: list[Tensor], boxes: list[Tensor], labels: Tensor, *rest: Any) -> Tensor:
-    sets, queries = sum(source.shape[0] for source in logits), max(source.shape[2] for source in logits)
-    return labels.new_empty((sets, labels.shape[0], queries), dtype=torch.float32)
-
-
-_op = UndifferentiableOp(
-    define(
-        f"{OP}(Tensor[] logits, Tensor[] boxes, Tensor labels, Tensor? target_boxes, Tensor offsets, "
-        "Tensor? extra_cost, SymInt max_targets, str class_cost, float[] formula, str backend) -> Tensor",
-        _kernel,
-        _fake,
-        backward=not_differentiable(OP),
-    ),
-    _kernel,
-)
+_op = define_undifferentiable(backends, CostArguments, COST_SCHEMA, "Tensor", fake=_fake)

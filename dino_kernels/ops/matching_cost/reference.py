@@ -11,10 +11,6 @@ from torch import Tensor
 NONFINITE_PREDICTION, INVALID_TARGET = 1, 2
 
 
-def unsupported(*arguments: object) -> str | None:
-    return None
-
-
 def forward(
     logits: list[Tensor],  # each [G_i, B, Q_i, C]
     boxes: list[Tensor],  # each [G_i, B, Q_i, 4], or none

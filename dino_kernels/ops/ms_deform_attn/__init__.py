@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from dino_kernels.ops import _attention as check
 from dino_kernels.ops._core.dispatch import Backends
-from dino_kernels.ops._core.eager import EagerOp
-from dino_kernels.ops._core.registration import define, no_double_backward
-from dino_kernels.ops.ms_deform_attn import cpu, cuda, reference, triton
+from dino_kernels.ops._core.registration import define_differentiable
+from dino_kernels.ops.ms_deform_attn import native, reference, triton
 
 OP = "ms_deform_attn"
 
@@ -51,10 +50,10 @@ def prepare(
     batch, _, heads, _ = value.shape
     check.check_sample_tensor(OP, "sampling_locations", locations, batch, None, heads, sum(counts))
     check.check_sample_tensor(OP, "attention_weights", weights, batch, locations.shape[1], heads, sum(counts))
-    return settle(value, table, sizes, level_start_index, counts, locations, weights)
+    return convert(value, table, sizes, level_start_index, counts, locations, weights)
 
 
-def settle(
+def convert(
     value: Tensor,
     spatial_shapes: Tensor | None,
     level_sizes: list[int],
@@ -75,7 +74,7 @@ def settle(
     )
 
 
-backends = Backends(OP, prepare, cuda=cuda, triton=triton, cpu=cpu, reference=reference)
+backends = Backends(OP, prepare, cuda=native.cuda, triton=triton, cpu=native.cpu, reference=reference)
 
 
 def ms_deform_attn(
@@ -115,69 +114,15 @@ def ms_deform_attn(
         UnsupportedError: no backend can run the call, or not the requested one.
     """
     given = value, spatial_shapes, level_start_index, sampling_locations, attention_weights
-    return _eager_op(given, num_points, backend)
+    return _op(given, num_points, backend)
 
 
-def _kernel(*arguments: Any) -> Tensor:
-    *inputs, backend = arguments
-    return backends[backend].forward(*inputs)
-
-
-def _fake(value: Tensor, *rest: Any) -> Tensor:
-    locations = rest[4]
-    return value.new_empty((locations.shape[0], locations.shape[1], value.shape[2] * value.shape[3]))
-
-
-def _backward_kernel(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *inputs, wanted, backend = arguments
-    return backends[backend].backward(grad_output, *inputs, wanted)
-
-
-def _backward_fake(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    value, _, _, _, _, locations, weights, wanted, _ = arguments
-    inputs = (value, locations, weights)
-    return tuple(x.new_empty(x.shape if want else (0,)) for x, want in zip(inputs, wanted, strict=True))
-
-
-_INPUTS = (
+_op = define_differentiable(
+    backends,
+    Arguments,
     "Tensor value, Tensor? spatial_shapes, SymInt[] level_sizes, Tensor? level_start_index, int[] num_points, "
-    "Tensor sampling_locations, Tensor attention_weights"
+    "Tensor sampling_locations, Tensor attention_weights",
+    fake=lambda a: a.value.new_empty((*a.sampling_locations.shape[:2], a.value.shape[2] * a.value.shape[3])),
+    differentiable=("value", "sampling_locations", "attention_weights"),
+    convert=convert,
 )
-_backward_op = define(
-    f"{OP}_backward(Tensor grad_output, {_INPUTS}, bool[] wanted, str backend) -> (Tensor, Tensor, Tensor)",
-    _backward_kernel,
-    _backward_fake,
-    backward=no_double_backward(OP),
-)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, spatial_shapes, level_sizes, level_start_index, num_points, locations, weights, backend = inputs
-    ctx.save_for_backward(value, spatial_shapes, level_start_index, locations, weights)
-    ctx.level_sizes, ctx.num_points, ctx.backend = level_sizes, num_points, backend
-
-
-def _backward(ctx: Any, grad_output: Tensor, gradients: Callable[..., Any] = _backward_op) -> tuple[Tensor | None, ...]:
-    value, spatial_shapes, level_start_index, locations, weights = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    wanted = [needs[0], needs[5], needs[6]]
-    grads = gradients(
-        grad_output,
-        value,
-        spatial_shapes,
-        ctx.level_sizes,
-        level_start_index,
-        ctx.num_points,
-        locations,
-        weights,
-        wanted,
-        ctx.backend,
-    )
-    grad_value, grad_locations, grad_weights = [g if want else None for g, want in zip(grads, wanted, strict=True)]
-    return grad_value, None, None, None, None, grad_locations, grad_weights, None
-
-
-_op = define(
-    f"{OP}({_INPUTS}, str backend) -> Tensor", _kernel, _fake, setup_context=_setup_context, backward=_backward
-)
-_eager_op = EagerOp(backends, settle, _op, _setup_context, _backward)
