@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention from raw offsets and logits: the query side is fused."""
+"""Multi-scale deformable attention from raw offsets and logits: locations and softmax are fused."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ OP = "fused_ms_deform_attn"
 
 
 class Arguments(NamedTuple):
-    """The arguments as the op and its backends see them: checked, dtypes settled, samples flattened.
+    """The arguments as backends take them: checked, in the dtypes of backends, samples flattened.
 
-    Calls past the registered op leave the sample dimensions K as they were given, as K or as L, P.
+    Calls that skip the registered op may leave the sample dimensions as L, P instead of K.
     """
 
     value: Tensor  # [B, S, M, D]
-    spatial_shapes: Tensor | None  # [L, 2] (H, W), or None where level_sizes has them
+    spatial_shapes: Tensor | None  # [L, 2] (H, W), or None if level_sizes has them
     level_sizes: list[int]  # [H0, W0, H1, W1, ...], or empty
     level_start_index: Tensor | None  # [L]; None means the exclusive cumulative sum of H * W
     num_points: list[int]  # [L], sum is K
@@ -44,6 +44,7 @@ def prepare(
     *,
     num_points: Sequence[int] | None = None,
 ) -> Arguments:
+    """Check the arguments and return them in the form that backends take."""
     check.check_value(OP, value)
     table, sizes = check.level_table(OP, value, spatial_shapes, level_start_index)
     levels = len(sizes) // 2 if table is None else table.shape[0]
@@ -51,7 +52,7 @@ def prepare(
     check.check_floating(OP, "attention_logits", attention_logits, value)
     check.check_floating(OP, "reference_points", reference_points, value)
     counts = check.point_counts(OP, "sampling_offsets", sampling_offsets, 1, levels, num_points)
-    # Logits often come as [B, Q, M, L * P], straight from the projection.
+    # Logits are often [B, Q, M, L * P], directly from the projection.
     check.point_counts(OP, "attention_logits", attention_logits, 0, levels, counts)
     offsets, logits = check.flat(sampling_offsets, 6), check.flat(attention_logits, 5)
     batch, rows, heads, _ = value.shape
@@ -89,7 +90,7 @@ def convert(
     attention_logits: Tensor,
     value_mask: Tensor | None,
 ) -> Arguments:
-    """Give samples the dtypes, and reference points the levels, that backends take."""
+    """Convert samples to the dtypes, and expand reference points to the levels, that backends take."""
     offsets = check.to_sample_dtype(sampling_offsets, value)
     logits = check.to_sample_dtype(attention_logits, value)
     if offsets.dtype != logits.dtype:
@@ -125,7 +126,7 @@ def fused_ms_deform_attn(
     num_points: Sequence[int] | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Multi-scale deformable attention from raw offsets and logits, in one kernel.
+    """Compute multi-scale deformable attention from raw offsets and logits, in one kernel.
 
     Computes `ms_deform_attn(value, ..., locations, weights)` with `weights` the softmax of
     `attention_logits` over all K = L * P samples of a head, and `locations` (Deformable DETR,
@@ -135,7 +136,7 @@ def fused_ms_deform_attn(
     - 4-coordinate references: `(cx, cy) + offset / P * (w, h) / 2`: offsets are in box halves over P,
       the number of points of that level.
 
-    Neither tensor is written to memory, and the backward saves nothing but these inputs.
+    Neither tensor is written to memory, and the backward saves only these inputs.
 
     Args:
         value: features of all levels, concatenated along S. float32, float64, bfloat16 or float16.
@@ -146,27 +147,19 @@ def fused_ms_deform_attn(
         sampling_offsets: raw output of the offset projection.
         attention_logits: raw output of the attention projection.
         value_mask: bool, True where a row of `value` is padding; such rows count as zero.
-        num_points: points of each level where they differ; the sample dimensions are then one of
-            size K = sum(num_points), level by level.
+        num_points: points of each level if they differ; the sample dimensions are then one of size
+            K = sum(num_points), level by level.
         backend: "auto", "cpu", "cuda", "triton" or "reference"; see `dino_kernels.explain`.
 
     Returns:
         [B, Q, M * D], in `value`'s dtype; heads are adjacent blocks of D channels.
 
     Raises:
-        ValueError, TypeError: a malformed argument, named.
-        UnsupportedError: no backend can run the call, or not the requested one.
+        ValueError, TypeError: an argument is malformed.
+        UnsupportedError: no backend, or not the requested one, can run the call.
     """
-    given = (
-        value,
-        spatial_shapes,
-        level_start_index,
-        reference_points,
-        sampling_offsets,
-        attention_logits,
-        value_mask,
-    )
-    return _op(given, num_points, backend)
+    samples = reference_points, sampling_offsets, attention_logits, value_mask
+    return _op((value, spatial_shapes, level_start_index, *samples), num_points, backend)
 
 
 _op = define_differentiable(

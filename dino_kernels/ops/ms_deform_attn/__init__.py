@@ -16,13 +16,13 @@ OP = "ms_deform_attn"
 
 
 class Arguments(NamedTuple):
-    """The arguments as the op and its backends see them: checked, dtypes settled, samples flattened.
+    """The arguments as backends take them: checked, in the dtypes of backends, samples flattened.
 
-    Calls past the registered op leave the sample dimensions K as they were given, as K or as L, P.
+    Calls that skip the registered op may leave the sample dimensions as L, P instead of K.
     """
 
     value: Tensor  # [B, S, M, D]
-    spatial_shapes: Tensor | None  # [L, 2] (H, W), or None where level_sizes has them
+    spatial_shapes: Tensor | None  # [L, 2] (H, W), or None if level_sizes has them
     level_sizes: list[int]  # [H0, W0, H1, W1, ...], or empty
     level_start_index: Tensor | None  # [L]; None means the exclusive cumulative sum of H * W
     num_points: list[int]  # [L], sum is K
@@ -39,6 +39,7 @@ def prepare(
     *,
     num_points: Sequence[int] | None = None,
 ) -> Arguments:
+    """Check the arguments and return them in the form that backends take."""
     check.check_value(OP, value)
     table, sizes = check.level_table(OP, value, spatial_shapes, level_start_index)
     levels = len(sizes) // 2 if table is None else table.shape[0]
@@ -62,7 +63,7 @@ def convert(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Arguments:
-    """Give samples the dtypes that backends take."""
+    """Convert samples to the dtypes that backends take."""
     return Arguments(
         value,
         spatial_shapes,
@@ -87,12 +88,12 @@ def ms_deform_attn(
     num_points: Sequence[int] | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, equation 3).
+    """Compute multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, equation 3).
 
     `output[b, q, m] = sum over levels l and points p of attention_weights[b, q, m, l, p] *
     bilinear(value of level l, sampling_locations[b, q, m, l, p])`. Equal to `grid_sample` of each
-    level with `align_corners=False, padding_mode="zeros"`, weighted and summed. A location that is
-    NaN or infinite contributes nothing, and neither does one outside the level.
+    level with `align_corners=False, padding_mode="zeros"`, weighted and summed. Locations that are NaN,
+    infinite or outside the level contribute nothing.
 
     Args:
         value: features of all levels, concatenated along S. float32, float64, bfloat16 or float16.
@@ -102,16 +103,16 @@ def ms_deform_attn(
         sampling_locations: (x, y), with (0, 0) the top left and (1, 1) the bottom right corner of the
             level. Used in float32 (float64 for float64 values), never in 16 bit.
         attention_weights: weight of each sample, usually a softmax over L * P.
-        num_points: points of each level where they differ; the sample dimensions are then one of
-            size K = sum(num_points), level by level.
+        num_points: points of each level if they differ; the sample dimensions are then one of size
+            K = sum(num_points), level by level.
         backend: "auto", "cpu", "cuda", "triton" or "reference"; see `dino_kernels.explain`.
 
     Returns:
         [B, Q, M * D], in `value`'s dtype; heads are adjacent blocks of D channels.
 
     Raises:
-        ValueError, TypeError: a malformed argument, named.
-        UnsupportedError: no backend can run the call, or not the requested one.
+        ValueError, TypeError: an argument is malformed.
+        UnsupportedError: no backend, or not the requested one, can run the call.
     """
     given = value, spatial_shapes, level_start_index, sampling_locations, attention_weights
     return _op(given, num_points, backend)
