@@ -78,7 +78,7 @@ class DifferentiableOp:
         backends: the op's; `prepare` checks arguments and converts their dtypes.
         convert: converts the dtypes of checked arguments.
         op: the registered op; takes the result of `prepare` and the name of a backend.
-        kernel, gradient_kernel: the kernels of `op` and of its gradient op.
+        gradient_kernel: the kernel of the gradient op.
         setup_context, backward: gradient formula of `op`. The last argument of `backward` is the gradient op.
     """
 
@@ -87,7 +87,6 @@ class DifferentiableOp:
         backends: Backends,
         convert: Callable[..., tuple[Any, ...]],
         op: torch._ops.OpOverload,
-        kernel: Callable[..., Tensor],
         gradient_kernel: Callable[..., Any],
         setup_context: Callable[..., None],
         backward: Callable[..., Any],
@@ -96,7 +95,7 @@ class DifferentiableOp:
         self._convert = convert
         self._op = op
         self._seen = SeenCalls()
-        self._apply = _differentiable(op, kernel, gradient_kernel, setup_context, backward)
+        self._apply = _differentiable(backends, op, gradient_kernel, setup_context, backward)
 
     def __call__(self, given: Sequence[Any], num_points: Sequence[int] | None, backend: str) -> Tensor:
         """Return the op's result for value, spatial_shapes, level_start_index and the samples' tensors.
@@ -184,8 +183,8 @@ class UndifferentiableOp:
 
 
 def _differentiable(
+    backends: Backends,
     op: torch._ops.OpOverload,
-    kernel: Callable[..., Tensor],
     gradient_kernel: Callable[..., Any],
     setup_context: Callable[..., None],
     backward: Callable[..., Any],
@@ -194,7 +193,8 @@ def _differentiable(
     ordinary_gradients = SeenCalls(any_sizes=True)
 
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        output = kernel(*arguments)
+        *inputs, name = arguments
+        output = backends.modules[name].forward(*inputs)
         setup_context(ctx, arguments, output)
         return output
 

@@ -9,28 +9,17 @@ from typing import Any, NamedTuple
 import torch
 
 from dino_kernels.ops._core import libraries
-from dino_kernels.ops._core.dispatch import device_of
 
 
 class Library(NamedTuple):
     """The kernels of all ops, compiled for one kind of device."""
 
     device: str  # type of the tensors that the kernels take
-    refusal: Callable[[torch.device], str | None]  # why the kernels cannot run on a device of this type, or None
-    is_cuda: bool  # compiled from the CUDA sources, whose kernels have limits and sum in any order
+    is_cuda: bool  # compiled from the CUDA sources: the kernels have limits and sum in any order
     namespace: str = "dino_kernels_native"  # of the ops in torch.ops
 
 
-def _cpu_refusal(device: torch.device) -> str | None:
-    return libraries.CPU_MISSING
-
-
-def _cuda_refusal(device: torch.device) -> str | None:
-    return libraries.CUDA_MISSING or libraries.unsupported_gpu(device.index)
-
-
-CPU = Library("cpu", _cpu_refusal, False)
-CUDA = Library("cuda", _cuda_refusal, True)
+CPU, CUDA = Library("cpu", False), Library("cuda", True)
 
 
 class NativeBackend:
@@ -56,10 +45,17 @@ class NativeBackend:
 
     def unsupported(self, *arguments: Any) -> str | None:
         """Return why the kernels cannot run this call, or None."""
-        library, device = self.library, device_of(arguments)
+        library, first = self.library, arguments[0]
+        device = (first[0] if isinstance(first, list) else first).device
         if device.type != library.device:
             return f"it runs on {library.device.upper()} tensors, {self.first_argument} is on {device}"
-        return library.refusal(device) or (self.exceeded_limit(*arguments) if library.is_cuda else None)
+        if not library.is_cuda:
+            return libraries.CPU_MISSING
+        if device.type == "cuda":  # otherwise the kernels are emulated by the tests
+            missing = libraries.CUDA_MISSING or libraries.unsupported_gpu(device.index)
+            if missing is not None:
+                return missing
+        return self.exceeded_limit(*arguments)
 
     def exceeded_limit(self, *arguments: Any) -> str | None:
         """Return which limit of the CUDA kernels a call exceeds, or None."""

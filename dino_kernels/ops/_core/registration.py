@@ -41,7 +41,6 @@ def define_differentiable(
     """
     name, count = backends.op, len(arguments._fields)
     positions = [arguments._fields.index(field) for field in differentiable]
-    kernel = _kernel_of(backends)
 
     def gradient_kernel(grad_output: Tensor, *inputs_requested_backend: Any) -> Any:
         *inputs, backend = inputs_requested_backend
@@ -82,12 +81,12 @@ def define_differentiable(
 
     op = define(
         f"{name}({schema}, str backend) -> Tensor",
-        kernel,
+        _kernel_of(backends),
         _fake_of(arguments, fake),
         setup_context=setup_context,
         backward=backward,
     )
-    return DifferentiableOp(backends, convert, op, kernel, gradient_kernel, setup_context, backward)
+    return DifferentiableOp(backends, convert, op, gradient_kernel, setup_context, backward)
 
 
 def define_undifferentiable(

@@ -68,5 +68,5 @@ def candidate(name: str) -> Iterator[None]:
 def modules() -> dict[str, Any]:
     """Return the emulated backend of each op."""
     library()
-    emulated = Library("cpu", lambda device: None, is_cuda=True, namespace="dino_kernels_emulated")
+    emulated = Library("cpu", is_cuda=True, namespace="dino_kernels_emulated")
     return {op: type(backends.modules["cuda"])(emulated) for op, backends in ops().items()}
