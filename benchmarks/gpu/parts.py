@@ -21,7 +21,7 @@ from benchmarks.gpu.isolated import Reporter
 from benchmarks.measure.race import Call, Timing, race, stopwatch_for
 from benchmarks.measure.results import times
 from dino_kernels.testing import DTYPES, Case, Result
-from dino_kernels.testing.accuracy import _largest, _rms
+from dino_kernels.testing.accuracy import largest, rms
 
 LONGEST_MESSAGE = 400
 Inputs = dict[str, Any]
@@ -184,7 +184,7 @@ def accuracy(reporter: Reporter, case: Case, dtype: str, device: str) -> None:
             got = _coarsest(implementation, op, cast(contestant.dtype), grad, rows)
             errors = {
                 f"{norm}_roundings": round(measure(got.double() - exact) / (rounding * measure(exact)), 3)
-                for norm, measure in (("rms", _rms), ("max", _largest))
+                for norm, measure in (("rms", rms), ("max", largest))
             }
             return [{"kind": "accuracy", "workload": case.id, "op": op, **_about(contestant), **errors}]
 

@@ -81,7 +81,7 @@ def test_auto_on_the_cpu_falls_back_to_the_reference(only, arguments):
     assert only(cuda="no", triton="no", cpu="not built", reference=None).resolve("auto", arguments) == "reference"
 
 
-def test_a_requested_backend_that_cannot_run_says_why(only, op, arguments):
+def test_refusing_a_requested_backend_gives_the_reason(only, op, arguments):
     backends = only(cuda="no driver", reference=None)
     message = f"{op}: backend 'cuda' cannot run this call: no driver"
     with pytest.raises(UnsupportedError, match=re.escape(message)):
@@ -95,7 +95,7 @@ def test_the_public_function_refuses_as_resolve_does(op, inputs):
         getattr(dino_kernels, op)(**inputs, backend="cuda")
 
 
-def test_an_unknown_backend_is_answered_with_the_known_ones(op, inputs):
+def test_an_unknown_backend_raises_and_lists_the_known_ones(op, inputs):
     message = f"{op}: backend must be one of 'auto', 'cuda', 'triton', 'cpu', 'reference', got 'gpu'"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         getattr(dino_kernels, op)(**inputs, backend="gpu")

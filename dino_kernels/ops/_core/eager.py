@@ -103,7 +103,7 @@ class DifferentiableOp:
         Calls that are alike are checked once: classes, dtypes and shapes. Each call checks that the backend supports
         it, and its kernel checks the numbers in tensors.
         """
-        if is_watched():
+        if is_observed():
             name, arguments = self._check(given, num_points, backend)
             return self._op(*arguments, name) if name != REFERENCE else self._run(name, arguments, False)
         deterministic = torch.are_deterministic_algorithms_enabled()  # not every backend supports it
@@ -171,7 +171,7 @@ class UndifferentiableOp:
         name = self._backends.resolve(backend, arguments)
         if name == REFERENCE:
             return self._backends.modules[name].forward(*arguments)
-        if is_watched():
+        if is_observed():
             return self._op(*arguments, name)
         tensors = [x for y in arguments for x in (y if isinstance(y, list) else (y,)) if isinstance(x, Tensor)]
         key = len(tensors)
@@ -201,7 +201,7 @@ def _differentiable(
     def direct_backward(ctx: Any, grad_output: Tensor) -> Any:
         # Saved tensors are ordinary, because no hook changed them. In grad mode the gradient op must run: it refuses
         # second derivatives.
-        if torch.is_grad_enabled() or is_watched():
+        if torch.is_grad_enabled() or is_observed():
             return backward(ctx, grad_output)
         tensors = (grad_output,)
         if not ordinary_gradients.find(None, tensors):
@@ -225,15 +225,15 @@ def is_differentiable(tensors: Sequence[Tensor]) -> bool:
     return any(x.requires_grad for x in tensors) and not excluded.has(DispatchKey.AutogradFunctionality)
 
 
-def is_watched() -> bool:
+def is_observed() -> bool:
     """Return whether a compiler, a mode or a hook observes every call; dispatch keys show all other observers.
 
     Hooks of saved tensors, such as those of checkpoint, must see the same tensors whatever else is active.
     """
-    return torch.compiler.is_dynamo_compiling() or not _AVAILABLE or _is_watched_in_eager()
+    return torch.compiler.is_dynamo_compiling() or not _AVAILABLE or _is_observed_in_eager()
 
 
-def _is_watched_in_eager() -> bool:
+def _is_observed_in_eager() -> bool:
     return bool(
         torch._C._len_torch_function_stack()
         or torch._C._len_torch_dispatch_stack()
@@ -265,7 +265,7 @@ def _is_available() -> bool:
     """Return whether this torch has the private functions that recognise ordinary calls; if not, none is ordinary."""
     probe = torch.empty(0, device="cpu")
     try:
-        _is_watched_in_eager()
+        _is_observed_in_eager()
         are_ordinary([probe])
         return _guards_of([probe], False).check(probe) and _guards_of([probe], True).check(probe)
     except (AttributeError, ImportError, TypeError):
