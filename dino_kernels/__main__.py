@@ -1,4 +1,4 @@
-"""`python -m dino_kernels`: what is installed, what was built, and which backend runs each op, or why it does not."""
+"""Report what is installed and built, and which backend runs each op, or why it cannot: `python -m dino_kernels`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLE = Case("sample", batch=1, queries=4, heads=8, channels=32, shapes=((4, 4)
 
 
 def report() -> dict[str, Any]:
-    """Everything the command prints, as plain data."""
+    """Return everything that the command prints, as plain data."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     return {
         "versions": {
@@ -54,7 +54,7 @@ def _processor() -> str:
     try:
         with open("/proc/cpuinfo") as lines:
             return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):  # not Linux, or an Arm kernel that names no model
+    except (OSError, StopIteration):  # not Linux, or an Arm kernel without model names
         return platform.processor() or platform.machine()
 
 
@@ -83,7 +83,7 @@ def _backends(op: str, device: str) -> dict[str, Any]:
 
 
 def _sample(op: str, device: str) -> dict[str, Any]:
-    """Arguments of an ordinary call in float32."""
+    """Return arguments of a typical call in float32."""
     if op == "linear_sum_assignment":
         return {"cost": torch.rand(1, 2, 4, device=device)}
     if op in ("matching_cost", "hungarian_match"):
@@ -94,7 +94,7 @@ def _sample(op: str, device: str) -> dict[str, Any]:
 
 
 def render(facts: dict[str, Any]) -> str:
-    """The report for people, within the terminal's width."""
+    """Return the report as text, wrapped to the terminal's width."""
     lines: list[str] = []
     for title in ("versions", "devices", "libraries"):
         lines += [title, *_table(facts[title])]

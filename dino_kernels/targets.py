@@ -1,4 +1,4 @@
-"""The ground truth of a batch in one piece: packed once a step, for matching, losses and denoising alike."""
+"""The ground truth of a batch in one piece: packed once per step, for matching, losses and denoising."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-# In slots of a fixed capacity that no target uses.
+# The label of unused slots of a fixed capacity.
 NO_LABEL = -1
 
 
@@ -17,15 +17,15 @@ NO_LABEL = -1
 class PackedTargets:
     """Labels and boxes of all images, one after the other: image b has the rows `offsets[b]` to `offsets[b + 1]`.
 
-    With a fixed capacity N is larger than the number of targets, and the last rows belong to no image. Then all
-    shapes stay the same from step to step, as a CUDA graph needs them, and `copy_` puts in another step's targets.
+    With a fixed capacity N is at least the number of targets, and unused rows at the end belong to no image. Then all
+    shapes are the same in every step, as CUDA graphs require, and `copy_` replaces the targets.
     """
 
     labels: Tensor  # [N] int64
-    boxes_cxcywh: Tensor | None  # [N, 4] float32, or None where targets have no boxes
+    boxes_cxcywh: Tensor | None  # [N, 4] float32, or None if targets have no boxes
     offsets: Tensor  # [B + 1] int64
     max_targets: int  # no image has more
-    counts: tuple[int, ...] | None = None  # [B], where the host knows them; not with a fixed capacity
+    counts: tuple[int, ...] | None = None  # [B], if known on the host; None with a fixed capacity
 
     @classmethod
     def pack(
@@ -38,18 +38,18 @@ class PackedTargets:
         label_key: str = "labels",
         box_key: str = "boxes",
     ) -> PackedTargets:
-        """Targets as DETR has them, a dictionary per image, in one piece. Does not wait for a GPU.
+        """Join DETR's targets, a dictionary per image. Does not synchronise with a GPU.
 
         Args:
             targets: per image `labels` [T] integers and `boxes` [T, 4] (cx, cy, w, h) in 0..1; boxes may be missing in
                 all images.
-            device: of the result; None: where the labels are.
-            capacity: makes N this number, whatever the number of targets.
-            max_targets: with a capacity, the most targets that an image may have; None: the capacity.
-            label_key, box_key: names in the dictionaries; transformers has "class_labels".
+            device: device of the result; None: that of the labels.
+            capacity: fixes N.
+            max_targets: with a capacity, the most targets of an image; None: the capacity.
+            label_key, box_key: keys in the dictionaries; transformers has "class_labels".
 
         Raises:
-            ValueError, TypeError: malformed targets, named with their image; more targets than fit.
+            ValueError, TypeError: targets are malformed, or more than the capacity.
         """
         with_boxes = not targets or (isinstance(targets[0], Mapping) and box_key in targets[0])
         counts = tuple(_check(image, target, label_key, box_key, with_boxes) for image, target in enumerate(targets))
@@ -69,7 +69,7 @@ class PackedTargets:
         )
         if capacity is None:
             if max_targets is not None:
-                raise ValueError("PackedTargets: max_targets goes with a capacity; without one it is counted")
+                raise ValueError("PackedTargets: max_targets needs a capacity. Pass both, or neither")
             return packed
         fixed = cls.empty(len(counts), capacity, max_targets=max_targets, boxes=with_boxes, device=where)
         return fixed.copy_(packed)
@@ -84,7 +84,7 @@ class PackedTargets:
         boxes: bool = True,
         device: torch.device | str = "cpu",
     ) -> PackedTargets:
-        """No targets yet, with room for `capacity` of them, of which one image may have `max_targets`."""
+        """Return no targets, with room for `capacity` of them and at most `max_targets` in an image."""
         if max_targets is None:
             max_targets = capacity
         if not 0 <= max_targets <= capacity:
@@ -97,26 +97,26 @@ class PackedTargets:
         )
 
     def copy_(self, targets: PackedTargets) -> PackedTargets:
-        """Replaces the targets of a fixed capacity in place, so that a captured CUDA graph sees the new ones.
+        """Replace the targets of a fixed capacity in place, where a captured CUDA graph reads them.
 
         Args:
-            targets: of as many images, packed without a capacity.
+            targets: targets of as many images, packed without a capacity.
 
         Raises:
-            ValueError: another number of images, or more targets than fit; nothing is changed.
+            ValueError: the numbers of images differ, or there are more targets than the capacity; nothing is changed.
         """
         if self.counts is not None or targets.counts is None:
-            raise ValueError("PackedTargets.copy_: copies from targets without a capacity into ones that have one")
+            raise ValueError("PackedTargets.copy_: targets must be packed without a capacity, and self with one")
         if len(targets.counts) != self.num_images:
-            raise ValueError(f"PackedTargets.copy_: {len(targets.counts)} images do not fit {self.num_images}")
+            raise ValueError(f"PackedTargets.copy_: targets must have B = {self.num_images}, got {len(targets.counts)}")
         total, capacity = sum(targets.counts), len(self.labels)
         if total > capacity or targets.max_targets > self.max_targets:
             raise ValueError(
                 f"PackedTargets.copy_: {total} targets, at most {targets.max_targets} in an image, do not fit a "
-                f"capacity of {capacity} with at most {self.max_targets} in an image; choose larger ones"
+                f"capacity of {capacity} with at most {self.max_targets} in an image. Choose a larger capacity"
             )
         if (self.boxes_cxcywh is None) != (targets.boxes_cxcywh is None):
-            raise ValueError("PackedTargets.copy_: one of the two has boxes and the other has not")
+            raise ValueError("PackedTargets.copy_: both must have boxes, or neither")
         self.labels[:total].copy_(targets.labels, non_blocking=True)
         self.labels[total:].fill_(NO_LABEL)
         if self.boxes_cxcywh is not None and targets.boxes_cxcywh is not None:
@@ -126,38 +126,38 @@ class PackedTargets:
         return self
 
     def to(self, device: torch.device | str) -> PackedTargets:
-        """The same targets on a device."""
+        """Return the targets on a device."""
         boxes = None if self.boxes_cxcywh is None else self.boxes_cxcywh.to(device, non_blocking=True)
         labels, offsets = (tensor.to(device, non_blocking=True) for tensor in (self.labels, self.offsets))
         return replace(self, labels=labels, boxes_cxcywh=boxes, offsets=offsets)
 
     @property
     def num_images(self) -> int:
-        """B."""
+        """The number of images, B."""
         return self.offsets.shape[0] - 1
 
     def __len__(self) -> int:
-        """N: of targets, or of slots with a fixed capacity."""
+        """Return N, the number of targets, or the fixed capacity."""
         return self.labels.shape[0]
 
     def image_of_each(self) -> Tensor:
-        """The image of each target, [N] int64 on the device; B for a slot that no target uses."""
+        """Return the image of each target, [N] int64 on the device; B for unused slots."""
         rows = torch.arange(len(self), device=self.offsets.device)
         return torch.searchsorted(self.offsets[1:].contiguous(), rows, right=True)
 
 
 def _check(image: int, target: Mapping[str, Tensor], label_key: str, box_key: str, with_boxes: bool) -> int:
-    """The number of targets of an image."""
+    """Check the targets of an image and return their number."""
     where = f"PackedTargets: targets[{image}]"
     if not isinstance(target, Mapping) or label_key not in target:
         found = f"the keys {sorted(target)}" if isinstance(target, Mapping) else type(target).__name__
-        raise TypeError(f"{where} must be a dictionary with {label_key!r}, got {found}; see label_key and box_key")
+        raise TypeError(f"{where} must be a dictionary with {label_key!r}, got {found}. See label_key and box_key")
     labels = target[label_key]
     if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
         got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"{where}[{label_key!r}] must be a tensor of integers [T], got {got}")
     if (box_key in target) != with_boxes:
-        raise ValueError(f"{where} must have {box_key!r} if targets[0] has it, and only then; see box_key")
+        raise ValueError(f"{where} must have {box_key!r} if and only if targets[0] has it. See box_key")
     if with_boxes:
         boxes = target[box_key]
         if not isinstance(boxes, Tensor) or list(boxes.shape) != [len(labels), 4] or not boxes.is_floating_point():

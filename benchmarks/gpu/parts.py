@@ -25,7 +25,7 @@ from benchmarks.measure.race import Call, race, stopwatch_for
 from benchmarks.measure.results import times
 from benchmarks.measure.stage import Contestant
 from dino_kernels.testing import DTYPES, Case
-from dino_kernels.testing.accuracy import _largest, _rms
+from dino_kernels.testing.accuracy import largest, rms
 
 Inputs = dict[str, Any]
 FUSED = "fused_ms_deform_attn"

@@ -24,7 +24,7 @@ def initialize(encoder: Encoder, selection: QuerySelection, decoder: Decoder, de
                 nn.init.xavier_uniform_(parameter)
         for module in part.modules():
             if isinstance(module, MSDeformAttn):
-                module._reset_parameters()  # its offsets look along rays: xavier would undo that
+                module.reset_parameters()  # its offsets look along rays: xavier would undo that
     nn.init.normal_(encoder.level_embed)
     if denoising is not None:
         nn.init.normal_(denoising.label_embed.weight)

@@ -1,6 +1,6 @@
-"""Existing code on these kernels, with one line changed; nothing here runs unless it is imported and called.
+"""Run existing code on these kernels by changing one line. Nothing happens unless a module is imported and called.
 
-- `original`: what Deformable-DETR, DINO, Mask2Former and GroundingDINO import as compiled op;
+- `original`: the compiled op that Deformable-DETR, DINO, Mask2Former and GroundingDINO import;
 - `transformers`: the deformable attention of Hugging Face models, replaced in one model;
-- `mmcv`: the names that mmcv.ops offers.
+- `mmcv`: the functions of mmcv.ops.
 """

@@ -1,14 +1,14 @@
-"""The functions behind `mmcv.ops.MultiScaleDeformableAttention`.
+"""The functions that `mmcv.ops.MultiScaleDeformableAttention` calls.
 
 Code that uses mmcv (MMDetection, MMDetection3D, BEVFormer) runs on these kernels after one line:
 
 >>> from dino_kernels.integrations import mmcv
 >>> mmcv.install()  # doctest: +SKIP
 
-`mmcv.ops.MultiScaleDeformableAttention` then keeps its own forward (batch_first, identity, dropout, query_pos,
-key_padding_mask with True = padding, value_proj_ratio) and calls the op below, on CPU and GPU alike.
+`mmcv.ops.MultiScaleDeformableAttention` keeps its forward (batch_first, identity, dropout, query_pos, key_padding_mask
+with True = padding, value_proj_ratio) and calls the op below, on CPU and GPU.
 
-The two names can also be imported from here, with mmcv absent: the signatures are mmcv's.
+The two names can also be imported from here without mmcv; their signatures are mmcv's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SAVED = "_dino_kernels_replaced"
 
 class MultiScaleDeformableAttnFunction(MSDeformAttnFunction):
     """`.apply(value, value_spatial_shapes, value_level_start_index, sampling_locations, attention_weights,
-    im2col_step)`, as mmcv's autograd function. Sampling locations stay in float32 where value is 16-bit."""
+    im2col_step)`, as mmcv's autograd function. Sampling locations stay in float32 if value is 16-bit."""
 
 
 multi_scale_deformable_attn_pytorch = ms_deform_attn_core_pytorch
@@ -36,16 +36,16 @@ _REPLACEMENTS = {
 
 
 def install() -> list[str]:
-    """Point mmcv's names at this package, for the whole process. Calling it again changes nothing.
+    """Replace mmcv's functions, for the whole process. Calling it again changes nothing.
 
-    Code that copied a name earlier (`from mmcv.ops.multi_scale_deform_attn import ...`) keeps its copy, so call
-    this first. mmcv's own module looks the names up at every call.
+    Call it first: code that copied a name (`from mmcv.ops.multi_scale_deform_attn import ...`) keeps its copy. mmcv's
+    module looks the names up at every call.
 
     Returns:
-        The names that now lead here, as "module.name".
+        The replaced names, as "module.name".
 
     Raises:
-        ImportError: mmcv.ops is not importable; mmcv-lite has no compiled ops.
+        ImportError: mmcv.ops cannot be imported; mmcv-lite has no compiled ops.
     """
     module = _mmcv_module()
     saved = module.__dict__.setdefault(_SAVED, {})
@@ -56,7 +56,7 @@ def install() -> list[str]:
 
 
 def uninstall() -> None:
-    """Give mmcv its own functions back."""
+    """Restore mmcv's functions."""
     module = _mmcv_module()
     for name, original in module.__dict__.pop(_SAVED, {}).items():
         setattr(module, name, original)

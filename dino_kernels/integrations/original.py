@@ -1,4 +1,4 @@
-"""The original op's names: for code written against Deformable-DETR's compiled `MultiScaleDeformableAttention`.
+"""The original op's names, for code that uses Deformable-DETR's compiled `MultiScaleDeformableAttention`.
 
 An unmodified checkout of Deformable-DETR, DINO or Mask2Former runs after two lines at the top of its main script:
 
@@ -6,11 +6,11 @@ An unmodified checkout of Deformable-DETR, DINO or Mask2Former runs after two li
 >>> module = original.install()
 >>> import MultiScaleDeformableAttention as MSDA
 
-A checkout that can be edited imports the function itself:
+Code that can be edited imports the function instead:
 
 >>> from dino_kernels.integrations.original import MSDeformAttnFunction
 
-`im2col_step` is accepted everywhere and has no meaning here: any batch size works, and nothing waits for a GPU.
+`im2col_step` is accepted everywhere and ignored: any batch size works, and nothing synchronises with a GPU.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,  # [B, Q, M, L, P]
     im2col_step: int = 64,
 ) -> Tensor:
-    """The op's forward, [B, Q, M * D], in the compiled module's signature."""
+    """Return the op's result, [B, Q, M * D]; the signature is that of the compiled module."""
     return ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
 
 
@@ -48,12 +48,12 @@ def ms_deform_attn_backward(
     grad_output: Tensor,  # [B, Q, M * D]
     im2col_step: int = 64,
 ) -> list[Tensor]:
-    """Gradients of value, sampling_locations and attention_weights, in the compiled module's signature."""
+    """Return the gradients of value, sampling_locations and attention_weights, as the compiled module does."""
     inputs = (value, sampling_locations, attention_weights)
     arguments = prepare(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     backend = backends.resolve("auto", arguments)
     if backend == "reference":
-        # The reference has no backward of its own: autograd differentiates it.
+        # Autograd differentiates the reference, which has no backward.
         with torch.enable_grad():
             leaves = [tensor.detach().requires_grad_() for tensor in inputs]
             output = ms_deform_attn(leaves[0], spatial_shapes, level_start_index, *leaves[1:], backend=backend)
@@ -63,7 +63,7 @@ def ms_deform_attn_backward(
 
 
 class MSDeformAttnFunction:
-    """`MSDeformAttnFunction.apply(...)` as the original's autograd function; its gradient is the op's own."""
+    """`MSDeformAttnFunction.apply(...)` like the original's autograd function, with the gradient of this op."""
 
     @staticmethod
     def apply(
@@ -74,7 +74,7 @@ class MSDeformAttnFunction:
         attention_weights: Tensor,  # [B, Q, M, L, P]
         im2col_step: int = 64,
     ) -> Tensor:
-        """[B, Q, M * D], differentiable."""
+        """Return the op's result, [B, Q, M * D], differentiable."""
         return ms_deform_attn(
             value, value_spatial_shapes, value_level_start_index, sampling_locations, attention_weights
         )
@@ -86,25 +86,24 @@ def ms_deform_attn_core_pytorch(
     sampling_locations: Tensor,  # [B, Q, M, L, P, 2]
     attention_weights: Tensor,  # [B, Q, M, L, P]
 ) -> Tensor:
-    """The original's plain-PyTorch function: same signature and result, run by the fastest backend."""
+    """Return the result of the original's plain-PyTorch function, computed by the fastest backend."""
     return ms_deform_attn(value, value_spatial_shapes, None, sampling_locations, attention_weights)
 
 
 def install(name: str = MODULE_NAME, *, replace: bool = False) -> ModuleType:
-    """Make `import MultiScaleDeformableAttention` find this package's op. Call it before importing the model's code.
+    """Make `import MultiScaleDeformableAttention` import this package's op.
 
-    Calling it again changes nothing.
+    Call it before importing the model's code. Calling it again changes nothing.
 
     Args:
         name: the module to provide. GroundingDINO imports the same two functions from "groundingdino._C".
-        replace: take the place of a module of that name that is imported already. Code that holds a
-            reference to that module keeps it.
+        replace: replace an already imported module of that name. Code with a reference to that module keeps it.
 
     Returns:
         The module now in `sys.modules`.
 
     Raises:
-        RuntimeError: another module of that name is imported, and `replace` is False.
+        RuntimeError: another module of that name is already imported, and `replace` is False.
     """
     present = sys.modules.get(name)
     if present is not None:
@@ -113,8 +112,8 @@ def install(name: str = MODULE_NAME, *, replace: bool = False) -> ModuleType:
         if not replace:
             where = getattr(present, "__file__", None) or "no file"
             raise RuntimeError(
-                f"install: another module named {name!r} is imported already ({where}). Call install() before "
-                "the model's code is imported, or pass replace=True to take its place."
+                f"install: another module named {name!r} is already imported ({where}). Call install() before "
+                "the model's code is imported, or pass replace=True."
             )
     module = ModuleType(name, f"Provided by {__name__}.install().")
     module.__dict__.update(

@@ -4,17 +4,17 @@
 >>> names = fast.replace(model)  # doctest: +SKIP
 >>> fast.restore(model)  # doctest: +SKIP
 
-Each attention module of the model keeps its parameters, their names, its hooks and its place; only the way it
-computes changes, because its class becomes a subclass of its own class. So checkpoints, optimisers, `isinstance`
-checks and `output_attentions=True` work as before, and the model can be pickled and deep-copied. Nothing global
-changes: other models of the process keep their own computation.
+The class of each attention module becomes a subclass of its class with another forward; parameters, their names, hooks
+and position in the model are unchanged. So checkpoints, optimisers, `isinstance` checks and `output_attentions=True`
+work as before, and the model can be pickled and deep-copied. Nothing global changes: other models of the process are
+unaffected.
 
-The query side is fused: raw offsets and logits go into `fused_ms_deform_attn`, which never writes the sampling
-locations. The attention weights, which these modules return on every call, are one softmax beside it. Positions are
-float32 in 16-bit models too, where transformers rounds them to 16 bits.
+Raw offsets and logits are passed to `fused_ms_deform_attn`, which does not store sampling locations. The attention
+weights, which these modules always return, cost one additional softmax. Positions are float32 in 16-bit models too,
+where transformers rounds them to 16 bits.
 
-Covered: the classes in `CONVENTIONS`. A module with `method="discrete"` (RT-DETRv2, D-FINE) samples the nearest
-pixel, which is another operation: it is left as it is.
+Supported are the classes in `CONVENTIONS`. A module with `method="discrete"` (RT-DETRv2, D-FINE) samples the nearest
+pixel, which is another operation, and is not replaced.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Fused(nn.Module):
 
     replaced_class: type  # set on the class
     dino_kernels_backend: str
-    # What transformers' modules have, and this forward uses.
+    # Attributes of transformers' modules.
     n_heads: int
     n_levels: int
     n_points: int
@@ -50,10 +50,10 @@ class _Fused(nn.Module):
         reference_points: Tensor,  # [B, Q, L or 1, 2 or 4]
         position_embeddings: Tensor | None = None,  # [B, Q, C]
         spatial_shapes: Any = None,  # [L, 2] (H, W)
-        spatial_shapes_list: Any = None,  # the same as a list, which costs no copy from the device
+        spatial_shapes_list: Any = None,  # as a list, which needs no copy from the device
         **unused: Any,
     ) -> tuple[Tensor, Tensor]:
-        """Output [B, Q, C] and attention weights, as the module that this one replaces."""
+        """Return the output [B, Q, C] and the attention weights, like the replaced module."""
         if position_embeddings is not None:
             hidden_states = hidden_states + position_embeddings
         value = self._project_value(encoder_hidden_states).unflatten(-1, (self.n_heads, -1))
@@ -91,7 +91,7 @@ class _Fused(nn.Module):
         return weights.unflatten(-1, (self.n_levels, self.n_points))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # Pickle and deepcopy: the class is made at run time, so name the class it was made from.
+        # For pickle and deepcopy: the class is made at run time, so store the class that it was made from.
         _, _, state, *_ = super().__reduce_ex__(max(int(protocol), 2))
         return _rebuild, (type(self).replaced_class,), state
 
@@ -113,7 +113,7 @@ class _FusedPointLists(_Fused):
         return list(getattr(self, self.points_attribute))
 
     def _scale_offsets(self, offsets: Tensor, reference_points: Tensor) -> Tensor:
-        # The op moves by half the box; offset_scale is this module's name for that factor.
+        # The op scales offsets by 0.5 of the box; offset_scale is this factor in transformers.
         boxes = reference_points.shape[-1] == 4
         return offsets * (2.0 * self.offset_scale) if boxes and self.offset_scale != 0.5 else offsets
 
@@ -122,14 +122,14 @@ class _FusedPointLists(_Fused):
 
 
 class _FusedNoProjections(_FusedPointLists):
-    """D-FINE, DEIMv2: as RT-DETRv2, without projections of value and output."""
+    """D-FINE, DEIMv2: like RT-DETRv2, without projections of value and output."""
 
     points_attribute = "num_points_list"
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **inputs: Any
     ) -> tuple[Tensor, Tensor]:
-        """As `_Fused.forward`; the layer around this module has added the position embeddings."""
+        """Return the result of `_Fused.forward`; the enclosing layer has already added the position embeddings."""
         inputs.pop("position_embeddings", None)
         return super().forward(hidden_states, attention_mask, **inputs)
 
@@ -140,7 +140,7 @@ class _FusedNoProjections(_FusedPointLists):
         return output
 
 
-# Class name in transformers.models.* -> how that class computes. Each is compared with its original in the tests.
+# Class name in transformers.models.* -> its computation. The tests compare each class with its original.
 CONVENTIONS: dict[str, type[_Fused]] = {
     "DeformableDetrMultiscaleDeformableAttention": _Fused,
     "GroundingDinoMultiscaleDeformableAttention": _Fused,
@@ -163,19 +163,19 @@ CONVENTIONS: dict[str, type[_Fused]] = {
 def replace(model: nn.Module, backend: str = "auto") -> list[str]:
     """Run the deformable attention of `model` on this package's op, in place.
 
-    Call it before wrapping the model (accelerate's hooks, `fully_shard`, `torch.compile`). Calling it again sets
-    the backend anew.
+    Call it before wrapping the model (accelerate's hooks, `fully_shard`, `torch.compile`). Calling it again changes the
+    backend.
 
     Args:
         model: any module that contains attention modules listed in `CONVENTIONS`.
         backend: as in `dino_kernels.fused_ms_deform_attn`.
 
     Returns:
-        The names of the modules that now use the op, as in `model.named_modules()`.
+        The names of the replaced modules, as in `model.named_modules()`.
 
     Raises:
-        ValueError: the model contains no such module, with what was found instead; or a module's forward was
-            overridden on the instance, so that replacing its class would change nothing.
+        ValueError: the model contains no such module, or the forward of one is overridden on the instance, so that
+            replacing its class would have no effect.
     """
     replaced, left = [], []
     for name, module in model.named_modules():
@@ -188,8 +188,8 @@ def replace(model: nn.Module, backend: str = "auto") -> list[str]:
                 continue
             if "forward" in module.__dict__:
                 raise ValueError(
-                    f"replace: forward of {name!r} ({type(module).__name__}) is overridden on the instance, as "
-                    "accelerate's hooks do; call replace before them"
+                    f"replace: forward of {name!r} ({type(module).__name__}) is overridden on the instance, as by "
+                    "accelerate's hooks. Call replace before adding them"
                 )
             module.__class__ = _fused_class(type(module))
         cast(_Fused, module).dino_kernels_backend = backend
@@ -204,7 +204,7 @@ def restore(model: nn.Module) -> list[str]:
     """Undo `replace`.
 
     Returns:
-        The names of the modules that compute as transformers defines them again.
+        The names of the restored modules.
     """
     restored = []
     for name, module in model.named_modules():
@@ -216,7 +216,7 @@ def restore(model: nn.Module) -> list[str]:
 
 
 def _is_known(cls: type) -> bool:
-    # By exact class: a subclass may compute something else.
+    # Exact class only: a subclass may compute something else.
     return cls.__name__ in CONVENTIONS and cls.__module__.startswith("transformers.models.")
 
 

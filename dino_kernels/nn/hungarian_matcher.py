@@ -20,13 +20,12 @@ OP = "HungarianMatcher"
 
 @dataclass(frozen=True)
 class _Family:
-    """What differs between the originals, besides the weights."""
+    """Differences between the originals, besides the weights."""
 
     formula: str  # preset of `hungarian_match`
-    class_cost: str | None = None  # None: the preset's
-    by_use_focal_loss: bool = False  # `use_focal_loss` chooses the class cost
+    by_use_focal_loss: bool = False  # `use_focal_loss` selects the class cost
     as_dict: bool = False  # forward returns {"indices": ...}
-    masks: bool = False  # masks in place of boxes
+    masks: bool = False  # masks instead of boxes
 
 
 FAMILIES = {
@@ -43,32 +42,33 @@ FAMILIES = {
 class HungarianMatcher(nn.Module):
     """One-to-one matching of predictions and targets, a drop-in for the class of DETR and its family.
 
-    Argument names and defaults are the originals', weights of 1 included. Differences: all images, and with `match_all`
-    all layers, in one call and one transfer to the host; predictions that are not finite are matched with nothing, and
-    warned of, where the originals fail or match them; formulas are computed in float32 under autocast.
+    Argument names and defaults are those of the originals, including weights of 1. Differences: all images, and with
+    `match_all` all layers, are matched in one call with one transfer to the host; predictions that are not finite stay
+    unmatched with a warning, where the originals fail or match them; formulas are computed in float32 under autocast.
 
     Args:
         cost_class, cost_bbox, cost_giou: weights of class, L1 and GIoU cost.
-        focal_alpha: of the focal class cost; DINO's and RF-DETR's name. Not used by "detr" and "mask2former".
-        preset: whose formula, and whose form of the result:
+        focal_alpha: alpha of the focal class cost, as DINO and RF-DETR call it. Unused by "detr" and "mask2former".
+        preset: the original that formula and result follow:
             "dino" (GIoU with its 1e-6), "deformable_detr": focal class cost;
-            "detr": softmax;
-            "rt_detr": either, by `use_focal_loss`;
+            "detr": softmax class cost;
+            "rt_detr": either, selected by `use_focal_loss`;
             "d_fine", also for RT-DETRv2 and DEIM: the same, and `forward` returns {"indices": ...};
-            "rf_detr": focal by logsigmoid;
-            "mask2former": softmax, and masks at random points in place of boxes.
-        weight_dict: RT-DETR's and D-FINE's form of the weights: a dictionary with cost_class, cost_bbox and cost_giou.
-        use_focal_loss: RT-DETR's and D-FINE's: focal class cost in place of softmax.
-        alpha: RT-DETR's and D-FINE's name of `focal_alpha`.
-        gamma: of the focal class cost.
-        cost_mask, cost_dice, num_points: Mask2Former's: weights of both mask costs, and how many points.
-        check: "warn" (RuntimeWarning), "raise" (ValueError in SciPy's words) or "none", about predictions, targets and
-            costs that are not finite.
-        ties: "lowest", or "scipy": between matchings of equal cost, as in `dino_kernels.linear_sum_assignment`.
+            "rf_detr": focal class cost with logsigmoid;
+            "mask2former": softmax class cost, and masks at random points instead of boxes.
+        weight_dict: the weights as RT-DETR and D-FINE pass them, with the keys cost_class, cost_bbox and cost_giou.
+        use_focal_loss: for RT-DETR and D-FINE: focal class cost instead of softmax.
+        alpha: `focal_alpha` as RT-DETR and D-FINE call it.
+        gamma: exponent of the focal class cost.
+        cost_mask, cost_dice, num_points: for Mask2Former: weights of the two mask costs, and the number of points.
+        check: "warn" (RuntimeWarning), "raise" (ValueError with SciPy's message) or "none" if predictions, targets or
+            costs are not finite.
+        ties: "lowest" or "scipy", between matchings of equal cost, as in `dino_kernels.linear_sum_assignment`.
         backend: passed to `dino_kernels.hungarian_match`.
 
     Raises:
-        ValueError, TypeError: an unknown preset, all weights 0, no points for masks, a dictionary that is not named.
+        ValueError, TypeError: the preset is unknown, all weights are 0, masks have no points, or `cost_class` is a
+            dictionary.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class HungarianMatcher(nn.Module):
         if preset not in FAMILIES:
             raise ValueError(f"{OP}: preset must be one of {', '.join(FAMILIES)}, got {preset!r}")
         if isinstance(cost_class, Mapping):
-            raise TypeError(f"{OP}: cost_class must be a number, got a dictionary; pass it as weight_dict=")
+            raise TypeError(f"{OP}: cost_class must be a number, got a dictionary. Pass it as weight_dict=")
         if weight_dict is not None:
             missing = [name for name in ("cost_class", "cost_bbox", "cost_giou") if name not in weight_dict]
             if missing:
@@ -103,7 +103,7 @@ class HungarianMatcher(nn.Module):
         family = FAMILIES[preset]
         weights = (cost_class, cost_mask, cost_dice) if family.masks else (cost_class, cost_bbox, cost_giou)
         if not any(weights):
-            raise ValueError(f"{OP}: all weights are 0; give at least one of the costs a weight")
+            raise ValueError(f"{OP}: all weights are 0. Give at least one cost a weight")
         if family.masks and num_points < 1:
             raise ValueError(f"{OP}: num_points must be at least 1 (Mask2Former trains with 12544), got {num_points}")
         self.preset = preset
@@ -125,16 +125,16 @@ class HungarianMatcher(nn.Module):
 
         Args:
             outputs: `pred_logits` [B, Q, C] (or `logits`) and `pred_boxes` [B, Q, 4] (cx, cy, w, h), or, for
-                "mask2former", `pred_masks` [B, Q, H, W]; anything else in it is ignored.
+                "mask2former", `pred_masks` [B, Q, H, W]; other keys are ignored.
             targets: per image `labels` (or `class_labels`) [T] and `boxes` [T, 4], or `masks` [T, H', W'];
-                or `PackedTargets`, but not with masks.
-            group_detr: RF-DETR's and Group DETR's: so many groups of queries, each matched alone.
+                or `PackedTargets`, except with masks.
+            group_detr: for RF-DETR and Group DETR: number of groups of queries, each matched separately.
 
         Returns:
             Per image (query [R], target [R]), int64 on the CPU, queries ascending; for "d_fine" {"indices": that}.
 
         Raises:
-            ValueError, TypeError: a malformed argument, named; with check="raise", what was not finite.
+            ValueError, TypeError: an argument is malformed; with check="raise", it is not finite.
         """
         pairs = self.match_all([outputs], targets, group_detr)[0]
         return {"indices": pairs} if self._family.as_dict else pairs
@@ -146,11 +146,11 @@ class HungarianMatcher(nn.Module):
         """Match the predictions of many layers at once, for example `[outputs, *outputs["aux_outputs"]]`.
 
         Args:
-            outputs: of every layer, as `forward` takes them; they may differ in Q.
+            outputs: those of every layer, as in `forward`; they may differ in Q.
             targets, group_detr: as in `forward`.
 
         Returns:
-            For each layer the pairs of each image, as `forward` returns them, without a dictionary around.
+            For each layer the pairs of each image, as in `forward`, never in a dictionary.
         """
         if not outputs:
             return []
@@ -182,9 +182,9 @@ class HungarianMatcher(nn.Module):
         return [_joined(some, logits.shape[1] // group_detr) for some, logits in zip(groups, all_logits, strict=True)]
 
     def _mask_cost(self, outputs: Sequence[Mapping[str, Any]], targets: Targets, group_detr: int) -> Tensor:
-        """[G, N, Q], padded to the largest Q; what is padded is forbidden anyway."""
+        """Return the cost of masks, [G, N, Q], padded to the largest Q; padding is never matched."""
         if isinstance(targets, PackedTargets):
-            raise TypeError(f"{OP}: targets must be dictionaries with masks, got PackedTargets, which have none")
+            raise TypeError(f"{OP}: targets must be dictionaries with masks, got PackedTargets. Pass the dictionaries")
         costs = [
             mask_cost(output["pred_masks"], targets, self.num_points, self.cost_mask, self.cost_dice)
             for output in outputs
@@ -202,16 +202,16 @@ class HungarianMatcher(nn.Module):
 def _pack(targets: Targets, device: torch.device, with_boxes: bool) -> PackedTargets:
     if isinstance(targets, PackedTargets):
         return targets
-    # transformers calls them otherwise.
+    # transformers has another name for labels.
     other_name = len(targets) > 0 and "labels" not in targets[0] and "class_labels" in targets[0]
     label_key = "class_labels" if other_name else "labels"
-    if not with_boxes:  # where boxes do not matter, their form does not either
+    if not with_boxes:  # unused boxes may have any form
         targets = [{key: target[key] for key in target if key == label_key} for target in targets]
     return PackedTargets.pack(targets, device=device, label_key=label_key)
 
 
 def _grouped(predictions: Tensor, groups: int) -> Tensor:
-    """[B, groups * Q, n] as [groups, B, Q, n], without a copy; one group as it is."""
+    """Return a view of [B, groups * Q, n] as [groups, B, Q, n]; the same tensor for one group."""
     if predictions.dim() != 3 or predictions.shape[1] % groups != 0:
         raise ValueError(
             f"{OP}: predictions must be [B, Q, n] with Q a multiple of group_detr = {groups}, "
@@ -223,7 +223,7 @@ def _grouped(predictions: Tensor, groups: int) -> Tensor:
 
 
 def _joined(groups: list[list[Pair]], queries: int) -> list[Pair]:
-    """The pairs of groups of so many queries each, as pairs of all queries."""
+    """Return the pairs of groups, each of so many queries, as pairs of all queries."""
     shifted = [[(query + queries * number, target) for query, target in group] for number, group in enumerate(groups)]
     return [
         (torch.cat([query for query, _ in of_image]), torch.cat([target for _, target in of_image]))
@@ -232,7 +232,7 @@ def _joined(groups: list[list[Pair]], queries: int) -> list[Pair]:
 
 
 def _on_host(match: Match) -> Match:
-    """Queries and status on the CPU, by one transfer."""
+    """Move queries and status to the CPU, in one transfer."""
     if match.status.device.type == "cpu":
         return match
     numbers = torch.cat([match.query_idx.flatten(), match.status.flatten()]).cpu()

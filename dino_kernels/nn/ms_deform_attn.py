@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dino_kernels.ops.fused_ms_deform_attn import fused_ms_deform_attn
@@ -14,16 +13,15 @@ from dino_kernels.ops.fused_ms_deform_attn import fused_ms_deform_attn
 class MSDeformAttn(nn.Module):
     """Multi-scale deformable attention, a drop-in for the module of Deformable DETR and its family.
 
-    Same arguments, parameter names, initialisation and results as the original
-    (`models/ops/modules/ms_deform_attn.py` of Deformable-DETR), so checkpoints and optimiser groups
-    that go by name keep working. Differences: no constraint on the batch size, no host sync, 16-bit
-    dtypes, and a CPU kernel.
+    Arguments, parameter names, initialisation and results are those of the original
+    (`models/ops/modules/ms_deform_attn.py` of Deformable-DETR), so checkpoints and optimiser groups by name keep
+    working. Differences: any batch size, no synchronisation with the host, 16-bit dtypes, and a CPU kernel.
 
     Args:
         d_model: channels C of query and value.
         n_levels: feature levels L.
-        n_heads: attention heads M; divides `d_model`.
-        n_points: samples per head and level; an int, or one count per level.
+        n_heads: attention heads M; must divide `d_model`.
+        n_points: samples per head and level; an int, or a list with one count per level.
         backend: passed to `fused_ms_deform_attn`.
     """
 
@@ -42,7 +40,7 @@ class MSDeformAttn(nn.Module):
         points = [n_points] * n_levels if isinstance(n_points, int) else list(n_points)
         if len(points) != n_levels:
             raise ValueError(f"MSDeformAttn: n_points must be an int or {n_levels} counts, got {n_points}")
-        self.im2col_step = 64  # part of the original's interface; nothing here needs it
+        self.im2col_step = 64  # part of the original's interface; unused
         self.d_model = d_model
         self.n_levels = n_levels
         self.n_heads = n_heads
@@ -53,11 +51,12 @@ class MSDeformAttn(nn.Module):
         self.attention_weights = nn.Linear(d_model, n_heads * sum(points))
         self.value_proj = nn.Linear(d_model, d_model)
         self.output_proj = nn.Linear(d_model, d_model)
-        self._reset_parameters()
+        self.reset_parameters()
 
-    def _reset_parameters(self) -> None:
+    def reset_parameters(self) -> None:
+        """Initialise the parameters as the original does: offsets along rays, uniform attention weights."""
         nn.init.zeros_(self.sampling_offsets.weight)
-        # Head m looks along the ray of angle 2 pi m / M, scaled to the unit square; point p lies p + 1 pixels out.
+        # Samples of head m lie on the ray of angle 2 pi m / M, scaled to the unit square; point p is p + 1 pixels out.
         angles = torch.arange(self.n_heads, dtype=torch.float32) * (2.0 * math.pi / self.n_heads)
         rays = torch.stack([angles.cos(), angles.sin()], -1)
         rays = rays / rays.abs().max(-1, keepdim=True).values  # [M, 2]
@@ -80,7 +79,7 @@ class MSDeformAttn(nn.Module):
         input_level_start_index: Tensor | None = None,  # [L]
         input_padding_mask: Tensor | None = None,  # [B, S], True = padding
     ) -> Tensor:
-        """Attend from each query to samples around its reference point.
+        """Sum values sampled around the reference point of each query.
 
         Returns:
             [B, Q, C].
@@ -89,43 +88,18 @@ class MSDeformAttn(nn.Module):
             ValueError, TypeError: a malformed argument, named as in `fused_ms_deform_attn`.
         """
         value = self.value_proj(input_flatten).unflatten(-1, (self.n_heads, -1))
-        offsets, logits = self._project_query(query)
         output = fused_ms_deform_attn(
             value,
             input_spatial_shapes,
             input_level_start_index,
             reference_points,
-            offsets.unflatten(-1, (self.n_heads, -1, 2)),
-            logits.unflatten(-1, (self.n_heads, -1)),
+            self.sampling_offsets(query).unflatten(-1, (self.n_heads, -1, 2)),
+            self.attention_weights(query).unflatten(-1, (self.n_heads, -1)),
             input_padding_mask,
             num_points=self._points_per_level,
             backend=self.backend,
         )
         return self.output_proj(output)
 
-    def _project_query(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Offsets [B, Q, M * K * 2] and logits [B, Q, M * K], as one matrix product where that is the same."""
-        layers = (self.sampling_offsets, self.attention_weights)
-        if not all(_is_plain_linear(layer) for layer in layers):
-            return self.sampling_offsets(query), self.attention_weights(query)
-        weight = torch.cat([layer.weight for layer in layers])
-        bias = torch.cat([layer.bias for layer in layers])
-        projected = F.linear(query, weight, bias)
-        offsets, logits = projected.split([layer.out_features for layer in layers], dim=-1)
-        return offsets, logits
-
     def extra_repr(self) -> str:
         return f"d_model={self.d_model}, n_levels={self.n_levels}, n_heads={self.n_heads}, n_points={self.n_points}"
-
-
-def _is_plain_linear(layer: nn.Module) -> bool:
-    """False where someone replaced, parametrised or hooked the layer (LoRA, quantisation): then it must be called."""
-    return (
-        type(layer) is nn.Linear
-        and "forward" not in layer.__dict__
-        and layer.bias is not None
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
-        and not layer._backward_hooks
-        and not layer._backward_pre_hooks
-    )

@@ -1,6 +1,6 @@
-"""What the matching ops share: formulas of the cost, status bits, argument checks.
+"""Shared by the matching ops: formulas of the cost, status bits, argument checks.
 
-Nothing here reads a tensor's data, so nothing waits for a GPU, except `report_status` where it is asked to.
+No tensor's data is read, so nothing synchronises with a GPU, except in `report_status`.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Literal, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
+from dino_kernels.ops._core.dtypes import FLOATING
 from dino_kernels.targets import PackedTargets
 
 Predictions = Tensor | Sequence[Tensor]
 Targets = PackedTargets | Sequence[Mapping[str, Tensor]]
 Ties = Literal["lowest", "scipy"]
 Check = Literal["raise", "warn", "none"]
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-# Bits of a problem's status; 0 where nothing was wrong.
-NONFINITE_PREDICTION = 1  # a query's box, or a logit that its cost needs, is not finite: it is forbidden
-INVALID_TARGET = 2  # a target's box is not finite or has a negative size, or its label is no class: it is unmatched
-INVALID_COST = 4  # a cost is NaN, or infinitely good: this pair is forbidden
+# Bits of a problem's status; 0 if nothing is wrong.
+NONFINITE_PREDICTION = 1  # a query's box, or a logit in its cost, is not finite: the query is unmatched
+INVALID_TARGET = 2  # a target's box is not finite or of negative size, or its label is no class: it is unmatched
+INVALID_COST = 4  # a cost is NaN or the infinity that would always win: its pair is forbidden
 INCOMPLETE = 8  # fewer pairs than rows and than columns
-# SciPy's words, which people search for.
+# SciPy's messages, which people search for.
 MESSAGES = {
     NONFINITE_PREDICTION: "matrix contains invalid numeric entries (predictions that are not finite)",
     INVALID_TARGET: "matrix contains invalid numeric entries (a target's box or label)",
@@ -36,7 +36,7 @@ MESSAGES = {
 
 
 class FormulaOptions(TypedDict, total=False):
-    """Parts of the formula that differ from the preset's."""
+    """Changes to the preset's formula."""
 
     class_cost: Literal["focal", "softmax"]
     weights: tuple[float, float, float]
@@ -50,7 +50,7 @@ class FormulaOptions(TypedDict, total=False):
 class CostFormula:
     """cost = weights[0] * class cost + weights[1] * L1 - weights[2] * GIoU."""
 
-    class_cost: str = "focal"  # focal cost of sigmoid(logit); or softmax: minus the class's probability
+    class_cost: str = "focal"  # focal cost of sigmoid(logit), or "softmax": minus the class's probability
     weights: tuple[float, float, float] = (2.0, 5.0, 2.0)
     alpha: float = 0.25
     gamma: float = 2.0
@@ -58,11 +58,11 @@ class CostFormula:
     giou_eps: float = 0.0  # added to the union and to the enclosing area, in squared units of the boxes
 
     def numbers(self) -> list[float]:
-        """As the kernels take them."""
+        """Return the numbers in the order in which kernels take them."""
         return [*self.weights, self.alpha, self.gamma, self.class_eps, self.giou_eps]
 
 
-# torch.compile cannot ask a class for its fields.
+# Listed once: torch.compile cannot call `fields`.
 FORMULA_FIELDS = tuple(field.name for field in fields(CostFormula))
 PRESETS = {
     "dino": CostFormula(giou_eps=1e-6),  # IDEA's DINO and detrex
@@ -75,11 +75,12 @@ PRESETS = {
 
 
 def formula_of(op: str, preset: str, options: Mapping[str, object]) -> CostFormula:
+    """Return the preset's formula with these changes."""
     if preset not in PRESETS:
         raise ValueError(f"{op}: preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     for name in options:
         if name not in FORMULA_FIELDS:
-            raise TypeError(f"{op}: unknown argument {name!r}; the formula has {', '.join(FORMULA_FIELDS)}")
+            raise TypeError(f"{op}: got an unknown argument {name!r}. The formula has {', '.join(FORMULA_FIELDS)}")
     chosen = {name: getattr(PRESETS[preset], name) for name in FORMULA_FIELDS}
     chosen |= {name: x for name, x in options.items() if x is not None}
     formula = CostFormula(**chosen)
@@ -93,7 +94,7 @@ def formula_of(op: str, preset: str, options: Mapping[str, object]) -> CostFormu
 
 
 class CostArguments(NamedTuple):
-    """Predictions and targets as the ops and their backends see them: checked, in lists, on one device."""
+    """Predictions and targets as backends take them: checked, in lists, on one device."""
 
     logits: list[Tensor]  # each [G_i, B, Q_i, C]; their G_i add up to G
     boxes: list[Tensor]  # each [G_i, B, Q_i, 4], or empty
@@ -106,6 +107,31 @@ class CostArguments(NamedTuple):
     formula: list[float]  # CostFormula.numbers()
 
 
+COST_SCHEMA = (
+    "Tensor[] logits, Tensor[] boxes, Tensor labels, Tensor? target_boxes, Tensor offsets, Tensor? extra_cost, "
+    "SymInt max_targets, str class_cost, float[] formula"
+)
+ASSIGNMENT_RESULTS = "(Tensor, Tensor, Tensor, Tensor, Tensor)"
+
+
+def sizes_of(logits: list[Tensor]) -> tuple[int, int]:
+    """Return G, the number of sets, and Q, the most queries of a set."""
+    return sum(source.shape[0] for source in logits), max(source.shape[2] for source in logits)
+
+
+def empty_assignment(
+    like: Tensor, groups: int, problems: int, rows: int, columns: int, full: bool
+) -> tuple[Tensor, ...]:
+    """Return the results of an assignment without data: columns, status, objective and both duals."""
+    return (
+        like.new_empty((groups, rows), dtype=torch.int64),
+        like.new_empty((groups, problems), dtype=torch.int32),
+        like.new_empty((groups, problems) if full else (0,), dtype=torch.float64),
+        like.new_empty((groups, rows) if full else (0,), dtype=torch.float64),
+        like.new_empty((groups, problems, columns) if full else (0,), dtype=torch.float64),
+    )
+
+
 def cost_arguments(
     op: str,
     logits: Predictions,
@@ -115,6 +141,7 @@ def cost_arguments(
     extra_cost: Tensor | None,
     options: Mapping[str, object],
 ) -> CostArguments:
+    """Check the arguments of a cost and return them in the form that backends take."""
     formula = formula_of(op, preset, options)
     all_logits = _sources(op, "logits", logits, "C")
     first = all_logits[0]
@@ -130,16 +157,16 @@ def cost_arguments(
             raise ValueError(f"{op}: all logits must have C = {first.shape[3]} classes, got {list(source.shape)}")
     if targets.labels.device != first.device:
         raise ValueError(
-            f"{op}: targets is on {targets.labels.device} and logits on {first.device}; move it with "
-            "targets.to(logits.device), once a step"
+            f"{op}: targets is on {targets.labels.device} and logits on {first.device}. Move it with "
+            "targets.to(logits.device), once per step"
         )
     needs_boxes = formula.weights[1] != 0 or formula.weights[2] != 0
     all_boxes: list[Tensor] = []
     if needs_boxes:
         if boxes is None or targets.boxes_cxcywh is None:
-            missing = "boxes" if boxes is None else "targets have no boxes, which"
+            missing = "boxes is None" if boxes is None else "targets have no boxes"
             raise ValueError(
-                f"{op}: {missing} must be given unless the weights of L1 and GIoU are 0, e.g. weights=(1, 0, 0)"
+                f"{op}: {missing}, but the weights of L1 and GIoU are not 0. Pass boxes, or weights=(1, 0, 0)"
             )
         all_boxes = _sources(op, "boxes", boxes, "4")
         for source in all_boxes:
@@ -148,13 +175,12 @@ def cost_arguments(
         if [list(source.shape) for source in all_boxes] != shapes:
             got = [list(source.shape) for source in all_boxes]
             raise ValueError(f"{op}: boxes must have the shapes {shapes}, as logits, got {got}")
-    queries = max(source.shape[2] for source in all_logits)
-    sets = sum(source.shape[0] for source in all_logits)
+    sets, queries = sizes_of(all_logits)
     if extra_cost is not None:
-        wanted = [sets, len(targets), queries]
-        if extra_cost.dim() != 3 or list(extra_cost.shape[1:]) != wanted[1:] or extra_cost.shape[0] not in (1, sets):
+        expected = [sets, len(targets), queries]
+        if extra_cost.dim() != 3 or list(extra_cost.shape[1:]) != expected[1:] or extra_cost.shape[0] not in (1, sets):
             raise ValueError(
-                f"{op}: extra_cost must be [G, N, Q] = {wanted} or [1, N, Q], in the order of the packed targets, "
+                f"{op}: extra_cost must be [G, N, Q] = {expected} or [1, N, Q], in the order of the packed targets, "
                 f"got {list(extra_cost.shape)}"
             )
         _check_device(op, "extra_cost", extra_cost, first)
@@ -178,33 +204,34 @@ def _which(number: int, sources: list[Tensor]) -> str:
 
 def _check_device(op: str, name: str, tensor: Tensor, first: Tensor) -> None:
     if tensor.device != first.device:
-        raise ValueError(f"{op}: {name} is on {tensor.device} and logits on {first.device}; move it there")
+        raise ValueError(f"{op}: {name} is on {tensor.device} and logits on {first.device}. Move it there")
 
 
 def _sources(op: str, name: str, given: Predictions, last: str) -> list[Tensor]:
-    """A tensor [G, B, Q, n] or [B, Q, n], or a list of such tensors, as a list of [G_i, B, Q_i, n] of one dtype."""
+    """Check tensors [G, B, Q, n] or [B, Q, n], one or a list; return a list of [G_i, B, Q_i, n] of one dtype."""
     listed = [given] if isinstance(given, Tensor) else list(given)
-    wanted = f"[G, B, Q, {last}] or [B, Q, {last}], or a list of such tensors"
+    expected = f"[G, B, Q, {last}] or [B, Q, {last}], or a list of such tensors"
     if not listed:
-        raise ValueError(f"{op}: {name} must be {wanted}, got an empty list")
+        raise ValueError(f"{op}: {name} must be {expected}, got an empty list")
     sources = []
     for tensor in listed:
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{op}: {name} must be {wanted}, got {type(tensor).__name__}")
+            raise TypeError(f"{op}: {name} must be {expected}, got {type(tensor).__name__}")
         if tensor.dim() not in (3, 4) or (last == "4" and tensor.shape[-1] != 4):
-            raise ValueError(f"{op}: {name} must be {wanted}, got {list(tensor.shape)}")
-        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{op}: {name} must be {expected}, got {list(tensor.shape)}")
+        if tensor.dtype not in FLOATING:
             raise TypeError(
-                f"{op}: {name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}; convert it with .to()"
+                f"{op}: {name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}. Convert it with .to()"
             )
         _check_device(op, name, tensor, listed[0])
         sources.append(tensor.detach() if tensor.dim() == 4 else tensor.detach()[None])
-    if len({source.dtype for source in sources}) > 1:  # autocast may have left some in 16 bit
+    if len({source.dtype for source in sources}) > 1:  # under autocast some may be in 16 bit
         sources = [source.float() for source in sources]
     return sources
 
 
 def check_choices(op: str, ties: str, check: str) -> None:
+    """Check the values of `ties` and `check`."""
     if ties not in ("lowest", "scipy"):
         raise ValueError(f"{op}: ties must be 'lowest' or 'scipy', got {ties!r}")
     if check not in ("raise", "warn", "none"):
@@ -212,7 +239,7 @@ def check_choices(op: str, ties: str, check: str) -> None:
 
 
 def report_status(op: str, status: Tensor, check: str) -> None:
-    """Raises or warns where a problem's status is not 0. Reads it, which waits for a GPU, unless check is "none"."""
+    """Raise or warn if a problem's status is not 0. Synchronises with a GPU unless `check` is "none"."""
     if check == "none":
         return
     host = status.cpu()

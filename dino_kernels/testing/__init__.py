@@ -1,4 +1,4 @@
-"""Cases, sample inputs and accuracy assertions: what tests and benchmarks share.
+"""Cases, sample inputs and accuracy assertions, shared by tests and benchmarks.
 
 >>> from dino_kernels.testing import CASES, assert_accurate, sample_inputs
 >>> assert_accurate("ms_deform_attn", sample_inputs("ms_deform_attn", CASES[0], torch.bfloat16), "cpu")

@@ -1,4 +1,4 @@
-"""The tolerance rule: a kernel may err twice as much as PyTorch does at the same dtype, plus two roundings.
+"""The tolerance rule: the error of a kernel is at most twice that of PyTorch at the same dtype, plus two roundings.
 
 `|kernel - exact| <= 2 |torch - exact| + 2 roundings`, where
 
@@ -7,12 +7,12 @@
 - a rounding is the change of the exact result when every input is rounded once more in the dtype of the
   computation (float32, or float64 for float64), plus one rounding of the result to its own dtype.
 
-Both sides are compared as a maximum and as a root mean square over a block. Blocks are the output, and each
-level (and coordinate) of a gradient: a coarse level's rows collect a thousand terms where a fine level's
-collect ten, and one scale for both would hide errors in the smaller.
+Both sides are compared as a maximum and as a root mean square over a block. Blocks are the output, and each level (and
+coordinate) of a gradient: rows of a coarse level sum a thousand terms, those of a fine level ten, and one scale for
+both would hide errors in the smaller.
 
-Nothing wider than float64 is at hand, so there torch's error is its float32 error scaled by the ratio of the
-epsilons, and `exact` may be as wrong as torch: its error counts once more.
+There is no dtype wider than float64, so for float64 torch's error is its float32 error scaled by the ratio of the
+epsilons, and `exact` may be as inaccurate as torch: its error is added once more.
 """
 
 from __future__ import annotations
@@ -25,54 +25,56 @@ import torch
 from torch import Tensor
 
 import dino_kernels
+from dino_kernels.ops._core.dtypes import compute_dtype
 
 FACTOR = 2.0
 ROUNDINGS = 2.0
-# Their (x, y) are rounded relative to the whole level, not to themselves: 2 * x - 1 is part of every formula.
+# Their (x, y) are rounded relative to the level, not to their own size: 2 * x - 1 is part of every formula.
 POSITIONS = ("sampling_locations", "reference_points")
 
 
 @dataclass
 class Result:
-    """What one forward and backward returned; `grads` has the inputs that require a gradient."""
+    """The output and gradients of one call; `grads` has the inputs that require a gradient."""
 
     output: Tensor
     grads: dict[str, Tensor]
 
     def named(self) -> dict[str, Tensor]:
+        """Return output and gradients by name."""
         return {"output": self.output} | {f"grad_{name}": grad for name, grad in self.grads.items()}
 
 
 def run(op: str, inputs: dict[str, Any], backend: str, grad_output: Tensor | None = None) -> Result:
-    """Forward and backward on `backend`, with a fixed pseudo-random `grad_output` unless one is given."""
+    """Run forward and backward on `backend`, with a fixed pseudo-random `grad_output` by default."""
     output = getattr(dino_kernels, op)(**inputs, backend=backend)
-    wanted = [name for name, argument in inputs.items() if isinstance(argument, Tensor) and argument.requires_grad]
-    if not wanted:
+    leaves = {name: x for name, x in inputs.items() if isinstance(x, Tensor) and x.requires_grad}
+    if not leaves:
         return Result(output, {})
     if grad_output is None:
         grad_output = random_grad_output(output)
-    grads = torch.autograd.grad(output, [inputs[name] for name in wanted], grad_output)
-    return Result(output.detach(), dict(zip(wanted, grads, strict=True)))
+    grads = torch.autograd.grad(output, list(leaves.values()), grad_output)
+    return Result(output.detach(), dict(zip(leaves, grads, strict=True)))
 
 
 def random_grad_output(output: Tensor) -> Tensor:
+    """Return a fixed pseudo-random gradient of an output."""
     generator = torch.Generator().manual_seed(1234)
     grad = torch.randn(output.shape, generator=generator, dtype=torch.float64)
     return grad.to(output.dtype).to(output.device)
 
 
 def assert_result_accurate(op: str, inputs: dict[str, Any], result: Result, label: str = "kernel") -> None:
-    """Assert the tolerance rule of this module, and that exactly the sampled rows of grad_value are written.
+    """Assert the tolerance rule of this module, and that exactly the sampled rows of grad_value are not zero.
 
     Args:
         op: name of the public function.
-        inputs: its keyword arguments; those that require a gradient have one in `result`.
-        result: what the kernel under test returned for them.
-        label: how messages call it.
+        inputs: keyword arguments; `result` has the gradients of those that require one.
+        result: result of the kernel under test.
+        label: name of the kernel in messages.
     """
     inputs = far_outside_where_not_finite(inputs)
     dtype = inputs["value"].dtype
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
     grad_output = random_grad_output(_output_like(op, inputs))
     exact = run(op, _cast(inputs, torch.float64), "reference", grad_output.double())
     if dtype == torch.float64:
@@ -82,23 +84,23 @@ def assert_result_accurate(op: str, inputs: dict[str, Any], result: Result, labe
         scale, own_error = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps, 1.0
     else:
         torch_result, torch_exact, scale, own_error = run(op, inputs, "reference", grad_output), exact, 1.0, 0.0
-    rounded = _rounded_inputs(op, inputs, grad_output, compute)
+    rounded = _rounded_inputs(op, inputs, grad_output, compute_dtype(dtype))
 
     problems = []
     for name, kernel in result.named().items():
-        wanted, torchs, torchs_wanted = exact.named()[name], torch_result.named()[name], torch_exact.named()[name]
-        if kernel.shape != wanted.shape:
-            problems.append(f"{name}: shape {list(kernel.shape)}, expected {list(wanted.shape)}")
+        expected, torchs, torchs_expected = exact.named()[name], torch_result.named()[name], torch_exact.named()[name]
+        if kernel.shape != expected.shape:
+            problems.append(f"{name}: shape {list(kernel.shape)}, expected {list(expected.shape)}")
             continue
-        if not wanted.isfinite().all():
+        if not expected.isfinite().all():
             raise AssertionError(f"{op}: the exact {name} is not finite; the inputs cannot be compared")
-        for where, block in _blocks(name, wanted, inputs):
-            error = (kernel.double() - wanted)[block]
-            torch_error = (torchs.double() - torchs_wanted)[block] * scale
-            moved = [(other.named()[name] - wanted)[block] for other in rounded]
+        for where, block in _blocks(name, expected, inputs):
+            error = (kernel.double() - expected)[block]
+            torch_error = (torchs.double() - torchs_expected)[block] * scale
+            moved = [(other.named()[name] - expected)[block] for other in rounded]
             unit = torch.finfo(kernel.dtype).eps / 2
-            for norm, measure in (("max", _largest), ("rms", _rms)):
-                rounding = max(measure(change) for change in moved) + unit * measure(wanted[block])
+            for norm, measure in (("max", largest), ("rms", rms)):
+                rounding = max(measure(change) for change in moved) + unit * measure(expected[block])
                 allowed = (FACTOR + own_error) * measure(torch_error) + ROUNDINGS * rounding
                 if not measure(error) <= allowed:  # also true for NaN
                     problems.append(
@@ -114,7 +116,7 @@ def assert_result_accurate(op: str, inputs: dict[str, Any], result: Result, labe
 
 
 def far_outside_where_not_finite(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The same call with NaN and infinite positions moved far outside, where no arithmetic yields NaN."""
+    """Return the inputs with NaN and infinite positions moved far outside, where no arithmetic yields NaN."""
     cleaned = dict(inputs)
     for name, far in (("sampling_locations", -5.0), ("sampling_offsets", 1e4)):
         if name in inputs:
@@ -147,15 +149,15 @@ def _cast(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _rounded_inputs(op: str, inputs: dict[str, Any], grad_output: Tensor, compute: torch.dtype) -> list[Result]:
-    """Exact results after moving every input by half an epsilon of `compute`, up or down at random.
+    """Return exact results after moving every input by half an epsilon of `compute`, up or down at random.
 
-    A small tensor may be lucky, so it gets several draws.
+    Small tensors get several draws, because one may happen to change little.
     """
     generator = torch.Generator().manual_seed(4321)
     half = torch.finfo(compute).eps / 2
 
     def moved(name: str, tensor: Tensor) -> Tensor:
-        scale = tensor.detach().double().abs().nan_to_num(posinf=0.0)  # an infinity stays itself
+        scale = tensor.detach().double().abs().nan_to_num(posinf=0.0)  # infinities stay unchanged
         if name in POSITIONS:
             scale[..., :2] = scale[..., :2].clamp_min(1.0)
         sign = torch.randint(0, 2, tensor.shape, generator=generator).to(scale) * 2 - 1
@@ -172,7 +174,7 @@ def _rounded_inputs(op: str, inputs: dict[str, Any], grad_output: Tensor, comput
 
 
 def _blocks(name: str, tensor: Tensor, inputs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The parts of a result that are compared on one scale: (how messages call it, its index)."""
+    """Yield the parts of a result that are compared on one scale: (name in messages, index)."""
     shapes = inputs["spatial_shapes"]
     shapes = shapes.tolist() if isinstance(shapes, Tensor) else list(shapes)
     if name == "output":
@@ -204,11 +206,13 @@ def _blocks(name: str, tensor: Tensor, inputs: dict[str, Any]) -> Iterator[tuple
             yield f" level {level}{axis}", (slice(None), slice(None), slice(None), samples, *rest)
 
 
-def _largest(tensor: Tensor) -> float:
+def largest(tensor: Tensor) -> float:
+    """Return the largest magnitude; 0 for an empty tensor."""
     return tensor.abs().max().item() if tensor.numel() else 0.0
 
 
-def _rms(tensor: Tensor) -> float:
+def rms(tensor: Tensor) -> float:
+    """Return the root mean square; 0 for an empty tensor."""
     return tensor.square().mean().sqrt().item() if tensor.numel() else 0.0
 
 
@@ -220,7 +224,7 @@ def _worst(error: Tensor, kernel: Tensor) -> str:
 
 
 def _unsampled_rows(grad_value: Tensor, exact: Tensor) -> list[str]:
-    """A row that no sample touches has a gradient of exactly zero; every other row has one."""
+    """Find rows without samples whose gradient is not exactly zero, and rows with samples whose gradient is."""
     got, touched = (grad_value != 0).any(-1), (exact != 0).any(-1)
     # In 16 bit a small gradient may round to zero.
     certain = exact.abs().amax(-1) > torch.finfo(grad_value.dtype).tiny * 4 if exact.shape[-1] else touched

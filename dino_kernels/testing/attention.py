@@ -9,20 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dino_kernels.ops._core.dtypes import compute_dtype
 from dino_kernels.testing.accuracy import assert_result_accurate, run
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
-# The location gradient jumps where a sample crosses a pixel centre; samples keep this distance from it, in pixels.
+# Distance of samples from pixel centres, where the location gradient jumps, in pixels.
 CLEARANCE = 2e-3
 
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of one deformable attention call, and where its samples lie.
+    """Sizes of one deformable attention call, and the layout of its samples.
 
     Layouts:
         uniform: every sample anywhere in its level, one in six outside.
-        local: an encoder's: queries at pixel centres in raster order, offsets = initial ray + N(0, 2 px).
+        local: as in an encoder: queries at pixel centres in raster order, offsets = initial ray + N(0, 2 px).
         hostile: borders, just outside, far outside, NaN and infinities.
     """
 
@@ -39,7 +40,7 @@ class Case:
 
     def __post_init__(self) -> None:
         if len(self.points) != len(self.shapes) or self.reference_coordinates not in (2, 4):
-            raise ValueError(f"Case {self.name}: one point count a level, and 2 or 4 reference coordinates")
+            raise ValueError(f"Case {self.name}: needs one point count per level, and 2 or 4 reference coordinates")
         if self.layout not in ("uniform", "local", "hostile"):
             raise ValueError(f"Case {self.name}: layout must be uniform, local or hostile, got {self.layout!r}")
 
@@ -69,13 +70,13 @@ def sample_inputs(
     requires_grad: bool = True,
     draw_on: str = "cpu",
 ) -> dict[str, Any]:
-    """Keyword arguments of the public function `dino_kernels.<op>`.
+    """Return random keyword arguments of the public function `dino_kernels.<op>`.
 
-    All dtypes see the same numbers, rounded: sampling is in float64. Locations and reference points
-    are float32, or float64 for float64. `num_points` is there where the levels' counts differ.
+    Numbers are drawn in float64 and rounded, so they are the same for all dtypes. Locations and reference points are
+    float32, or float64 for float64. `num_points` is included if the levels' counts differ.
 
     Args:
-        draw_on: the device that draws. A GPU draws an image of 800x1333 in milliseconds, a CPU in seconds; the
+        draw_on: device of the generator. A GPU draws an image of 800x1333 in milliseconds, a CPU in seconds; the
             numbers of a seed differ between devices.
     """
     with torch.device(draw_on):
@@ -88,8 +89,8 @@ def sample_inputs(
 
 
 def _drawn(op: str, case: Case, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Any]:
-    """The arguments on the generator's device, which must be the default device too."""
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    """Draw the arguments on the generator's device, which must also be the default device."""
+    compute = compute_dtype(dtype)
     fused = op == "fused_ms_deform_attn"
     value = _normal(generator, case.batch, case.S, case.heads, case.channels)
     logits = _normal(generator, case.batch, case.queries, case.heads, case.K)
@@ -141,7 +142,7 @@ def _uniform(generator: torch.Generator, *size: int) -> Tensor:
 
 
 def _padding_mask(case: Case) -> Tensor:
-    """[B, S], True right of and below each image; every second image fills its canvas."""
+    """Return [B, S], True to the right of and below each image; every second image fills its canvas."""
     masks = []
     for height, width in case.shapes:
         mask = torch.zeros(case.batch, height, width, dtype=torch.bool)
@@ -152,7 +153,7 @@ def _padding_mask(case: Case) -> Tensor:
 
 
 def _reference_points(case: Case, generator: torch.Generator) -> Tensor:
-    """[B, Q, L, 2 or 4]."""
+    """Draw reference points [B, Q, L, 2 or 4]."""
     batch, queries = case.batch, case.queries
     if case.layout == "local":
         centres = []
@@ -174,7 +175,7 @@ def _reference_points(case: Case, generator: torch.Generator) -> Tensor:
 
 
 def _offset_scale(case: Case, reference: Tensor) -> Tensor:
-    """Pixels per unit of offset, broadcastable to [B, Q, M, K, 2]."""
+    """Return the pixels per unit of offset, broadcastable to [B, Q, M, K, 2]."""
     scales = []
     for level, ((height, width), points) in enumerate(zip(case.shapes, case.points, strict=True)):
         scale = torch.ones(*reference.shape[:2], 2, dtype=torch.float64)
@@ -185,19 +186,19 @@ def _offset_scale(case: Case, reference: Tensor) -> Tensor:
 
 
 def _sizes(case: Case) -> Tensor:
-    """(W, H) of each sample's level, [K, 2]."""
+    """Return (W, H) of each sample's level, [K, 2]."""
     counts = torch.tensor(case.points)
     return torch.tensor(case.shapes, dtype=torch.float64).flip(-1).repeat_interleave(counts, dim=0, output_size=case.K)
 
 
 def _reference_pixels(case: Case, reference: Tensor) -> Tensor:
-    """Reference points in pixel coordinates of each sample's level, [B, Q, 1, K, 2]."""
+    """Return reference points in pixels of each sample's level, [B, Q, 1, K, 2]."""
     points = reference[..., :2].repeat_interleave(torch.tensor(case.points), dim=2, output_size=case.K)
     return (points * _sizes(case) - 0.5)[:, :, None]
 
 
 def _offsets(case: Case, reference: Tensor, generator: torch.Generator) -> Tensor:
-    """[B, Q, M, K, 2], float64."""
+    """Draw offsets [B, Q, M, K, 2], float64."""
     size = (case.batch, case.queries, case.heads, case.K, 2)
     if case.layout == "local":
         angles = torch.arange(case.heads, dtype=torch.float64) * (2 * math.pi / case.heads)
@@ -213,7 +214,7 @@ def _offsets(case: Case, reference: Tensor, generator: torch.Generator) -> Tenso
         positions = [zero - 1.125, zero - 0.875, zero - 0.25, zero + 0.25, widths / 2 - 0.375, widths - 1.25]
         positions += [widths - 0.75, widths - 0.125, widths + 0.125, zero - 1e3, zero + 1e3, zero + 1e30]
         positions += [zero + float("nan"), zero + float("inf"), zero - float("inf")]
-        # Most coordinates lie on borders; one in six is far outside or not a number.
+        # Most coordinates lie near borders; one in six is far outside or not finite.
         drawn = torch.randint(9, size, generator=generator)
         drawn = torch.where(_uniform(generator, *size) < 1 / 6, 9 + drawn % 6, drawn)
         pixels = torch.stack(positions).expand(*size[:3], -1, -1, -1).gather(3, drawn[:, :, :, None])[:, :, :, 0]
@@ -229,7 +230,7 @@ def _locations(case: Case, reference: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _keep_clear_of_pixel_centres(case: Case, reference: Tensor, offsets: Tensor, dtype: torch.dtype) -> Tensor:
-    """Offsets rounded to `dtype`, moved where a sample would lie within CLEARANCE of pixel centres."""
+    """Round offsets to `dtype`, and move samples that lie within CLEARANCE of pixel centres."""
     offsets = offsets.to(dtype).double()
     if case.layout == "hostile":
         return offsets
@@ -239,7 +240,7 @@ def _keep_clear_of_pixel_centres(case: Case, reference: Tensor, offsets: Tensor,
         close = (pixels - pixels.round()).abs() < CLEARANCE
         if not close.any():
             return offsets
-        # A 16-bit offset may swallow a small step, so it grows.
+        # The step grows, because rounding to 16 bits may cancel a small one.
         offsets = torch.where(close, offsets + attempt * step, offsets).to(dtype).double()
     raise AssertionError(f"case {case.id}: samples stay at pixel centres")
 

@@ -17,12 +17,13 @@ PRIOR_LOGIT = -4.6  # of every class at initialisation: a probability of 0.01
 
 @dataclass(frozen=True)
 class MatchingCase:
-    """Sizes of one matching call, and what the predictions look like.
+    """Sizes of one matching call, and the kind of predictions.
 
     Stages:
         initial: logits near the prior, boxes anywhere.
-        middle, late: up to three queries near each target, by 0.1 or 0.01 of the image, more or less sure of the class.
-        collapsed: all queries the same but for noise of 1e-3, so that all targets want the same one.
+        middle, late: up to three queries near each target, within about 0.1 or 0.01 of the image, with higher logits of
+            its class when late.
+        collapsed: all queries equal up to noise of 1e-3, so that all targets prefer the same one.
         saturated: logits of up to +-40, and boxes that are tiny, huge, touching or equal to a target.
         repeated: middle, with every query twice, so that costs are equal in pairs.
     """
@@ -43,7 +44,7 @@ class MatchingCase:
         return f"{self.name}_b{len(self.targets)}"
 
     def small(self) -> MatchingCase:
-        """The same in a size for slow backends: as many images, and more targets than queries where there were."""
+        """Return a smaller case for slow backends, with as many images, and more targets than queries if there were."""
         queries = min(self.queries, 9)
         most = max(self.targets, default=0)
         targets = tuple(min(count, 4 if most <= self.queries else queries + 2) for count in self.targets)
@@ -75,9 +76,9 @@ MATCHING_CASES: tuple[MatchingCase, ...] = (
 def matching_inputs(
     case: MatchingCase, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
 ) -> dict[str, Any]:
-    """Keyword arguments of `matching_cost` and `hungarian_match`: logits, boxes and packed targets.
+    """Return random keyword arguments of `matching_cost` and `hungarian_match`: logits, boxes and packed targets.
 
-    All dtypes see the same numbers, rounded.
+    Numbers are drawn in float64 and rounded, so they are the same for all dtypes.
     """
     generator = torch.Generator().manual_seed(seed)
     targets = [_image_targets(case, count, generator) for count in case.targets]
@@ -101,7 +102,7 @@ def _uniform(generator: torch.Generator, *size: int) -> Tensor:
 
 
 def _random_boxes(generator: torch.Generator, *size: int) -> Tensor:
-    """Boxes (cx, cy, w, h) within the image, most of them small."""
+    """Draw boxes (cx, cy, w, h) within the image, most of them small."""
     sizes = (_normal(generator, *size, 2) * 0.7 - 2).exp().clamp(0.01, 0.9)
     return torch.cat([sizes / 2 + (1 - sizes) * _uniform(generator, *size, 2), sizes], -1)
 
@@ -116,7 +117,7 @@ def _image_targets(case: MatchingCase, count: int, generator: torch.Generator) -
 def _image_predictions(
     case: MatchingCase, target: dict[str, Tensor], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Logits [G, Q, C] and boxes [G, Q, 4] of one image, float64."""
+    """Draw logits [G, Q, C] and boxes [G, Q, 4] of one image, float64."""
     sets, queries, classes = case.sets, case.queries, case.classes
     if case.stage == "collapsed":
         logits = PRIOR_LOGIT + _normal(generator, 1, 1, classes) + 1e-3 * _normal(generator, sets, queries, classes)
@@ -161,14 +162,14 @@ def _saturated(
 
 @dataclass(frozen=True)
 class AssignmentCase:
-    """Sizes of a batch of assignment problems, and what the costs look like.
+    """Sizes of a batch of assignment problems, and the kind of costs.
 
     Kinds:
         random: normal numbers. wide: from 1e-30 to 1e30, of either sign.
-        integers: 0 to 3; equal: all the same; collapsed: columns alike, so that all rows want the same ones.
-        signed_zeros: 0, -0 and the smallest numbers beside them.
-        forbidden: one in three is infinite. blocked: some rows or columns share too few partners.
-        hostile: integers with NaN, both infinities and signed zeros among them, and whole rows and columns of these.
+        integers: 0 to 3; equal: all the same; collapsed: rows nearly equal, so that all prefer the same columns.
+        signed_zeros: 0, -0 and the smallest numbers next to them.
+        forbidden: one in three is infinite. blocked: some rows or columns share too few allowed partners.
+        hostile: integers mixed with NaN, both infinities and signed zeros, and whole rows and columns of these.
     """
 
     name: str
@@ -191,11 +192,11 @@ class AssignmentCase:
 
     @property
     def ties(self) -> bool:
-        """Whether several assignments may cost the same."""
+        """Whether several assignments may have equal cost."""
         return self.kind not in ("random", "wide", "collapsed")
 
     def small(self) -> AssignmentCase:
-        """The same in a size for slow backends, no less oblong."""
+        """Return a smaller case for slow backends, with the same longer side."""
         rows, columns = (min(size, 4 if size < other else 9) for size, other in self._sides)
         if self.rows == self.columns:
             rows = columns = min(self.rows, 5)
@@ -237,7 +238,7 @@ ASSIGNMENT_CASES: tuple[AssignmentCase, ...] = (
 def assignment_costs(
     case: AssignmentCase, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
 ) -> Tensor:
-    """Costs [B, W, T] of the problems of a case."""
+    """Draw the costs [B, W, T] of the problems of a case."""
     generator = torch.Generator().manual_seed(seed)
     size = (case.problems, case.rows, case.columns)
     integers = torch.randint(4, size, generator=generator).double()
@@ -263,7 +264,7 @@ def assignment_costs(
 
 
 def _blocked(cost: Tensor) -> Tensor:
-    """Half of the smaller side, and one more, have a third of that many partners."""
+    """Leave half of the smaller side, plus one, only a third of that many partners."""
     smaller = cost if cost.shape[1] <= cost.shape[2] else cost.transpose(1, 2)
     many = smaller.shape[1] // 2 + 1
     smaller[:, :many, many // 3 :] = torch.inf

@@ -1,8 +1,8 @@
-"""What is right for the matching ops: the tolerance rule of `_accuracy` for costs, certificates for assignments.
+"""Accuracy of the matching ops: the tolerance rule of `accuracy.py` for costs, certificates for assignments.
 
-Of costs, `exact` is the formula in float64, `torch` the formula in float32, whatever the dtype of the inputs, and a
-rounding rounds every input once more in float32. Each set of predictions is compared on a scale of its own. Which costs
-are infinite or NaN has to be the same.
+For costs, `exact` is the formula in float64, `torch` the formula in float32 for all dtypes of inputs, and a rounding
+rounds every input once more in float32. Each set of predictions is compared on its own scale. Infinite and NaN costs
+must be the same.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dino_kernels.ops._matching import INCOMPLETE, CostArguments
 from dino_kernels.ops.linear_sum_assignment import Assignment
 from dino_kernels.ops.matching_cost import prepare
 from dino_kernels.ops.matching_cost.reference import cost_and_status
-from dino_kernels.testing.accuracy import FACTOR, ROUNDINGS
+from dino_kernels.testing.accuracy import FACTOR, ROUNDINGS, largest, rms
 
-DRAWS = 3  # of roundings: small inputs may be lucky
+DRAWS = 3  # of roundings: one may happen to change small inputs little
 
 
 def assert_cost_accurate(inputs: dict[str, Any], cost: Tensor, label: str = "kernel") -> None:
@@ -27,8 +27,8 @@ def assert_cost_accurate(inputs: dict[str, Any], cost: Tensor, label: str = "ker
 
     Args:
         inputs: keyword arguments of `matching_cost`.
-        cost: what it returned for them.
-        label: how messages call it.
+        cost: the cost under test.
+        label: name of the kernel in messages.
     """
     arguments = prepare(**inputs)
     exact, torchs = (_formula(arguments, dtype) for dtype in (torch.float64, torch.float32))
@@ -36,53 +36,53 @@ def assert_cost_accurate(inputs: dict[str, Any], cost: Tensor, label: str = "ker
         raise AssertionError(f"matching_cost by {label}: {cost.dtype} {list(cost.shape)}, not {list(exact.shape)}")
     assert_same_bits([_not_finite(cost)], [_not_finite(torchs)], [f"the infinite costs by {label}"])
     finite = torchs.isfinite() & exact.isfinite()
-    # Where the formula overflows in float32 alone, there is nothing to compare.
+    # Costs that overflow only in float32 are not compared.
     cost, exact, torchs = (tensor.double().where(finite, 0) for tensor in (cost, exact, torchs))
     generator = torch.Generator().manual_seed(4321)
     rounded = [_formula(_moved(arguments, generator), torch.float64).where(finite, 0) for _ in range(DRAWS)]
     unit = torch.finfo(torch.float32).eps / 2
     problems = []
-    for index, (got, wanted, other) in enumerate(zip(cost, exact, torchs, strict=True)):
-        for norm, measure in (("max", _largest), ("rms", _rms)):
-            rounding = max(measure(near[index].nan_to_num() - wanted) for near in rounded) + unit * measure(wanted)
-            allowed = FACTOR * measure(other - wanted) + ROUNDINGS * rounding
-            error = measure(got - wanted)
+    for index, (got, expected, other) in enumerate(zip(cost, exact, torchs, strict=True)):
+        for norm, measure in (("max", largest), ("rms", rms)):
+            rounding = max(measure(near[index].nan_to_num() - expected) for near in rounded) + unit * measure(expected)
+            allowed = FACTOR * measure(other - expected) + ROUNDINGS * rounding
+            error = measure(got - expected)
             if not error <= allowed:
                 problems.append(
                     f"set {index}: {norm} error {error:.3g}, allowed {allowed:.3g} (torch in float32 errs "
-                    f"{measure(other - wanted):.3g}, a rounding is {rounding:.3g})"
+                    f"{measure(other - expected):.3g}, a rounding is {rounding:.3g})"
                 )
     if problems:
         raise AssertionError(f"matching_cost by {label}:\n  " + "\n  ".join(problems))
 
 
 def assert_same_bits(result: Sequence[Tensor], expected: Sequence[Tensor], names: Sequence[str]) -> None:
-    """Assert equal dtypes, shapes and bits, of zeros their sign too; any NaN is as good as another."""
-    for name, got, wanted in zip(names, result, expected, strict=True):
-        if got.dtype != wanted.dtype or got.shape != wanted.shape:
-            raise AssertionError(f"{name}: {got.dtype} {list(got.shape)}, not {wanted.dtype} {list(wanted.shape)}")
-        got, wanted = got.cpu(), wanted.cpu()
-        same = got == wanted
+    """Assert equal dtypes, shapes and bits, including the sign of zeros; all NaN are equal."""
+    for name, got, other in zip(names, result, expected, strict=True):
+        if got.dtype != other.dtype or got.shape != other.shape:
+            raise AssertionError(f"{name}: {got.dtype} {list(got.shape)}, not {other.dtype} {list(other.shape)}")
+        got, other = got.cpu(), other.cpu()
+        same = got == other
         if got.is_floating_point():
-            same = (same & (got.signbit() == wanted.signbit())) | (got.isnan() & wanted.isnan())
+            same = (same & (got.signbit() == other.signbit())) | (got.isnan() & other.isnan())
         if not same.all():
             where = tuple((~same).nonzero()[0].tolist())
             raise AssertionError(
                 f"{name}: {int((~same).sum())} of {same.numel()} differ, the first at {list(where)}: got "
-                f"{got[where].item()!r}, expected {wanted[where].item()!r}"
+                f"{got[where].item()!r}, expected {other[where].item()!r}"
             )
 
 
 def assert_optimal(cost: Tensor, result: Assignment, maximize: bool = False, ties: str = "lowest") -> None:
     """Assert that the duals certify each assignment: no matching of the same rows or columns is better.
 
-    Reduced costs are not negative, matched pairs have 0, and duals of unmatched rows and columns of the side that all
-    others serve are 0; then the sum of all duals is the objective, and no assignment costs less.
+    Reduced costs are not negative and 0 for matched pairs, and duals of unmatched rows or columns of the larger side
+    are 0. Then the sum of all duals is the objective, and no assignment costs less.
 
     Args:
-        cost: [B, W, T], of which nothing is NaN.
-        result: of `linear_sum_assignment` with `full_output=True`.
-        maximize, ties: as in the call. In SciPy's order, what finds no partner has no dual.
+        cost: [B, W, T], without NaN.
+        result: result of `linear_sum_assignment` with `full_output=True`.
+        maximize, ties: as in the call. In SciPy's order, unmatched rows and columns have no dual.
     """
     sign = -1.0 if maximize else 1.0
     for problem, matrix in enumerate(cost.double().cpu() * sign):
@@ -108,7 +108,7 @@ def assert_optimal(cost: Tensor, result: Assignment, maximize: bool = False, tie
             free = torch.ones(len(v), dtype=torch.bool).index_fill(0, columns[rows], False)
             of_free = v[free] if len(rows) == len(u) else u[columns < 0]
             assert (of_free == 0).all(), f"problem {problem}: an unmatched dual is not 0"
-            # Weak duality needs the larger side's duals not to be positive.
+            # Weak duality requires that no dual of the larger side is positive.
             larger = v if len(rows) == len(u) else u
             assert not larger.numel() or larger.max() <= eps, f"problem {problem}: a dual is {float(larger.max())}"
 
@@ -120,12 +120,12 @@ def _formula(arguments: CostArguments, dtype: torch.dtype) -> Tensor:
 
 
 def _not_finite(cost: Tensor) -> Tensor:
-    """The infinite and NaN costs; 0 elsewhere."""
+    """Return the infinite and NaN costs; 0 elsewhere."""
     return cost.masked_fill(cost.isfinite(), 0)
 
 
 def _moved(arguments: CostArguments, generator: torch.Generator) -> CostArguments:
-    """Every input half an epsilon of float32 away, up or down at random."""
+    """Return every input moved by half an epsilon of float32, up or down at random."""
     half = torch.finfo(torch.float32).eps / 2
 
     def moved(tensor: Tensor) -> Tensor:
@@ -138,11 +138,3 @@ def _moved(arguments: CostArguments, generator: torch.Generator) -> CostArgument
         target_boxes=None if arguments.target_boxes is None else moved(arguments.target_boxes),
         extra_cost=None if arguments.extra_cost is None else moved(arguments.extra_cost),
     )
-
-
-def _largest(tensor: Tensor) -> float:
-    return tensor.abs().max().item() if tensor.numel() else 0.0
-
-
-def _rms(tensor: Tensor) -> float:
-    return tensor.square().mean().sqrt().item() if tensor.numel() else 0.0

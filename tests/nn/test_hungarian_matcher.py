@@ -400,7 +400,7 @@ def test_classes_alone_need_no_boxes() -> None:
         ({"cost_class": 0, "cost_bbox": 0, "cost_giou": 0}, ValueError, "all weights are 0"),
         ({"preset": "mask2former"}, ValueError, "num_points must be at least 1 .* got 0"),
         ({"weight_dict": {"cost_class": 2, "cost_bbox": 5}}, ValueError, "weight_dict must have 'cost_giou'"),
-        ({"cost_class": WEIGHTS}, TypeError, "cost_class must be a number, .* pass it as weight_dict="),
+        ({"cost_class": WEIGHTS}, TypeError, "cost_class must be a number, .* Pass it as weight_dict="),
     ],
 )
 def test_wrong_settings_are_named(options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -472,7 +472,7 @@ def test_pairs_of_a_matching_are_those_of_the_matcher() -> None:
 
 
 def test_pairs_of_other_targets_are_refused() -> None:
-    with pytest.raises(ValueError, match="match has 3 targets and targets has 2"):
+    with pytest.raises(ValueError, match="targets must have 3 targets, as match, got 2"):
         pairs_of(torch.zeros(1, 3, dtype=torch.int64), ground_truth(2))
 
 

@@ -1,4 +1,4 @@
-"""The parameters of `MSDeformAttn` have the original's names, shapes and first values."""
+"""The parameters of `MSDeformAttn` have the original's names, shapes and initial values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_state_dict_has_the_original_names_and_shapes():
 
 @pytest.mark.parametrize(("heads", "levels", "points"), [(8, 4, 4), (4, 3, 2), (6, 1, 5), (1, 2, 3)])
 def test_offset_biases_start_on_rays(heads, levels, points):
-    """Head m looks along angle 2 pi m / M, scaled to max-norm 1, and point p lies p + 1 such steps out."""
+    """Samples of head m lie at angle 2 pi m / M; point p is p + 1 steps of max-norm 1 out."""
     module = MSDeformAttn(heads * 8, levels, heads, points)
     bias = module.sampling_offsets.bias.view(heads, levels, points, 2)
     for head in range(heads):

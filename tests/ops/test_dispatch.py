@@ -1,4 +1,4 @@
-"""Which backend runs a call, what `explain` says, and that a refusal gives every reason."""
+"""The choice of a backend, the report of `explain`, and refusals, which give every reason."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch
 
 import dino_kernels
 from dino_kernels import UnsupportedError, explain
-from dino_kernels.ops._core.dispatch import PREFERENCE, Backends, ops
+from dino_kernels.ops._core.dispatch import Backends, ops
 from dino_kernels.testing import Case, sample_inputs
 
+# In the order in which "auto" tries them.
+BACKENDS = ["cuda", "triton", "cpu", "reference"]
 CASE = Case("dispatch", 1, 5, 2, 4, ((3, 4), (2, 2)), (2, 2))
 
 
@@ -23,7 +25,7 @@ def inputs(op):
 
 @pytest.fixture
 def only(monkeypatch, op):
-    """Replaces an op's backends by ones that refuse with the given reasons."""
+    """Replace an op's backends by ones that refuse with the given reasons."""
 
     def replace(**reasons: str | None) -> Backends:
         backends = ops()[op]
@@ -46,12 +48,12 @@ def arguments(op, inputs) -> tuple:
 
 
 def test_every_op_has_the_same_backends(op):
-    assert set(ops()[op].modules) == set(PREFERENCE) == {"cuda", "triton", "cpu", "reference"}
+    assert [name for name in ops()[op].modules if name in BACKENDS] == BACKENDS
 
 
 def test_auto_takes_the_first_supported_backend_in_order_of_preference(only, arguments):
-    everything = dict.fromkeys(PREFERENCE)
-    for name in PREFERENCE:
+    everything = dict.fromkeys(BACKENDS)
+    for name in BACKENDS:
         assert only(**everything).resolve("auto", arguments) == name
         everything[name] = "not today"
 
@@ -79,7 +81,7 @@ def test_auto_on_the_cpu_falls_back_to_the_reference(only, arguments):
     assert only(cuda="no", triton="no", cpu="not built", reference=None).resolve("auto", arguments) == "reference"
 
 
-def test_a_requested_backend_that_cannot_run_says_why(only, op, arguments):
+def test_refusing_a_requested_backend_gives_the_reason(only, op, arguments):
     backends = only(cuda="no driver", reference=None)
     message = f"{op}: backend 'cuda' cannot run this call: no driver"
     with pytest.raises(UnsupportedError, match=re.escape(message)):
@@ -93,7 +95,7 @@ def test_the_public_function_refuses_as_resolve_does(op, inputs):
         getattr(dino_kernels, op)(**inputs, backend="cuda")
 
 
-def test_an_unknown_backend_is_answered_with_the_known_ones(op, inputs):
+def test_an_unknown_backend_raises_and_lists_the_known_ones(op, inputs):
     message = f"{op}: backend must be one of 'auto', 'cuda', 'triton', 'cpu', 'reference', got 'gpu'"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         getattr(dino_kernels, op)(**inputs, backend="gpu")
@@ -122,7 +124,7 @@ def test_explain_names_the_backend_that_the_call_uses(op, inputs, monkeypatch):
     function = getattr(dino_kernels, op)
     explanation = explain(function, **inputs)
     assert explanation.op == op
-    assert list(explanation.reasons) == list(PREFERENCE)
+    assert list(explanation.reasons) == list(ops()[op].modules)
     assert explanation.backend and explanation.reasons[explanation.backend] is None
     used = []
     for name, module in ops()[op].modules.items():

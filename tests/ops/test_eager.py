@@ -1,42 +1,33 @@
-"""Calls like an earlier one skip checks and dispatch: same result, same errors, and whatever watches sees the op."""
+"""Calls like an earlier one skip checks and dispatch, with the same results and errors."""
 
 from __future__ import annotations
 
 import gc
-import importlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import dino_kernels
 from benchmarks.attention import host
 from dino_kernels import UnsupportedError
 from dino_kernels.ops._core import eager
 from dino_kernels.ops._core.dispatch import ops
-from dino_kernels.testing import Case, Result, random_grad_output, run, sample_inputs
-from tests.graphs import Graphs
+from dino_kernels.testing import Case, run, sample_inputs
 from tests.ops.contract.test_arguments import CASE, TABLE, label
+from tests.ops.eager_calls import Seen, assert_equal, by_registered_ops, forget_calls, kept, registered
 
 UNEVEN = Case("uneven", 2, 7, 4, 8, CASE.shapes, (1, 5))
 
 
-def eager_op(op: str) -> Any:
-    return importlib.import_module(f"dino_kernels.ops.{op}")._eager_op
-
-
 @pytest.fixture(autouse=True)
-def nothing_seen() -> None:
-    for op in ("ms_deform_attn", "fused_ms_deform_attn"):
-        eager_op(op)._seen._calls = ()
+def no_calls_seen() -> None:
+    forget_calls()
 
 
 @pytest.fixture
@@ -49,47 +40,8 @@ def inputs(op) -> dict[str, Any]:
     return sample_inputs(op, CASE, torch.float32)
 
 
-@pytest.fixture
-def registered(op) -> Callable[..., Any]:
-    """Which registered ops a function reaches, by PyTorch's own profiler."""
-
-    def names(function: Callable[[], Any]) -> set[str]:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            function()
-        names = [event.name for event in profile.events() or ()]
-        return {name.partition("::")[2] for name in names if name.startswith("dino_kernels::")}
-
-    return names
-
-
-@contextmanager
-def registered_ops_only() -> Iterator[None]:
-    """As under a torch that cannot tell ordinary calls apart."""
-    available, eager._AVAILABLE = eager._AVAILABLE, False
-    try:
-        yield
-    finally:
-        eager._AVAILABLE = available
-
-
-def by_registered_ops(op: str, inputs: dict[str, Any], backend: str = "auto") -> Result:
-    with registered_ops_only():
-        return run(op, inputs, backend)
-
-
-def assert_equal(result: Result, expected: Result) -> None:
-    assert result.named().keys() == expected.named().keys()
-    for (name, tensor), wanted in zip(result.named().items(), expected.named().values(), strict=True):
-        assert (tensor.dtype, tensor.shape) == (wanted.dtype, wanted.shape), name
-        torch.testing.assert_close(tensor, wanted, msg=lambda text, name=name: f"{name}: {text}")
-
-
-def kept(op: str) -> int:
-    return len(eager_op(op)._seen._calls)
-
-
 neg_view: Any = vars(torch)["_neg_view"]
-# What differs from the first call.
+# Changes to the arguments of the first call.
 CHANGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "nothing": lambda x: x,
     "values": lambda x: {**x, "value": (x["value"] * 2).detach().requires_grad_()},
@@ -128,21 +80,21 @@ CHANGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 def test_a_changed_call_gives_its_own_result(op, inputs, change):
     changed = CHANGES[change](inputs)
     expected, of_changed = by_registered_ops(op, inputs), by_registered_ops(op, changed)
-    for arguments, wanted in (
+    for arguments, result in (
         *[(inputs, expected)] * 3, *[(changed, of_changed)] * 3, (inputs, expected), (changed, of_changed),
     ):  # fmt: skip
-        assert_equal(run(op, arguments, "auto"), wanted)
+        assert_equal(run(op, arguments, "auto"), result)
 
 
 def test_every_kernel_gives_the_same_result_again(make_inputs, op, kernel, dtype, deterministic):
     inputs = make_inputs(op, CASE, dtype, kernel)
     first = run(op, inputs, kernel)
     for _ in range(3):
-        for (name, tensor), wanted in zip(run(op, inputs, kernel).named().items(), first.named().values(), strict=True):
-            assert torch.equal(tensor, wanted), name
+        for (name, tensor), before in zip(run(op, inputs, kernel).named().items(), first.named().values(), strict=True):
+            assert torch.equal(tensor, before), name
 
 
-def test_ordinary_calls_reach_the_kernel_past_the_registered_ops(op, inputs, registered):
+def test_ordinary_calls_skip_the_registered_ops(op, inputs):
     for _ in range(3):
         assert registered(lambda: run(op, inputs, "cpu")) == set()
     with Seen():
@@ -158,7 +110,7 @@ def test_a_call_like_an_earlier_one_is_not_checked_again(op, call, inputs, monke
 
 
 @pytest.mark.parametrize("entry", TABLE, ids=label)
-def test_a_malformed_argument_is_named_in_later_calls_too(entry):
+def test_later_calls_name_a_malformed_argument_too(entry):
     op, argument, passed, error, message = entry
     samples = "sampling_locations" if op == "ms_deform_attn" else "sampling_offsets"
     good = sample_inputs(op, CASE, torch.float32)
@@ -183,7 +135,7 @@ def test_a_malformed_argument_is_named_in_later_calls_too(entry):
     ],
     ids=str,
 )
-def test_numbers_that_are_equal_and_no_integers_are_refused(op, argument, right, wrong):
+def test_equal_numbers_that_are_not_integers_are_refused(op, argument, right, wrong):
     inputs = sample_inputs(op, UNEVEN, torch.float32) | {"level_start_index": None}
     for _ in range(3):
         getattr(dino_kernels, op)(**{**inputs, argument: right})
@@ -201,7 +153,7 @@ def test_sizes_that_can_be_read_once_are_read_once(op, call, inputs):
 
 
 def test_arrays_are_checked_in_each_call(op, call, inputs):
-    """Their bytes do not tell the shape of an array."""
+    """The bytes of an array do not contain its shape."""
     np = pytest.importorskip("numpy")
     inputs["level_start_index"] = None
     for _ in range(3):
@@ -237,7 +189,7 @@ def test_a_list_changed_in_place_is_noticed(op, call, inputs):
     for _ in range(3):
         call(**inputs)
     shapes[0][0] = 6
-    with pytest.raises(ValueError, match="describe 42; they must be equal"):
+    with pytest.raises(ValueError, match="value must have S = 42 rows"):
         call(**inputs)
 
 
@@ -282,7 +234,7 @@ def test_saved_inputs_changed_in_place_are_refused_in_later_calls(op, call, inpu
         output.sum().backward()
 
 
-def test_a_backend_is_asked_in_each_call(op, call, inputs, monkeypatch):
+def test_each_call_checks_that_the_backend_supports_it(op, call, inputs, monkeypatch):
     from dino_kernels.ops._core import libraries
 
     for _ in range(3):
@@ -292,8 +244,8 @@ def test_a_backend_is_asked_in_each_call(op, call, inputs, monkeypatch):
         call(**inputs, backend="cpu")
 
 
-def test_deterministic_mode_chooses_the_backend_anew(op, call, inputs, monkeypatch):
-    """Either way: what it rules out, and what it rules out no longer."""
+def test_deterministic_mode_changes_the_backend(op, call, inputs, monkeypatch):
+    """In both directions: when it is enabled, and when it is disabled again."""
 
     def backend(name: str, refuses: bool) -> SimpleNamespace:
         def unsupported(*_: Any) -> str | None:
@@ -309,153 +261,6 @@ def test_deterministic_mode_chooses_the_backend_anew(op, call, inputs, monkeypat
             assert call(**inputs).item() == ord("b" if flag else "a")
     finally:
         torch.use_deterministic_algorithms(False)
-
-
-class Seen(TorchDispatchMode):
-    """Names of the ops that a dispatch mode sees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-class SeenFunctions(TorchFunctionMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("mode", [Seen, SeenFunctions])
-def test_modes_see_the_registered_op_in_later_calls(op, call, inputs, mode):
-    for _ in range(3):
-        run(op, inputs, "cpu")
-    with mode() as seen:
-        run(op, inputs, "cpu")
-    assert f"dino_kernels.{op}.default" in seen.names
-    if mode is Seen:
-        assert f"dino_kernels.{op}_backward.default" in seen.names
-    output = call(**inputs)
-    with Seen() as seen:
-        output.sum().backward()
-    assert f"dino_kernels.{op}_backward.default" in seen.names
-
-
-def test_hooks_of_saved_tensors_meet_the_same_tensors_in_later_calls(op, call, inputs):
-    saved: list[list[torch.Size]] = []
-    for _ in range(3):
-        shapes: list[torch.Size] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: shapes.append(x.shape) or x, lambda x: x):  # noqa: B023
-            output = call(**inputs)
-        output.sum().backward()
-        saved.append(shapes)
-        run(op, inputs, "cpu")
-    assert saved[0] and saved[0] == saved[1] == saved[2]
-
-
-def test_checkpoint_recomputes_under_other_modes_than_forward(op, call, inputs):
-    from torch.utils.checkpoint import checkpoint
-
-    expected = run(op, inputs, "cpu").grads["value"]
-    with Seen():
-        output: Any = checkpoint(lambda value: call(**{**inputs, "value": value}), inputs["value"], use_reentrant=False)
-    grad = random_grad_output(output)
-    torch.testing.assert_close(torch.autograd.grad(output, inputs["value"], grad)[0], expected)
-
-
-def outcome(function: Callable[[], Any]) -> Any:
-    """What a function returns, or the class of its error."""
-    try:
-        return function()
-    except Exception as error:
-        return type(error)
-
-
-@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp", "vjp", "batched gradients"])
-def test_transforms_give_what_registered_ops_give(op, call, inputs, transform):
-    value = inputs["value"]
-
-    def of(value: Tensor) -> Tensor:
-        return call(**{**inputs, "value": value})
-
-    def transformed() -> Any:
-        if transform == "grad":
-            return torch.func.grad(lambda value: of(value).sum())(value.detach())
-        if transform == "vmap":
-            return torch.vmap(of)(torch.stack([value, 2 * value]).detach())
-        if transform == "jvp":
-            return torch.func.jvp(of, (value.detach(),), (value.detach(),))
-        if transform == "vjp":
-            return torch.func.vjp(of, value.detach())[0]
-        output = of(value)
-        return torch.autograd.grad(output, value, torch.stack([output, 2 * output]).detach(), is_grads_batched=True)[0]
-
-    with registered_ops_only():
-        expected = outcome(transformed)
-    for _ in range(3):
-        run(op, inputs, "cpu")
-        call(**{name: x.detach() if isinstance(x, Tensor) else x for name, x in inputs.items()})
-        result = outcome(transformed)
-        if isinstance(expected, type):
-            assert result is expected
-        else:
-            torch.testing.assert_close(result, expected)
-
-
-def test_fake_tensors_and_meta_tensors_are_as_in_a_first_call(op, call, inputs):
-    from torch._subclasses import FakeTensorMode
-
-    for _ in range(3):
-        run(op, inputs, "cpu")
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fakes = {name: mode.from_tensor(x) if isinstance(x, Tensor) else x for name, x in inputs.items()}
-    for _ in range(3):
-        with mode:
-            output = call(**fakes, backend="cpu")
-        assert type(output).__name__ == "FakeTensor" and output.shape == (2, 7, 32)
-    on_meta = {name: x.detach().to("meta") if isinstance(x, Tensor) else x for name, x in inputs.items()}
-    for _ in range(3):
-        with pytest.raises(UnsupportedError, match="it runs on CPU tensors, value is on meta"):
-            call(**on_meta, backend="cpu")
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-def test_jit_trace_is_refused_in_later_calls_too(op, call, inputs):
-    """Sizes are tensors while it traces."""
-    detached = {name: x.detach() if isinstance(x, Tensor) else x for name, x in inputs.items()}
-    for _ in range(3):
-        call(**detached)
-        with pytest.raises(TypeError, match="num_points must be 2 counts, a list of integers"):
-            torch.jit.trace(lambda value: call(**{**detached, "value": value}), detached["value"], check_trace=False)
-
-
-def test_without_its_means_every_call_goes_to_the_registered_op(op, inputs, registered):
-    assert eager._AVAILABLE, "this torch has changed what tells ordinary calls apart"
-    with registered_ops_only():
-        for _ in range(2):
-            assert registered(lambda: run(op, inputs, "cpu")) == {op, f"{op}_backward"}
-
-
-def test_compiling_after_eager_calls_gives_one_graph_with_the_op(op, call, inputs):
-    expected = run(op, inputs, "cpu").output
-    for _ in range(3):
-        run(op, inputs, "cpu")
-    graphs = Graphs()
-    torch._dynamo.reset()
-    compiled = torch.compile(lambda **named: call(**named), fullgraph=True, backend=graphs)
-    for _ in range(3):
-        torch.testing.assert_close(compiled(**inputs), expected)
-        run(op, inputs, "cpu")
-    (graph,) = graphs.graphs
-    assert any(f"dino_kernels.{op}" in str(node.target) for node in graph.graph.nodes)
-    torch._dynamo.reset()
 
 
 def test_no_tensor_is_kept_alive(op):
@@ -475,7 +280,7 @@ def test_few_calls_are_kept(op, call):
     assert kept(op) == eager._LATEST
 
 
-def test_calls_that_take_turns_stay_known(op, inputs, monkeypatch):
+def test_alternating_calls_stay_known(op, inputs, monkeypatch):
     others = [sample_inputs(op, Case("other", 1, q, 2, 4, ((3, 4),), (2,)), torch.float32) for q in (3, 5, 6)]
     for _ in range(2):
         for each in (inputs, *others):
@@ -511,7 +316,7 @@ def test_threads_get_their_own_results(op):
 @pytest.mark.parametrize(("passes", "most"), [("forward", 70), ("forward + backward", 180)])
 @pytest.mark.parametrize("shapes", ["list", "tensor"])
 def test_a_call_like_an_earlier_one_calls_few_functions(op, passes, most, shapes):
-    """Before there were calls past the registered op, 165 and 266, `torch.autograd.grad`'s own among them."""
+    """Through the registered op there were 165 and 266, including those of `torch.autograd.grad`."""
     repeated = host._call_of(f"{op}, {shapes}, {passes}")
     for _ in range(3):
         repeated()

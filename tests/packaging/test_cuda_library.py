@@ -10,7 +10,7 @@ import torch
 from dino_kernels import explain, fused_ms_deform_attn
 from dino_kernels.ops._core import libraries
 from dino_kernels.ops._core.libraries import CudaLibrary, unsupported_gpu
-from dino_kernels.ops.ms_deform_attn import cuda
+from dino_kernels.ops.ms_deform_attn.native import unsupported_sizes
 from dino_kernels.testing import Case, sample_inputs
 
 NATIVE_OPS = [
@@ -93,10 +93,10 @@ def test_asking_for_the_gpu_breaks_no_graph(on_gpu):
 
 
 def test_too_many_levels_or_samples_are_refused_with_the_number():
-    assert cuda.unsupported_sizes([4] * 32) is None
-    assert cuda.unsupported_sizes([1] * 33) == "it has room for 32 levels, got 33"
-    assert cuda.unsupported_sizes([1024]) is None
-    assert cuda.unsupported_sizes([1000, 25]) == "it has room for 1024 samples per head, got 1025"
+    assert unsupported_sizes([4] * 32) is None
+    assert unsupported_sizes([1] * 33) == "it has room for 32 levels, got 33"
+    assert unsupported_sizes([1024]) is None
+    assert unsupported_sizes([1000, 25]) == "it has room for 1024 samples per head, got 1025"
 
 
 def test_cpu_tensors_are_not_for_cuda():

@@ -13,7 +13,7 @@ import pytest
 from dino_kernels.ops._core.dispatch import ops
 
 ROOT = Path(__file__).parents[2]
-BACKENDS = ("cpu", "cuda", "triton")
+BACKENDS = ("native", "triton", "reference")
 # Room: the rooms it may use, and the packages from outside, apart from torch and the standard library.
 ROOMS = {
     "dino_kernels/ops/_core": ("targets _C", ""),
@@ -49,7 +49,7 @@ def room_of(path: str) -> str:
 def kind_of(stem: str) -> str:
     """Return the backend that a file of an op belongs to; "" for the op's own files."""
     kind = stem.partition("_")[0]
-    return "native" if kind in ("cpu", "cuda", "native") else kind if kind in ("triton", "reference") else ""
+    return kind if kind in BACKENDS else ""
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -106,16 +106,16 @@ def test_a_file_imports_only_what_its_room_may(file):
         ("dino_kernels/nn/x.py", "import dino"),
         ("dino_kernels/nn/x.py", "import dino_kernels.testing"),
         ("dino_kernels/targets.py", "import dino"),
-        ("dino_kernels/ops/ms_deform_attn/cpu.py", "from dino_kernels.ops import _attention"),
-        ("dino_kernels/ops/ms_deform_attn/cpu.py", "from dino_kernels.ops.ms_deform_attn import reference"),
-        ("dino_kernels/ops/ms_deform_attn/cpu.py", "import triton"),
+        ("dino_kernels/ops/ms_deform_attn/native.py", "from dino_kernels.ops import _attention"),
+        ("dino_kernels/ops/ms_deform_attn/native.py", "from dino_kernels.ops.ms_deform_attn import reference"),
+        ("dino_kernels/ops/ms_deform_attn/native.py", "import triton"),
         ("dino_kernels/ops/ms_deform_attn/__init__.py", "def late():\n    from dino_kernels import nn"),
         ("dino_kernels/ops/_core/dispatch.py", "from dino_kernels.ops import ms_deform_attn"),
         ("dino_kernels/testing/x.py", "import pytest"),
         ("dino_kernels/ops/_attention.py", "import scipy"),
         ("dino/model/matching.py", "from scipy.optimize import linear_sum_assignment"),
         ("dino/model/encoder.py", "from dino.checkpoint import load_model"),
-        ("dino/model/encoder.py", "from dino_kernels.ops.fused_ms_deform_attn import cpu"),
+        ("dino/model/encoder.py", "from dino_kernels.ops.fused_ms_deform_attn import native"),
         ("dino/data/x.py", "from dino.model.config import ModelConfig"),
         ("dino/training/x.py", "import dino.commands"),
         ("dino/inference/detector.py", "import pandas"),
@@ -153,7 +153,7 @@ OPS = sorted(path.parent.name for path in (ROOT / "dino_kernels/ops").glob("[!_]
 @pytest.mark.parametrize("name", OPS)
 def test_every_op_has_the_same_files(name):
     files = {path.name for path in (ROOT / "dino_kernels/ops" / name).iterdir()}
-    assert {"__init__.py", "reference.py", "README.md", *(f"{backend}.py" for backend in BACKENDS)} <= files
+    assert {"__init__.py", "README.md", *(f"{backend}.py" for backend in BACKENDS)} <= files
     assert (ROOT / f"tests/ops/test_{name}.py").exists()
 
 

@@ -1,4 +1,4 @@
-"""`backend="interpreted"`: the Triton backends' own Python files over kernels that Triton interprets on a CPU."""
+"""`backend="interpreted"`: copies of the Triton backends over kernels that Triton interprets on a CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.second_copy import second_copy
 
 NAME = "interpreted"
-# Of the assignment: so small that every loop over tiles goes round several times.
+# Tiles of the assignment, so small that every loop over tiles has several iterations.
 SMALL_TILES = {"TILE_ROWS": 2, "TILE_COLUMNS": 4, "CHUNK": 4}
 KERNELS = "dino_kernels.ops.*.triton_*"
 _copy = functools.partial(second_copy, backend="triton", name=NAME)
@@ -24,7 +24,7 @@ _copy = functools.partial(second_copy, backend="triton", name=NAME)
 
 @functools.cache
 def modules() -> dict[str, ModuleType]:
-    """The interpreted backend of each op."""
+    """Return the interpreted backend of each op."""
     with _interpreted_kernels():
         # These replace the functions that import the kernels.
         cost_kernels = _constant(_copy("matching_cost").kernels())
@@ -44,7 +44,7 @@ def modules() -> dict[str, ModuleType]:
 
 
 def _untuned(kernels: ModuleType) -> ModuleType:
-    """Kernels that would be tuned when they are first called, without a choice."""
+    """Leave one configuration to each kernel, so that none is tuned."""
     for name, tuner in vars(kernels).items():
         if name.startswith(("forward_", "backward_")):
             tuner.configs = tuner.configs[:1]
@@ -65,8 +65,8 @@ def _constant(value: Any) -> Any:
 
 @contextmanager
 def _interpreted_kernels() -> Iterator[None]:
-    """Modules of kernels are imported afresh, for the interpreter; afterwards Python knows the former ones again."""
-    _repair_interpreter()  # which imports triton's own functions: these stay what they are
+    """Import modules of kernels again, for the interpreter; restore the former ones afterwards."""
+    _repair_interpreter()  # imports triton's functions before TRITON_INTERPRET is set: they stay compiled ones
     former_environment = os.environ.get("TRITON_INTERPRET")
     former = _forget_kernels()
     os.environ["TRITON_INTERPRET"] = "1"
@@ -85,17 +85,17 @@ def _interpreted_kernels() -> Iterator[None]:
 
 
 def _repair_interpreter() -> None:
-    """Lets Triton 3.6 interpret kernels in a process that compiles others.
+    """Make Triton 3.6 able to interpret kernels in a process that compiles others.
 
-    While it interprets, it changes its language: for each call of a function within a kernel, which is slow and needed
-    once. It leaves out `tl.sum` and others that are written in the language; these were set up for the compiler. And
-    bounds of loops are arrays of one element, which NumPy 2.4 no longer takes for integers.
+    The interpreter patches the language in each call of a function within a kernel, which is slow and needed once. The
+    patch omits `tl.sum` and other functions written in the language, which were set up for the compiler. Loop bounds
+    are arrays of one element, which NumPy 2.4 does not convert to integers.
     """
     import triton.language as tl
     from triton.runtime import interpreter
     from triton.runtime.jit import JITFunction, mangle_type
 
-    mangle_type(0)  # imports what expects the language unchanged
+    mangle_type(0)  # imports modules that expect the language unpatched
     change_language = interpreter._patch_lang
     everything = SimpleNamespace(__globals__={"language": tl, "core": tl.core})
     functions = {
@@ -121,7 +121,7 @@ def _repair_interpreter() -> None:
 
 
 def _forget_kernels() -> dict[str, ModuleType]:
-    """Undo the imports of all modules of kernels; which these were."""
+    """Undo the imports of all modules of kernels, and return the modules."""
     names = [name for name in sys.modules if fnmatch(name, KERNELS)]
     for name in names:
         package, _, attribute = name.rpartition(".")

@@ -1,36 +1,29 @@
-"""Which backend runs a call, and why the others do not."""
+"""The choice of the backend that runs a call, and why the others do not."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-# "auto" takes the first of these that supports the call; that CUDA comes before Triton is not measured yet. The
-# reference comes last and only on CPU: on a GPU a silent fall to something twenty times slower is a bug report, not a
-# service.
-PREFERENCE = ("cuda", "triton", "cpu", "reference")
+# Runs every call, but "auto" takes it on a CPU only: on a GPU it is twenty times slower than the kernels, which a user
+# should not get without notice.
+REFERENCE = "reference"
 
 
 class UnsupportedError(RuntimeError):
-    """No backend, or not the requested one, can run this call; the message gives every reason."""
-
-
-class Backend(Protocol):
-    """A backend module: `forward`, `backward`, and the reason why it cannot run a call."""
-
-    def unsupported(self, *arguments: Any) -> str | None: ...
+    """No backend, or not the requested one, can run a call; the message gives every reason."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` returns: the backend that a call would use, and a reason for each other one."""
+    """The result of `explain`: the backend that a call would use, and the reasons against the others."""
 
     op: str
     backend: str | None
-    reasons: dict[str, str | None]  # backend -> why it cannot run this call; None where it can
+    reasons: dict[str, str | None]  # backend -> why it cannot run this call, or None
 
     def __str__(self) -> str:
         lines = [f"{self.op}: {self.backend or 'no backend'}"]
@@ -41,10 +34,13 @@ class Explanation:
 
 
 class Backends:
-    """The backends of one op, by name.
+    """The backends of one op.
 
-    `prepare` is the op's argument normalisation: it turns the public function's arguments into the
-    tuple that the backends see.
+    Args:
+        op: name of the public function.
+        prepare: checks the public function's arguments and returns the tuple that backends take.
+        **modules: backends by name; "auto" takes the first one that supports a call. CUDA before Triton is a guess:
+            no GPU has compared them.
     """
 
     def __init__(self, op: str, prepare: Callable[..., tuple[Any, ...]], **modules: Any) -> None:
@@ -53,14 +49,14 @@ class Backends:
         self.modules = modules
         _REGISTRY[op] = self
 
-    def __getitem__(self, name: str) -> Any:
-        return self.modules[name]
-
     def unsupported(self, name: str, arguments: tuple[Any, ...]) -> str | None:
-        return self.modules[name].unsupported(*arguments)
+        """Return why a backend cannot run this call, or None."""
+        if name not in self.modules:
+            return f"{self.op} has no backend {name!r}"
+        return None if name == REFERENCE else self.modules[name].unsupported(*arguments)
 
     def resolve(self, requested: str, arguments: tuple[Any, ...]) -> str:
-        """The name of the backend that runs this call.
+        """Return the name of the backend that runs this call.
 
         Raises:
             ValueError: `requested` names no backend.
@@ -68,10 +64,8 @@ class Backends:
         """
         if requested == "auto":
             on_cpu = device_of(arguments).type == "cpu"
-            for name in PREFERENCE:
-                if name == "reference" and not on_cpu:
-                    continue
-                if name in self.modules and self.unsupported(name, arguments) is None:
+            for name in self.modules:
+                if (on_cpu or name != REFERENCE) and self.unsupported(name, arguments) is None:
                     return name
             raise UnsupportedError(self._refusal(arguments))
         if requested not in self.modules:
@@ -83,7 +77,8 @@ class Backends:
         return requested
 
     def reasons(self, arguments: tuple[Any, ...]) -> dict[str, str | None]:
-        return {name: self.unsupported(name, arguments) for name in PREFERENCE if name in self.modules}
+        """Return why each backend cannot run this call, or None."""
+        return {name: self.unsupported(name, arguments) for name in self.modules}
 
     def _refusal(self, arguments: tuple[Any, ...]) -> str:
         device = device_of(arguments)
@@ -94,7 +89,7 @@ class Backends:
 
 
 def device_of(arguments: tuple[Any, ...]) -> torch.device:
-    """Where a call runs: where its first tensor is."""
+    """Return the device of a call: that of its first tensor."""
     first = arguments[0]
     return (first[0] if isinstance(first, list) else first).device
 
@@ -103,24 +98,24 @@ _REGISTRY: dict[str, Backends] = {}
 
 
 def ops() -> dict[str, Backends]:
-    """Every op's backends, by the op's name."""
+    """Return every op's backends, by the op's name."""
     return dict(_REGISTRY)
 
 
 def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
-    """Tell which backend a call would use, and why the others would not run it. Computes nothing.
+    """Find the backend that a call would use, and the reasons against the others. Computes nothing.
 
     Args:
         function: a public function, such as `dino_kernels.ms_deform_attn`.
-        *args: the arguments of the call, as the function itself takes them.
-        **kwargs: its keyword arguments; `backend` is honoured.
+        *args: positional arguments of the call.
+        **kwargs: keyword arguments of the call, including `backend`.
 
     Returns:
         An `Explanation`; print it.
 
     Raises:
         TypeError: `function` is not one of this package's ops.
-        ValueError: an argument is malformed, as in the call itself.
+        ValueError: an argument is malformed, as in the call.
     """
     backends = _REGISTRY.get(getattr(function, "__name__", ""))
     if backends is None:

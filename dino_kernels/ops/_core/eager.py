@@ -1,8 +1,8 @@
-"""What eager calls skip: the dispatch of an op registered in Python, and argument checks that an earlier call made.
+"""The eager path: without the dispatch of an op registered in Python, and without checks that an earlier call passed.
 
-Each takes longer than a small kernel. The registered ops serve what watches or rewrites calls: torch.compile, export,
-functorch's transforms, modes, tensor subclasses. All other calls are ordinary: the same kernel and the same gradient
-formula are called directly.
+Each takes longer than a small kernel. The registered ops are for whatever observes or rewrites calls: torch.compile,
+export, functorch's transforms, modes, tensor subclasses. All other calls are ordinary: they reach the same kernel and
+gradient formula directly.
 """
 
 from __future__ import annotations
@@ -15,23 +15,25 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet
 
-# Calls that are remembered: an encoder's and a decoder's, in training and in evaluation, and as many again.
+from dino_kernels.ops._core.dispatch import REFERENCE, Backends
+
+# Remembered calls: those of an encoder and a decoder, in training and in evaluation, and as many again.
 _LATEST = 8
 _ORDINARY_TYPES = (Tensor, torch.nn.Parameter)
-# Of a dense tensor outside all modes and transforms. A functionality has one bit for all devices.
+# Dispatch keys of a dense tensor outside all modes and transforms. A functionality has one bit for all devices.
 _ORDINARY_KEYS = DispatchKeySet(DispatchKey.CPU)
 for _name in ("BackendSelect", "ADInplaceOrView", "AutogradCPU", "AutocastCPU", "AutocastCUDA", "AutocastXPU"):
     _ORDINARY_KEYS = _ORDINARY_KEYS | DispatchKeySet(getattr(DispatchKey, _name))
 
 
 class _Guards(Protocol):
-    """Tells whether tensors are like those of an earlier call, which it does not keep."""
+    """Compares tensors with those of an earlier call, which it does not keep."""
 
     def check(self, *tensors: Any) -> bool: ...
 
 
 def exactly(*numbers: Any) -> bytes | None:
-    """Return lists and tuples of integers as bytes, which tell 4 from 4.0; None where there is anything else."""
+    """Return lists and tuples of integers as bytes, which differ for 4 and 4.0; None if there is anything else."""
     try:
         return marshal.dumps(numbers, 2)
     except ValueError:
@@ -39,7 +41,7 @@ def exactly(*numbers: Any) -> bytes | None:
 
 
 class SeenCalls:
-    """The latest ordinary calls, and what was found out about each. Keeps no tensor.
+    """The latest ordinary calls and a finding about each. Keeps no tensor.
 
     A finding holds for a call with an equal key if its tensors have the same classes, dtypes, devices, sizes and
     strides, the same `requires_grad` and the same dispatch keys, which depend on inference mode and autocast.
@@ -50,7 +52,7 @@ class SeenCalls:
 
     def __init__(self, *, any_sizes: bool = False) -> None:
         self._any_sizes = any_sizes
-        # Replaced as a whole: a thread may lose what another one added, and sees nothing half done.
+        # Replaced as a whole: a thread may lose the addition of another one, but never reads an unfinished change.
         self._calls: tuple[tuple[Any, _Guards, Any], ...] = ()
 
     def find(self, key: Any, tensors: Sequence[Tensor]) -> Any:
@@ -65,53 +67,46 @@ class SeenCalls:
         return None
 
     def add(self, key: Any, tensors: Sequence[Tensor], finding: Any) -> None:
-        """Remember the finding about this call, which is an ordinary one."""
+        """Remember the finding about this call, which must be ordinary."""
         self._calls = ((key, _guards_of(tensors, self._any_sizes), finding), *self._calls[: _LATEST - 1])
 
 
-class Backends(Protocol):
-    """What `EagerOp` asks of `_dispatch.Backends`."""
-
-    modules: dict[str, Any]
-    prepare: Callable[..., tuple[Any, ...]]
-
-    def resolve(self, requested: str, arguments: tuple[Any, ...]) -> str: ...
-
-
-class EagerOp:
-    """An op of deformable attention, behind the checks of its arguments and the choice of a backend.
+class DifferentiableOp:
+    """An op of deformable attention, which checks its arguments and chooses the backend.
 
     Args:
-        backends: the op's; `prepare` checks arguments and settles their dtypes.
-        settle: settles the dtypes of arguments that need no check.
-        op: the registered op; takes what `prepare` returns and the name of a backend.
-        setup_context, backward: its gradient formula. `backward` takes the op's gradient op as its last argument.
+        backends: the op's; `prepare` checks arguments and converts their dtypes.
+        convert: converts the dtypes of checked arguments.
+        op: the registered op; takes the result of `prepare` and the name of a backend.
+        gradient_kernel: the kernel of the gradient op.
+        setup_context, backward: gradient formula of `op`. The last argument of `backward` is the gradient op.
     """
 
     def __init__(
         self,
         backends: Backends,
-        settle: Callable[..., tuple[Any, ...]],
+        convert: Callable[..., tuple[Any, ...]],
         op: torch._ops.OpOverload,
+        gradient_kernel: Callable[..., Any],
         setup_context: Callable[..., None],
         backward: Callable[..., Any],
     ) -> None:
         self._backends = backends
-        self._settle = settle
+        self._convert = convert
         self._op = op
         self._seen = SeenCalls()
-        self._apply = _differentiable(backends, op, setup_context, backward)
+        self._apply = _differentiable(backends, op, gradient_kernel, setup_context, backward)
 
     def __call__(self, given: Sequence[Any], num_points: Sequence[int] | None, backend: str) -> Tensor:
         """Return the op's result for value, spatial_shapes, level_start_index and the samples' tensors.
 
-        Classes, dtypes and shapes are checked once for all calls that are alike; in each one the backend is asked
-        whether it runs it, and its kernel checks the numbers inside of tensors.
+        Calls that are alike are checked once: classes, dtypes and shapes. Each call checks that the backend supports
+        it, and its kernel checks the numbers in tensors.
         """
-        if is_watched():
+        if is_observed():
             name, arguments = self._check(given, num_points, backend)
-            return self._op(*arguments, name) if name != "reference" else self._run(name, arguments, False)
-        deterministic = torch.are_deterministic_algorithms_enabled()  # which a backend may refuse
+            return self._op(*arguments, name) if name != REFERENCE else self._run(name, arguments, False)
+        deterministic = torch.are_deterministic_algorithms_enabled()  # not every backend supports it
         key = exactly(backend, deterministic, num_points, *[... if isinstance(x, Tensor) else x for x in given])
         tensors = [x for x in given if isinstance(x, Tensor)]
         seen = self._seen.find(key, tensors) if key else None
@@ -120,18 +115,18 @@ class EagerOp:
             value, shapes, starts, *samples = given
             arguments = (value, None if sizes else shapes, sizes, starts, counts, *samples)
             if not as_given:
-                arguments = self._settle(*arguments)
+                arguments = self._convert(*arguments)
             module = self._backends.modules.get(name)
             if module and module.unsupported(*arguments) is None:
                 return self._run(name, arguments, differentiable)
         name, arguments = self._check(given, num_points, backend)
-        if name == "reference":
+        if name == REFERENCE:
             return self._run(name, arguments, False)
         if not are_ordinary(tensors):
             return self._op(*arguments, name)
         differentiable = is_differentiable(tensors)
         _, _, sizes, _, counts, *samples = arguments
-        # In an array's place the key has its bytes alone.
+        # The key has only the bytes of an array, not its shape.
         if key and all(type(number) is int for number in (*sizes, *counts)):
             as_given = all(_have_same_elements(*both) for both in zip(given[3:], samples, strict=True))
             self._seen.add(key, tensors, (sizes, counts, name, as_given, differentiable))
@@ -149,43 +144,52 @@ class EagerOp:
         return self._backends.modules[name].forward(*arguments)
 
 
-def _have_same_elements(given: Tensor | None, settled: Tensor | None) -> bool:
-    """Whether an argument was left as it was, but for its sample dimensions, which backends take as one or as two."""
-    if given is None or settled is None:
-        return given is settled
-    return given.dtype == settled.dtype and given.numel() == settled.numel()
+def _have_same_elements(given: Tensor | None, converted: Tensor | None) -> bool:
+    """Return whether an argument is unchanged up to its sample dimensions, which backends take as one or as two."""
+    if given is None or converted is None:
+        return given is converted
+    return given.dtype == converted.dtype and given.numel() == converted.numel()
 
 
 class UndifferentiableOp:
-    """A registered op without a gradient, whose kernel ordinary calls reach directly.
+    """An op without a gradient, which chooses the backend.
 
     Args:
-        op: the registered op.
-        kernel: what it runs.
+        backends: the op's.
+        op: the registered op; takes the result of `backends.prepare` and the name of a backend.
+        kernel: the kernel of `op`.
     """
 
-    def __init__(self, op: torch._ops.OpOverload, kernel: Callable[..., Any]) -> None:
+    def __init__(self, backends: Backends, op: torch._ops.OpOverload, kernel: Callable[..., Any]) -> None:
+        self._backends = backends
         self._op = op
         self._kernel = kernel
         self._seen = SeenCalls(any_sizes=True)
 
-    def __call__(self, *arguments: Any) -> Any:
-        """Return the op's result for its own arguments, tensors and lists of tensors among them."""
-        if is_watched():
-            return self._op(*arguments)
+    def __call__(self, arguments: tuple[Any, ...], backend: str) -> Any:
+        """Return the op's result for the result of `backends.prepare`."""
+        name = self._backends.resolve(backend, arguments)
+        if name == REFERENCE:
+            return self._backends.modules[name].forward(*arguments)
+        if is_observed():
+            return self._op(*arguments, name)
         tensors = [x for y in arguments for x in (y if isinstance(y, list) else (y,)) if isinstance(x, Tensor)]
         key = len(tensors)
         if not self._seen.find(key, tensors):
             if is_differentiable(tensors) or not are_ordinary(tensors):
-                return self._op(*arguments)
+                return self._op(*arguments, name)
             self._seen.add(key, tensors, True)
-        return self._kernel(*arguments)
+        return self._kernel(*arguments, name)
 
 
 def _differentiable(
-    backends: Backends, op: torch._ops.OpOverload, setup_context: Callable[..., None], backward: Callable[..., Any]
+    backends: Backends,
+    op: torch._ops.OpOverload,
+    gradient_kernel: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
 ) -> Callable[..., Tensor]:
-    """Return what the registered op does with its arguments where a gradient is needed, without the op."""
+    """Return a function that computes the same as the op, and records the same gradient, without calling the op."""
     ordinary_gradients = SeenCalls(any_sizes=True)
 
     def forward(ctx: Any, *arguments: Any) -> Tensor:
@@ -194,13 +198,10 @@ def _differentiable(
         setup_context(ctx, arguments, output)
         return output
 
-    def gradient_kernel(grad_output: Tensor, *arguments: Any) -> Any:
-        *inputs, name = arguments
-        return backends.modules[name].backward(grad_output, *inputs)
-
     def direct_backward(ctx: Any, grad_output: Tensor) -> Any:
-        # What was saved is as it was: no hook had it. With grad mode, the gradient op refuses second derivatives.
-        if torch.is_grad_enabled() or is_watched():
+        # Saved tensors are ordinary, because no hook changed them. In grad mode the gradient op must run: it refuses
+        # second derivatives.
+        if torch.is_grad_enabled() or is_observed():
             return backward(ctx, grad_output)
         tensors = (grad_output,)
         if not ordinary_gradients.find(None, tensors):
@@ -209,11 +210,11 @@ def _differentiable(
             ordinary_gradients.add(None, tensors, True)
         return backward(ctx, grad_output, gradient_kernel)
 
-    # Under the name that registration gives it.
+    # The name that PyTorch gives the node of a registered op.
     name = f"GeneratedBackwardFor_{op._namespace}_{op._opname}_{op._overloadname}"
     members = {"forward": staticmethod(forward), "backward": staticmethod(direct_backward)}
     function: Any = type(name, (torch.autograd.Function,), members)
-    # Past the search for functorch's tensors in Function.apply: an ordinary call has none.
+    # Skip Function.apply's search for functorch's tensors: an ordinary call has none.
     base: Any = super(torch.autograd.Function, function)
     return base.apply
 
@@ -224,15 +225,15 @@ def is_differentiable(tensors: Sequence[Tensor]) -> bool:
     return any(x.requires_grad for x in tensors) and not excluded.has(DispatchKey.AutogradFunctionality)
 
 
-def is_watched() -> bool:
-    """Return whether a compiler, a mode or a hook sees every call. Of all others that do, dispatch keys tell.
+def is_observed() -> bool:
+    """Return whether a compiler, a mode or a hook observes every call; dispatch keys show all other observers.
 
-    Hooks of saved tensors, such as checkpoint's, must meet the same tensors whatever else is active.
+    Hooks of saved tensors, such as those of checkpoint, must see the same tensors whatever else is active.
     """
-    return torch.compiler.is_dynamo_compiling() or not _AVAILABLE or _is_watched_in_eager()
+    return torch.compiler.is_dynamo_compiling() or not _AVAILABLE or _is_observed_in_eager()
 
 
-def _is_watched_in_eager() -> bool:
+def _is_observed_in_eager() -> bool:
     return bool(
         torch._C._len_torch_function_stack()
         or torch._C._len_torch_dispatch_stack()
@@ -241,7 +242,7 @@ def _is_watched_in_eager() -> bool:
 
 
 def are_ordinary(tensors: Sequence[Tensor]) -> bool:
-    """Return whether a registered op of these tensors would only call its kernel, and autograd where it is needed."""
+    """Return whether a registered op would do nothing with these tensors but call its kernel and autograd."""
     active = torch._C._dispatch_tls_local_include_set()
     return all(
         type(tensor) in _ORDINARY_TYPES
@@ -252,7 +253,7 @@ def are_ordinary(tensors: Sequence[Tensor]) -> bool:
 
 
 def _guards_of(tensors: Sequence[Tensor], any_sizes: bool) -> _Guards:
-    """torch.compile's own guards of its arguments: one call compares everything that `SeenCalls` promises."""
+    """Return torch.compile's guards for tensors: one call compares everything that `SeenCalls` lists."""
     from torch._C._dynamo.guards import TensorGuards
 
     guards: Any = TensorGuards
@@ -261,10 +262,10 @@ def _guards_of(tensors: Sequence[Tensor], any_sizes: bool) -> _Guards:
 
 
 def _is_available() -> bool:
-    """Whether this torch has what tells ordinary calls apart, which is not public. Without it, none is ordinary."""
+    """Return whether this torch has the private functions that recognise ordinary calls; if not, none is ordinary."""
     probe = torch.empty(0, device="cpu")
     try:
-        _is_watched_in_eager()
+        _is_observed_in_eager()
         are_ordinary([probe])
         return _guards_of([probe], False).check(probe) and _guards_of([probe], True).check(probe)
     except (AttributeError, ImportError, TypeError):

@@ -1,4 +1,4 @@
-"""The compiled libraries: loaded at import where they are there, with the reason where they are not."""
+"""The compiled libraries, loaded at import, or the reasons why they are unavailable."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from sysconfig import get_config_var
 from types import ModuleType
 from typing import Any
 
-# Before the libraries: they use its shared objects, and the dynamic linker must have them by then.
+# Imported before the libraries are loaded, because they link to its shared objects.
 import torch
 
 _FOLDER = Path(__file__).parents[2]
 _CUDA_PATH = _FOLDER / "_cuda.so"
-_BUILD = "build it with 'pip install -e .' (add -v to see the compiler) and see 'python -m dino_kernels'"
+_BUILD = "build it with 'pip install -e .' (-v shows the compiler's output), then run 'python -m dino_kernels'"
 
 
 @dataclass(frozen=True)
 class CudaLibrary:
-    """What dino_kernels/_cuda.so was compiled for, and the newest CUDA that the machine's driver supports."""
+    """The targets of dino_kernels/_cuda.so, and the newest CUDA that the machine's driver supports."""
 
     runtime: int  # 13000 is CUDA 13.0
-    driver: int  # in the same form; 0 without a driver
+    driver: int  # likewise; 0 without a driver
     architectures: str  # "800,900"
-    current_stream: bool  # whether torch's current stream, which every launch needs, can be asked for
+    current_stream: bool  # whether torch's current stream, which every launch needs, was found
 
 
 def _load_cpu() -> tuple[ModuleType | None, str | None]:
@@ -65,11 +65,12 @@ def _load_cuda(cpu: ModuleType | None) -> tuple[CudaLibrary | None, str | None]:
 
 
 def _why_unusable(cuda: CudaLibrary) -> str | None:
+    """Return why no GPU of this machine can run the library, or None."""
     if cuda.driver == 0:
         return "no NVIDIA driver on this machine"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
-    # Within a major version, any driver runs machine code of any runtime.
+    # Within a major version, every driver runs machine code of every runtime.
     if cuda.driver // 1000 < cuda.runtime // 1000:
         return (
             f"the driver supports CUDA {version_text(cuda.driver)}, the kernels were compiled with "
@@ -83,8 +84,8 @@ def _why_unusable(cuda: CudaLibrary) -> str | None:
     return None
 
 
-# Kernels that stand side by side for a direction of deformable attention until a GPU has decided between them, numbered
-# from 1 on as in csrc/ms_deform_attn/cuda_launch.cu. Calls that only one of them can run get that one.
+# Alternative kernels for a direction of deformable attention, kept until a GPU has compared them; numbered from 1 as in
+# csrc/ms_deform_attn/cuda_launch.cu. Calls that only one of them supports use that one.
 CANDIDATES = {"backward": ("scatter", "tile")}
 
 
@@ -92,7 +93,7 @@ CANDIDATES = {"backward": ("scatter", "tile")}
 def assume_multiprocessors(count: int) -> Iterator[None]:
     """Choose CUDA kernels as for a GPU with `count` multiprocessors, in all threads: for tests and sanitizers.
 
-    1 gives small inputs the kernels of large calls; a large number gives every call those of small ones.
+    With 1, small inputs use the kernels of large calls; with a large number, every call uses those of small calls.
 
     Raises:
         RuntimeError: there is no CUDA library.
@@ -103,7 +104,7 @@ def assume_multiprocessors(count: int) -> Iterator[None]:
 
 @contextmanager
 def choose_candidate(name: str) -> Iterator[None]:
-    """Run one of CANDIDATES wherever it can run, in all threads: for tests and benchmarks.
+    """Run one of CANDIDATES in every call that it supports, in all threads: for tests and benchmarks.
 
     Raises:
         ValueError: CANDIDATES has no such name.
@@ -118,15 +119,15 @@ def candidate_number(name: str) -> int:
     for names in CANDIDATES.values():
         if name in names:
             return names.index(name) + 1
-    raise ValueError(f"there is no candidate {name!r}; allowed are {CANDIDATES}")
+    raise ValueError(f"candidate must be one of {CANDIDATES}, got {name!r}")
 
 
 @contextmanager
 def _setting(function: str, number: int) -> Iterator[None]:
-    """A number in the CUDA library that is otherwise 0."""
+    """Set a number in the CUDA library that is otherwise 0."""
     if CUDA is None:
-        raise RuntimeError(f"{function} is in the CUDA library: {CUDA_MISSING}")
-    set_number = getattr(ctypes.CDLL(str(_CUDA_PATH)), function)  # loaded already; this only finds it
+        raise RuntimeError(f"{function} needs the CUDA library: {CUDA_MISSING}")
+    set_number = getattr(ctypes.CDLL(str(_CUDA_PATH)), function)  # returns the library that is already loaded
     set_number(number)
     try:
         yield
@@ -134,12 +135,12 @@ def _setting(function: str, number: int) -> Iterator[None]:
         set_number(0)
 
 
-# By device index: neither the GPUs nor the library change while a process runs.
+# By device index. Neither the GPUs nor the library change during a process.
 _unsupported_gpus: dict[int, str | None] = {}
 
 
 def unsupported_gpu(index: int) -> str | None:
-    """Why the machine code and PTX in the CUDA library do not run on this GPU."""
+    """Return why the machine code and PTX in the CUDA library do not run on this GPU, or None."""
     if index not in _unsupported_gpus:
         _unsupported_gpus[index] = _why_unsupported(index)
     return _unsupported_gpus[index]
@@ -151,7 +152,7 @@ def _why_unsupported(index: int) -> str | None:
     compiled = [(int(number) // 100, int(number) // 10 % 10) for number in CUDA.architectures.split(",")]
     if any(major == other and minor >= least for other, least in compiled):
         return None
-    # PTX of an older architecture is compiled by the driver when it is loaded.
+    # The driver compiles PTX of older architectures at load time.
     flags = " ".join((build_info() or {}).get("cuda", {}).get("flags", []))
     ptx = [(int(number[:-1]), int(number[-1])) for number in re.findall(r",compute_(\d+)\]", flags)]
     if any((major, minor) >= least for least in ptx):
@@ -163,20 +164,20 @@ def _why_unsupported(index: int) -> str | None:
     )
 
 
-# What `torch.compiler.assume_constant_result` does, which would import the whole compiler and triton here.
+# The effect of `torch.compiler.assume_constant_result`, which would import the whole compiler and Triton.
 unsupported_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def version_text(version: int) -> str:
-    """13000 as "13.0"."""
+    """Return 13000 as "13.0"."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def build_info() -> dict[str, Any] | None:
-    """How `_C` was built, or None without it."""
+    """Return how `_C` was built, or None without it."""
     return C.build_info() if C else None
 
 
-# The libraries, or None; and why the kernels in them cannot run.
+# The libraries, or None, and why their kernels cannot run, or None.
 C, CPU_MISSING = _load_cpu()
 CUDA, CUDA_MISSING = _load_cuda(C)

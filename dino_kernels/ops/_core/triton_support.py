@@ -1,4 +1,4 @@
-"""What all Triton backends share: where Triton can run, and on which device it launches."""
+"""Shared by all Triton backends: where Triton can run, and on which device it launches."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-# Of torch's device types: NVIDIA's and AMD's GPUs, and Intel's.
+# PyTorch's device types of NVIDIA's and AMD's GPUs, and of Intel's.
 DEVICES = ("cuda", "xpu")
-# Looked for here, and not when a call asks: torch.compile cannot look.
+# Found at import and not during a call, because torch.compile cannot trace the search.
 INSTALLED = importlib.util.find_spec("triton") is not None
-MISSING = "triton is not installed; pip install 'dino-kernels[triton]'"
+MISSING = "triton is not installed: run pip install 'dino-kernels[triton]'"
 
 
 def unsupported(name: str, tensor: Tensor) -> str | None:
-    """Why no Triton kernel can run a call with this argument."""
+    """Return why no Triton kernel can run a call with this argument, or None."""
     if tensor.device.type not in DEVICES:
         return f"it runs on CUDA tensors, {name} is on {tensor.device}"
     return None if INSTALLED else MISSING
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device; this makes it the tensor's. Triton's interpreter has CPU tensors."""
+    """Make the tensor's device the current one, on which Triton launches. CPU tensors are for Triton's interpreter."""
     if tensor.device.type == "cpu":
         return nullcontext()
     return torch.accelerator.device_index(tensor.device.index)

@@ -1,30 +1,29 @@
-"""Multi-scale deformable attention from raw offsets and logits: the query side is fused."""
+"""Multi-scale deformable attention from raw offsets and logits: locations and softmax are fused."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dino_kernels.ops import _attention as check
 from dino_kernels.ops._core.dispatch import Backends
-from dino_kernels.ops._core.eager import EagerOp
-from dino_kernels.ops._core.registration import define, no_double_backward
-from dino_kernels.ops.fused_ms_deform_attn import cpu, cuda, reference, triton
+from dino_kernels.ops._core.registration import define_differentiable
+from dino_kernels.ops.fused_ms_deform_attn import native, reference, triton
 
 OP = "fused_ms_deform_attn"
 
 
 class Arguments(NamedTuple):
-    """The arguments as the op and its backends see them: checked, dtypes settled, samples flattened.
+    """The arguments as backends take them: checked, in the dtypes of backends, samples flattened.
 
-    Calls past the registered op leave the sample dimensions K as they were given, as K or as L, P.
+    Calls that skip the registered op may leave the sample dimensions as L, P instead of K.
     """
 
     value: Tensor  # [B, S, M, D]
-    spatial_shapes: Tensor | None  # [L, 2] (H, W), or None where level_sizes has them
+    spatial_shapes: Tensor | None  # [L, 2] (H, W), or None if level_sizes has them
     level_sizes: list[int]  # [H0, W0, H1, W1, ...], or empty
     level_start_index: Tensor | None  # [L]; None means the exclusive cumulative sum of H * W
     num_points: list[int]  # [L], sum is K
@@ -45,6 +44,7 @@ def prepare(
     *,
     num_points: Sequence[int] | None = None,
 ) -> Arguments:
+    """Check the arguments and return them in the form that backends take."""
     check.check_value(OP, value)
     table, sizes = check.level_table(OP, value, spatial_shapes, level_start_index)
     levels = len(sizes) // 2 if table is None else table.shape[0]
@@ -52,7 +52,7 @@ def prepare(
     check.check_floating(OP, "attention_logits", attention_logits, value)
     check.check_floating(OP, "reference_points", reference_points, value)
     counts = check.point_counts(OP, "sampling_offsets", sampling_offsets, 1, levels, num_points)
-    # Logits often come as [B, Q, M, L * P], straight from the projection.
+    # Logits are often [B, Q, M, L * P], directly from the projection.
     check.point_counts(OP, "attention_logits", attention_logits, 0, levels, counts)
     offsets, logits = check.flat(sampling_offsets, 6), check.flat(attention_logits, 5)
     batch, rows, heads, _ = value.shape
@@ -76,10 +76,10 @@ def prepare(
         if value_mask.dtype != torch.bool:
             raise TypeError(f"{OP}: value_mask must be bool, True = padding, got {value_mask.dtype}")
         check.check_device(OP, "value_mask", value_mask, value)
-    return settle(value, table, sizes, level_start_index, counts, reference_points, offsets, logits, value_mask)
+    return convert(value, table, sizes, level_start_index, counts, reference_points, offsets, logits, value_mask)
 
 
-def settle(
+def convert(
     value: Tensor,
     spatial_shapes: Tensor | None,
     level_sizes: list[int],
@@ -90,7 +90,7 @@ def settle(
     attention_logits: Tensor,
     value_mask: Tensor | None,
 ) -> Arguments:
-    """Give samples the dtypes, and reference points the levels, that backends take."""
+    """Convert samples to the dtypes, and expand reference points to the levels, that backends take."""
     offsets = check.to_sample_dtype(sampling_offsets, value)
     logits = check.to_sample_dtype(attention_logits, value)
     if offsets.dtype != logits.dtype:
@@ -111,7 +111,7 @@ def settle(
     )
 
 
-backends = Backends(OP, prepare, cuda=cuda, triton=triton, cpu=cpu, reference=reference)
+backends = Backends(OP, prepare, cuda=native.cuda, triton=triton, cpu=native.cpu, reference=reference)
 
 
 def fused_ms_deform_attn(
@@ -126,7 +126,7 @@ def fused_ms_deform_attn(
     num_points: Sequence[int] | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Multi-scale deformable attention from raw offsets and logits, in one kernel.
+    """Compute multi-scale deformable attention from raw offsets and logits, in one kernel.
 
     Computes `ms_deform_attn(value, ..., locations, weights)` with `weights` the softmax of
     `attention_logits` over all K = L * P samples of a head, and `locations` (Deformable DETR,
@@ -136,7 +136,7 @@ def fused_ms_deform_attn(
     - 4-coordinate references: `(cx, cy) + offset / P * (w, h) / 2`: offsets are in box halves over P,
       the number of points of that level.
 
-    Neither tensor is written to memory, and the backward saves nothing but these inputs.
+    Neither tensor is written to memory, and the backward saves only these inputs.
 
     Args:
         value: features of all levels, concatenated along S. float32, float64, bfloat16 or float16.
@@ -147,89 +147,27 @@ def fused_ms_deform_attn(
         sampling_offsets: raw output of the offset projection.
         attention_logits: raw output of the attention projection.
         value_mask: bool, True where a row of `value` is padding; such rows count as zero.
-        num_points: points of each level where they differ; the sample dimensions are then one of
-            size K = sum(num_points), level by level.
+        num_points: points of each level if they differ; the sample dimensions are then one of size
+            K = sum(num_points), level by level.
         backend: "auto", "cpu", "cuda", "triton" or "reference"; see `dino_kernels.explain`.
 
     Returns:
         [B, Q, M * D], in `value`'s dtype; heads are adjacent blocks of D channels.
 
     Raises:
-        ValueError, TypeError: a malformed argument, named.
-        UnsupportedError: no backend can run the call, or not the requested one.
+        ValueError, TypeError: an argument is malformed.
+        UnsupportedError: no backend, or not the requested one, can run the call.
     """
-    given = (
-        value,
-        spatial_shapes,
-        level_start_index,
-        reference_points,
-        sampling_offsets,
-        attention_logits,
-        value_mask,
-    )
-    return _eager_op(given, num_points, backend)
+    samples = reference_points, sampling_offsets, attention_logits, value_mask
+    return _op((value, spatial_shapes, level_start_index, *samples), num_points, backend)
 
 
-def _kernel(*arguments: Any) -> Tensor:
-    *inputs, backend = arguments
-    return backends[backend].forward(*inputs)
-
-
-def _fake(value: Tensor, *rest: Any) -> Tensor:
-    offsets = rest[5]
-    return value.new_empty((offsets.shape[0], offsets.shape[1], value.shape[2] * value.shape[3]))
-
-
-def _backward_kernel(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *inputs, wanted, backend = arguments
-    return backends[backend].backward(grad_output, *inputs, wanted)
-
-
-def _backward_fake(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    value, _, _, _, _, reference_points, offsets, logits, _, wanted, _ = arguments
-    inputs = (value, reference_points, offsets, logits)
-    return tuple(x.new_empty(x.shape if want else (0,)) for x, want in zip(inputs, wanted, strict=True))
-
-
-_INPUTS = (
+_op = define_differentiable(
+    backends,
+    Arguments,
     "Tensor value, Tensor? spatial_shapes, SymInt[] level_sizes, Tensor? level_start_index, int[] num_points, "
-    "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, Tensor? value_mask"
+    "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, Tensor? value_mask",
+    fake=lambda a: a.value.new_empty((*a.sampling_offsets.shape[:2], a.value.shape[2] * a.value.shape[3])),
+    differentiable=("value", "reference_points", "sampling_offsets", "attention_logits"),
+    convert=convert,
 )
-_backward_op = define(
-    f"{OP}_backward(Tensor grad_output, {_INPUTS}, bool[] wanted, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
-    _backward_kernel,
-    _backward_fake,
-    backward=no_double_backward(OP),
-)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, spatial_shapes, level_sizes, level_start_index, num_points, *samples, value_mask, backend = inputs
-    ctx.save_for_backward(value, spatial_shapes, level_start_index, *samples, value_mask)
-    ctx.level_sizes, ctx.num_points, ctx.backend = level_sizes, num_points, backend
-
-
-def _backward(ctx: Any, grad_output: Tensor, gradients: Callable[..., Any] = _backward_op) -> tuple[Tensor | None, ...]:
-    value, spatial_shapes, level_start_index, *samples, value_mask = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    wanted = [needs[0], needs[5], needs[6], needs[7]]
-    grads = gradients(
-        grad_output,
-        value,
-        spatial_shapes,
-        ctx.level_sizes,
-        level_start_index,
-        ctx.num_points,
-        *samples,
-        value_mask,
-        wanted,
-        ctx.backend,
-    )
-    grad_value, *grad_samples = [g if want else None for g, want in zip(grads, wanted, strict=True)]
-    return grad_value, None, None, None, None, *grad_samples, None, None
-
-
-_op = define(
-    f"{OP}({_INPUTS}, str backend) -> Tensor", _kernel, _fake, setup_context=_setup_context, backward=_backward
-)
-_eager_op = EagerOp(backends, settle, _op, _setup_context, _backward)

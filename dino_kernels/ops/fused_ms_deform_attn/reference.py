@@ -5,11 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dino_kernels.ops._core.dtypes import compute_dtype
 from dino_kernels.ops.ms_deform_attn import reference as classic
-
-
-def unsupported(*arguments: object) -> str | None:
-    return None
 
 
 def forward(
@@ -23,8 +20,8 @@ def forward(
     attention_logits: Tensor,  # [B, Q, M, K]
     value_mask: Tensor | None,  # [B, S]
 ) -> Tensor:
-    """The value-weighted sum of samples, [B, Q, M * D]; see `dino_kernels.fused_ms_deform_attn`."""
-    compute = torch.float64 if value.dtype == torch.float64 else torch.float32
+    """Return the weighted sum of samples, [B, Q, M * D]; see `dino_kernels.fused_ms_deform_attn`."""
+    compute = compute_dtype(value.dtype)
     if value_mask is not None:
         value = value.masked_fill(value_mask[:, :, None, None], 0.0)
     weights = attention_logits.to(compute).softmax(-1)
@@ -39,7 +36,7 @@ def sampling_locations(
     reference_points: Tensor,  # [B, Q, L, 2] or [B, Q, L, 4]
     sampling_offsets: Tensor,  # [B, Q, M, K, 2]
 ) -> Tensor:
-    """Locations [B, Q, M, K, 2] in [0, 1] of each level, from references and raw offsets."""
+    """Return locations [B, Q, M, K, 2], in [0, 1] of their levels, from reference points and raw offsets."""
     locations = []
     offsets = sampling_offsets.split(num_points, dim=3)
     for level, ((height, width), offset) in enumerate(zip(shapes, offsets, strict=True)):

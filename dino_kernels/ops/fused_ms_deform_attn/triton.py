@@ -1,8 +1,6 @@
-"""Triton backend: the kernels of `ms_deform_attn`, fed with raw offsets and logits."""
+"""Triton backend: the kernels of `ms_deform_attn`, on raw offsets and logits."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from torch import Tensor
 
@@ -24,21 +22,36 @@ def forward(
     attention_logits: Tensor,  # [B, Q, M, K]
     value_mask: Tensor | None,  # [B, S]
 ) -> Tensor:
-    """The value-weighted sum of samples, [B, Q, M * D]."""
+    """Return the weighted sum of samples, [B, Q, M * D]."""
     levels = spatial_shapes, level_sizes, level_start_index, num_points
     return classic.run_forward(value, levels, sampling_offsets, attention_logits, reference_points, value_mask)
 
 
-def backward(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of value, reference_points, sampling_offsets and attention_logits; those not wanted are empty.
-
-    Args:
-        grad_output: [B, Q, M * D].
-        arguments: those of `forward`, and which gradients are wanted.
-    """
-    value, *levels, reference_points, offsets, logits, value_mask, wanted = arguments
-    bound = sum_bound(grad_output, None) if wanted[0] else None
+def backward(
+    grad_output: Tensor,  # [B, Q, M * D]
+    value: Tensor,
+    spatial_shapes: Tensor | None,
+    level_sizes: list[int],
+    level_start_index: Tensor | None,
+    num_points: list[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    value_mask: Tensor | None,
+    requested: list[bool],  # [4]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of value, reference_points, offsets and logits; empty if not requested."""
+    levels = spatial_shapes, level_sizes, level_start_index, num_points
+    bound = sum_bound(grad_output, None) if requested[0] else None
     grad_value, by_head, grad_offsets, grad_logits = classic.run_backward(
-        grad_output, value, tuple(levels), offsets, logits, tuple(wanted), bound, reference_points, value_mask
+        grad_output,
+        value,
+        levels,
+        sampling_offsets,
+        attention_logits,
+        requested,
+        bound,
+        reference_points,
+        value_mask,
     )
-    return grad_value, by_head.sum(2) if wanted[1] else by_head, grad_offsets, grad_logits
+    return grad_value, by_head.sum(2) if requested[1] else by_head, grad_offsets, grad_logits

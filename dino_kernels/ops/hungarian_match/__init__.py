@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
-import torch
 from torch import Tensor
 
 from dino_kernels.ops._core.dispatch import Backends
-from dino_kernels.ops._core.eager import UndifferentiableOp
-from dino_kernels.ops._core.registration import define, not_differentiable
+from dino_kernels.ops._core.registration import define_undifferentiable
 from dino_kernels.ops._matching import (
+    ASSIGNMENT_RESULTS,
+    COST_SCHEMA,
     Check,
     FormulaOptions,
     Predictions,
@@ -18,25 +18,27 @@ from dino_kernels.ops._matching import (
     Ties,
     check_choices,
     cost_arguments,
+    empty_assignment,
     report_status,
+    sizes_of,
 )
-from dino_kernels.ops.hungarian_match import cpu, cuda, reference, triton
+from dino_kernels.ops.hungarian_match import native, reference, triton
 
 OP = "hungarian_match"
 
 
 class Match(NamedTuple):
-    """What `hungarian_match` returns: G sets of predictions, B images, N packed targets, Q queries."""
+    """The result of `hungarian_match` for G sets of predictions, B images, N packed targets and Q queries."""
 
-    query_idx: Tensor  # [G, N] int64: the query of each target in its image, -1 where none
-    status: Tensor  # [G, B] int32: 0, or bits that `dino_kernels.matching_status` spells out
+    query_idx: Tensor  # [G, N] int64: the query of each target in its image, or -1
+    status: Tensor  # [G, B] int32: 0, or bits that `dino_kernels.matching_status` explains
     objective: Tensor | None  # [G, B] float64: sum of the matched costs
     target_duals: Tensor | None  # [G, N] float64
     query_duals: Tensor | None  # [G, B, Q] float64; cost - target_duals - query_duals is never negative
 
 
 class Arguments(NamedTuple):
-    """The arguments as the op and its backends see them; see `CostArguments`."""
+    """The arguments as backends take them; see `CostArguments`."""
 
     logits: list[Tensor]  # each [G_i, B, Q_i, C]
     boxes: list[Tensor]  # each [G_i, B, Q_i, 4], or empty
@@ -63,11 +65,12 @@ def prepare(
     full_output: bool = False,
     **formula: Unpack[FormulaOptions],
 ) -> Arguments:
+    """Check the arguments and return them in the form that backends take."""
     check_choices(OP, ties, check)
     return Arguments(*cost_arguments(OP, logits, boxes, targets, preset, extra_cost, formula), ties, full_output)
 
 
-backends = Backends(OP, prepare, cuda=cuda, triton=triton, cpu=cpu, reference=reference)
+backends = Backends(OP, prepare, cuda=native.cuda, triton=triton, cpu=native.cpu, reference=reference)
 
 
 def hungarian_match(
@@ -83,27 +86,27 @@ def hungarian_match(
     backend: str = "auto",
     **formula: Unpack[FormulaOptions],
 ) -> Match:
-    """The one-to-one matching of queries and targets of least total cost, for each set and image alone (DETR).
+    """Match queries and targets one to one at least total cost, separately for each set and image (DETR).
 
-    The same as `linear_sum_assignment` of `matching_cost`, exact, in one call for all decoder layers, the encoder and
-    groups, without waiting for a GPU. A query that is not finite is matched with nothing, and neither is a target with
-    a bad label or box; the status tells of both.
+    The result is exact, the same as `linear_sum_assignment` of `matching_cost`, in one call for all decoder layers, the
+    encoder and groups, without synchronising with a GPU. Queries that are not finite and targets with an invalid label
+    or box stay unmatched and are reported in the status.
 
     Args:
         logits, boxes, targets, preset, extra_cost, **formula: as in `dino_kernels.matching_cost`.
         ties: between matchings of equal cost; as in `dino_kernels.linear_sum_assignment`.
-        check: "raise" is a ValueError in SciPy's words where anything was not finite, or a target without need has no
-            query; "warn" is a RuntimeWarning. Both wait for a GPU; "none" does not.
-        full_output: objective and duals too.
+        check: "raise" raises a ValueError with SciPy's message if anything is not finite, or a target is unmatched
+            although a query was free; "warn" is a RuntimeWarning. Both synchronise with a GPU; "none" does not.
+        full_output: return objective and duals too.
         backend: "auto", "cpu", "cuda", "triton" or "reference"; see `dino_kernels.explain`.
 
     Returns:
-        `Match`: the query of each target, in the order of the packed targets, so that labels and boxes need no gather;
-        shapes are known without waiting. `dino_kernels.pairs_of` gives DETR's lists.
+        `Match`: the query of each target, in the order of the packed targets, so that labels and boxes need no gather
+        and shapes are known on the host. `dino_kernels.pairs_of` returns DETR's lists.
 
     Raises:
-        ValueError, TypeError: a malformed argument, named; with check="raise", what the status tells.
-        UnsupportedError: no backend can run the call, or not the requested one.
+        ValueError, TypeError: an argument is malformed; with check="raise", a status is not 0.
+        UnsupportedError: no backend, or not the requested one, can run the call.
     """
     arguments = prepare(
         logits,
@@ -116,42 +119,17 @@ def hungarian_match(
         full_output=full_output,
         **formula,
     )
-    backend = backends.resolve(backend, arguments)
-    outputs = reference.forward(*arguments) if backend == "reference" else _op(*arguments, backend)
+    outputs = _op(arguments, backend)
     report_status(OP, outputs[1], check)
     return Match(*outputs) if full_output else Match(outputs[0], outputs[1], None, None, None)
 
 
-def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    *inputs, backend = arguments
-    return backends[backend].forward(*inputs)
+def _fake(arguments: Arguments) -> tuple[Tensor, ...]:
+    labels, images = arguments.labels, arguments.offsets.shape[0] - 1
+    sets, queries = sizes_of(arguments.logits)
+    return empty_assignment(labels, sets, images, labels.shape[0], queries, arguments.full)
 
 
-def _fake(logits: list[Tensor], boxes: list[Tensor], labels: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    offsets, full = rest[1], rest[7]
-    sets, queries = sum(source.shape[0] for source in logits), max(source.shape[2] for source in logits)
-    targets, images = labels.shape[0], offsets.shape[0] - 1
-
-    def result(dtype: torch.dtype, *shape: Any, wanted: bool = True) -> Tensor:
-        return labels.new_empty(shape if wanted else (0,), dtype=dtype)
-
-    return (
-        result(torch.int64, sets, targets),
-        result(torch.int32, sets, images),
-        result(torch.float64, sets, images, wanted=full),
-        result(torch.float64, sets, targets, wanted=full),
-        result(torch.float64, sets, images, queries, wanted=full),
-    )
-
-
-_op = UndifferentiableOp(
-    define(
-        f"{OP}(Tensor[] logits, Tensor[] boxes, Tensor labels, Tensor? target_boxes, Tensor offsets, "
-        "Tensor? extra_cost, SymInt max_targets, str class_cost, float[] formula, str ties, bool full, str backend) "
-        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-        _kernel,
-        _fake,
-        backward=not_differentiable(OP),
-    ),
-    _kernel,
+_op = define_undifferentiable(
+    backends, Arguments, f"{COST_SCHEMA}, str ties, bool full", ASSIGNMENT_RESULTS, fake=_fake
 )

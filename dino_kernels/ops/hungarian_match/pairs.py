@@ -1,4 +1,4 @@
-"""What a matching says, in the forms that people use: DETR's pairs of indices, and words for a status."""
+"""Results of a matching in other forms: DETR's pairs of indices, and messages for a status."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ Pair = tuple[Tensor, Tensor]
 
 
 def pairs_of(match: Match | Tensor, targets: Targets) -> list[list[Pair]]:
-    """The pairs of each set of predictions and image as DETR has them; targets without a query are left out.
+    """Return the pairs of each set of predictions and image in DETR's form, without unmatched targets.
 
-    One transfer to the host, for which a GPU is waited for.
+    Synchronises with a GPU, for one transfer to the host.
 
     Args:
-        match: of `dino_kernels.hungarian_match`, or its `query_idx` [G, N].
-        targets: those that were matched.
+        match: result of `dino_kernels.hungarian_match`, or its `query_idx` [G, N].
+        targets: the targets that were matched.
 
     Returns:
         For each set, per image, (query [R], target within the image [R]), int64 on the CPU, queries ascending.
 
     Raises:
-        ValueError: targets of another number.
+        ValueError: `targets` and `match` differ in the number of targets.
     """
     if not isinstance(targets, PackedTargets):
         targets = PackedTargets.pack(targets)
     query_idx = match if isinstance(match, Tensor) else match.query_idx
     sets, rows = query_idx.shape
     if rows != len(targets):
-        raise ValueError(f"pairs_of: match has {rows} targets and targets has {len(targets)}; pass what was matched")
+        raise ValueError(f"pairs_of: targets must have {rows} targets, as match, got {len(targets)}")
     if targets.counts is None:
         numbers = torch.cat([query_idx.flatten(), targets.offsets]).cpu().numpy()
         query, offsets = numbers[: sets * rows].reshape(sets, rows), numbers[sets * rows :]
-        query = query[:, : offsets[-1]]  # the rest is capacity that is not in use
+        query = query[:, : offsets[-1]]  # the rest is unused capacity
     else:
         query = query_idx.cpu().numpy()
         offsets = np.array([0, *accumulate(targets.counts)])
     counts = np.diff(offsets)
     images, rows = len(counts), query.shape[1]
 
-    # Image, query and target in one number: sorting these numbers alone is several times faster than finding an order.
+    # Image, query and target are packed in one number: a sort is several times faster than an argsort.
     row_bits, query_bits = rows.bit_length(), int(query.max(initial=0) + 1).bit_length()
     key = np.repeat(np.arange(images), counts) << query_bits
     key = (key + query + 1 << row_bits) + np.arange(rows)
     key.sort(1)
     query = (key >> row_bits & (1 << query_bits) - 1) - 1
-    # Sorting leaves each image's targets in its own place, those without a query first.
+    # Sorting keeps each image's targets in its range, those without a query first.
     target = (key & (1 << row_bits) - 1) - np.repeat(offsets[:-1], counts)
     matched = query >= 0
     sizes = [*counts.tolist()] * sets
@@ -67,12 +67,12 @@ def pairs_of(match: Match | Tensor, targets: Targets) -> list[list[Pair]]:
 
 
 def matching_status(status: Tensor | int) -> list[str]:
-    """What went wrong, in words: one text for each bit that is set in any number of `status`; none where all is well.
+    """Return a message for each bit that is set in any number of `status`; an empty list if all are 0.
 
-    Reads the status, which waits for a GPU.
+    Synchronises with a GPU.
 
     Args:
-        status: of `hungarian_match` or `linear_sum_assignment`: all of it, or a part, or one number.
+        status: status of `hungarian_match` or `linear_sum_assignment`, a part of it, or one number.
     """
     numbers = status.flatten().tolist() if isinstance(status, Tensor) else [status]
     return [text for bit, text in MESSAGES.items() if any(number & bit for number in numbers)]

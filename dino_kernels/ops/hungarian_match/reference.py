@@ -8,10 +8,6 @@ from dino_kernels.ops.linear_sum_assignment import reference as assignment
 from dino_kernels.ops.matching_cost import reference as cost
 
 
-def unsupported(*arguments: object) -> str | None:
-    return None
-
-
 def forward(
     logits: list[Tensor],
     boxes: list[Tensor],
@@ -25,7 +21,7 @@ def forward(
     ties: str,
     full: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Queries [G, N], status [G, B], objective [G, B], duals [G, N] and [G, B, Q]."""
+    """Return queries [G, N], status [G, B], objective [G, B], duals [G, N] and [G, B, Q]."""
     matrix, status = cost.cost_and_status(logits, boxes, labels, target_boxes, offsets, extra_cost, class_cost, formula)
     columns, assigned_status, *others = assignment.forward(matrix, offsets, None, max_targets, False, ties, full)
     return columns, status | assigned_status, others[0], others[1], others[2]

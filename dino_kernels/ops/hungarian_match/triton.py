@@ -9,7 +9,7 @@ from dino_kernels.ops.matching_cost import triton as cost
 
 
 def unsupported(logits: list[Tensor], *rest: object) -> str | None:
-    """Why the Triton kernels cannot run this call."""
+    """Return why the Triton kernels cannot run this call, or None."""
     return cost.unsupported(logits)
 
 
@@ -26,6 +26,6 @@ def forward(
     ties: str,
     full: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Queries [G, N], status [G, B], objective [G, B], duals [G, N] and [G, B, Q]."""
+    """Return queries [G, N], status [G, B], objective [G, B], duals [G, N] and [G, B, Q]."""
     matrix, notes = cost.cost_and_notes(logits, boxes, labels, target_boxes, offsets, extra_cost, class_cost, formula)
     return assignment.forward(matrix, offsets, None, max_targets, False, ties, full, notes)

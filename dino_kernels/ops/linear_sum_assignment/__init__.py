@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from dino_kernels.ops._core.dispatch import Backends
-from dino_kernels.ops._core.eager import UndifferentiableOp
-from dino_kernels.ops._core.registration import define, not_differentiable
-from dino_kernels.ops._matching import Check, Ties, check_choices, report_status
-from dino_kernels.ops.linear_sum_assignment import cpu, cuda, reference, triton
+from dino_kernels.ops._core.registration import define_undifferentiable
+from dino_kernels.ops._matching import ASSIGNMENT_RESULTS, Check, Ties, check_choices, empty_assignment, report_status
+from dino_kernels.ops.linear_sum_assignment import native, reference, triton
 
 OP = "linear_sum_assignment"
 Sizes = Tensor | Sequence[int] | Sequence[Sequence[int]]
@@ -22,31 +21,28 @@ Pairs = tuple[Tensor, Tensor]
 
 
 class Assignment(NamedTuple):
-    """What `linear_sum_assignment` returns with `full_output=True`.
+    """The result of `linear_sum_assignment` with `full_output=True`; [B] is [G, B] for packed costs."""
 
-    For packed costs B problems become [G, B].
-    """
-
-    columns: Tensor  # [B, W] int64: the column of each row, -1 where none
-    status: Tensor  # [B] int32: 0, or bits that `dino_kernels.matching_status` spells out
+    columns: Tensor  # [B, W] int64: the column of each row, or -1
+    status: Tensor  # [B] int32: 0, or bits that `dino_kernels.matching_status` explains
     objective: Tensor  # [B] float64: sum of the assigned costs
     row_duals: Tensor  # [B, W] float64
     # [B, T] float64. cost - row_duals - column_duals is never negative (with maximize: never positive), and the duals
-    # add up to the objective, which proves it optimal. Where the status is not 0, that holds for the pairs left.
+    # add up to the objective, which proves it optimal. If the status is not 0, this holds for the allowed pairs.
     column_duals: Tensor
 
 
 class Arguments(NamedTuple):
-    """One tensor of problems, as the op and its backends see it.
+    """One tensor of problems, as backends take it.
 
-    Without offsets each of the G matrices is a problem. With offsets the rows of each are those of B problems,
-    one after the other, that share the columns.
+    Without offsets each of the G matrices is a problem. With offsets the rows of each matrix are those of B problems,
+    one after the other, which share the columns.
     """
 
     cost: Tensor  # [G, R, C] float32 or float64, any strides
     offsets: Tensor | None  # [B + 1] int64: first row of each problem
     sizes: Tensor | None  # [G, 2] int64: rows and columns in use, without offsets
-    max_rows: int  # of a problem
+    max_rows: int  # the most rows of a problem
     maximize: bool
     ties: str
     full: bool
@@ -62,6 +58,7 @@ def prepare(
     check: Check = "none",
     full_output: bool = False,
 ) -> Arguments:
+    """Check the arguments and return them in the form that backends take."""
     check_choices(OP, ties, check)
     if not isinstance(cost, Tensor):
         _refuse_with_list(sizes, offsets, full_output)
@@ -81,17 +78,17 @@ def prepare(
     problems, rows, columns = cost.shape
     if offsets is not None:
         if sizes is not None:
-            raise ValueError(f"{OP}: offsets and sizes exclude each other")
+            raise ValueError(f"{OP}: offsets and sizes exclude each other. Pass one of them")
         if offsets.dim() != 1 or offsets.dtype != torch.int64 or offsets.shape[0] == 0:
             raise ValueError(f"{OP}: offsets must be int64 [B + 1], got {offsets.dtype} {list(offsets.shape)}")
         if offsets.device != cost.device:
-            raise ValueError(f"{OP}: offsets is on {offsets.device} and cost on {cost.device}; move it there")
+            raise ValueError(f"{OP}: offsets is on {offsets.device} and cost on {cost.device}. Move it there")
     if sizes is not None:
         sizes = _sizes(sizes, problems, rows, columns, cost.device)
     return Arguments(cost, offsets, sizes, rows, maximize, ties, full_output)
 
 
-backends = Backends(OP, prepare, cuda=cuda, triton=triton, cpu=cpu, reference=reference)
+backends = Backends(OP, prepare, cuda=native.cuda, triton=triton, cpu=native.cpu, reference=reference)
 
 
 @overload
@@ -144,37 +141,37 @@ def linear_sum_assignment(
     full_output: bool = False,
     backend: str = "auto",
 ) -> Tensor | Assignment | Pairs | list[Pairs]:
-    """The assignment of rows to columns of least total cost, for many problems at once.
+    """Assign rows to columns at least total cost, for many problems at once.
 
-    Exact, as `scipy.optimize.linear_sum_assignment`: every row gets a column where there are enough, otherwise every
-    column a row. A batch does not wait for a GPU. Computed in float64 from costs in float32 (or 16 bit) or float64.
+    Exact, like `scipy.optimize.linear_sum_assignment`: every row gets a column, or every column a row if columns are
+    fewer. A batch does not synchronise with a GPU. Costs in float32 (or 16 bit) and float64 are summed in float64.
 
-    A cost of +inf (-inf with `maximize`) forbids its pair; so do NaN and the other infinity, which the status tells of.
-    Rows and columns without a pair that is allowed are left out. Where even so not all of the smaller side can have a
-    partner, as many as possible have one, and the status tells of it; which ones is then not chosen by cost.
+    A cost of +inf (-inf with `maximize`) forbids its pair; so do NaN and the other infinity, which the status reports.
+    Rows and columns without an allowed pair are left out. If even then not all of the smaller side can be matched, as
+    many as possible are, and the status reports it; which pairs are kept is then not by cost.
 
     Args:
-        cost: a batch of matrices; or one matrix; or a list of matrices of any sizes; or, with `offsets`, G matrices
-            whose rows `offsets[b]` to `offsets[b + 1]` are one problem each, such as `dino_kernels.matching_cost` makes
-            them. Any real dtype, any strides.
-        sizes: how much of each matrix of a batch is in use: its columns, [B], or its rows and columns, [B, 2]; a list,
-            or an integer tensor on any device. The rest may hold anything.
+        cost: a batch of matrices; one matrix; a list of matrices of any sizes; or, with `offsets`, G matrices whose
+            rows `offsets[b]` to `offsets[b + 1]` are one problem each, such as those of `dino_kernels.matching_cost`.
+            Any real dtype, any strides.
+        sizes: used part of each matrix of a batch: its columns, [B], or its rows and columns, [B, 2]; a list, or an
+            integer tensor on any device. The rest may have any value.
         offsets: int64, on the device of `cost`.
-        maximize: the greatest total instead.
-        ties: between assignments of equal cost. "lowest": rows prefer low columns, and all backends agree to the bit;
-            "scipy": the one that SciPy 1.4 and newer returns, if the costs are finite.
-        check: "raise" is a ValueError in SciPy's words where a cost is invalid or a row or column that could have a
-            partner gets none; "warn" is a RuntimeWarning. Both wait for a GPU; "none" does not.
+        maximize: find the greatest total instead.
+        ties: choice between assignments of equal cost. "lowest": rows prefer low columns, and all backends agree to the
+            bit; "scipy": that of SciPy 1.4 and newer, if the costs are finite.
+        check: "raise" raises a ValueError with SciPy's message if a cost is invalid or a row or column that could be
+            matched is not; "warn" is a RuntimeWarning. Both synchronise with a GPU; "none" does not.
         full_output: return an `Assignment`: status, objective and duals too.
         backend: "auto", "cpu", "cuda", "triton" or "reference"; see `dino_kernels.explain`.
 
     Returns:
-        For a batch the column of each row, [B, W] int64, -1 where none ([G, N] for packed costs). For one matrix, as
-        SciPy does, `(row_ind, col_ind)`, int64, rows ascending; for a list of matrices a list of these.
+        For a batch the column of each row or -1, [B, W] int64 ([G, N] for packed costs). For one matrix, as in SciPy,
+        `(row_ind, col_ind)`, int64, rows ascending; for a list of matrices a list of these.
 
     Raises:
-        ValueError, TypeError: a malformed argument, named; with check="raise", an invalid or infeasible cost.
-        UnsupportedError: no backend can run the call, or not the requested one.
+        ValueError, TypeError: an argument is malformed; with check="raise", a cost is invalid or infeasible.
+        UnsupportedError: no backend, or not the requested one, can run the call.
     """
     if not isinstance(cost, Tensor):
         _refuse_with_list(sizes, offsets, full_output)
@@ -192,8 +189,7 @@ def linear_sum_assignment(
     arguments = prepare(
         cost, sizes, offsets=offsets, maximize=maximize, ties=ties, check=check, full_output=full_output
     )
-    backend = backends.resolve(backend, arguments)
-    outputs = reference.forward(*arguments) if backend == "reference" else _op(*arguments, backend)
+    outputs = _op(arguments, backend)
     report_status(OP, outputs[1], check)
     if cost.dim() == 2 and offsets is None and not full_output:
         return _pairs(outputs[0][0], False)
@@ -206,7 +202,7 @@ def linear_sum_assignment(
 
 
 def _sizes(sizes: Sizes, problems: int, rows: int, columns: int, device: torch.device) -> Tensor:
-    """[B, 2] rows and columns in use, on the device. Values are checked where they are on the host."""
+    """Return [B, 2], the used rows and columns, on the device. Values are checked if they are on the host."""
     if not isinstance(sizes, Tensor):
         sizes = torch.tensor(sizes, dtype=torch.int64).reshape(len(sizes), -1 if len(sizes) else 1)
     if sizes.dim() == 1:
@@ -229,8 +225,9 @@ def _sizes(sizes: Sizes, problems: int, rows: int, columns: int, device: torch.d
 
 
 def _refuse_with_list(sizes: Sizes | None, offsets: Tensor | None, full_output: bool) -> None:
+    """Refuse arguments that a list of matrices does not take."""
     if sizes is not None or offsets is not None or full_output:
-        raise ValueError(f"{OP}: a list of matrices takes no sizes, offsets or full_output; pass a padded tensor")
+        raise ValueError(f"{OP}: a list of matrices takes no sizes, offsets or full_output. Pass a padded tensor")
 
 
 class _Joined(NamedTuple):
@@ -244,7 +241,7 @@ class _Joined(NamedTuple):
 
 
 def _join(matrices: list[Tensor]) -> _Joined:
-    """Packed along the side in which they differ, where there is only one; else padded."""
+    """Join matrices: packed along the side in which they differ if there is only one, else padded."""
     for matrix in matrices:
         if not isinstance(matrix, Tensor) or matrix.dim() != 2:
             got = list(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
@@ -253,7 +250,7 @@ def _join(matrices: list[Tensor]) -> _Joined:
         return _Joined(torch.zeros(0, 0, 0), None, None, [], False)
     device = matrices[0].device
     heights, widths = [matrix.shape[0] for matrix in matrices], [matrix.shape[1] for matrix in matrices]
-    # Square matrices stay as they are: transposed, they could get another one of several equal assignments.
+    # Square matrices are not transposed, which could change the choice between equal assignments.
     transposed = len(set(heights)) == 1 and heights[0] not in widths
     if transposed or len(set(widths)) == 1:
         cost = torch.cat(matrices, 1).t() if transposed else torch.cat(matrices)
@@ -268,14 +265,14 @@ def _join(matrices: list[Tensor]) -> _Joined:
 
 
 def _split(columns: Tensor, joined: _Joined) -> list[Pairs]:
-    """SciPy's form of the columns of all rows of joined problems."""
+    """Return the pairs of each joined problem in SciPy's form."""
     if joined.offsets is None:
         return [_pairs(found[:rows], False) for found, rows in zip(columns, joined.rows, strict=True)]
     return [_pairs(found, joined.transposed) for found in columns[0].split(joined.rows)]
 
 
 def _pairs(columns: Tensor, transposed: bool) -> Pairs:
-    """SciPy's form of the columns of one problem's rows [W]."""
+    """Return the pairs of one problem in SciPy's form, from the columns of its rows [W]."""
     rows = (columns >= 0).nonzero()[:, 0]
     columns = columns[rows]
     if transposed:
@@ -284,35 +281,17 @@ def _pairs(columns: Tensor, transposed: bool) -> Pairs:
     return rows, columns
 
 
-def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    *inputs, backend = arguments
-    return backends[backend].forward(*inputs)
-
-
-def _fake(cost: Tensor, offsets: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    full = rest[4]
+def _fake(arguments: Arguments) -> tuple[Tensor, ...]:
+    cost, offsets = arguments.cost, arguments.offsets
     problems = 1 if offsets is None else offsets.shape[0] - 1
     groups, rows, columns = cost.shape
-
-    def result(dtype: torch.dtype, *shape: Any, wanted: bool = True) -> Tensor:
-        return cost.new_empty(shape if wanted else (0,), dtype=dtype)
-
-    return (
-        result(torch.int64, groups, rows),
-        result(torch.int32, groups, problems),
-        result(torch.float64, groups, problems, wanted=full),
-        result(torch.float64, groups, rows, wanted=full),
-        result(torch.float64, groups, problems, columns, wanted=full),
-    )
+    return empty_assignment(cost, groups, problems, rows, columns, arguments.full)
 
 
-_op = UndifferentiableOp(
-    define(
-        f"{OP}(Tensor cost, Tensor? offsets, Tensor? sizes, SymInt max_rows, bool maximize, str ties, bool full, "
-        "str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-        _kernel,
-        _fake,
-        backward=not_differentiable(OP),
-    ),
-    _kernel,
+_op = define_undifferentiable(
+    backends,
+    Arguments,
+    "Tensor cost, Tensor? offsets, Tensor? sizes, SymInt max_rows, bool maximize, str ties, bool full",
+    ASSIGNMENT_RESULTS,
+    fake=_fake,
 )

@@ -1,7 +1,6 @@
-"""The definition of `linear_sum_assignment`: which optimal assignment is returned, in NumPy, one problem at a time.
+"""The definition of `linear_sum_assignment`, in NumPy: one problem at a time, with a fixed choice among optima.
 
-Every kernel repeats this, in the same order and in float64, so that all return the same bits. README.md proves that it
-is optimal.
+Every kernel repeats it in the same order and in float64, so that all return the same bits. README.md proves optimality.
 """
 
 from __future__ import annotations
@@ -13,10 +12,6 @@ from torch import Tensor
 INVALID_COST, INCOMPLETE = 4, 8
 
 
-def unsupported(*arguments: object) -> str | None:
-    return None
-
-
 def forward(
     cost: Tensor,  # [G, R, C]
     offsets: Tensor | None,  # [B + 1]
@@ -26,9 +21,9 @@ def forward(
     ties: str,
     full: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Columns [G, R], status [G, B], objective [G, B], duals [G, R] and [G, B, C]; B is 1 without offsets.
+    """Return columns [G, R], status [G, B], objective [G, B], duals [G, R] and [G, B, C]; B is 1 without offsets.
 
-    On a GPU it reads the costs, which waits for the device.
+    Copies costs on a GPU to the host, which synchronises.
     """
     groups, rows, columns = cost.shape
     problems = 1 if offsets is None else len(offsets) - 1
@@ -55,14 +50,13 @@ def forward(
 
 
 def solve_problem(cost: np.ndarray, maximize: bool, ties: str) -> tuple[np.ndarray, int, float, np.ndarray, np.ndarray]:
-    """Columns of the rows, status, objective and both duals of one matrix [R, C], in float64."""
+    """Return columns of the rows, status, objective and both duals of one matrix [R, C], in float64."""
     rows, columns = cost.shape
     cost = -cost if maximize else cost
     status = INVALID_COST if (np.isnan(cost) | (cost == -np.inf)).any() else 0
     cost = np.where(np.isfinite(cost), cost, np.inf)
     transposed = columns < rows
-    # Of the smaller side every row wants a partner; where infinities leave too few for that, the other side is the
-    # smaller one.
+    # The solver's rows are the smaller side, counted without rows and columns that infinities forbid.
     used_rows, used_columns = np.isfinite(cost).any(1).sum(), np.isfinite(cost).any(0).sum()
     if used_rows != used_columns and transposed == (used_rows < used_columns):
         transposed = not transposed
@@ -85,16 +79,16 @@ def solve_problem(cost: np.ndarray, maximize: bool, ties: str) -> tuple[np.ndarr
 
 
 def solve_lowest(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Column of each row, -1 where none, and duals; forbidden pairs are +inf; rows are the smaller side.
+    """Return the column of each row, or -1, and duals; forbidden pairs are +inf; rows are the smaller side.
 
-    1. Every row takes its cheapest column, the lowest of equals. The first row to ask for a column gets it.
-    2. Each row that got none, in ascending order, is added along a shortest augmenting path (Dijkstra on the reduced
-       costs). Unmatched columns have dual 0, so of these only each row's cheapest can end a path.
+    1. Each row is matched with its cheapest column, the lowest of equals, unless an earlier row has it.
+    2. Each unmatched row, in ascending order, is added along a shortest augmenting path (Dijkstra on the reduced
+       costs). Unmatched columns have dual 0, so among them only each row's cheapest can end a path.
     """
     rows, columns = cost.shape
     column_of, row_of = np.full(rows, -1), np.full(columns, -1)
     u, v = np.zeros(rows), np.zeros(columns)
-    slots: list[int] = []  # matched columns, in the order in which they were matched
+    slots: list[int] = []  # matched columns, in the order of matching
     free = []
     for row in range(rows):
         cheapest = int(np.argmin(cost[row])) if columns else -1
@@ -120,7 +114,7 @@ def _augment(
     u: np.ndarray,
     v: np.ndarray,
 ) -> None:
-    """Match one more row, where a path exists. Of equals: an unmatched column, the lowest; else the earliest slot."""
+    """Match one more row, if a path exists. Of equals: an unmatched column, the lowest; else the earliest slot."""
     matched = np.array(slots)
     distance, previous = np.full(len(slots), np.inf), np.full(len(slots), -1)
     done = np.zeros(len(slots), bool)
@@ -158,7 +152,7 @@ def _augment(
 
 
 def solve_as_scipy(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same in SciPy's order (Crouse's algorithm): no first step, every path over all columns in its sequence."""
+    """Return the same in SciPy's order (Crouse's algorithm): without step 1, every path over all columns in order."""
     rows, columns = cost.shape
     column_of, row_of = np.full(rows, -1), np.full(columns, -1)
     u, v = np.zeros(rows), np.zeros(columns)

@@ -1,4 +1,4 @@
-"""Triton backend: the kernels in triton_kernel.py and beside it, one program per problem."""
+"""Triton backend: the kernel in triton_kernel.py, one program per problem."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from dino_kernels.ops._core import triton_support
 TILE_ROWS = 8
 TILE_COLUMNS = 256
 CHUNK = 256
-MAX_SIDE = 2**31 - 2**12  # indices are int32, and a tile may go beyond the last one
+MAX_SIDE = 2**31 - 2**12  # indices are int32, and a tile may extend beyond the last one
 
 
 def kernels() -> tuple[ModuleType, ModuleType]:
-    """The modules of the kernel and of its scratch memory, imported when first needed; see the cost's."""
+    """Import and return the modules of the kernel and of its scratch memory; see matching_cost/triton.py."""
     from dino_kernels.ops.linear_sum_assignment import triton_kernel, triton_scratch
 
     return triton_kernel, triton_scratch
 
 
 def unsupported(cost: Tensor, *rest: object) -> str | None:
-    """Why the Triton kernel cannot run this call."""
+    """Return why the Triton kernel cannot run this call, or None."""
     if cost.shape[1] > MAX_SIDE or cost.shape[2] > MAX_SIDE:
         return f"it has room for {MAX_SIDE} rows and columns, got {list(cost.shape)}"
     return triton_support.unsupported("cost", cost)
@@ -39,7 +39,7 @@ def forward(
     full: bool,
     notes: Tensor | None = None,  # [G, B, n]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Columns [G, R], status [G, B], objective [G, B], duals [G, R] and [G, B, C]; B is 1 without offsets."""
+    """Return columns [G, R], status [G, B], objective [G, B], duals [G, R] and [G, B, C]; B is 1 without offsets."""
     groups, rows, columns = cost.shape
     problems = 1 if offsets is None else len(offsets) - 1
     kernel, scratch = kernels()

@@ -1,6 +1,6 @@
-"""Reading a matrix of costs: its allowed rows and what they cost at least, in Triton.
+"""Reads a matrix of costs, and finds its allowed rows and their least costs, in Triton.
 
-Costs become float64, with +inf for every pair that is forbidden. Nothing here is NaN.
+Costs become float64, with +inf for forbidden pairs; none is NaN.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ def row_minima(
     TILE_ROWS: tl.constexpr,
     TILE_COLUMNS: tl.constexpr,
 ):
-    """Number of allowed rows; and 2 where a cost is NaN or -inf, else 1 where one is +inf, else 0.
+    """Return the number of allowed rows, and 2 if a cost is NaN or -inf, else 1 if one is +inf, else 0.
 
-    Stores each allowed row's number, its least cost and the lowest column that has it.
+    Stores each allowed row's number, its least cost and the lowest column with that cost.
     """
-    # One dimension, so that neighbouring threads read neighbouring columns: the strides are not known to the compiler.
+    # One dimension, so that neighbouring threads read neighbouring columns, although the strides are unknown at compile
+    # time.
     LANES: tl.constexpr = TILE_ROWS * TILE_COLUMNS
     lane = tl.arange(0, LANES)
     allowed_rows = 0
@@ -44,7 +45,7 @@ def row_minima(
     for first_row in range(0, rows, TILE_ROWS):
         row = first_row + lane // TILE_COLUMNS
         row_pointers = matrix + row.to(tl.int64) * row_stride
-        # Each lane keeps its own least cost; they meet after the last column.
+        # Each lane keeps the least cost of its columns; they are reduced after the last column.
         least = tl.full([LANES], float("inf"), tl.float64)
         least_at = tl.full([LANES], NONE, tl.int32)
         wrong = tl.full([LANES], 0, tl.int32)
@@ -77,7 +78,7 @@ def row_minima(
 
 @triton.jit
 def cheapest_unmatched(row_pointer, column_stride, columns, sign, taken, TILE: tl.constexpr):
-    """The least cost of a row's unmatched columns, and the lowest column that has it; +inf and NONE without one."""
+    """Return the least cost of a row's unmatched columns and the lowest column with it; +inf and NONE without one."""
     least = tl.full([TILE], float("inf"), tl.float64)
     least_at = tl.full([TILE], NONE, tl.int32)
     for first in range(0, columns, TILE):

@@ -1,12 +1,12 @@
 """Linear sum assignment, one program per problem, in Triton.
 
 A program reads its matrix once for the minima of its rows, and again only along the rows of augmenting paths. Its
-state is in scratch memory of its own, small enough for the L1 cache, so that no size is a compile-time constant: one
-kernel does for all. float64 in the order of reference.py, so that indices, objective and duals have the same bits.
-Every loop is bounded.
+state is in scratch memory, small enough for the L1 cache. No size is a compile-time constant, so one kernel serves all
+calls. Arithmetic is float64 in the order of reference.py, so indices, objective and duals have the same bits. Every
+loop is bounded.
 """
 
-# A kernel is in Triton's language: arguments have its types, and a function called within it returns.
+# Kernels are in Triton's language: arguments have its types, and functions called within them return values.
 # pyright: reportInvalidTypeForm=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dino_kernels.ops.linear_sum_assignment.triton_scratch import COLUMN_OF, ROW
 
 INVALID_COST = tl.constexpr(4)
 INCOMPLETE = tl.constexpr(8)
-# The numbers of all arguments but the constexprs: neither their values nor their alignment make a variant.
+# The numeric arguments except constexprs: neither their values nor their alignment make a variant.
 RUNTIME = range(23)
 
 
@@ -41,8 +41,8 @@ def linear_sum_assignment(
     problems: tl.int64,  # B; 1 without offsets
     height: tl.int64,  # R
     width: tl.int64,  # C
-    max_rows: tl.int64,  # of a problem
-    bound: tl.int64,  # of the smaller side
+    max_rows: tl.int64,  # the most rows of a problem
+    bound: tl.int64,  # bound of the smaller side
     group_stride: tl.int64,
     row_stride: tl.int64,
     column_stride: tl.int64,
@@ -67,14 +67,14 @@ def linear_sum_assignment(
     if sizes is not None:
         rows = tl.minimum(tl.load(sizes + group * 2), height)
         columns = tl.minimum(tl.maximum(tl.load(sizes + group * 2 + 1), 0), width)
-    # What the caller said about offsets on the device is not checked; nothing is written out of bounds.
+    # Offsets on the device cannot be checked before the launch; nothing is written out of bounds.
     rows = tl.minimum(tl.maximum(rows, 0), max_rows).to(tl.int32)
     columns = columns.to(tl.int32)
     matrix = cost + group * group_stride + first_row * row_stride
     floats += program * floats_per_problem
     integers += program * integers_per_problem
 
-    # The solver's rows are the smaller side. Where infinities leave fewer of its columns than rows, the other side is.
+    # The solver's rows are the smaller side, counted without rows and columns that infinities forbid.
     transposed = columns < rows
     n, m = tl.where(transposed, columns, rows), tl.where(transposed, rows, columns)
     n_stride = tl.where(transposed, column_stride, row_stride)
@@ -159,7 +159,7 @@ def _objective(
     bound,
     CHUNK: tl.constexpr,
 ):
-    """The sum of the matched costs, one after the other in the order of the matrix's own rows."""
+    """Return the sum of the matched costs, in the order of the rows of the matrix."""
     for first in range(0, allowed_rows, CHUNK):
         number = first + tl.arange(0, CHUNK)
         inside = number < allowed_rows
@@ -182,7 +182,7 @@ def _objective(
 
 @triton.jit
 def _joined_notes(notes, count, CHUNK: tl.constexpr):
-    """All bits that any of the notes has; there are two kinds."""
+    """Return the union of the bits of all notes; there are two bits."""
     first_bit = 0
     second_bit = 0
     for first in range(0, count, CHUNK):

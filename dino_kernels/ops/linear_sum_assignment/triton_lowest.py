@@ -1,10 +1,10 @@
 """Shortest augmenting paths over matched columns, `solve_lowest` of reference.py, in Triton.
 
-A barrier stands between any two accesses to the same element of scratch memory of which one writes
-(tests/triton/test_matching.py looks for pairs without one).
+A barrier separates any two accesses to the same element of scratch memory if one of them writes
+(tests/triton/test_matching.py searches for pairs without one).
 """
 
-# A kernel is in Triton's language: arguments have its types, and a function called within it returns.
+# Kernels are in Triton's language: arguments have its types, and functions called within them return values.
 # pyright: reportInvalidTypeForm=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def solve_lowest(
     CHUNK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Fills COLUMN_OF and ROW_DUAL of the allowed rows, which `row_minima` has stored, and column_duals."""
+    """Fill COLUMN_OF and ROW_DUAL of the allowed rows, stored by `row_minima`, and column_duals."""
     matched, free_rows = _match_cheapest(columns, allowed_rows, integers, floats, bound, CHUNK)
     for number in range(free_rows):
         start = tl.load(integers + bound * FREE + number)
@@ -69,8 +69,8 @@ def solve_lowest(
 
 @triton.jit
 def _match_cheapest(columns, allowed_rows, integers, floats, bound, CHUNK: tl.constexpr):
-    """Every row asks for its cheapest column, and the first to ask gets it. Numbers of matched and of other rows."""
-    taken = integers + bound * INTEGERS  # of each column the lowest row that asked; NONE while unmatched
+    """Match each row with its cheapest column if no earlier row has it; return how many rows are matched and not."""
+    taken = integers + bound * INTEGERS  # for each column the lowest row whose cheapest it is; NONE while unmatched
     for first in range(0, columns, CHUNK):
         column = first + tl.arange(0, CHUNK)
         tl.store(taken + column, tl.full([CHUNK], NONE, tl.int32), mask=column < columns)
@@ -116,7 +116,7 @@ def _augment(
     CHUNK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Match one more row, where a path exists. Of equals: an unmatched column, the lowest; else the earliest slot."""
+    """Match one more row, if a path exists. Of equals: an unmatched column, the lowest; else the earliest slot."""
     taken = integers + bound * INTEGERS
     for first in range(0, matched, CHUNK):
         slot = first + tl.arange(0, CHUNK)
@@ -134,7 +134,7 @@ def _augment(
         row_pointer = matrix + tl.load(integers + bound * ROW + row).to(tl.int64) * row_stride
         here = base - tl.load(floats + bound * ROW_DUAL + row)
 
-        # Of the unmatched columns only the row's cheapest can end a path. It stays so until it is matched.
+        # Among unmatched columns only the row's cheapest can end a path, and it stays the cheapest until it is matched.
         cost = tl.load(floats + bound * CHEAPEST_COST + row)
         candidate = tl.load(integers + bound * CHEAPEST + row)
         if tl.load(taken + candidate, mask=candidate < columns, other=NONE) != NONE:
@@ -187,7 +187,7 @@ def _augment(
 
 @triton.jit
 def _change_duals(best, start, matched, floats, integers, bound, CHUNK: tl.constexpr):
-    """Of the start and of all slots that were done, so that the path to the sink costs nothing any more."""
+    """Update the duals of the start and of all finished slots, so that the path to the sink has reduced cost 0."""
     start_dual = tl.load(floats + bound * ROW_DUAL + start)
     for first in range(0, matched, CHUNK):
         slot = first + tl.arange(0, CHUNK)
@@ -204,7 +204,7 @@ def _change_duals(best, start, matched, floats, integers, bound, CHUNK: tl.const
 
 @triton.jit
 def _turn_path(start, before_sink, matched, integers, bound):
-    """Each row on the path takes the slot after it; the last of them, before the sink, takes the new slot."""
+    """Move each row on the path to the slot after it; the last row, before the sink, gets the new slot."""
     slot = matched
     row = before_sink
     steps = 0

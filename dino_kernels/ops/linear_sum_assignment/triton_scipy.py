@@ -23,8 +23,8 @@ def solve_as_scipy(
     column_duals,  # [columns], or None
     CHUNK: tl.constexpr,
 ):
-    """Fills COLUMN_OF and ROW_DUAL of the allowed rows, and column_duals."""
-    duals = floats + bound * FLOATS  # of the columns
+    """Fill COLUMN_OF and ROW_DUAL of the allowed rows, and column_duals."""
+    duals = floats + bound * FLOATS  # duals of the columns
     row_of = integers + bound * INTEGERS
     for first in range(0, columns, CHUNK):
         column = first + tl.arange(0, CHUNK)
@@ -58,12 +58,12 @@ def _augment(
     bound,
     CHUNK: tl.constexpr,
 ):
-    """Match one more row, where a path exists."""
+    """Match one more row, if a path exists."""
     duals = floats + bound * FLOATS
     distances = duals + columns
     row_of = integers + bound * INTEGERS
     previous = row_of + columns
-    remaining = previous + columns  # columns that the path may still visit, and after them those that it has visited
+    remaining = previous + columns  # columns that the path may still visit, then the visited ones
     for first in range(0, columns, CHUNK):
         column = first + tl.arange(0, CHUNK)
         tl.store(distances + column, tl.full([CHUNK], float("inf"), tl.float64), mask=column < columns)
@@ -127,7 +127,7 @@ def _augment(
 
 @triton.jit
 def _change_duals(base, start, left, columns, floats, integers, bound, CHUNK: tl.constexpr):
-    """Of the visited columns and the rows that they are matched with, and of the start."""
+    """Update the duals of the visited columns, of the rows matched with them, and of the start."""
     duals = floats + bound * FLOATS
     distances = duals + columns
     row_of = integers + bound * INTEGERS
@@ -149,7 +149,7 @@ def _change_duals(base, start, left, columns, floats, integers, bound, CHUNK: tl
 
 @triton.jit
 def _turn_path(start, sink, allowed_rows, columns, integers, bound):
-    """Each row on the path takes the column after it."""
+    """Match each row on the path with the column after it."""
     row_of = integers + bound * INTEGERS
     previous = row_of + columns
     column = sink

@@ -11,10 +11,6 @@ from torch import Tensor
 NONFINITE_PREDICTION, INVALID_TARGET = 1, 2
 
 
-def unsupported(*arguments: object) -> str | None:
-    return None
-
-
 def forward(
     logits: list[Tensor],  # each [G_i, B, Q_i, C]
     boxes: list[Tensor],  # each [G_i, B, Q_i, 4], or none
@@ -26,7 +22,7 @@ def forward(
     class_cost: str,
     formula: list[float],
 ) -> Tensor:
-    """Cost of every target with every query of its image, [G, N, Q] float32; see `dino_kernels.matching_cost`."""
+    """Return the cost of every target with every query of its image, [G, N, Q] float32."""
     cost, _ = cost_and_status(logits, boxes, labels, target_boxes, offsets, extra_cost, class_cost, formula)
     return cost
 
@@ -42,7 +38,7 @@ def cost_and_status(
     formula: list[float],
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """The cost computed in `dtype`, and the status of each problem, [G, B] int32."""
+    """Return the cost computed in `dtype`, and the status of each problem, [G, B] int32."""
     sets, queries = sum(len(source) for source in logits), max(source.shape[2] for source in logits)
     starts = offsets.tolist()
     cost = torch.full((sets, len(labels), queries), torch.inf, dtype=dtype, device=labels.device)
@@ -76,13 +72,13 @@ def _image_cost(
     class_cost: str,
     formula: list[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Costs [G, T, Q], which queries may be matched [G, Q], and which targets may be [T]."""
+    """Return costs [G, T, Q], and whether each query [G, Q] and each target [T] may be matched."""
     class_weight, l1_weight, giou_weight, alpha, gamma, class_eps, giou_eps = formula
     targets_ok = (labels >= 0) & (labels < logits.shape[-1])
     if target_boxes is not None:
         targets_ok &= target_boxes.isfinite().all(-1) & (target_boxes[:, 2:] >= 0).all(-1)
     labels = labels.where(targets_ok, 0)
-    # Logits of a valid target's label, or an arbitrary finite number where there is none to read.
+    # Logits of the targets' labels; any finite number for invalid targets.
     if class_cost == "focal":
         chosen = logits[:, :, labels].transpose(1, 2)  # [G, T, Q]
         chosen = chosen.masked_fill(~targets_ok[:, None], 0)
@@ -101,7 +97,7 @@ def _image_cost(
 
 
 def focal_cost(logits: Tensor, alpha: float, gamma: float, eps: float) -> Tensor:
-    """Focal loss of the class as positive minus as negative (arXiv 1708.02002, as Deformable DETR matches with it)."""
+    """Return the focal loss of the class as positive minus as negative (arXiv 1708.02002, as in Deformable DETR)."""
     probability, opposite = logits.sigmoid(), (-logits).sigmoid()
     if eps > 0:
         positive, negative = -(probability + eps).log(), -(opposite + eps).log()
@@ -111,7 +107,7 @@ def focal_cost(logits: Tensor, alpha: float, gamma: float, eps: float) -> Tensor
 
 
 def generalized_iou(boxes_cxcywh: Tensor, other_cxcywh: Tensor, eps: float) -> Tensor:
-    """Generalised IoU (arXiv 1902.09630), with `eps` added to the union and to the enclosing area."""
+    """Return the generalised IoU (arXiv 1902.09630), with `eps` added to the union and to the enclosing area."""
     (low, high), (other_low, other_high) = _corners(boxes_cxcywh), _corners(other_cxcywh.to(boxes_cxcywh.dtype))
     intersection = (torch.minimum(high, other_high) - torch.maximum(low, other_low)).clamp(min=0).prod(-1)
     hull = (torch.maximum(high, other_high) - torch.minimum(low, other_low)).clamp(min=0).prod(-1)

@@ -1,4 +1,4 @@
-"""Triton backend: the kernel in triton_kernel.py, one launch for all sets whose tensors look alike."""
+"""Triton backend: the kernel in triton_kernel.py, one launch for all sets whose tensors share shape and strides."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dino_kernels.ops._core import triton_support
 
-# Tensors that one launch reads. A table of addresses on the device would have no such bound, but would have to be
-# copied there with each call, out of memory that a CUDA graph reads again when it is replayed.
+# The most tensors that one launch reads. A table of addresses on the device would not be limited, but each call would
+# copy it there, from memory that a CUDA graph reads again at every replay.
 MAX_SOURCES = 8
 TILE_QUERIES = 64
 TILE_TARGETS = 8
@@ -19,14 +19,14 @@ TILE_CLASSES = 32
 
 
 def kernels() -> ModuleType:
-    """The module of the kernel, imported when it is first needed; tests/triton/interpreter.py replaces it."""
+    """Import and return the module of the kernel; tests/triton/interpreter.py replaces this function."""
     from dino_kernels.ops.matching_cost import triton_kernel
 
     return triton_kernel
 
 
 def unsupported(logits: list[Tensor], *rest: object) -> str | None:
-    """Why the Triton kernel cannot run this call."""
+    """Return why the Triton kernel cannot run this call, or None."""
     return triton_support.unsupported("logits", logits[0])
 
 
@@ -41,7 +41,7 @@ def forward(
     class_cost: str,
     formula: list[float],
 ) -> Tensor:
-    """Cost of every target with every query of its image, [G, N, Q] float32."""
+    """Return the cost of every target with every query of its image, [G, N, Q] float32."""
     cost, _ = cost_and_notes(logits, boxes, labels, target_boxes, offsets, extra_cost, class_cost, formula)
     return cost
 
@@ -56,20 +56,20 @@ def cost_and_notes(
     class_cost: str,
     formula: list[float],
 ) -> tuple[Tensor, Tensor]:
-    """The cost, and bits of the status: [G, B, n] int32, of which a problem's are to be joined."""
+    """Return the cost and bits of the status, [G, B, n] int32, to be joined over n."""
     logits = [_dense_rows(source) for source in logits]
     boxes = [_dense_rows(source) for source in boxes]
     sets, queries = sum(len(source) for source in logits), max(source.shape[2] for source in logits)
     targets, images = len(labels), len(offsets) - 1
-    tiles = max(1, -(-queries // TILE_QUERIES))  # without queries too a target may be invalid
+    tiles = max(1, -(-queries // TILE_QUERIES))  # an invalid target is reported without queries too
     cost = torch.empty(sets, targets, queries, dtype=torch.float32, device=labels.device)
     notes = torch.empty(sets, images, tiles, dtype=torch.int32, device=labels.device)
     if extra_cost is not None:
         extra_cost = extra_cost.contiguous()
     first_set = 0
-    for alike in _groups(logits, boxes):
-        some = [logits[number] for number in alike]
-        some_boxes = [boxes[number] for number in alike] if boxes else [None]
+    for group in _groups(logits, boxes):
+        some = [logits[number] for number in group]
+        some_boxes = [boxes[number] for number in group] if boxes else [None]
         first = some[0]
         count = len(first) * len(some)
         box_strides = (0, 0, 0) if some_boxes[0] is None else some_boxes[0].stride()[:3]
@@ -110,16 +110,15 @@ def _dense_rows(source: Tensor) -> Tensor:
 
 
 def _groups(logits: list[Tensor], boxes: list[Tensor]) -> list[list[int]]:
-    """Numbers of neighbouring sources that share their shape and strides, at most MAX_SOURCES together."""
+    """Return indices of consecutive sources that share shape and strides, in groups of at most MAX_SOURCES."""
 
-    def look(number: int) -> object:
-        of_boxes = boxes[number].stride() if boxes else None
-        return logits[number].shape, logits[number].stride(), of_boxes
+    def layout(number: int) -> object:
+        return logits[number].shape, logits[number].stride(), boxes[number].stride() if boxes else None
 
-    runs = (list(run) for _, run in itertools.groupby(range(len(logits)), look))
+    runs = (list(run) for _, run in itertools.groupby(range(len(logits)), layout))
     return [run[i : i + MAX_SOURCES] for run in runs for i in range(0, len(run), MAX_SOURCES)]
 
 
 def _filled(sources: list[Tensor] | list[None]) -> list[Tensor | None]:
-    """The kernel takes MAX_SOURCES tensors whatever their number, so that it is compiled once; the rest is not read."""
+    """Fill up to MAX_SOURCES tensors, so that the kernel is compiled once; it does not read the additional ones."""
     return [*sources, *[sources[0]] * (MAX_SOURCES - len(sources))]

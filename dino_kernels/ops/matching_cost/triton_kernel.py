@@ -1,12 +1,12 @@
 """The cost of all targets of an image with a tile of its queries, in Triton.
 
-A program owns (set, image, 64 queries) and walks over the image's targets, eight at a time: it reads a logit per pair
-(softmax: the queries' rows twice before), and writes rows of the cost, coalesced along queries. One more image stands
-for the slots of unused capacity. A query with a logit that is not finite may be found at any target, so its column is
-written again at the end. float32 throughout.
+A program computes (set, image, 64 queries) in steps of eight of the image's targets: it reads a logit per pair (for
+softmax the queries' rows twice before), and writes rows of the cost, coalesced along queries. One additional image has
+the slots of unused capacity. A logit that is not finite may appear at any target, so the column of its query is written
+again at the end. All arithmetic is float32.
 """
 
-# A kernel is in Triton's language: arguments have its types, and a function called within it returns.
+# Kernels are in Triton's language: arguments have its types, and functions called within them return values.
 # pyright: reportInvalidTypeForm=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import triton.language as tl
 
 NONFINITE_PREDICTION = tl.constexpr(1)
 INVALID_TARGET = tl.constexpr(2)
-# The numbers of all arguments but the constexprs: neither their values nor their alignment make a variant.
+# The numeric arguments except constexprs: neither their values nor their alignment make a variant.
 RUNTIME = range(44)
 
 
@@ -44,7 +44,7 @@ def matching_cost(
     extra_cost,  # [G or 1, N, QUERIES] float32, or None
     cost,  # [G, N, QUERIES] float32
     notes,  # [G, B, tiles] int32
-    first_set: tl.int64,  # of these sources, among G
+    first_set: tl.int64,  # first of these sources' sets in 0..G
     sets_per_source: tl.int64,
     images: tl.int64,
     queries: tl.int64,  # of these sources
@@ -80,7 +80,7 @@ def matching_cost(
 
     query = tile * TILE_QUERIES + tl.arange(0, TILE_QUERIES)
     is_image = image < images
-    # A limit of 0 in place of "and is_image": Triton's interpreter makes integers of a block's truth and a number's.
+    # A limit of 0 instead of "and is_image": Triton's interpreter turns a block of bools and a number into integers.
     known = query < tl.where(is_image, queries, 0)
     start = tl.load(offsets + image)
     end = tl.load(offsets + image + 1, mask=is_image, other=0)
@@ -97,7 +97,7 @@ def matching_cost(
     logits = tl.where(source == 7, logits_7, logits)
     rows = logits + set_of_source * logits_set_stride + image * logits_image_stride + query * logits_query_stride
     needed = query < tl.where(is_image & (count > 0), queries, 0)
-    usable = tl.full([TILE_QUERIES], 1, tl.int1)  # as far as any valid target asks for it
+    usable = tl.full([TILE_QUERIES], 1, tl.int1)  # for the costs of valid targets
     if boxes_0 is not None:
         boxes = tl.where(source == 1, boxes_1, boxes_0)
         boxes = tl.where(source == 2, boxes_2, boxes)
@@ -184,10 +184,10 @@ def _finite(x):
 
 @triton.jit
 def _exp(x):
-    """e^x for x <= 0, to two roundings. `tl.exp`, a GPU's own instruction, errs more than the tolerance rule allows."""
-    clamped = tl.where(x > -87.0, x, -87.0)  # below, float32 has no normal numbers; NaN is forbidden anyway
+    """Return e^x for x <= 0, to two roundings. The GPU instruction `tl.exp` exceeds the error of the tolerance rule."""
+    clamped = tl.where(x > -87.0, x, -87.0)  # below, results are subnormal; queries with NaN stay unmatched
     halvings = tl.floor(clamped * 1.4426950408889634 + 0.5)
-    # ln 2 in two pieces, of which the first has so few bits that its multiples are exact.
+    # ln 2 in two parts, the first with so few bits that its multiples are exact.
     rest = clamped - halvings * 0.693359375
     rest = rest + halvings * 2.12194440054690e-4
     # Taylor's series, for |rest| <= ln 2 / 2.
@@ -202,13 +202,13 @@ def _exp(x):
 
 
 @triton.jit
-def _softmax_sums(rows, wanted, classes, TILE_QUERIES: tl.constexpr, TILE_CLASSES: tl.constexpr):
-    """Of each row the greatest logit, the sum of exp(logit - greatest), and whether the softmax is defined."""
+def _softmax_sums(rows, usable_rows, classes, TILE_QUERIES: tl.constexpr, TILE_CLASSES: tl.constexpr):
+    """Return each row's greatest logit, its sum of exp(logit - greatest), and whether its softmax is defined."""
     highest = tl.full([TILE_QUERIES], float("-inf"), tl.float32)
     excessive = tl.full([TILE_QUERIES], 0, tl.int32)  # NaN or +inf; -inf is a probability of 0
     for first in range(0, classes, TILE_CLASSES):
         column = first + tl.arange(0, TILE_CLASSES)
-        mask = wanted[:, None] & (column < classes)[None, :]
+        mask = usable_rows[:, None] & (column < classes)[None, :]
         logit = tl.load(rows[:, None] + column[None, :], mask=mask, other=float("-inf")).to(tl.float32)
         excessive = tl.maximum(excessive, tl.max((~(logit < float("inf"))).to(tl.int32), 1))
         highest = tl.maximum(highest, tl.max(logit, 1))
@@ -217,7 +217,7 @@ def _softmax_sums(rows, wanted, classes, TILE_QUERIES: tl.constexpr, TILE_CLASSE
     total = tl.full([TILE_QUERIES], 0.0, tl.float32)
     for first in range(0, classes, TILE_CLASSES):
         column = first + tl.arange(0, TILE_CLASSES)
-        mask = wanted[:, None] & (column < classes)[None, :]
+        mask = usable_rows[:, None] & (column < classes)[None, :]
         logit = tl.load(rows[:, None] + column[None, :], mask=mask, other=float("-inf")).to(tl.float32)
         total += tl.sum(_exp(logit - highest[:, None]), 1)
     return highest, total, defined
@@ -225,7 +225,7 @@ def _softmax_sums(rows, wanted, classes, TILE_QUERIES: tl.constexpr, TILE_CLASSE
 
 @triton.jit
 def _focal_cost(logit, alpha, gamma, class_eps):
-    # exp of a number that is never positive does not overflow, and gives both probabilities.
+    # exp of a number that is not positive does not overflow, and yields both probabilities.
     falling = _exp(-tl.abs(logit))
     larger = tl.math.div_rn(1.0, 1.0 + falling)
     smaller = falling * larger
@@ -243,7 +243,7 @@ def _focal_cost(logit, alpha, gamma, class_eps):
 
 @triton.jit
 def _power(x, exponent):
-    """x to the exponent, for x in 0..1."""
+    """Return x to the power of the exponent, for x in 0..1."""
     if exponent == 2.0:
         result = x * x
     elif exponent == 0.0:
@@ -255,7 +255,7 @@ def _power(x, exponent):
 
 @triton.jit
 def _generalized_iou(cx, cy, w, h, other_cx, other_cy, other_w, other_h, eps):
-    # Half a size is exact, so these are the same corners whether or not the compiler fuses.
+    # Half a size is exact, so the corners are the same whether or not the compiler fuses multiply and add.
     left, right, top, bottom = cx - w * 0.5, cx + w * 0.5, cy - h * 0.5, cy + h * 0.5
     other_left, other_right = other_cx - other_w * 0.5, other_cx + other_w * 0.5
     other_top, other_bottom = other_cy - other_h * 0.5, other_cy + other_h * 0.5
@@ -269,5 +269,5 @@ def _generalized_iou(cx, cy, w, h, other_cx, other_cy, other_w, other_h, eps):
 
 @triton.jit
 def _positive(x):
-    # NaN, of corners that overflow, stays NaN.
+    # NaN, from corners that overflow, stays NaN.
     return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)

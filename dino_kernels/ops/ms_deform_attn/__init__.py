@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from dino_kernels.ops import _attention as check
 from dino_kernels.ops._core.dispatch import Backends
-from dino_kernels.ops._core.eager import EagerOp
-from dino_kernels.ops._core.registration import define, no_double_backward
-from dino_kernels.ops.ms_deform_attn import cpu, cuda, reference, triton
+from dino_kernels.ops._core.registration import define_differentiable
+from dino_kernels.ops.ms_deform_attn import native, reference, triton
 
 OP = "ms_deform_attn"
 
 
 class Arguments(NamedTuple):
-    """The arguments as the op and its backends see them: checked, dtypes settled, samples flattened.
+    """The arguments as backends take them: checked, in the dtypes of backends, samples flattened.
 
-    Calls past the registered op leave the sample dimensions K as they were given, as K or as L, P.
+    Calls that skip the registered op may leave the sample dimensions as L, P instead of K.
     """
 
     value: Tensor  # [B, S, M, D]
-    spatial_shapes: Tensor | None  # [L, 2] (H, W), or None where level_sizes has them
+    spatial_shapes: Tensor | None  # [L, 2] (H, W), or None if level_sizes has them
     level_sizes: list[int]  # [H0, W0, H1, W1, ...], or empty
     level_start_index: Tensor | None  # [L]; None means the exclusive cumulative sum of H * W
     num_points: list[int]  # [L], sum is K
@@ -40,6 +39,7 @@ def prepare(
     *,
     num_points: Sequence[int] | None = None,
 ) -> Arguments:
+    """Check the arguments and return them in the form that backends take."""
     check.check_value(OP, value)
     table, sizes = check.level_table(OP, value, spatial_shapes, level_start_index)
     levels = len(sizes) // 2 if table is None else table.shape[0]
@@ -51,10 +51,10 @@ def prepare(
     batch, _, heads, _ = value.shape
     check.check_sample_tensor(OP, "sampling_locations", locations, batch, None, heads, sum(counts))
     check.check_sample_tensor(OP, "attention_weights", weights, batch, locations.shape[1], heads, sum(counts))
-    return settle(value, table, sizes, level_start_index, counts, locations, weights)
+    return convert(value, table, sizes, level_start_index, counts, locations, weights)
 
 
-def settle(
+def convert(
     value: Tensor,
     spatial_shapes: Tensor | None,
     level_sizes: list[int],
@@ -63,7 +63,7 @@ def settle(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Arguments:
-    """Give samples the dtypes that backends take."""
+    """Convert samples to the dtypes that backends take."""
     return Arguments(
         value,
         spatial_shapes,
@@ -75,7 +75,7 @@ def settle(
     )
 
 
-backends = Backends(OP, prepare, cuda=cuda, triton=triton, cpu=cpu, reference=reference)
+backends = Backends(OP, prepare, cuda=native.cuda, triton=triton, cpu=native.cpu, reference=reference)
 
 
 def ms_deform_attn(
@@ -88,12 +88,12 @@ def ms_deform_attn(
     num_points: Sequence[int] | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, equation 3).
+    """Compute multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, equation 3).
 
     `output[b, q, m] = sum over levels l and points p of attention_weights[b, q, m, l, p] *
     bilinear(value of level l, sampling_locations[b, q, m, l, p])`. Equal to `grid_sample` of each
-    level with `align_corners=False, padding_mode="zeros"`, weighted and summed. A location that is
-    NaN or infinite contributes nothing, and neither does one outside the level.
+    level with `align_corners=False, padding_mode="zeros"`, weighted and summed. Locations that are NaN,
+    infinite or outside the level contribute nothing.
 
     Args:
         value: features of all levels, concatenated along S. float32, float64, bfloat16 or float16.
@@ -103,81 +103,27 @@ def ms_deform_attn(
         sampling_locations: (x, y), with (0, 0) the top left and (1, 1) the bottom right corner of the
             level. Used in float32 (float64 for float64 values), never in 16 bit.
         attention_weights: weight of each sample, usually a softmax over L * P.
-        num_points: points of each level where they differ; the sample dimensions are then one of
-            size K = sum(num_points), level by level.
+        num_points: points of each level if they differ; the sample dimensions are then one of size
+            K = sum(num_points), level by level.
         backend: "auto", "cpu", "cuda", "triton" or "reference"; see `dino_kernels.explain`.
 
     Returns:
         [B, Q, M * D], in `value`'s dtype; heads are adjacent blocks of D channels.
 
     Raises:
-        ValueError, TypeError: a malformed argument, named.
-        UnsupportedError: no backend can run the call, or not the requested one.
+        ValueError, TypeError: an argument is malformed.
+        UnsupportedError: no backend, or not the requested one, can run the call.
     """
     given = value, spatial_shapes, level_start_index, sampling_locations, attention_weights
-    return _eager_op(given, num_points, backend)
+    return _op(given, num_points, backend)
 
 
-def _kernel(*arguments: Any) -> Tensor:
-    *inputs, backend = arguments
-    return backends[backend].forward(*inputs)
-
-
-def _fake(value: Tensor, *rest: Any) -> Tensor:
-    locations = rest[4]
-    return value.new_empty((locations.shape[0], locations.shape[1], value.shape[2] * value.shape[3]))
-
-
-def _backward_kernel(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *inputs, wanted, backend = arguments
-    return backends[backend].backward(grad_output, *inputs, wanted)
-
-
-def _backward_fake(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    value, _, _, _, _, locations, weights, wanted, _ = arguments
-    inputs = (value, locations, weights)
-    return tuple(x.new_empty(x.shape if want else (0,)) for x, want in zip(inputs, wanted, strict=True))
-
-
-_INPUTS = (
+_op = define_differentiable(
+    backends,
+    Arguments,
     "Tensor value, Tensor? spatial_shapes, SymInt[] level_sizes, Tensor? level_start_index, int[] num_points, "
-    "Tensor sampling_locations, Tensor attention_weights"
+    "Tensor sampling_locations, Tensor attention_weights",
+    fake=lambda a: a.value.new_empty((*a.sampling_locations.shape[:2], a.value.shape[2] * a.value.shape[3])),
+    differentiable=("value", "sampling_locations", "attention_weights"),
+    convert=convert,
 )
-_backward_op = define(
-    f"{OP}_backward(Tensor grad_output, {_INPUTS}, bool[] wanted, str backend) -> (Tensor, Tensor, Tensor)",
-    _backward_kernel,
-    _backward_fake,
-    backward=no_double_backward(OP),
-)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, spatial_shapes, level_sizes, level_start_index, num_points, locations, weights, backend = inputs
-    ctx.save_for_backward(value, spatial_shapes, level_start_index, locations, weights)
-    ctx.level_sizes, ctx.num_points, ctx.backend = level_sizes, num_points, backend
-
-
-def _backward(ctx: Any, grad_output: Tensor, gradients: Callable[..., Any] = _backward_op) -> tuple[Tensor | None, ...]:
-    value, spatial_shapes, level_start_index, locations, weights = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    wanted = [needs[0], needs[5], needs[6]]
-    grads = gradients(
-        grad_output,
-        value,
-        spatial_shapes,
-        ctx.level_sizes,
-        level_start_index,
-        ctx.num_points,
-        locations,
-        weights,
-        wanted,
-        ctx.backend,
-    )
-    grad_value, grad_locations, grad_weights = [g if want else None for g, want in zip(grads, wanted, strict=True)]
-    return grad_value, None, None, None, None, grad_locations, grad_weights, None
-
-
-_op = define(
-    f"{OP}({_INPUTS}, str backend) -> Tensor", _kernel, _fake, setup_context=_setup_context, backward=_backward
-)
-_eager_op = EagerOp(backends, settle, _op, _setup_context, _backward)

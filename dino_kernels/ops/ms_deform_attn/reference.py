@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def unsupported(*arguments: object) -> str | None:
-    return None
+from dino_kernels.ops._core.dtypes import compute_dtype
 
 
 def forward(
@@ -20,21 +18,20 @@ def forward(
     sampling_locations: Tensor,  # [B, Q, M, K, 2]
     attention_weights: Tensor,  # [B, Q, M, K]
 ) -> Tensor:
-    """The value-weighted sum of samples, [B, Q, M * D]; see `dino_kernels.ms_deform_attn`.
+    """Return the weighted sum of samples, [B, Q, M * D]; see `dino_kernels.ms_deform_attn`.
 
-    A table of levels on a GPU is read once, which waits for the device: `grid_sample` needs its
-    numbers on the host. The kernels do not. Differentiable any number of times.
+    Synchronises with a GPU if `spatial_shapes` is a tensor there, because `grid_sample` needs the sizes on the host;
+    the kernels do not. Differentiable any number of times.
     """
     dtype = value.dtype
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    compute = compute_dtype(dtype)
     value = value.to(compute)
     batch, _, heads, channels = value.shape
     queries, samples = sampling_locations.shape[1], sampling_locations.shape[3]
     shapes = host_shapes(spatial_shapes, level_sizes)
     levels = split_levels(value, shapes, level_start_index)
-    # Outside [-1, 2] a sample is outside the level whatever its size, so this changes no finite result;
-    # it makes infinities and NaN contribute nothing, as in the original kernel, where grid_sample alone
-    # would return NaN for some.
+    # A sample outside [-1, 2] is outside a level of any size, so clamping changes no finite result. It makes
+    # infinities and NaN contribute nothing, as in the original kernel; grid_sample alone returns NaN for some.
     grids = 2 * sampling_locations.nan_to_num(nan=-1.0).clamp(-1, 2) - 1
     grids = grids.transpose(1, 2).flatten(0, 1)  # [B * M, Q, K, 2]
     sampled = []
@@ -47,16 +44,17 @@ def forward(
 
 
 def host_shapes(spatial_shapes: Tensor | None, level_sizes: list[int]) -> list[tuple[int, int]]:
+    """Return (H, W) of each level, from the one argument that has them."""
     if spatial_shapes is not None:
         return [(height, width) for height, width in spatial_shapes.tolist()]
     return list(zip(level_sizes[::2], level_sizes[1::2], strict=True))
 
 
 def split_levels(value: Tensor, shapes: list[tuple[int, int]], level_start_index: Tensor | None) -> list[Tensor]:
-    """The rows of each level, L tensors [B, H * W, M, D]."""
+    """Return the rows of each level, L tensors [B, H * W, M, D]."""
     sizes = [height * width for height, width in shapes]
     packed = [sum(sizes[:level]) for level in range(len(sizes))]
     starts = packed if level_start_index is None else level_start_index.tolist()
     if starts == packed and sum(sizes) == value.shape[1]:
-        return list(value.split(sizes, dim=1))  # whose backward is one concatenation, not a sum of padded slices
+        return list(value.split(sizes, dim=1))  # its backward is one concatenation, not a sum of padded slices
     return [value[:, start : start + size] for start, size in zip(starts, sizes, strict=True)]

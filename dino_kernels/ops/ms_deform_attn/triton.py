@@ -1,4 +1,4 @@
-"""Triton backend: the kernels in triton_forward.py and triton_backward.py, classic here and fused by the other op."""
+"""Triton backend: the kernels in triton_forward.py and triton_backward.py, which `fused_ms_deform_attn` runs too."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ import torch
 from torch import Tensor
 
 from dino_kernels.ops._core import triton_support
+from dino_kernels.ops._core.dtypes import compute_dtype
 from dino_kernels.ops._core.fixed_point import scale_of, sum_bound
 from dino_kernels.ops._core.layout import contiguous, heads, rows
 
-# 8 queries a warp: with fewer an H100 is not full, whose 132 multiprocessors have room for 16 to 32 warps each, at 100
-# to 64 registers a thread.
+# A warp computes 8 queries. Fewer items do not fill the 132 multiprocessors of an H100, each of which has room for 16
+# to 32 warps at 100 to 64 registers per thread.
 FEW_ITEMS = 2**15
 
 
 def kernels() -> ModuleType:
-    """The module of the kernels, imported when it is first needed; tests/triton/interpreter.py replaces it."""
+    """Import and return the module of the kernels; tests/triton/interpreter.py replaces this function."""
     from dino_kernels.ops.ms_deform_attn import triton_tuned
 
     return triton_tuned
 
 
 def unsupported(value: Tensor, *rest: Any) -> str | None:
-    """Why the Triton kernel cannot run this call."""
+    """Return why the Triton kernels cannot run this call, or None."""
     return triton_support.unsupported("value", value) or unsupported_number(value)
 
 
 def unsupported_number(value: Tensor) -> str | None:
+    """Return why the Triton kernels cannot compute in this dtype, or None."""
     if value.dtype == torch.float64 and torch.are_deterministic_algorithms_enabled():
         return "its deterministic backward has the precision of float32, value is float64"
     return None
@@ -44,22 +46,27 @@ def forward(
     sampling_locations: Tensor,  # [B, Q, M, K, 2]
     attention_weights: Tensor,  # [B, Q, M, K]
 ) -> Tensor:
-    """The value-weighted sum of samples, [B, Q, M * D]."""
+    """Return the weighted sum of samples, [B, Q, M * D]."""
     levels = spatial_shapes, level_sizes, level_start_index, num_points
     return run_forward(value, levels, sampling_locations, attention_weights)
 
 
-def backward(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, sampling_locations and attention_weights; those not wanted are empty.
-
-    Args:
-        grad_output: [B, Q, M * D].
-        arguments: those of `forward`, and which gradients are wanted.
-    """
-    value, *levels, locations, weights, (wants_value, wants_locations, wants_weights) = arguments
-    bound = sum_bound(grad_output, weights) if wants_value else None
-    wanted = wants_value, False, wants_locations, wants_weights
-    grads = run_backward(grad_output, value, tuple(levels), locations, weights, wanted, bound)
+def backward(
+    grad_output: Tensor,  # [B, Q, M * D]
+    value: Tensor,
+    spatial_shapes: Tensor | None,
+    level_sizes: list[int],
+    level_start_index: Tensor | None,
+    num_points: list[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    requested: list[bool],  # [3]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of value, sampling_locations and attention_weights; empty if not requested."""
+    levels = spatial_shapes, level_sizes, level_start_index, num_points
+    bound = sum_bound(grad_output, attention_weights) if requested[0] else None
+    of_all = [requested[0], False, *requested[1:]]
+    grads = run_backward(grad_output, value, levels, sampling_locations, attention_weights, of_all, bound)
     return grads[0], grads[2], grads[3]
 
 
@@ -74,7 +81,7 @@ def run_forward(
     reference_points: Tensor | None = None,  # [B, Q, L, 2 or 4]
     value_mask: Tensor | None = None,  # [B, S]
 ) -> Tensor:
-    """Of both ops."""
+    """Return the weighted sum of samples of either op, [B, Q, M * D]."""
     value, positions, weights = heads(value), rows(positions), rows(weights)
     batch, _, heads_, channels = value.shape
     launch = _launch("forward", value, positions, levels)
@@ -98,34 +105,37 @@ def run_backward(
     levels: Levels,
     positions: Tensor,
     weights: Tensor,
-    wanted: tuple[bool, bool, bool, bool],
+    requested: list[bool],  # [4]: value, reference points, positions, weights
     bound: Tensor | None,
     reference_points: Tensor | None = None,
     value_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of value, reference points by head [B, Q, M, L, 2 or 4], positions and weights, as far as wanted.
+    """Return the requested gradients of either op; empty tensors for the others.
 
     Args:
-        bound: of `sum_bound`.
+        bound: result of `sum_bound`.
+
+    Returns:
+        Gradients of value, reference points by head [B, Q, M, L, 2 or 4], positions and weights.
     """
-    wants_value, wants_references, wants_positions, wants_weights = wanted
-    compute = torch.float64 if value.dtype == torch.float64 else torch.float32
+    of_value, of_references, of_positions, of_weights = requested
+    compute = compute_dtype(value.dtype)
     launch = _launch("backward", value, positions, levels)
     new = torch.zeros_like if launch is None else torch.empty_like
-    grad_positions = new(positions, memory_format=torch.contiguous_format) if wants_positions else None
-    grad_weights = new(weights, memory_format=torch.contiguous_format) if wants_weights else None
-    # What the softmax's gradient is made of waits here until all of a head's samples are known.
+    grad_positions = new(positions, memory_format=torch.contiguous_format) if of_positions else None
+    grad_weights = new(weights, memory_format=torch.contiguous_format) if of_weights else None
+    # The softmax's gradient needs all of a head's samples, so the gradients of the weights are stored first.
     grad_attention = grad_weights
     if grad_weights is not None and reference_points is not None and weights.dtype != compute:
         grad_attention = torch.empty_like(grad_weights, dtype=compute)
     grad_references = None
-    if wants_references and reference_points is not None:
+    if of_references and reference_points is not None:
         of_heads = reference_points[:, :, None].expand(-1, -1, value.shape[2], -1, -1)
         grad_references = new(of_heads, memory_format=torch.contiguous_format)
 
     value, positions, weights, grad_output = heads(value), rows(positions), rows(weights), rows(grad_output)
     sums = scale = grad_value = None
-    if wants_value:
+    if of_value:
         dtype = compute if bound is None else torch.int64
         sums = torch.zeros_like(value, dtype=dtype, memory_format=torch.contiguous_format)
         scale = None if bound is None else scale_of(bound, positions.shape[1] * sum(levels[3]))
@@ -153,7 +163,7 @@ def run_backward(
 
 
 def _launch(direction: str, value: Tensor, positions: Tensor, levels: Levels) -> Any:
-    """What starts a program for each head, image and tile of queries; None where there is nothing to compute."""
+    """Return the launcher of a program per head, image and tile of queries; None if there is nothing to compute."""
     batch, _, heads_, _ = value.shape
     queries = positions.shape[1]
     items = batch * queries * heads_
@@ -164,7 +174,7 @@ def _launch(direction: str, value: Tensor, positions: Tensor, levels: Levels) ->
 
 
 def tile_size(block: int, lanes: int) -> int:
-    """Queries a program: `block`, where 4 lanes load a row; also computed by the kernels."""
+    """Return the queries of a program: `block` if 4 lanes load a row. The kernels compute the same."""
     return max(block * 4 // lanes, 1)
 
 
@@ -177,8 +187,7 @@ def _tensors(
     value_mask: Tensor | None,
 ) -> tuple[Any, ...]:
     shapes, sizes, starts, _ = levels
-    # Triton compiles a variant for each pattern of ones and multiples of 16 among the numbers of a tuple; 32 n + 17 is
-    # neither.
+    # Triton compiles a variant for each pattern of ones and multiples of 16 in a tuple; 32 n + 17 is neither.
     return (
         value,
         positions,
@@ -210,18 +219,18 @@ def _constants(value: Tensor, levels: Levels, positions: Tensor, reference_point
         "COORDINATES": 0 if reference_points is None else reference_points.shape[3],
         "COMPUTE": tl.float64 if value.dtype == torch.float64 else tl.float32,
         "PAIRED": positions.element_size() < 8 and _even(positions, 2 * positions.element_size()),
-        # Like a row of value, so that the softmax is made where it is needed, on the same lanes.
+        # As many lanes as for a row of value, so that the softmax is computed on the lanes that need it.
         "PADDED_K": max(next_power_of_2(sum(points)), padded_half),
         "PADDED_HALF": padded_half,
-        # 16 bytes each.
+        # A lane loads 16 bytes.
         "LANES": min(32, max(1, padded_half // (2 if value.dtype == torch.float64 else 4))),
-        # What Triton takes for granted up to 3.9, and not from 3.10 on: multiply-adds are half of the arithmetic.
+        # The default up to Triton 3.9 but not from 3.10 on. Multiply-adds are half of the arithmetic.
         "enable_fp_fusion": True,
     }
 
 
 def _packed(rows_of_channels: Tensor) -> bool:
-    """Whether two channels can be loaded as one number."""
+    """Return whether two channels can be loaded as one number."""
     return rows_of_channels.element_size() == 2 and rows_of_channels.shape[-1] % 2 == 0 and _even(rows_of_channels, 4)
 
 
@@ -230,7 +239,7 @@ def _even(tensor: Tensor, alignment: int) -> bool:
 
 
 def _finished(sums: Tensor, scale: Tensor | None, dtype: torch.dtype, packed: bool) -> Tensor:
-    """grad_value out of the kernel's sums, which have the even channels first where they are packed."""
+    """Return grad_value from the kernel's sums, in which the even channels come first if they are packed."""
     if scale is not None:
         sums = sums.double() / scale.double()
     if packed:

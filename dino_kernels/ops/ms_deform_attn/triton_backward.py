@@ -1,9 +1,9 @@
 """Backward of multi-scale deformable attention in Triton, classic and fused: all gradients in one kernel.
 
-A program has one head of one image and a tile of queries. Of each sample it computes four dot products, of the rows
-that the sample reads with the head's output gradient, and from these the gradients of position and weight. The rows of
-value's gradient gain weight * grad_output, by vectors of atomic adds. Sums are float32 (float64 for float64), or int64
-in fixed point, which are the same in any order.
+A program computes one head of one image for a tile of queries. For each sample it computes four dot products, of the
+rows that the sample reads with the head's output gradient, and from these the gradients of position and weight. It adds
+weight * grad_output to the rows of value's gradient, by vectors of atomic adds. Sums are float32 (float64 for float64),
+or int64 in fixed point, which are the same in any order.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def ms_deform_attn_backward(
     shapes,  # [L, 2] (H, W), or None
     starts,  # [L], or None
     sizes,  # (H0, W0, H1, W1, ...), each as 32 n + 17, or None
-    # What is None is not wanted.
+    # Gradients that are not requested are None.
     sums,  # [B, S, M, D] of grad_value: zeros in the compute dtype, or in int64
-    scale,  # [1] of sums in fixed point, or None
+    scale,  # [1], scale of sums in fixed point, or None
     grad_positions,  # [B, Q, M, K, 2]
-    grad_attention,  # [B, Q, M, K] compute dtype: what the attention weights gain
-    grad_logits,  # [B, Q, M, K], which may be the same memory; None for the classic op
-    grad_reference_points,  # [B, Q, M, L, COORDINATES] compute dtype, not yet summed over heads
+    grad_attention,  # [B, Q, M, K] compute dtype: gradient of the attention weights
+    grad_logits,  # [B, Q, M, K], may be the same memory; None for `ms_deform_attn`
+    grad_reference_points,  # [B, Q, M, L, COORDINATES] compute dtype, to be summed over heads
     Q,
     S,
     grad_output_batch_stride,
@@ -67,14 +67,14 @@ def ms_deform_attn_backward(
     D: tl.constexpr,
     K: tl.constexpr,
     POINTS: tl.constexpr,  # [L]
-    COORDINATES: tl.constexpr,  # of a reference point; 0: the classic op
+    COORDINATES: tl.constexpr,  # coordinates of a reference point; 0: `ms_deform_attn`
     COMPUTE: tl.constexpr,  # dtype
     PAIRED: tl.constexpr,  # see load_pairs
     PACKED: tl.constexpr,  # see load_row
     PADDED_K: tl.constexpr,
     PADDED_HALF: tl.constexpr,
     LANES: tl.constexpr,  # see held_samples
-    BLOCK_Q: tl.constexpr,  # queries a program, where LANES is 4
+    BLOCK_Q: tl.constexpr,  # queries of a program if LANES is 4
 ):
     L: tl.constexpr = len(POINTS)
     TILE: tl.constexpr = max(BLOCK_Q * 4 // LANES, 1)
@@ -146,7 +146,7 @@ def ms_deform_attn_backward(
             grad_attention += POINTS[number]
 
     if grad_logits is not None:
-        # The softmax's Jacobian needs the sum over all samples, whose gradients have waited in memory.
+        # The softmax's Jacobian needs the sum over all samples, whose gradients were stored in memory.
         k = tl.arange(0, PADDED_K)[None, :]
         held = exists & (k < K)
         tl.debug_barrier()
@@ -183,7 +183,7 @@ def _level(
     PACKED: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """The samples of one level. Returns mean with their share, and the gradient of the queries' reference points."""
+    """Process the samples of one level; return the updated mean and the gradient of the reference points."""
     compute: tl.constexpr = mean.dtype
     half: tl.constexpr = (D + 1) // 2
     padded_half: tl.constexpr = grad[0].shape[2]
@@ -257,7 +257,7 @@ def _level(
 
 @triton.jit
 def _dot(row, grad, LANES: tl.constexpr):
-    """[Q, 1]. Sums of each lane first, so that Triton lays out the result as samples lie in lanes, and not as rows."""
+    """Return row sums [Q, 1]; each lane sums first, so that Triton keeps the layout of samples, not that of rows."""
     products = row[0] * grad[0] + row[1] * grad[1]
     of_lanes = tl.sum(tl.reshape(products, [products.shape[0], LANES, products.shape[2] // LANES]), 2)
     return tl.sum(of_lanes, 1)[:, None]
@@ -265,7 +265,7 @@ def _dot(row, grad, LANES: tl.constexpr):
 
 @triton.jit
 def _store_reference(pointers, gradients, exists, COORDINATES: tl.constexpr, LANES: tl.constexpr):
-    """One coordinate a lane."""
+    """Store one coordinate per lane."""
     c = tl.arange(0, max(COORDINATES, LANES))[None, :]
     gradient = tl.where(c == 0, gradients[0], gradients[1])
     if COORDINATES == 4:
@@ -275,5 +275,5 @@ def _store_reference(pointers, gradients, exists, COORDINATES: tl.constexpr, LAN
 
 @triton.jit
 def _chain(gradient, factor):
-    """Chain rule. A sample outside has no gradient, not even 0 * NaN where its position is not finite."""
+    """Apply the chain rule. A sample outside has gradient 0, even if its position is not finite (no 0 * NaN)."""
     return tl.where(gradient == 0, 0, gradient * factor)

@@ -1,10 +1,9 @@
 """Forward of multi-scale deformable attention in Triton, classic and fused.
 
-A program has one head of one image and a tile of queries. Each of the lanes that load a row locates a sample; rows are
-then added sample by sample, and only shuffles pass between lanes: the warps of a program share nothing but the cache.
-Traffic: value's rows are gathered, mostly from the
-first-level cache; positions and weights are read once, output is written once. Positions, weights and sums are float32
-(float64 for float64).
+A program computes one head of one image for a tile of queries. Each of the lanes that load a row locates a sample; rows
+are then added sample by sample. Lanes exchange data by shuffles only, and the warps of a program share only the cache.
+Traffic: value's rows are gathered, mostly from the first-level cache; positions and weights are read once, output is
+written once. Positions, weights and sums are float32 (float64 for float64).
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ from dino_kernels.ops.ms_deform_attn.triton_samples import (
     unpack_flags,
 )
 
-# Arguments that change with the size of the images: neither their values nor their alignment make a variant.
+# Arguments that vary with the size of the images: neither their values nor their alignment make a variant.
 SIZES = ("Q", "S")
-# Samples whose rows are loaded before the first of them is used.
+# Number of samples whose rows are loaded before the first is used.
 UNROLL = tl.constexpr(2)
 
 
@@ -60,14 +59,14 @@ def ms_deform_attn_forward(
     D: tl.constexpr,
     K: tl.constexpr,
     POINTS: tl.constexpr,  # [L]
-    COORDINATES: tl.constexpr,  # of a reference point; 0: the classic op
+    COORDINATES: tl.constexpr,  # coordinates of a reference point; 0: `ms_deform_attn`
     COMPUTE: tl.constexpr,  # dtype
     PAIRED: tl.constexpr,  # see load_pairs
     PACKED: tl.constexpr,  # see load_row
     PADDED_K: tl.constexpr,
     PADDED_HALF: tl.constexpr,
     LANES: tl.constexpr,  # see held_samples
-    BLOCK_Q: tl.constexpr,  # queries a program, where LANES is 4
+    BLOCK_Q: tl.constexpr,  # queries of a program if LANES is 4
 ):
     L: tl.constexpr = len(POINTS)
     TILE: tl.constexpr = max(BLOCK_Q * 4 // LANES, 1)
@@ -139,7 +138,7 @@ def _add_level(
     PACKED: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """The sums, with the samples of one level added."""
+    """Add the samples of one level to the sums."""
     compute: tl.constexpr = first_sums.dtype
     half: tl.constexpr = (D + 1) // 2
     padded_half: tl.constexpr = first_sums.shape[2]
@@ -154,7 +153,7 @@ def _add_level(
         row, right, below, reads = surround(x, y, level, value_mask, alive & held)
         shares = corner_weights(attention, right, below, reads)
         flags = pack_flags(reads)
-        # A loop, because 16 samples in a row take the compiler ten times as long as 4 and give the same instructions.
+        # A loop, because 16 samples in a row take ten times as long to compile as 4, for the same instructions.
         for k in tl.range(0, samples_of_round(first, POINTS, LANES), loop_unroll_factor=UNROLL):
             of_k = unpack_flags(take(flags, k))
             corners = load_corners(value, take(row, k), width, stride, of_k, PACKED, D, half, padded_half, compute)

@@ -1,17 +1,17 @@
-"""Where a tile of queries samples one head's value, and with which weights: for forward and backward in Triton."""
+"""Sample positions and weights of a tile of queries for one head: shared by forward and backward in Triton."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-# Rows of the strips that queries on a grid are ordered by: 64 queries in a row are a tile of 8 x 8 pixels.
+# Pixel rows of the strips in which queries on a grid are ordered: 64 consecutive queries are a tile of 8 x 8 pixels.
 STRIP = tl.constexpr(8)
 
 
 @triton.jit
 def read_level(shapes, starts, sizes, level: tl.constexpr, packed_start):
-    """Height, width and first row of a level; `packed_start` is where the levels before it end."""
+    """Return height, width and first row of a level; `packed_start` is the end of the levels before it."""
     if shapes is not None:
         height = tl.load(shapes + 2 * level).to(tl.int64)
         width = tl.load(shapes + 2 * level + 1).to(tl.int64)
@@ -26,9 +26,9 @@ def read_level(shapes, starts, sizes, level: tl.constexpr, packed_start):
 
 @triton.jit
 def check_levels(shapes, starts, sizes, S, L: tl.constexpr):
-    """Whether each level lies within the S rows of value, and whether all of them together are these rows.
+    """Return whether each level lies within the S rows of value, and whether all together are exactly these rows.
 
-    A table on the device cannot be checked before the launch. What does not fit is not read, and gives NaN.
+    A table on the device cannot be checked before the launch. If it does not fit, results are NaN.
     """
     rows = S.to(tl.int64)
     end = rows * 0
@@ -49,10 +49,10 @@ def check_levels(shapes, starts, sizes, S, L: tl.constexpr):
 
 @triton.jit
 def order_queries(number, shapes, starts, sizes, on_grid, L: tl.constexpr):
-    """The queries that come at these numbers.
+    """Return the queries at these positions in the order of processing.
 
-    Where queries are the pixels of the levels they come in strips of 8 pixel rows, column by column: then neighbours in
-    a tile, and in the cache, sample the same rows of value.
+    If queries are the pixels of the levels, they are ordered in strips of 8 pixel rows, column by column, so that
+    neighbours in a tile, and in the cache, sample the same rows of value.
     """
     height = number * 0 + 1
     width = number * 0 + 1
@@ -78,7 +78,7 @@ def order_queries(number, shapes, starts, sizes, on_grid, L: tl.constexpr):
 
 @triton.jit
 def tile_of_queries(shapes, starts, sizes, Q, S, M: tl.constexpr, L: tl.constexpr, BLOCK_Q: tl.constexpr):
-    """What a program has: an image, a head, queries [BLOCK_Q, 1], which of them exist, and whether the levels fit."""
+    """Return a program's image, head, queries [BLOCK_Q, 1], which of these exist, and whether the levels fit."""
     tiles = tl.cdiv(Q, BLOCK_Q)
     head = tl.program_id(0) // tiles
     number = (tl.program_id(0) % tiles) * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -87,20 +87,20 @@ def tile_of_queries(shapes, starts, sizes, Q, S, M: tl.constexpr, L: tl.constexp
     return (head // M).to(tl.int64), head % M, queries.to(tl.int64)[:, None], (number < Q)[:, None], fit
 
 
-# Of each query and level, LANES lanes locate one sample each, then all of them read the rows of one sample after
-# another: as many lanes as load a row, so that nothing leaves the warp. `first` is the first sample of such a round.
+# For each query and level, LANES lanes locate one sample each, then all of them read the rows of one sample after
+# another. LANES lanes load a row, so that no data leaves the warp. `first` is the first sample of such a round.
 @triton.jit
 def held_samples(first, POINTS: tl.constexpr, LANES: tl.constexpr):
-    """The lanes that have a sample, [1, LANES], in a round of at most LANES."""
+    """Return which lanes have a sample, [1, LANES], in a round of at most LANES."""
     if POINTS % LANES == 0:
-        return tl.full([1, LANES], True, tl.int1)  # which the compiler knows
+        return tl.full([1, LANES], True, tl.int1)  # known at compile time
     else:
         return (first + tl.arange(0, LANES) < POINTS)[None, :]
 
 
 @triton.jit
 def samples_of_round(first, POINTS: tl.constexpr, LANES: tl.constexpr):
-    """How many lanes have one."""
+    """Return the number of lanes that have a sample."""
     if POINTS <= LANES:
         return POINTS
     else:
@@ -109,9 +109,9 @@ def samples_of_round(first, POINTS: tl.constexpr, LANES: tl.constexpr):
 
 @triton.jit
 def load_pairs(pointers, held, PAIRED: tl.constexpr, LANES: tl.constexpr):
-    """Two neighbouring numbers of each of LANES samples, whose first ones are at `pointers`: [Q, LANES] each.
+    """Load two consecutive numbers of each of LANES samples, starting at `pointers`: [Q, LANES] each.
 
-    As one number where they are PAIRED: 16 or 32 bits wide, and aligned together.
+    PAIRED ones are loaded as one number: they have 16 or 32 bits, and are aligned together.
     """
     lane = tl.arange(0, LANES)[None, :]
     number: tl.constexpr = pointers.dtype.element_ty
@@ -128,7 +128,7 @@ def load_pairs(pointers, held, PAIRED: tl.constexpr, LANES: tl.constexpr):
 
 @triton.jit
 def store_pairs(pointers, first, second, held, LANES: tl.constexpr):
-    """The inverse of `load_pairs`, to a tensor of which only whole pairs are aligned."""
+    """Store what `load_pairs` loads, in a tensor whose pairs are aligned."""
     lane = tl.arange(0, LANES)[None, :]
     number: tl.constexpr = pointers.dtype.element_ty
     if number.primitive_bitwidth == 64:
@@ -146,9 +146,9 @@ def store_pairs(pointers, first, second, held, LANES: tl.constexpr):
 
 @triton.jit
 def take(of_lanes, k):
-    """What lane k of each query has, in all of its lanes: [Q, 1, 1], from [Q, LANES].
+    """Broadcast the number of lane k of each query to all of its lanes: [Q, LANES] to [Q, 1, 1].
 
-    The third dimension makes Triton lay out rows by how they are loaded, and not by how samples lie in lanes.
+    The third dimension makes Triton keep the layout in which rows are loaded, not that of samples in lanes.
     """
     at = tl.full([of_lanes.shape[0], 1], k, tl.int32)
     return tl.gather(of_lanes, at, 1)[:, :, None]
@@ -156,7 +156,7 @@ def take(of_lanes, k):
 
 @triton.jit
 def pack_flags(flags):
-    """Four flags as one number, which takes one exchange between lanes."""
+    """Pack four flags in one number, which takes one exchange between lanes."""
     return (
         flags[0].to(tl.int32)
         | (flags[1].to(tl.int32) << 1)
@@ -172,7 +172,7 @@ def unpack_flags(packed):
 
 @triton.jit
 def softmax_of(logits, K: tl.constexpr, PADDED_K: tl.constexpr, COMPUTE: tl.constexpr):
-    """Of each query's K logits: the maximum, and one over the sum of what the softmax divides."""
+    """Return the maximum of each query's K logits, and the reciprocal of the softmax's denominator."""
     k = tl.arange(0, PADDED_K)
     row = tl.load(logits + k[None, :], mask=(k < K)[None, :], other=-float("inf")).to(COMPUTE)
     maximum = tl.max(row, 1)[:, None]
@@ -181,7 +181,7 @@ def softmax_of(logits, K: tl.constexpr, PADDED_K: tl.constexpr, COMPUTE: tl.cons
 
 @triton.jit
 def attention_of(weight, softmax, COORDINATES: tl.constexpr):
-    """The attention weight of samples: as it is given, or by its logit."""
+    """Return the attention weights of samples: as passed, or the softmax of their logits."""
     if COORDINATES == 0:
         return weight
     else:
@@ -191,7 +191,7 @@ def attention_of(weight, softmax, COORDINATES: tl.constexpr):
 
 @triton.jit
 def load_reference(reference_points, queries, level: tl.constexpr, L: tl.constexpr, COORDINATES: tl.constexpr):
-    """Of each query at a level: x and y, and for a box its width and height."""
+    """Return each query's reference point at a level: x and y, and width and height of a box."""
     at = reference_points + (queries * L + level) * COORDINATES
     if COORDINATES == 4:
         return tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
@@ -201,7 +201,7 @@ def load_reference(reference_points, queries, level: tl.constexpr, L: tl.constex
 
 @triton.jit
 def place_samples(raw_x, raw_y, reference, width, height, points: tl.constexpr, COORDINATES: tl.constexpr):
-    """Positions in pixels, and the pixels that one unit of each raw number is; in the order of csrc's kernels."""
+    """Return positions in pixels, and the pixels per unit of the raw numbers; rounded as in the kernels of csrc."""
     level_width = width.to(raw_x.dtype)
     level_height = height.to(raw_x.dtype)
     if COORDINATES == 0:
@@ -211,7 +211,7 @@ def place_samples(raw_x, raw_y, reference, width, height, points: tl.constexpr, 
         return x * level_width - 0.5 + raw_x, y * level_height - 0.5 + raw_y, 1.0, 1.0
     else:
         x, y, box_width, box_height = reference
-        half: tl.constexpr = 0.5 / max(points, 1)  # compiled for a level without points, too
+        half: tl.constexpr = 0.5 / max(points, 1)  # also compiled for levels without points
         scale_x = box_width * half * level_width
         scale_y = box_height * half * level_height
         return x * level_width - 0.5 + raw_x * scale_x, y * level_height - 0.5 + raw_y * scale_y, scale_x, scale_y
@@ -219,14 +219,14 @@ def place_samples(raw_x, raw_y, reference, width, height, points: tl.constexpr, 
 
 @triton.jit
 def surround(x, y, level, value_mask, alive):
-    """The pixels around a point, whose centres have integer coordinates.
+    """Find the pixels around a point; pixel centres have integer coordinates.
 
-    A point beyond -1, at the size or beyond, or at NaN has no corner to read: it is moved to (-2, -2) before any
-    conversion to an integer, so that infinities and NaN are no hazard.
+    A point at or below -1, at or beyond the size, or at NaN has no corner to read. It is moved to (-2, -2) before the
+    conversion to integers, which is undefined for infinities and NaN.
 
     Returns:
-        The upper left corner's row of value, the fractions of the way right and down, and which corners are to be read,
-        in the order upper left, upper right, lower left, lower right: within the level, and no padding.
+        The row of value of the upper left corner, the fractions to the right and down, and which corners are within the
+        level and not padding, in the order upper left, upper right, lower left, lower right.
     """
     height, width, start = level
     inside = (x >= -1) & (x < width.to(x.dtype)) & (y >= -1) & (y < height.to(x.dtype)) & alive
@@ -237,7 +237,7 @@ def surround(x, y, level, value_mask, alive):
     x0 = left.to(tl.int32)
     y0 = upper.to(tl.int32)
     row = y0 * width + x0 + start
-    # Only the sides that `inside` leaves open.
+    # The sides that `inside` does not check.
     left_valid = x0 >= 0
     right_valid = (x0 >= -1) & (x0 + 1 < width)
     above_valid = y0 >= 0
@@ -253,7 +253,7 @@ def surround(x, y, level, value_mask, alive):
 
 @triton.jit
 def _unmasked(value_mask, row, valid):
-    """Of valid corners, those that are not padding."""
+    """Return which of the valid corners are not padding."""
     if value_mask is None:
         return valid
     else:
@@ -262,7 +262,7 @@ def _unmasked(value_mask, row, valid):
 
 @triton.jit
 def corner_weights(attention, right, below, reads):
-    """The bilinear weights times attention; 0 for what is not read, whatever attention is."""
+    """Return the bilinear weights times attention; 0 for corners that are not read, even if attention is not finite."""
     read0, read1, read2, read3 = reads
     above_weight = attention * (1 - below)
     below_weight = attention * below
@@ -274,15 +274,15 @@ def corner_weights(attention, right, below, reads):
     )
 
 
-# A head's D channels are in two tensors of half as many: those with even and those with odd numbers where two 16-bit
-# numbers are loaded as one (PACKED), else the first and the others. A lane then has four of each, whatever the dtype:
-# of value when it loads 16 bytes, and of value's float32 gradient when it adds 16 bytes. Otherwise each term of a sum
-# would have to go to another lane first.
+# A head's D channels are in two tensors of D / 2: even and odd channels if two 16-bit numbers are loaded as one
+# (PACKED), else the first and the second half. A lane then has four channels of each tensor for all dtypes: of value,
+# when it loads 16 bytes, and of value's float32 gradient, when it adds 16 bytes. Otherwise each term of a sum would
+# have to move to another lane.
 @triton.jit
 def load_row(pointers, reads, PACKED: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PADDED_HALF: tl.constexpr):
-    """D channels as they are in memory, [Q, 1, PADDED_HALF]; zeros of rows that are not to be read.
+    """Load D channels as they are in memory, [Q, 1, PADDED_HALF]; zeros for rows that are not valid.
 
-    `pointers` [Q, 1, 1] go to each row's first channel.
+    `pointers` [Q, 1, 1] point to each row's first channel.
     """
     i = tl.arange(0, PADDED_HALF)[None, None, :]
     if PACKED:
@@ -303,7 +303,7 @@ def _within(rows, i, count: tl.constexpr, PADDED: tl.constexpr):
 
 @triton.jit
 def widen(loaded, number: tl.constexpr, PACKED: tl.constexpr, COMPUTE: tl.constexpr):
-    """Both halves of what `load_row` loaded, in the compute dtype."""
+    """Return both halves of the result of `load_row`, in the compute dtype."""
     first, second = loaded
     if not PACKED:
         return first.to(COMPUTE), second.to(COMPUTE)
@@ -328,11 +328,11 @@ def load_corners(
     PADDED_HALF: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """Both halves of the four rows around one sample of each query; zeros of rows that are not to be read."""
+    """Load both halves of the four rows around one sample of each query; zeros for rows that are not valid."""
     number: tl.constexpr = value.dtype.element_ty
     upper = value + row.to(tl.int64) * stride
     lower = upper + width.to(tl.int64) * stride
-    # All loads first: they are in flight together.
+    # All loads come first, so that their latencies overlap.
     loaded0 = load_row(upper, reads[0], PACKED, D, HALF, PADDED_HALF)
     loaded1 = load_row(upper + stride, reads[1], PACKED, D, HALF, PADDED_HALF)
     loaded2 = load_row(lower, reads[2], PACKED, D, HALF, PADDED_HALF)
@@ -349,7 +349,7 @@ def load_corners(
 def store_row(
     pointers, first, second, rows, PACKED: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PADDED_HALF: tl.constexpr
 ):
-    """The contrary of `load_row` and `widen`."""
+    """Invert `load_row` and `widen`."""
     i = tl.arange(0, PADDED_HALF)[None, None, :]
     number: tl.constexpr = pointers.dtype.element_ty
     if PACKED:
@@ -364,7 +364,7 @@ def store_row(
 
 @triton.jit
 def add_to_row(pointers, weight, halves, scale, rows, D: tl.constexpr, HALF: tl.constexpr, PADDED_HALF: tl.constexpr):
-    """Adds both halves times a weight, one half after the other, to sums that are common to all programs."""
+    """Add both halves times a weight, one half after the other, to the sums of all programs."""
     i = tl.arange(0, PADDED_HALF)[None, None, :]
     first = weight * halves[0]
     second = weight * halves[1]

@@ -1,4 +1,4 @@
-"""The kernels with what is chosen by measuring: when a kind of call comes first, and never again on that machine."""
+"""The kernels with autotuning: once per kind of call and machine, at the first call."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from triton.runtime.autotuner import Autotuner
 from dino_kernels.ops.ms_deform_attn.triton_backward import ms_deform_attn_backward
 from dino_kernels.ops.ms_deform_attn.triton_forward import ms_deform_attn_forward
 
-# 8 queries a warp where 4 lanes load a row, as with 32 channels; BLOCK_Q has those of a program in that case.
+# If 4 lanes load a row, as with 32 channels, a warp computes 8 queries, and BLOCK_Q is the queries of a program.
 #
-# Of many queries, half a tile of 8 x 8 pixels or a whole one: its warps share the first-level cache of one
-# multiprocessor (benchmarks/attention/locality.py). No warp waits for another, except for the softmax's gradient.
+# For many queries, half a tile of 8 x 8 pixels or a whole one: its warps share the first-level cache of one
+# multiprocessor (benchmarks/attention/locality.py), and synchronise only for the softmax's gradient.
 MANY = [Config({"BLOCK_Q": 32}, num_warps=4), Config({"BLOCK_Q": 64}, num_warps=8)]
-# Of few, which leave multiprocessors idle, a warp or half a warp's queries a program.
+# For few queries, which leave multiprocessors idle, the queries of a warp or of half a warp.
 FEW = [Config({"BLOCK_Q": 8}, num_warps=1), Config({"BLOCK_Q": 4}, num_warps=1)]
-# Besides the dtypes: sizes of images and batches do not matter.
+# A kind of call, besides the dtypes: independent of the sizes of images and batches.
 KEY = ["M", "D", "POINTS", "COORDINATES"]
-# "0": nothing is measured, and only the first configuration of each kind of call is compiled.
+# "0": no tuning; only the first configuration of each kind of call is compiled.
 SWITCH = "DINO_KERNELS_TRITON_TUNE"
 
 
 class Tuned(Autotuner):
-    """A kernel whose configuration is measured when a kind of call comes first.
+    """A kernel whose configuration is tuned at the first call of each kind.
 
-    Nothing can be measured while a CUDA graph is captured. A kind of call that this process has not seen yet is then
-    launched with the first configuration, which the graph keeps; the next call outside a capture measures.
+    Tuning is impossible while a CUDA graph is captured. A new kind of call then launches the first configuration, which
+    the graph keeps; the next call outside a capture tunes.
     """
 
     def __init__(self, kernel: Any, configs: Sequence[Config], pre_hook: Callable[..., None] | None = None) -> None:
@@ -46,7 +46,7 @@ class Tuned(Autotuner):
                 del self.cache[self._provisional.pop()]
 
     def check_disk_cache(self, tuning_key: Any, configs: list[Config], bench_fn: Callable[[], None]) -> bool:
-        """Choose for a new kind of call; Triton calls this. Return whether nothing was measured."""
+        """Choose a configuration for a new kind of call; called by Triton. Return whether nothing was measured."""
         capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
         if not capturing and os.environ.get(SWITCH) != "0":
             return super().check_disk_cache(tuning_key, configs, bench_fn)
@@ -57,7 +57,7 @@ class Tuned(Autotuner):
 
 
 def _clear_sums(arguments: dict[str, Any], reset_only: bool = False) -> None:
-    """Measuring adds to them many times."""
+    """Clear the sums, to which every measurement adds."""
     if arguments["sums"] is not None:
         arguments["sums"].zero_()
 

@@ -23,9 +23,9 @@ BOTH: list[tuple[str, Any, type[Exception], str]] = [
     ("value", torch.zeros(36, 4, 8), ValueError, "value must be [B, S, M, D], got [36, 4, 8]"),
     ("value", torch.zeros(2, 36, 32), ValueError, "value must be [B, S, M, D], got [2, 36, 32]"),
     ("value", torch.zeros(2, 36, 4, 8, dtype=torch.int64), TypeError,
-     "value must be float32, float64, bfloat16 or float16, got torch.int64; convert it with .to()"),
+     "value must be float32, float64, bfloat16 or float16, got torch.int64. Convert it with .to()"),
     ("value", torch.zeros(2, 36, 4, 8, dtype=torch.complex64), TypeError,
-     "value must be float32, float64, bfloat16 or float16, got torch.complex64; convert it with .to()"),
+     "value must be float32, float64, bfloat16 or float16, got torch.complex64. Convert it with .to()"),
     ("spatial_shapes", torch.zeros(4, dtype=torch.int64), ValueError,
      "spatial_shapes must be [L, 2], rows (H, W), L >= 1, got [4]"),
     ("spatial_shapes", torch.ones(2, 3, dtype=torch.int64), ValueError,
@@ -36,7 +36,7 @@ BOTH: list[tuple[str, Any, type[Exception], str]] = [
     ("spatial_shapes", torch.ones(2, 2, dtype=torch.bool), TypeError,
      "spatial_shapes must be int64 or int32, got torch.bool"),
     ("spatial_shapes", torch.ones(2, 2, dtype=torch.int64, device="meta"), ValueError,
-     "spatial_shapes is on meta and value on cpu; pass it as a list of (H, W), which costs no copy, "
+     "spatial_shapes is on meta and value on cpu. Pass a list of (H, W), which costs no copy, "
      "or move it with spatial_shapes.to(value.device)"),
     ("spatial_shapes", [(5, 6), (3, 0)], ValueError, "spatial_shapes must be positive, got [(5, 6), (3, 0)]"),
     ("spatial_shapes", [(5, -6), (3, 2)], ValueError, "spatial_shapes must be positive, got [(5, -6), (3, 2)]"),
@@ -50,7 +50,7 @@ BOTH: list[tuple[str, Any, type[Exception], str]] = [
     ("level_start_index", torch.tensor([0]), ValueError, "level_start_index must be [L] = [2], got [1]"),
     ("level_start_index", torch.zeros(2), TypeError, "level_start_index must be int64 or int32, got torch.float32"),
     ("level_start_index", torch.zeros(2, dtype=torch.int64, device="meta"), ValueError,
-     "level_start_index is on meta and value on cpu; move it with level_start_index.to(value.device)"),
+     "level_start_index is on meta and value on cpu. Move it with level_start_index.to(value.device)"),
     ("num_points", [3, 4], ValueError, "num_points [3, 4] disagrees with {samples} [2, 7, 4, 2, 3, 2]"),
     ("backend", "fast", ValueError, "backend must be one of 'auto', 'cuda', 'triton', 'cpu', 'reference', got 'fast'"),
 ]
@@ -70,20 +70,20 @@ def of_samples(positions: str, weights: str) -> list[tuple[str, Any, type[Except
         (positions, [0.5], TypeError, f"{positions} must be a tensor, got list"),
         (weights, None, TypeError, f"{weights} must be a tensor, got NoneType"),
         (positions, sized(2, 7, 4, 2, 3, 2).long(), TypeError,
-         f"{positions} must be floating point, got torch.int64; convert it with .to()"),
+         f"{positions} must be floating point, got torch.int64. Convert it with .to()"),
         (weights, sized(2, 7, 4, 2, 3).int(), TypeError,
-         f"{weights} must be floating point, got torch.int32; convert it with .to()"),
+         f"{weights} must be floating point, got torch.int32. Convert it with .to()"),
         (positions, sized(2, 7, 4, 2, 3, 2).to("meta"), ValueError,
-         f"{positions} is on meta and value on cpu; move it with {positions}.to(value.device)"),
+         f"{positions} is on meta and value on cpu. Move it with {positions}.to(value.device)"),
         (weights, sized(2, 7, 4, 2, 3).to("meta"), ValueError,
-         f"{weights} is on meta and value on cpu; move it with {weights}.to(value.device)"),
+         f"{weights} is on meta and value on cpu. Move it with {weights}.to(value.device)"),
         (positions, sized(2, 7, 4, 2, 3, 3), ValueError, f"{positions} must be {both}, got [2, 7, 4, 2, 3, 3]"),
         (positions, torch.zeros(()), ValueError, f"{positions} must be {both}, got []"),
         (positions, sized(7, 4, 6, 2), ValueError, f"{positions} must be {both}, got [7, 4, 6, 2]"),
         (positions, sized(2, 7, 4, 3, 2, 2), ValueError,
          f"{positions} must be [B, Q, M, L, P, 2] with L = 2, got [2, 7, 4, 3, 2, 2]"),
         (positions, sized(2, 7, 4, 6, 2), ValueError,
-         f"{positions} is [B, Q, M, K, 2], so num_points must say how many of its K = 6 samples belong to each of "
+         f"{positions} is [B, Q, M, K, 2] with K = 6, but num_points is None. Pass the number of samples of each of "
          "the 2 levels, e.g. num_points=[3, 6, 3]"),
         (positions, sized(3, 7, 4, 2, 3, 2), ValueError,
          f"{positions} must have [B, Q, M, K] = [2, Q, 4, 6] {dimensions} [3, 7, 4, 6]"),
@@ -104,7 +104,7 @@ def of_samples(positions: str, weights: str) -> list[tuple[str, Any, type[Except
 OF_FUSED: list[tuple[str, Any, type[Exception], str]] = [
     ("reference_points", "centre", TypeError, "reference_points must be a tensor, got str"),
     ("reference_points", torch.zeros(2, 7, 2, 2, dtype=torch.int64), TypeError,
-     "reference_points must be floating point, got torch.int64; convert it with .to()"),
+     "reference_points must be floating point, got torch.int64. Convert it with .to()"),
     *(
         ("reference_points", torch.zeros(size), ValueError,
          f"reference_points must be [B, Q, L or 1, 2 or 4] = [2, 7, 2 or 1, 2 or 4], got {list(size)}")
@@ -114,7 +114,7 @@ OF_FUSED: list[tuple[str, Any, type[Exception], str]] = [
      "value_mask must be [B, S] = [2, 36], got [2, 30]"),
     ("value_mask", torch.zeros(2, 36), TypeError, "value_mask must be bool, True = padding, got torch.float32"),
     ("value_mask", torch.zeros(2, 36, dtype=torch.bool, device="meta"), ValueError,
-     "value_mask is on meta and value on cpu; move it with value_mask.to(value.device)"),
+     "value_mask is on meta and value on cpu. Move it with value_mask.to(value.device)"),
     ("value_mask", [True] * 36, TypeError, "value_mask must be a tensor or None, got list"),
 ]
 
@@ -141,8 +141,8 @@ def test_a_malformed_argument_is_named(entry):
 def test_rows_that_a_list_of_sizes_does_not_describe_are_counted(op):
     inputs = sample_inputs(op, CASE, torch.float32)
     inputs |= {"spatial_shapes": [(5, 6), (3, 3)], "level_start_index": None}
-    message = f"{op}: value has S = 36 rows, spatial_shapes [(5, 6), (3, 3)] describe 39; they must be equal"
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+    message = f"{op}: value must have S = 39 rows, the sum of H * W of spatial_shapes [(5, 6), (3, 3)], got 36"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         getattr(dino_kernels, op)(**inputs)
 
 
@@ -151,7 +151,7 @@ def test_point_counts_must_add_up(op, counts):
     inputs = sample_inputs(op, UNEVEN, torch.float32)
     inputs["num_points"] = counts
     message = (
-        f"{op}: num_points must be 2 counts (one a level) that add up to K = 6 "
+        f"{op}: num_points must be 2 counts, one per level, that add up to K = 6 "
         f"of {SAMPLES[op][0]} [2, 7, 4, 6, 2], got {counts}"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
