@@ -11,9 +11,8 @@ if TYPE_CHECKING:
     from dino.inference.detections import Detections
     from dino.inference.detector import Detector
     from dino.model.config import PRESETS, ModelConfig, model_config
-    from dino.model.criterion import LossWeights, SetCriterion, build_criterion
+    from dino.model.criterion import LossWeights, MatchCost, SetCriterion, build_criterion
     from dino.model.dino import DINO
-    from dino.model.matching import MatchCost
     from dino.model.outputs import DetectionOutput
     from dino.model.postprocess import postprocess
 
@@ -25,7 +24,7 @@ _HOMES = {
     "Detections": "dino.inference.detections",
     "Detector": "dino.inference.detector",
     "LossWeights": "dino.model.criterion",
-    "MatchCost": "dino.model.matching",
+    "MatchCost": "dino.model.criterion",
     "ModelConfig": "dino.model.config",
     "SetCriterion": "dino.model.criterion",
     "build_criterion": "dino.model.criterion",

@@ -114,7 +114,7 @@ def out_of_memory(run: Run, batches: Sequence[Batch]) -> str:
     """Which step was too large, and the options that make it smaller."""
     config = run.config
     shapes = " and ".join("x".join(map(str, batch.images.shape)) for batch in batches)
-    boxes = max((len(target["labels"]) for batch in batches for target in batch.targets), default=0)
+    boxes = max((batch.targets.max_targets for batch in batches), default=0)
     half = max(1, config.batch_size // 2)
     fewer = f"--batch-size {half} --accumulate {config.accumulate * config.batch_size // half}"
     options = [f"{fewer} (same effective batch)"] if config.batch_size > 1 else []
