@@ -58,7 +58,7 @@ class Losses(Mapping[str, Tensor]):
 
     @property
     def first_denoising(self) -> int:
-        """Index of the first denoising set; the encoder's is `num_layers` if that is smaller."""
+        """Index of the first denoising set; an encoder's set precedes it, at `num_layers`."""
         return self.table.shape[1] - self.num_layers
 
     def detach(self) -> Losses:
@@ -106,21 +106,16 @@ class SetCriterion(nn.Module):
         column = [weights.classification, weights.l1, weights.giou, *[0.0] * (len(KINDS) - NUM_TRAINED)]
         self.register_buffer("weights", torch.tensor(column)[:, None], persistent=False)
 
-    def forward(
-        self,
-        outputs: DetectionOutput,
-        targets: Targets,
-        num_boxes: float | Tensor | None = None,
-    ) -> Losses:
+    def forward(self, outputs: DetectionOutput, targets: Targets, num_boxes: float | Tensor | None = None) -> Losses:
         """Return the unweighted losses, without synchronising.
 
         Args:
             outputs: of the model.
             targets: packed, or per image `boxes` [T, 4] cxcywh in 0..1 and `labels` [T].
-            num_boxes: the normaliser, at least 1 of which is used; by default the mean number of boxes per process.
+            num_boxes: the normaliser, raised to 1 if smaller; by default the mean number of boxes per process.
 
         Raises:
-            ValueError: logits of another number of classes than the configuration's; malformed targets.
+            ValueError, TypeError: logits of another number of classes than the configuration's; malformed targets.
         """
         if outputs.logits.shape[-1] != self.num_classes:
             raise ValueError(
@@ -202,7 +197,7 @@ def set_losses(
     assert targets.boxes_cxcywh is not None  # pack() refuses
     sets, images, queries, classes = logits.shape
     row = torch.arange(sets, device=logits.device).view(-1, *[1] * (query.dim() - 1))
-    # A target without a query has the index -1: the last row, which is one query more than there are and is cut off.
+    # A target without a query has the index -1: the last row, an extra one that is cut off.
     one_hot = logits.new_zeros(sets, images, queries + 1, classes)
     one_hot[row, image, query, targets.labels] = 1
     # Among the boxes, -1 is an existing query: its loss counts zero times, and is NaN if the prediction is.

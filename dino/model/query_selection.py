@@ -63,7 +63,7 @@ class QuerySelection(nn.Module):
         tokens = self.norm(self.project(memory.tokens.masked_fill(~usable[..., None], 0)))
         logits = self.class_head(tokens)
         if indices is None:
-            indices = logits.amax(-1).topk(min(self.num_queries, logits.shape[1]), 1).indices
+            _, indices = logits.amax(-1).topk(min(self.num_queries, logits.shape[1]), 1)
         rows = indices[..., None]
         features, logits, proposals = (
             x.gather(1, rows.expand(-1, -1, x.shape[-1])) for x in (tokens, logits, proposals)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -146,6 +146,15 @@ def test_denoising_adds_two_queries_per_slot_and_group() -> None:
         assert outputs.denoising.logits.shape[2] == 2 * most * groups
         assert outputs.logits.shape[2] == 12
         assert outputs.as_dict()["dn"]["num_groups"] == groups
+
+
+def test_hooks_see_query_selection_and_denoising() -> None:
+    model, seen = tiny().train(), {}
+    for name in ("query_selection", "denoising"):
+        model.get_submodule(name).register_forward_hook(lambda _m, _i, output, name=name: seen.update({name: output}))
+    outputs = model(*batch(), targets(2, 3))
+    assert seen["query_selection"].indices is outputs.selected_indices
+    assert outputs.denoising is not None and seen["denoising"].layout == outputs.denoising.layout
 
 
 def test_plain_denoising_has_positives_only() -> None:
@@ -303,39 +312,6 @@ def test_recorded_noise_of_another_size_is_named() -> None:
     noise = Noise.draw(7, 5, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"denoising_noise must have .* rows .* got 7"):
         tiny().train()(*batch(), targets(1, 2), denoising_noise=noise)
-
-
-@pytest.mark.parametrize(
-    ("preset", "overrides", "message"),
-    [
-        ("dino_4scale_r5", {}, "preset must be one of .*perhaps you meant 'dino_4scale_r50'"),
-        ("dino_tiny", {"num_quries": 3}, "no field 'num_quries' .perhaps you meant 'num_queries'"),
-        ("dino_tiny", {"look_forward": "thrice"}, "look_forward must be one of"),
-        ("dino_tiny", {"hidden_dim": 100, "num_heads": 8}, "hidden_dim must be a multiple of num_heads, got 100"),
-        ("dino_tiny", {"backbone": "resnet51"}, "backbone must be one of"),
-        ("dino_tiny", {"backbone_levels": (3, 1)}, "backbone_levels must be stages 0 to 3 in ascending order"),
-        ("dino_tiny", {"num_levels": 2}, "num_levels must be at least len"),
-    ],
-)
-def test_bad_configurations_are_named(preset: str, overrides: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        dino.build_model(preset, **overrides)
-
-
-def test_every_configuration_field_is_read() -> None:
-    class Recording(dino.ModelConfig):
-        read: ClassVar[set[str]] = set()
-
-        def __getattribute__(self, name: str) -> Any:
-            type(self).read.add(name)
-            return super().__getattribute__(name)
-
-    fields = {field.name for field in dataclasses.fields(dino.ModelConfig)}
-    config = Recording(**dataclasses.asdict(dino.model_config("dino_tiny", **TINY)))
-    Recording.read = set()
-    model = dino.DINO(config)
-    model.train()(*batch(), targets(1, 2))
-    assert fields - Recording.read == {"pretrained_backbone"}  # read by build_model
 
 
 # Precision -----------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def test_counting_host_reads_works():
     assert numbers.count == 1
 
 
-def test_the_gradient_is_clipped_to_the_norm_asked_for():
+def test_the_gradient_is_clipped_to_the_given_norm():
     model = tiny_model()
     before = copy.deepcopy(model)
     report = step_of(model, clip=0.1)([batch_of(2, 1)])
@@ -268,7 +268,7 @@ def test_parameter_groups_are_the_official_ones():
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-5, 1e-6])
 
 
-def test_rates_drop_after_the_epochs_asked_for_and_rise_in_the_warm_up():
+def test_rates_drop_after_the_given_epochs_and_rise_in_the_warm_up():
     assert [learning_rate_factor(epoch, 1000, (11,)) for epoch in (0, 10, 11)] == pytest.approx([1, 1, 0.1])
     assert learning_rate_factor(30, 1000, (20, 30)) == pytest.approx(0.01)
     assert [learning_rate_factor(0, step, (11,), 4) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
@@ -300,7 +300,7 @@ def test_the_average_follows_its_formula_and_leaves_the_weights_as_they_were():
     torch.testing.assert_close(average.tensors["weight"], expected)
 
 
-def test_averaged_weights_are_a_model_of_their_own(data, tmp_path):
+def test_averaged_weights_are_saved_as_a_separate_model(data, tmp_path):
     result = train(toy_config(data, tmp_path / "run", epochs=1, ema_decay=0.99), quiet=True)
     assert result.final_model is not None and result.final_average is not None
     plain, averaged = weights(result.final_model), weights(result.final_average)
