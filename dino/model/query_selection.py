@@ -61,9 +61,9 @@ class QuerySelection(nn.Module):
             return Queries(self.content.weight.expand(shape), self.anchors.weight.float().expand(shape))
         proposals, usable = token_proposals(memory.levels)
         tokens = self.norm(self.project(memory.tokens.masked_fill(~usable[..., None], 0)))
-        logits = self.class_head(tokens)
+        logits: Tensor = self.class_head(tokens)
         if indices is None:
-            _, indices = logits.amax(-1).topk(min(self.num_queries, logits.shape[1]), 1)
+            indices = logits.amax(-1).topk(min(self.num_queries, logits.shape[1]), 1).indices
         rows = indices[..., None]
         features, logits, proposals = (
             x.gather(1, rows.expand(-1, -1, x.shape[-1])) for x in (tokens, logits, proposals)
