@@ -131,6 +131,11 @@ class PackedTargets:
         labels, offsets = (tensor.to(device, non_blocking=True) for tensor in (self.labels, self.offsets))
         return replace(self, labels=labels, boxes_cxcywh=boxes, offsets=offsets)
 
+    def pin_memory(self) -> PackedTargets:
+        """Return the same targets in page-locked memory, from which copies to a GPU can overlap with its work."""
+        boxes = None if self.boxes_cxcywh is None else self.boxes_cxcywh.pin_memory()
+        return replace(self, labels=self.labels.pin_memory(), boxes_cxcywh=boxes, offsets=self.offsets.pin_memory())
+
     @property
     def num_images(self) -> int:
         """The number of images, B."""
@@ -144,6 +149,11 @@ class PackedTargets:
         """Return the image of each target, [N] int64 on the device; B for unused slots."""
         rows = torch.arange(len(self), device=self.offsets.device)
         return torch.searchsorted(self.offsets[1:].contiguous(), rows, right=True)
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Return, for each target, its image and its index among the targets of that image, [N] int64 each."""
+        image = self.image_of_each()
+        return image, torch.arange(len(self), device=image.device) - self.offsets[image]
 
 
 def _check(image: int, target: Mapping[str, Tensor], label_key: str, box_key: str, with_boxes: bool) -> int:

@@ -93,7 +93,7 @@ def accuracy(reporter: Reporter, case: Case, dtype: str, device: str) -> None:
 
     def error_of(stage: AttentionStage, exact: Tensor, contestant: Contestant) -> list[dict[str, Any]]:
         got = coarsest(stage, contestant).double()
-        norms = {"rms_roundings": _rms, "max_roundings": _largest}
+        norms = {"rms_roundings": rms, "max_roundings": largest}
         errors = {name: round(norm(got - exact) / (rounding * norm(exact)), 3) for name, norm in norms.items()}
         return [{"kind": "accuracy", **stage.about(contestant), **errors}]
 

@@ -14,59 +14,39 @@ from torch.utils.data import DataLoader
 
 from dino.data.dataset import CocoDataset
 from dino.data.sampler import ResumableSampler
+from dino_kernels import PackedTargets
+
+_TENSORS = ("images", "mask", "sizes_hw")
 
 
 @dataclass
 class Batch:
-    """Images padded to one size, with a target for each."""
+    """Images padded to one size, with their ground truth."""
 
     images: Tensor  # [B, 3, H, W] float32, zero on padding, which is at the right and at the bottom
     mask: Tensor  # [B, H, W] bool, True on padding
-    targets: list[dict[str, Any]]
-    """B targets as `CocoDataset` returns them, without `problems`."""
+    targets: PackedTargets  # boxes cxcywh in 0..1 of the augmented images, and labels
+    image_ids: list[int]  # [B] as in the annotation file
+    sizes_hw: Tensor  # [B, 2] int64, height and width of the original images
     problems: list[str] = field(default_factory=list)
     """Images that could not be read, each with its file and id."""
 
     def __len__(self) -> int:
-        return len(self.targets)
-
-    @property
-    def image_ids(self) -> list[int]:
-        return [target["image_id"] for target in self.targets]
-
-    @property
-    def sizes_hw(self) -> Tensor:
-        """Heights and widths of the original images, int64 [B, 2]."""
-        return torch.stack([target["size_hw"] for target in self.targets])
+        return len(self.image_ids)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The batch with its tensors on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """Return the batch with its tensors on another device."""
+        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _TENSORS}
+        return dataclasses.replace(self, targets=self.targets.to(device), **moved)
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, from where copies to a GPU can overlap with work."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, function: Any) -> Batch:
-        targets = [
-            {key: function(value) if isinstance(value, Tensor) else value for key, value in target.items()}
-            for target in self.targets
-        ]
-        return dataclasses.replace(self, images=function(self.images), mask=function(self.mask), targets=targets)
+        """Return the batch in page-locked memory, from which copies to a GPU can overlap with its work."""
+        pinned = {name: getattr(self, name).pin_memory() for name in _TENSORS}
+        return dataclasses.replace(self, targets=self.targets.pin_memory(), **pinned)
 
 
-def collate(samples: Sequence[tuple[Tensor | None, dict[str, Any]]]) -> Batch:
-    """A batch of what `CocoDataset` returns; samples without an image are left out, and their problems kept.
-
-    A batch of nothing has images [0, 3, 0, 0].
-    """
-    problems = [problem for _, target in samples for problem in target.get("problems", ())]
-    images = [image for image, _ in samples if image is not None]
-    targets = [
-        {key: value for key, value in target.items() if key != "problems"}
-        for image, target in samples
-        if image is not None
-    ]
+def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return images [3, h, w] padded to one size, [B, 3, H, W], and the mask of the padding, [B, H, W] bool."""
     height = max((image.shape[1] for image in images), default=0)
     width = max((image.shape[2] for image in images), default=0)
     padded = torch.zeros(len(images), 3, height, width)
@@ -74,7 +54,24 @@ def collate(samples: Sequence[tuple[Tensor | None, dict[str, Any]]]) -> Batch:
     for k, image in enumerate(images):
         padded[k, :, : image.shape[1], : image.shape[2]] = image
         mask[k, : image.shape[1], : image.shape[2]] = False
-    return Batch(padded, mask, targets, problems)
+    return padded, mask
+
+
+def collate(samples: Sequence[tuple[Tensor | None, dict[str, Any]]]) -> Batch:
+    """Return a batch of samples of `CocoDataset`; those without an image are left out, and their problems kept.
+
+    A batch of nothing has images [0, 3, 0, 0].
+    """
+    problems = [problem for _, target in samples for problem in target.get("problems", ())]
+    read = [(image, target) for image, target in samples if image is not None]
+    targets = [target for _, target in read]
+    return Batch(
+        *pad_images([image for image, _ in read]),
+        PackedTargets.pack(targets),
+        [target["image_id"] for target in targets],
+        torch.cat([torch.zeros(0, 2, dtype=torch.int64), *(target["size_hw"][None] for target in targets)]),
+        problems,
+    )
 
 
 class Loader:

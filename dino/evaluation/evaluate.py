@@ -79,8 +79,7 @@ def predict_results(
                 with context():
                     outputs = model(batch.images, batch.mask)
                 detections = postprocess(outputs, batch.sizes_hw, top_k)
-                for target, found in zip(batch.targets, detections, strict=True):
-                    image_id = int(target["image_id"])
+                for image_id, found in zip(batch.image_ids, detections, strict=True):
                     ids = [categories.category_id_of(label) for label in found["labels"].tolist()]
                     by_image[image_id] = coco_results(image_id, found["boxes"], found["scores"], ids)
     finally:

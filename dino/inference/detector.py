@@ -14,7 +14,7 @@ from dino.checkpoint import build_model
 from dino.checkpoint.find import default_categories, load_trained
 from dino.common.device import Amp, autocast, choose_device
 from dino.common.text import shorten
-from dino.data import NO_CATEGORY, Categories, EvalTransform, collate
+from dino.data import NO_CATEGORY, Categories, EvalTransform, pad_images
 from dino.inference.detections import Detections
 from dino.inference.images import Picture, load_picture
 from dino.model.config import ModelConfig
@@ -159,9 +159,9 @@ class Detector:
     def _predict(self, pictures: list[Image.Image], threshold: float, top_k: int) -> list[Detections]:
         nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
         sizes = torch.tensor([picture.size[::-1] for picture in pictures])
-        batch = collate([(self.transform(picture, *nothing)[0], {}) for picture in pictures]).to(self.device)
+        images, mask = pad_images([self.transform(picture, *nothing)[0] for picture in pictures])
         with autocast(self.device, self.amp)():
-            outputs = self.model(batch.images, batch.mask)
+            outputs = self.model(images.to(self.device), mask.to(self.device))
         results = postprocess(outputs, sizes, top_k)
         return [
             self._detections({key: value.cpu().clone() for key, value in result.items()}, picture, threshold)

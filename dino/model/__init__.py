@@ -1,9 +1,8 @@
 """The paper's model: configuration, network and losses. `README.md` gives the reading order."""
 
 from dino.model.config import PRESETS, ModelConfig, model_config
-from dino.model.criterion import LossWeights, SetCriterion, build_criterion
+from dino.model.criterion import LossWeights, MatchCost, SetCriterion, build_criterion
 from dino.model.dino import DINO
-from dino.model.matching import MatchCost
 from dino.model.outputs import DetectionOutput
 from dino.model.postprocess import postprocess
 

@@ -10,19 +10,20 @@ LOGIT_EPS = 1e-3
 
 
 def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
-    """[..., 4] centre, width and height to [..., 4] corners, in the same unit."""
+    """Convert [..., 4] centre, width and height to [..., 4] corners, in the same unit."""
     center, size = boxes_cxcywh.split(2, -1)
-    return torch.cat([center - size / 2, center + size / 2], -1)
+    half = size / 2
+    return torch.cat([center - half, center + half], -1)
 
 
 def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
-    """[..., 4] corners to [..., 4] centre, width and height, in the same unit."""
+    """Convert [..., 4] corners to [..., 4] centre, width and height, in the same unit."""
     low, high = boxes_xyxy.split(2, -1)
     return torch.cat([(low + high) / 2, high - low], -1)
 
 
 def inverse_sigmoid(probability: Tensor) -> Tensor:
-    """The logit of a value in [0, 1], bounded to +-6.9; its gradient is zero outside [0.001, 0.999]."""
+    """Return the logit of a value in [0, 1], bounded to +-6.9; its gradient is zero outside [0.001, 0.999]."""
     probability = probability.clamp(0, 1)
     return torch.log(probability.clamp(min=LOGIT_EPS) / (1 - probability).clamp(min=LOGIT_EPS))
 
@@ -31,13 +32,19 @@ def generalized_iou(
     boxes_xyxy: Tensor,  # [..., 4]
     other_xyxy: Tensor,  # [..., 4], broadcast against boxes_xyxy
 ) -> Tensor:
-    """Generalised IoU of boxes with their counterparts, in [-1, 1] (arXiv 1902.09630).
+    """Return the generalised IoU of boxes with their counterparts, in [-1, 1] (arXiv 1902.09630).
 
     For all pairs, pass `boxes[:, None]` and `other[None, :]`.
     """
     low_a, high_a = boxes_xyxy.split(2, -1)
     low_b, high_b = other_xyxy.split(2, -1)
-    intersection = (torch.minimum(high_a, high_b) - torch.maximum(low_a, low_b)).clamp(min=0).prod(-1)
-    hull = (torch.maximum(high_a, high_b) - torch.minimum(low_a, low_b)).clamp(min=0).prod(-1)
-    union = (high_a - low_a).prod(-1) + (high_b - low_b).prod(-1) - intersection
+    intersection = _area((torch.minimum(high_a, high_b) - torch.maximum(low_a, low_b)).clamp(min=0))
+    hull = _area((torch.maximum(high_a, high_b) - torch.minimum(low_a, low_b)).clamp(min=0))
+    union = _area(high_a - low_a) + _area(high_b - low_b) - intersection
     return intersection / (union + GIOU_EPS) - (hull - union) / (hull + GIOU_EPS)
+
+
+def _area(size: Tensor) -> Tensor:
+    """Return width times height of [..., 2]; the backward pass of `prod` would take five times as many operations."""
+    width, height = size.unbind(-1)
+    return width * height

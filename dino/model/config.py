@@ -1,4 +1,4 @@
-"""What a DINO model is made of: one frozen dataclass, and the presets of the paper."""
+"""Configuration of a DINO model: one frozen dataclass, and the presets of the paper."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHOICES = {
 
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
-    """Raise a ValueError that names a field, its value and what is allowed, unless the condition holds."""
+    """Raise a ValueError naming a field, its value and the allowed values, unless the condition holds."""
     if not condition:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
@@ -26,13 +26,13 @@ class ModelConfig:
     """A DINO model. The defaults are the paper's 4-scale ResNet-50."""
 
     backbone: str = "resnet50"
-    """Feature extractor: resnet{18,34,50,101}, resnet_tiny, swin_{t,s,b,l}, convnext_{t,s,b,l,xl}."""
+    """Feature extractor, resnet{18,34,50,101}, resnet_tiny, swin_{t,s,b,l}, convnext_{t,s,b,l,xl}."""
     backbone_levels: tuple[int, ...] = (1, 2, 3)
-    """Backbone stages that are used; stage 0 has stride 4, stage 3 stride 32."""
+    """Backbone stages to use; stage 0 has stride 4, stage 3 stride 32."""
     num_levels: int = 4
-    """Feature levels L of the transformer; those past the backbone's come from stride-2 convolutions."""
+    """Feature levels L of the transformer; levels beyond the backbone's come from stride-2 convolutions."""
     pretrained_backbone: bool = True
-    """Start from ImageNet weights; False is the explicit choice of random ones."""
+    """Start from ImageNet weights; False starts from random ones."""
     hidden_dim: int = 256
     """Channels C of every token and query."""
     num_heads: int = 8
@@ -44,7 +44,7 @@ class ModelConfig:
     num_encoder_layers: int = 6
     """Deformable encoder layers."""
     num_decoder_layers: int = 6
-    """Decoder layers, each of which refines the boxes."""
+    """Decoder layers; each refines the boxes."""
     num_queries: int = 900
     """Matching queries K, detections per image before the top scores are taken."""
     num_classes: int = 91
@@ -52,17 +52,17 @@ class ModelConfig:
     query_selection: Literal["mixed", "pure", "static"] = "mixed"
     """Anchors from the encoder with learned content (mixed), both from the encoder (pure), both learned (static)."""
     look_forward: Literal["twice", "once"] = "twice"
-    """Whether the loss of a layer also reaches the box refinement of the layer before."""
+    """Whether the loss of a layer also trains the box refinement of the layer before (twice), or not (once)."""
     denoising: Literal["contrastive", "plain", "off"] = "contrastive"
-    """Denoising queries in training: positives and negatives, positives alone, none."""
+    """Denoising queries in training: positives and negatives (contrastive), positives only (plain), none (off)."""
     num_denoising: int = 100
-    """Denoising queries of one kind; as many groups as fit in 2 * num_denoising queries."""
+    """Denoising queries of one kind: there are as many groups as fit in 2 * num_denoising queries."""
     label_noise: float = 0.5
-    """Strength of label noise; half of it is the share of denoising labels that are redrawn."""
+    """Strength of label noise: half of it is the share of denoising labels redrawn."""
     box_noise: float = 1.0
     """Strength of box noise, in halves of the box's width and height."""
     gradient_checkpointing: bool = False
-    """Recompute backbone and encoder layers in the backward pass: less memory, more time."""
+    """Recompute backbone and encoder layers in the backward pass: saves memory, costs time."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backbone_levels", tuple(self.backbone_levels))  # JSON has no tuples
@@ -108,10 +108,10 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def model_config(preset: str | ModelConfig, **overrides: object) -> ModelConfig:
-    """The configuration of a preset (or one that is given), with some fields replaced.
+    """Return a preset, or a given configuration, with some fields replaced.
 
     Raises:
-        ValueError: an unknown preset or field, or a value that the field does not allow.
+        ValueError: an unknown preset or field, or a value outside the allowed ones.
     """
     if isinstance(preset, str) and preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}{_hint(preset, PRESETS)}")

@@ -1,25 +1,28 @@
-"""Losses of all predictions of a step: decoder layers, encoder, and denoising queries."""
+"""Matching and losses of all predictions of a step: decoder layers, encoder and denoising queries."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import dino_kernels
 from dino.model.boxes import cxcywh_to_xyxy, generalized_iou
 from dino.model.config import ModelConfig, model_config
-from dino.model.matching import MatchCost, Matches, hungarian_match
-from dino.model.outputs import DenoisingLayout, DetectionOutput
-from dino.model.targets import Targets, pack, places
+from dino.model.outputs import DetectionOutput
+from dino.model.targets import Targets, pack
 from dino_kernels.targets import PackedTargets
 
-Losses = dict[str, Tensor]
 ALPHA = 0.25
 GAMMA = 2.0
+KINDS = ("loss_ce", "loss_bbox", "loss_giou", "loss_xy", "loss_hw", "cardinality_error")
+NUM_TRAINED = 3
+"""The first kinds have a gradient and a weight; the others are logged only."""
 
 
 @dataclass(frozen=True)
@@ -31,132 +34,189 @@ class LossWeights:
     giou: float = 2.0
 
 
-LOSSES = ("loss_ce", "loss_bbox", "loss_giou", "loss_xy", "loss_hw", "cardinality_error")
+@dataclass(frozen=True)
+class MatchCost:
+    """Weights of the three parts of the matching cost."""
+
+    classification: float = 2.0
+    l1: float = 5.0
+    giou: float = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Losses(Mapping[str, Tensor]):
+    """The unweighted losses of a batch: one table for training, and a mapping from the official names for logs.
+
+    The official names are `loss_ce`, `loss_bbox`, `loss_giou`, `loss_xy`, `loss_hw` and `cardinality_error` of the last
+    layer, with `_0`, `_1`... of earlier layers, `_interm` of the encoder, `_dn`, `_dn_0`... of denoising; and
+    `class_error`.
+    """
+
+    table: Tensor  # [KINDS, sets]; sets: decoder layers, the encoder unless queries are static, denoising layers
+    class_error: Tensor  # [] percent
+    num_layers: int  # of the decoder
+
+    @property
+    def first_denoising(self) -> int:
+        """Index of the first denoising set; an encoder's set precedes it, at `num_layers`."""
+        return self.table.shape[1] - self.num_layers
+
+    def detach(self) -> Losses:
+        """Return the same losses without gradient."""
+        return replace(self, table=self.table.detach())
+
+    def not_finite(self) -> list[str]:
+        """Return the official names of the trained losses that are not finite. Synchronises."""
+        broken = (~self.table[:NUM_TRAINED].isfinite()).tolist()
+        return [name for name, (row, column) in self._index.items() if row < NUM_TRAINED and broken[row][column]]
+
+    @cached_property
+    def _index(self) -> dict[str, tuple[int, int]]:
+        layers = [*(f"_{layer}" for layer in range(self.num_layers - 1)), ""]
+        encoder = ["_interm"] * (self.first_denoising - self.num_layers)
+        sets = [*layers, *encoder, *(f"_dn{layer}" for layer in layers)]
+        return {f"{kind}{name}": (i, j) for i, kind in enumerate(KINDS) for j, name in enumerate(sets)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.class_error if name == "class_error" else self.table[self._index[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._index, "class_error"])
+
+    def __len__(self) -> int:
+        return len(self._index) + 1
 
 
 class SetCriterion(nn.Module):
-    """Focal, L1 and GIoU loss of every prediction against the box that it is matched with.
+    """Focal, L1 and GIoU loss of every prediction against its matched box.
 
     Args:
-        config: the model that is trained.
+        config: of the model to train; its number of classes must be that of the logits.
         weights: of the losses in `weighted_total`.
         cost: of the matching.
     """
 
+    weights: Tensor  # [KINDS, 1]
+
     def __init__(self, config: ModelConfig, weights: LossWeights | None = None, cost: MatchCost | None = None) -> None:
         super().__init__()
-        self.config = config
-        self.weights = weights or LossWeights()
+        self.num_classes = config.num_classes
         self.cost = cost or MatchCost()
+        weights = weights or LossWeights()
+        column = [weights.classification, weights.l1, weights.giou, *[0.0] * (len(KINDS) - NUM_TRAINED)]
+        self.register_buffer("weights", torch.tensor(column)[:, None], persistent=False)
 
-    def forward(self, outputs: DetectionOutput, targets: Targets, num_boxes: float | None = None) -> Losses:
-        """The unweighted losses.
+    def forward(self, outputs: DetectionOutput, targets: Targets, num_boxes: float | Tensor | None = None) -> Losses:
+        """Return the unweighted losses, without synchronising.
 
         Args:
             outputs: of the model.
             targets: packed, or per image `boxes` [T, 4] cxcywh in 0..1 and `labels` [T].
-            num_boxes: the normaliser, in place of the mean number of boxes per process.
+            num_boxes: the normaliser, raised to 1 if smaller; by default the mean number of boxes per process.
 
-        Returns:
-            The official names: `loss_ce`, `loss_bbox`, `loss_giou` for the last layer, with `_0`, `_1`... for earlier
-            ones, `_interm` for the encoder, `_dn`, `_dn_0`... for denoising; and, to look at only, without gradient,
-            `loss_xy`, `loss_hw` and `cardinality_error` in the same places and `class_error`.
+        Raises:
+            ValueError, TypeError: logits of another number of classes than the configuration's; malformed targets.
         """
-        device = outputs.logits.device
-        truth = pack(targets, device)
-        normaliser = self._normaliser(len(truth), device) if num_boxes is None else max(num_boxes, 1.0)
-        names = [f"_{layer}" for layer in range(len(outputs.logits) - 1)] + [""]
-        losses = self._matching_losses(outputs, truth, normaliser, names)
-        return losses | _denoising_losses(outputs, truth, normaliser, [f"_dn{name}" for name in names])
+        if outputs.logits.shape[-1] != self.num_classes:
+            raise ValueError(
+                f"outputs.logits must have num_classes = {self.num_classes} classes as the criterion's configuration, "
+                f"got {outputs.logits.shape[-1]}. Use dino.build_criterion(model.config)."
+            )
+        truth = pack(targets, outputs.logits.device)
+        if num_boxes is None:
+            num_boxes = mean_boxes(len(truth), outputs.logits.device)
+        normaliser = num_boxes.clamp(min=1) if isinstance(num_boxes, Tensor) else max(num_boxes, 1.0)
+        image, index = truth.places()
+        layers = len(outputs.logits)
 
-    def _matching_losses(
-        self, outputs: DetectionOutput, truth: PackedTargets, normaliser: Tensor | float, names: list[str]
-    ) -> Losses:
         all_logits, all_boxes = [outputs.logits], [outputs.boxes_cxcywh]
         if outputs.encoder_logits is not None and outputs.encoder_boxes_cxcywh is not None:
             all_logits.append(outputs.encoder_logits[None])
             all_boxes.append(outputs.encoder_boxes_cxcywh[None])
-            names = names + ["_interm"]
-        matches = self.match(all_logits, all_boxes, truth)
+        query = self.match(all_logits, all_boxes, truth)
         logits, boxes = (torch.cat([part.float() for part in parts]) for parts in (all_logits, all_boxes))
-        final = len(outputs.logits) - 1
-        return _named(set_losses(logits, boxes, matches, truth, normaliser), names) | {
-            "class_error": class_error(logits[final], matches.image, matches.query[final], truth.labels)
-        }
+        table = set_losses(logits, boxes, image, query, truth, normaliser)
+        error = class_error(logits[layers - 1], image, query[layers - 1], truth.labels)
+
+        denoising = outputs.denoising
+        if denoising is None or denoising.layout.num_queries == 0:
+            return Losses(torch.cat([table, table.new_zeros(len(KINDS), layers)], 1), error, layers)
+        layout, logits, boxes = denoising.layout, denoising.logits.float(), denoising.boxes_cxcywh.float()
+        # Positives are matched with the box they are made of. Negatives and unused slots are background.
+        group = torch.arange(layout.num_groups, device=index.device)[:, None]
+        query = (layout.kinds * layout.group_size * group + index).expand(layers, -1, -1)
+        known = set_losses(logits, boxes, image, query, truth, normaliser * layout.num_groups)
+        return Losses(torch.cat([table, known], 1), error, layers)
 
     def match(
-        self, logits: Tensor | Sequence[Tensor], boxes_cxcywh: Tensor | Sequence[Tensor], targets: Targets
-    ) -> Matches:
-        """Hungarian matching of [sets, B, Q, C] logits and [sets, B, Q, 4] boxes, or lists of them, each set alone."""
-        return hungarian_match(logits, boxes_cxcywh, targets, self.cost)
+        self, logits: Tensor | Sequence[Tensor], boxes_cxcywh: Tensor | Sequence[Tensor], targets: PackedTargets
+    ) -> Tensor:
+        """Return the assignment of least cost, for each set of predictions and each image alone (DETR).
+
+        Predictions that are not finite are not matched: the loss shows them.
+
+        Args:
+            logits: [sets, B, Q, C], or a list of these.
+            boxes_cxcywh: [sets, B, Q, 4], or a list of these.
+            targets: N boxes.
+
+        Returns:
+            [sets, N]: each box's query, -1 where it has none.
+        """
+        weights = (self.cost.classification, self.cost.l1, self.cost.giou)
+        return dino_kernels.hungarian_match(logits, boxes_cxcywh, targets, preset="dino", weights=weights).query_idx
+
+    def weighted(self, losses: Losses) -> Tensor:
+        """Return the weighted sum of each set's classification, L1 and GIoU loss, [sets]."""
+        # Kinds of weight zero are finite if the trained ones are, so they add nothing.
+        return (self.weights.to(losses.table.device, non_blocking=True) * losses.table).sum(0)
 
     def weighted_total(self, losses: Losses) -> Tensor:
-        """The training loss: a weighted sum of all classification, L1 and GIoU losses, scalar."""
-        weights = {"loss_ce": self.weights.classification, "loss_bbox": self.weights.l1, "loss_giou": self.weights.giou}
-        terms = [
-            weight * losses[name] for prefix, weight in weights.items() for name in losses if name.startswith(prefix)
-        ]
-        return torch.stack(terms).sum()
-
-    @staticmethod
-    def _normaliser(num_boxes: int, device: torch.device) -> Tensor:
-        """Mean number of boxes per process, at least 1."""
-        count = torch.full((), float(num_boxes), device=device)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(count)
-            count /= torch.distributed.get_world_size()
-        return count.clamp(min=1)
+        """Return the training loss, a scalar: the weighted sum of all classification, L1 and GIoU losses."""
+        return self.weighted(losses).sum()
 
 
-def _denoising_losses(
-    outputs: DetectionOutput, truth: PackedTargets, normaliser: Tensor | float, names: list[str]
-) -> Losses:
-    """Of denoising queries, whose boxes are known without matching; zeros where there are none."""
-    denoising = outputs.denoising
-    if denoising is None or denoising.layout.num_queries == 0:
-        return _named(dict.fromkeys(LOSSES, outputs.logits.new_zeros(len(names))), names)
-    known = denoising_assignment(denoising.layout, truth, len(names))
-    logits, boxes = denoising.logits.float(), denoising.boxes_cxcywh.float()
-    return _named(set_losses(logits, boxes, known, truth, normaliser * denoising.layout.num_groups), names)
-
-
-def _named(values: Losses, names: list[str]) -> Losses:
-    """One scalar per set under its official name, from one vector over all sets."""
-    return {f"{loss}{name}": v for loss, vector in values.items() for name, v in zip(names, vector, strict=True)}
+def mean_boxes(count: int, device: torch.device) -> Tensor:
+    """Return the mean over processes of their number of boxes, a scalar on the device. Collective."""
+    mean = torch.full((), float(count), device=device)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(mean)
+        mean /= torch.distributed.get_world_size()
+    return mean
 
 
 def set_losses(
     logits: Tensor,  # [sets, B, Q, C]
     boxes_cxcywh: Tensor,  # [sets, B, Q, 4]
-    matches: Matches,
+    image: Tensor,  # [N] of each target
+    query: Tensor,  # [sets, N], or [sets, groups, N] if a target has several: index in its image, -1 where none
     targets: PackedTargets,
     normaliser: Tensor | float,
-) -> Losses:
-    """All of `LOSSES` for several sets of predictions at once, each a vector [sets]; does not wait for the device."""
+) -> Tensor:
+    """Return the losses of several sets of predictions, [KINDS, sets]. Unmatched queries are background."""
     assert targets.boxes_cxcywh is not None  # pack() refuses
     sets, images, queries, classes = logits.shape
-    row = torch.arange(sets, device=logits.device).view(-1, *[1] * (matches.query.dim() - 1))
-    place = (row, matches.image, matches.query)
-    # A target without a query has the index -1, the last: in `one_hot` that is one query more, cut off again.
+    row = torch.arange(sets, device=logits.device).view(-1, *[1] * (query.dim() - 1))
+    # A target without a query has the index -1: the last row, an extra one that is cut off.
     one_hot = logits.new_zeros(sets, images, queries + 1, classes)
-    one_hot[(*place, targets.labels)] = 1
-    # In the boxes it is any query, whose loss times zero is zero, or NaN where the predictions are: that is to be seen.
-    counted = (matches.query >= 0).to(boxes_cxcywh.dtype)
-    predicted, wanted = boxes_cxcywh[place], targets.boxes_cxcywh  # [sets, ..., N, 4], [N, 4]
-    l1 = (predicted - wanted).abs() * counted[..., None]
-    giou = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
-    return {
-        "loss_ce": focal_loss(logits, one_hot[:, :, :queries]).sum((1, 2, 3)) / normaliser,
-        "loss_bbox": l1.flatten(1).sum(1) / normaliser,
-        "loss_giou": ((1 - giou) * counted).flatten(1).sum(1) / normaliser,
-        "loss_xy": l1.detach()[..., :2].flatten(1).sum(1) / normaliser,
-        "loss_hw": l1.detach()[..., 2:].flatten(1).sum(1) / normaliser,
-        "cardinality_error": cardinality_error(logits, targets.offsets.diff()),
-    }
+    one_hot[row, image, query, targets.labels] = 1
+    # Among the boxes, -1 is an existing query: its loss counts zero times, and is NaN if the prediction is.
+    counted = (query >= 0).to(boxes_cxcywh.dtype)
+    predicted, true = boxes_cxcywh[row, image, query], targets.boxes_cxcywh  # [sets, ..., N, 4], [N, 4]
+    l1 = (predicted - true).abs() * counted[..., None]
+    giou = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true))
+    sums = [
+        focal_loss(logits, one_hot[:, :, :queries]).sum((1, 2, 3)),
+        l1.flatten(1).sum(1),
+        ((1 - giou) * counted).flatten(1).sum(1),
+        l1.detach()[..., :2].flatten(1).sum(1),
+        l1.detach()[..., 2:].flatten(1).sum(1),
+    ]
+    return torch.cat([torch.stack(sums) / normaliser, cardinality_error(logits, targets.offsets.diff())[None]])
 
 
 def focal_loss(logits: Tensor, one_hot: Tensor) -> Tensor:
-    """Sigmoid focal loss of every logit, alpha 0.25 and gamma 2 (arXiv 1708.02002)."""
+    """Return the sigmoid focal loss of every logit, alpha 0.25 and gamma 2 (arXiv 1708.02002)."""
     probability = logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none")
     confidence = probability * one_hot + (1 - probability) * (1 - one_hot)
@@ -164,16 +224,9 @@ def focal_loss(logits: Tensor, one_hot: Tensor) -> Tensor:
     return alpha * cross_entropy * (1 - confidence) ** GAMMA
 
 
-def denoising_assignment(layout: DenoisingLayout, targets: PackedTargets, sets: int) -> Matches:
-    """Positives stand for the boxes they were made of. Negatives and empty slots stay background."""
-    image, within = places(targets)
-    group = torch.arange(layout.num_groups, device=image.device)[:, None] * layout.kinds * layout.group_size
-    return Matches(image, (group + within).expand(sets, -1, -1))
-
-
 @torch.no_grad()
 def cardinality_error(logits: Tensor, counts: Tensor) -> Tensor:
-    """Official logging value, [sets]: mean absolute difference of box counts, where "no object" is the last class."""
+    """Return the official metric, [sets]: mean absolute error of box counts, where "no object" is the last class."""
     predicted = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1)
     return (predicted - counts).abs().float().mean(1)
 
@@ -185,19 +238,13 @@ def class_error(
     query: Tensor,  # [N], -1 where none
     labels: Tensor,  # [N]
 ) -> Tensor:
-    """Share of matched queries whose best class is wrong, in percent; 100 where there are none."""
+    """Return the share of matched queries whose best class is wrong, in percent; 100 where none is matched."""
     matched = query >= 0
     wrong = (logits[image, query].argmax(-1) != labels) & matched
     share = 100 * wrong.sum() / matched.sum()
     return share.where(matched.any(), 100.0).to(logits.dtype)
 
 
-def build_criterion(
-    preset: str | ModelConfig,
-    *,
-    weights: LossWeights | None = None,
-    cost: MatchCost | None = None,
-    **overrides: object,
-) -> SetCriterion:
-    """The losses that train a model of the same preset and overrides; see `dino.build_model`."""
-    return SetCriterion(model_config(preset, **overrides), weights, cost)
+def build_criterion(preset: str | ModelConfig, **overrides: object) -> SetCriterion:
+    """Return the criterion of a model of the same preset and overrides; see `dino.build_model`."""
+    return SetCriterion(model_config(preset, **overrides))

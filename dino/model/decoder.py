@@ -1,14 +1,14 @@
-"""Decoder: queries look at each other and at the image, and their boxes are refined layer by layer."""
+"""Decoder: queries attend to each other and to the image, and each layer refines their boxes (paper, section 3.5)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from dino.model.boxes import inverse_sigmoid
 from dino.model.config import ModelConfig
 from dino.model.encoder import Memory
 from dino.model.layers import MLP, FeedForward
-from dino.model.look_forward import refine
 from dino.model.position import box_position
 from dino_kernels.nn import MSDeformAttn
 
@@ -31,14 +31,13 @@ class DecoderLayer(nn.Module):
         position: Tensor,  # [B, Q, C]
         reference_boxes: Tensor,  # [B, Q, L, 4] cxcywh in 0..1 of each level's padded map
         memory: Memory,
-        blocked: Tensor | None,  # [Q, Q] bool, True = row may not look at column
+        blocked: Tensor | None,  # [Q, Q] bool, True = the row may not attend to the column
     ) -> Tensor:
         query = states + position
         attended, _ = self.self_attn(query, query, states, attn_mask=blocked, need_weights=False)
         states = self.self_attn_norm(states + attended)
-        attended = self.cross_attn(
-            states + position, reference_boxes, memory.tokens, memory.spatial_shapes, None, memory.padding
-        )
+        shapes, padding = memory.levels.spatial_shapes, memory.levels.padding
+        attended = self.cross_attn(states + position, reference_boxes, memory.tokens, shapes, None, padding)
         return self.ffn(self.cross_attn_norm(states + attended))
 
 
@@ -59,7 +58,7 @@ class Decoder(nn.Module):
         content: Tensor,  # [B, Q, C]
         anchors: Tensor,  # [B, Q, 4] logits of cxcywh
         memory: Memory,
-        blocked: Tensor | None = None,  # [Q, Q] bool, True = row may not look at column
+        blocked: Tensor | None = None,  # [Q, Q] bool, True = the row may not attend to the column
     ) -> tuple[Tensor, Tensor]:
         """Run all layers.
 
@@ -67,13 +66,13 @@ class Decoder(nn.Module):
             Normalised states [layers, B, Q, C], and the boxes that each layer started from [layers, B, Q, 4] cxcywh
             in 0..1. The latter carry the gradient of the layer before, for `look_forward_twice`.
         """
-        scale = memory.valid_ratios.repeat(1, 1, 2)[:, None]  # [B, 1, L, 4]
+        scale = memory.levels.valid_ratios.repeat(1, 1, 2)[:, None]  # [B, 1, L, 4]
         states = content
         reference = anchors.sigmoid()
         all_states, references = [], []
         for layer in self.layers:
             references.append(reference)
-            # What a layer looks at is a constant, or gradients would run through all layers' boxes.
+            # Detach the boxes a layer attends to, so gradients do not flow through all refinements.
             constant = reference.detach() if references[1:] else reference
             boxes = constant[:, :, None] * scale
             position = self.query_position(box_position(boxes[:, :, 0], content.shape[-1]).to(states.dtype))
@@ -81,3 +80,30 @@ class Decoder(nn.Module):
             reference = refine(self.box_head, states, constant)
             all_states.append(self.norm(states))
         return torch.stack(all_states), torch.stack(references)
+
+
+def refine(
+    box_head: nn.Module,
+    states: Tensor,  # [..., C]
+    reference_cxcywh: Tensor,  # [..., 4]
+) -> Tensor:
+    """Return the reference boxes moved by the head's prediction, in logit space and float32; [..., 4] cxcywh."""
+    return (box_head(states).float() + inverse_sigmoid(reference_cxcywh)).sigmoid()
+
+
+def look_forward_twice(
+    box_head: nn.Module,
+    states: Tensor,  # [layers, B, Q, C], normalised
+    references_cxcywh: Tensor,  # [layers, B, Q, 4], with the gradient of the layer before
+) -> Tensor:
+    """Return the predicted boxes of all layers, [layers, B, Q, 4] cxcywh.
+
+    Each layer refines the boxes of the layer before *with their gradient*, so that its loss trains both layers'
+    refinement; the boxes that the layer itself attended to are constants.
+    """
+    return refine(box_head, states, references_cxcywh)
+
+
+def look_forward_once(box_head: nn.Module, states: Tensor, references_cxcywh: Tensor) -> Tensor:
+    """Do as `look_forward_twice`, but stop a layer's gradient at the boxes of the layer before (Deformable DETR)."""
+    return refine(box_head, states, references_cxcywh.detach())

@@ -1,9 +1,8 @@
-"""Contrastive denoising: queries made of noised ground truth, to learn from beside matching (paper, section 3.3)."""
+"""Contrastive denoising: extra queries in training, made of noised ground truth (paper, section 3.3)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,29 +10,21 @@ from torch import Tensor, nn
 from dino.model.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 from dino.model.config import ModelConfig
 from dino.model.outputs import DenoisingLayout
-from dino.model.targets import Targets, pack, places
-
-
-class Noise(Protocol):
-    """Random numbers of one batch; rows are all boxes of the batch, once per block of the layout."""
-
-    p: Tensor  # [N] in [0, 1): which labels are redrawn
-    new_label: Tensor  # the redrawn rows' new labels, in their order; or [N], one per row
-    sign: Tensor  # [N, 4] direction of each corner coordinate: positive, or not
-    part: Tensor  # [N, 4] in [0, 1): how far it moves
+from dino_kernels.targets import PackedTargets
 
 
 @dataclass
-class DrawnNoise:
-    """Noise from PyTorch's generator."""
+class Noise:
+    """Random numbers of one batch; the rows are all boxes of the batch, once per block of the layout."""
 
-    p: Tensor
-    new_label: Tensor
-    sign: Tensor
-    part: Tensor
+    p: Tensor  # [N] in [0, 1): which labels are redrawn
+    new_label: Tensor  # [N], one per row; or the redrawn rows' new labels alone, in their order
+    sign: Tensor  # [N, 4] direction of each corner coordinate: positive if above 0
+    part: Tensor  # [N, 4] in [0, 1): how far it moves
 
     @classmethod
-    def draw(cls, rows: int, num_classes: int, device: torch.device) -> DrawnNoise:
+    def draw(cls, rows: int, num_classes: int, device: torch.device) -> Noise:
+        """Draw the numbers of N = `rows` rows from PyTorch's generator."""
         return cls(
             p=torch.rand(rows, device=device),
             new_label=torch.randint(num_classes, (rows,), device=device),
@@ -44,16 +35,16 @@ class DrawnNoise:
 
 @dataclass
 class DenoisingQueries:
-    """Noised ground truth as decoder input, to stand before the matching queries."""
+    """Noised ground truth as input of the decoder, before the matching queries."""
 
     content: Tensor  # [B, N, C]
     anchors: Tensor  # [B, N, 4] logits of cxcywh
     layout: DenoisingLayout
 
     def blocked(self, num_matching: int) -> Tensor:
-        """[N + K, N + K] bool, True where the row may not look at the column.
+        """Return the attention mask [N + K, N + K] bool, True where the row may not attend to the column.
 
-        Groups do not see each other, and matching queries, which must work without ground truth, see none of them.
+        Groups do not attend to each other. Matching queries, which must work without ground truth, attend to none.
         """
         layout = self.layout
         slots = torch.arange(layout.num_queries, device=self.content.device)
@@ -63,7 +54,12 @@ class DenoisingQueries:
 
 
 class Denoising(nn.Module):
-    """Settings of the denoising queries, and their label embedding."""
+    """From ground truth to denoising queries: noised copies of each image's boxes, in independent groups.
+
+    Each group has, for every box, a positive whose corners moved by up to half its size times the box noise, and a
+    negative whose corners moved by one to two times that; a quarter of the labels (half of the label noise) are
+    redrawn. Positives learn to restore their box, negatives to predict nothing.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -71,68 +67,56 @@ class Denoising(nn.Module):
         # One row more than classes, as in the official model, which never uses it.
         self.label_embed = nn.Embedding(config.num_classes + 1, config.hidden_dim)
 
-    def layout(self, most_boxes: int) -> DenoisingLayout:
-        """As many groups as fit in 2 * num_denoising queries, when the fullest image has `most_boxes` boxes."""
+    def layout(self, max_boxes: int) -> DenoisingLayout:
+        """Return as many groups as fit in 2 * num_denoising queries, if no image has more than `max_boxes` boxes."""
         kinds = 2 if self.config.denoising == "contrastive" else 1
         budget = 2 * self.config.num_denoising
-        if most_boxes == 0:
+        if max_boxes == 0:
             groups = 1
         elif budget >= 100:
-            groups = max(1, budget // (2 * most_boxes))
+            groups = max(1, budget // (2 * max_boxes))
         else:
-            groups = max(1, budget)  # the official model's reading of small settings: that many groups
-        return DenoisingLayout(groups, most_boxes, kinds)
+            groups = max(1, budget)  # as the official model, where small settings are numbers of groups
+        return DenoisingLayout(groups, max_boxes, kinds)
 
+    def forward(self, targets: PackedTargets, noise: Noise | None = None) -> DenoisingQueries:
+        """Return the queries of a batch. Unused slots are not masked: they are queries centred on the image.
 
-def contrastive_denoising(
-    denoising: Denoising,
-    targets: Targets,
-    noise: Noise | None = None,
-) -> DenoisingQueries:
-    """Noised copies of each image's ground truth, in independent groups.
+        Args:
+            targets: the ground truth, with boxes and without a fixed capacity.
+            noise: recorded random numbers in place of drawn ones.
 
-    Each group has, for every box, a positive whose corners moved by up to half its size times the box noise, and a
-    negative whose corners moved by one to two times that; a quarter of the labels (half of the label noise) are
-    redrawn. Positives learn to restore their box, negatives to predict nothing. Slots that an image has no box for are
-    live queries at the image's centre.
+        Raises:
+            ValueError: recorded noise of another number of rows.
+        """
+        config, weight = self.config, self.label_embed.weight
+        boxes, labels = targets.boxes_cxcywh, targets.labels  # [T, 4], [T]
+        assert boxes is not None
+        layout = self.layout(targets.max_targets)
+        blocks = layout.num_groups * layout.kinds
+        rows = blocks * len(labels)
+        if noise is None:
+            noise = Noise.draw(rows, config.num_classes, boxes.device)
+        elif len(noise.p) != rows:
+            raise ValueError(
+                f"denoising_noise must have {rows} rows ({len(labels)} boxes, {layout.num_groups} groups, "
+                f"{layout.kinds} kinds), got {len(noise.p)}. Record it with the same targets and configuration."
+            )
+        block = torch.arange(blocks, device=boxes.device).repeat_interleave(len(labels))  # [rows]
+        negative = block % layout.kinds == 1
+        noised_labels = _noise_labels(labels.repeat(blocks), noise, config.label_noise)
+        noised_boxes = _noise_boxes(boxes.repeat(blocks, 1), negative, noise, config.box_noise)
 
-    Args:
-        denoising: the settings.
-        targets: packed, or per image `boxes` [T, 4] cxcywh in 0..1 and `labels` [T].
-        noise: recorded random numbers in place of drawn ones.
-
-    Raises:
-        ValueError: recorded noise of another number of rows.
-    """
-    config = denoising.config
-    weight = denoising.label_embed.weight
-    truth = pack(targets, weight.device)
-    boxes, labels = truth.boxes_cxcywh, truth.labels  # [N0, 4], [N0]
-    assert boxes is not None  # pack() refuses
-    layout = denoising.layout(truth.max_targets)
-    blocks = layout.num_groups * layout.kinds
-    rows = blocks * len(labels)
-    if noise is None:
-        noise = DrawnNoise.draw(rows, config.num_classes, boxes.device)
-    elif len(noise.p) != rows:
-        raise ValueError(
-            f"denoising_noise must have {rows} rows ({len(labels)} boxes, {layout.num_groups} groups, {layout.kinds} "
-            f"kinds), got {len(noise.p)}"
-        )
-    block = torch.arange(blocks, device=boxes.device).repeat_interleave(len(labels))  # [rows]
-    negative = block % layout.kinds == 1
-    noised_labels = _noise_labels(labels.repeat(blocks), noise, config.label_noise)
-    noised_boxes = _noise_boxes(boxes.repeat(blocks, 1), negative, noise, config.box_noise)
-
-    image, within = (index.repeat(blocks) for index in places(truth))
-    place = (image, layout.group_size * block + within)
-    shape = (truth.num_images, layout.num_queries)
-    content = weight.new_zeros(*shape, weight.shape[1]).index_put(place, denoising.label_embed(noised_labels))
-    anchors = boxes.new_zeros(*shape, 4).index_put(place, inverse_sigmoid(noised_boxes))
-    return DenoisingQueries(content, anchors, layout)
+        image, index = (each.repeat(blocks) for each in targets.places())
+        place = (image, layout.group_size * block + index)
+        shape = (targets.num_images, layout.num_queries)
+        content = weight.new_zeros(*shape, weight.shape[1]).index_put(place, self.label_embed(noised_labels))
+        anchors = boxes.new_zeros(*shape, 4).index_put(place, inverse_sigmoid(noised_boxes))
+        return DenoisingQueries(content, anchors, layout)
 
 
 def _noise_labels(labels: Tensor, noise: Noise, label_noise: float) -> Tensor:
+    """Replace a share of `label_noise / 2` of the labels."""
     redrawn = noise.p.to(labels.device) < 0.5 * label_noise
     new = noise.new_label.to(labels)
     if len(new) != len(labels):  # recorded for the redrawn rows alone
@@ -141,7 +125,7 @@ def _noise_labels(labels: Tensor, noise: Noise, label_noise: float) -> Tensor:
 
 
 def _noise_boxes(boxes_cxcywh: Tensor, negative: Tensor, noise: Noise, box_noise: float) -> Tensor:
-    """Corners moved by a part of half the box's size, negatives by a half more; negatives may turn inside out."""
+    """Move each corner by a part of half the box's size, or one half more for negatives, which may turn inside out."""
     sign = torch.where(noise.sign.to(boxes_cxcywh.device) > 0, 1.0, -1.0)
     part = noise.part.to(boxes_cxcywh) + negative[:, None]
     half_size = boxes_cxcywh[:, 2:].repeat(1, 2) / 2

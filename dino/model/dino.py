@@ -7,19 +7,19 @@ from torch import Tensor, nn
 
 from dino.model.backbones import build_backbone
 from dino.model.config import ModelConfig
-from dino.model.decoder import Decoder
-from dino.model.denoising import Denoising, DenoisingQueries, Noise, contrastive_denoising
+from dino.model.decoder import Decoder, look_forward_once, look_forward_twice
+from dino.model.denoising import Denoising, DenoisingQueries, Noise
 from dino.model.encoder import Encoder
 from dino.model.initialize import initialize
-from dino.model.look_forward import look_forward_once, look_forward_twice
 from dino.model.neck import Neck
 from dino.model.outputs import DenoisingOutput, DetectionOutput
-from dino.model.query_selection import Queries, QuerySelection, mixed_query_selection, static_queries
-from dino.model.targets import Targets, num_images
+from dino.model.query_selection import Queries, QuerySelection
+from dino.model.targets import Targets, pack
+from dino_kernels.targets import PackedTargets
 
 
 class DINO(nn.Module):
-    """The detector. Which of the paper's contributions it has is said by its `config`."""
+    """The detector. `config` selects which of the paper's contributions are active."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -43,31 +43,29 @@ class DINO(nn.Module):
         query_indices: Tensor | None = None,  # [B, num_queries]
         denoising_noise: Noise | None = None,
     ) -> DetectionOutput:
-        """Detect.
+        """Return the predictions of every decoder layer, of the encoder, and of denoising in training.
 
         Args:
             images: the batch.
             mask: its padding.
-            targets: what denoising learns from in training: packed, or per image `boxes` [T, 4] cxcywh in 0..1 and
-                `labels` [T].
+            targets: ground truth for denoising, read in training: packed, or per image `boxes` [T, 4] cxcywh in 0..1
+                and `labels` [T].
             query_indices: tokens that become queries, in place of the best-scored ones.
             denoising_noise: recorded random numbers for denoising; see `dino.model.denoising.Noise`.
 
         Raises:
-            ValueError: shapes that do not fit together.
+            ValueError, TypeError: shapes that do not fit together; malformed targets.
         """
-        self._check(images, mask, targets)
+        truth = None if targets is None else pack(targets, images.device)
+        _check(images, mask, truth)
         maps, masks = self.neck(self.backbone(images), mask)
         memory = self.encoder(maps, masks)
-        if self.config.query_selection == "static":
-            queries = static_queries(self.query_selection, memory)
-        else:
-            queries = mixed_query_selection(self.query_selection, memory, query_indices)
+        queries = self.query_selection(memory, query_indices)
         denoising = None
-        if self.training and targets is not None and self.denoising is not None:
-            denoising = contrastive_denoising(self.denoising, targets, denoising_noise)
+        if self.training and truth is not None and self.denoising is not None:
+            denoising = self.denoising(truth, denoising_noise)
 
-        # Both branches go through the same decoder and the same heads, as one sequence of queries.
+        # Both branches share the decoder and its heads: they are one sequence of queries.
         content, anchors, blocked = _join(denoising, queries)
         states, references = self.decoder(content, anchors, memory, blocked)
         look_forward = look_forward_twice if self.config.look_forward == "twice" else look_forward_once
@@ -75,22 +73,24 @@ class DINO(nn.Module):
         logits = self.decoder.class_head(states)
         return _split(logits, boxes, denoising, queries)
 
-    def _check(self, images: Tensor, mask: Tensor, targets: Targets | None) -> None:
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be [B, 3, H, W], got {list(images.shape)}")
-        if mask.shape != (images.shape[0], *images.shape[2:]) or mask.dtype != torch.bool:
-            raise ValueError(
-                f"mask must be bool {[images.shape[0], *images.shape[2:]]}, True on padding, got {mask.dtype} "
-                f"{list(mask.shape)}"
-            )
-        if targets is not None and num_images(targets) != len(images):
-            raise ValueError(
-                f"targets must have one entry per image, got {num_images(targets)} for {len(images)} images"
-            )
+
+def _check(images: Tensor, mask: Tensor, targets: PackedTargets | None) -> None:
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be [B, 3, H, W], got {list(images.shape)}. Add the batch dimension.")
+    expected = [images.shape[0], *images.shape[2:]]
+    if list(mask.shape) != expected or mask.dtype != torch.bool:
+        raise ValueError(
+            f"mask must be bool {expected}, got {mask.dtype} {list(mask.shape)}. It is True on the padding of `images`."
+        )
+    if targets is not None and targets.num_images != len(images):
+        raise ValueError(
+            f"targets must have one entry per image, got {targets.num_images} for {len(images)} images. An image "
+            f"without objects has an entry of no boxes."
+        )
 
 
 def _join(denoising: DenoisingQueries | None, queries: Queries) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Content, anchors and attention mask of the denoising queries followed by the matching ones."""
+    """Return content, anchors and attention mask of the denoising queries followed by the matching ones."""
     if denoising is None:
         return queries.content, queries.anchors, None
     content = torch.cat([denoising.content.to(queries.content.dtype), queries.content], 1)
@@ -99,7 +99,7 @@ def _join(denoising: DenoisingQueries | None, queries: Queries) -> tuple[Tensor,
 
 
 def _split(logits: Tensor, boxes: Tensor, denoising: DenoisingQueries | None, queries: Queries) -> DetectionOutput:
-    """The predictions of the two branches, apart."""
+    """Separate the predictions of the two branches."""
     size = 0 if denoising is None else denoising.layout.num_queries
     return DetectionOutput(
         logits=logits[:, :, size:],

@@ -17,7 +17,7 @@ from dino_kernels.nn import MSDeformAttn
 
 @torch.no_grad()
 def initialize(encoder: Encoder, selection: QuerySelection, decoder: Decoder, denoising: Denoising | None) -> None:
-    """Draw every weight but the backbone's and the neck's, which draw their own."""
+    """Draw every weight except those of the backbone and the neck, which their constructors draw."""
     for part in (encoder, selection, decoder):
         for parameter in part.parameters():
             if parameter.ndim > 1:
@@ -37,7 +37,7 @@ def initialize(encoder: Encoder, selection: QuerySelection, decoder: Decoder, de
 
 
 def _initialize_heads(class_head: nn.Linear, box_head: MLP) -> None:
-    """Every class at probability 0.01, boxes where their anchors are."""
+    """Start every class at probability 0.01 and every box at its anchor."""
     class_head.reset_parameters()
     nn.init.constant_(class_head.bias, -math.log(99))
     layers = [layer for layer in box_head.layers if isinstance(layer, nn.Linear)]

@@ -1,10 +1,17 @@
-"""Blocks that several parts share."""
+"""Blocks that several parts share, and their recomputation."""
 
 from __future__ import annotations
 
 import itertools
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def recompute(block: nn.Module, *inputs: object) -> Tensor:
+    """Run a block without keeping its activations: the backward pass runs it again (gradient checkpointing)."""
+    return checkpoint(block, *inputs, use_reentrant=False) if torch.is_grad_enabled() else block(*inputs)
 
 
 class MLP(nn.Module):

@@ -23,9 +23,9 @@ class Projection(nn.Module):
 
 
 class Neck(nn.Module):
-    """One projection per level: 1x1 on the backbone's, then 3x3 with stride 2 for each further one.
+    """One projection per level: 1x1 for levels of the backbone, 3x3 with stride 2 for each further one.
 
-    The first further level is made of the backbone's last output, not of its projection; later ones of the level
+    The first further level comes from the backbone's last output, not from its projection; later ones from the level
     before.
     """
 
@@ -42,7 +42,7 @@ class Neck(nn.Module):
         features: list[Tensor],  # of the backbone, [B, channels, H_l, W_l]
         mask: Tensor,  # [B, H, W] bool, True = padding
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Maps [B, C, H_l, W_l] and padding masks [B, H_l, W_l] of all levels, fine to coarse."""
+        """Return maps [B, C, H_l, W_l] and padding masks [B, H_l, W_l] of all levels, fine to coarse."""
         maps: list[Tensor] = []
         sources = [*features, features[-1]]
         for level, projection in enumerate(self.projections):

@@ -1,4 +1,4 @@
-"""What the model returns."""
+"""Predictions of the model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 @dataclass
 class DenoisingLayout:
-    """Where denoising queries stand: `num_groups` groups of `kinds` blocks of `group_size` slots.
+    """Order of the denoising queries: `num_groups` groups of `kinds` blocks of `group_size` slots.
 
     A slot's number is `group_size * (kinds * group + kind) + k` for box k of an image; kind 0 holds the positives,
-    kind 1 the negatives. Images with fewer boxes leave slots empty.
+    kind 1 the negatives. Images with fewer boxes leave slots unused.
     """
 
     num_groups: int
@@ -22,6 +22,7 @@ class DenoisingLayout:
 
     @property
     def num_queries(self) -> int:
+        """Slots of all groups, N."""
         return self.num_groups * self.kinds * self.group_size
 
 
@@ -42,12 +43,12 @@ class DetectionOutput:
     boxes_cxcywh: Tensor  # [layers, B, Q, 4] in 0..1
     encoder_logits: Tensor | None = None  # [B, Q, C]; None with static queries
     encoder_boxes_cxcywh: Tensor | None = None  # [B, Q, 4]
-    selected_indices: Tensor | None = None  # [B, Q] tokens that became queries
-    proposals_cxcywh: Tensor | None = None  # [B, Q, 4] their own boxes, before the encoder's box head
+    selected_indices: Tensor | None = None  # [B, Q] tokens selected as queries
+    proposals_cxcywh: Tensor | None = None  # [B, Q, 4] their boxes before the encoder's box head moved them
     denoising: DenoisingOutput | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The dictionary of the official model: `pred_logits`, `pred_boxes`, `aux_outputs`, `interm_outputs`, `dn`."""
+        """Return the official dictionary: `pred_logits`, `pred_boxes`, `aux_outputs`, `interm_outputs`, `dn`."""
         result: dict[str, Any] = _layers(self.logits, self.boxes_cxcywh)
         if self.encoder_logits is not None:
             result["interm_outputs"] = {"pred_logits": self.encoder_logits, "pred_boxes": self.encoder_boxes_cxcywh}

@@ -16,7 +16,7 @@ def sine_embedding(
     num_features: int,
     temperature: float,
 ) -> Tensor:
-    """Sine and cosine, interleaved, of `angles` divided by powers of the temperature.
+    """Return sine and cosine, interleaved, of `angles` divided by powers of the temperature.
 
     Returns:
         [..., num_features] float32.
@@ -30,9 +30,9 @@ def image_position(
     padding: Tensor,  # [B, H, W] bool, True = padding
     num_features: int,
 ) -> Tensor:
-    """Embedding of each pixel's row and column, counted over the valid pixels of its own image.
+    """Embed each pixel's row and column, counted over the valid pixels of its image.
 
-    Valid pixels reach 2 pi at their image's edge, whatever the padding (DETR, with DINO's temperature of 20).
+    Positions reach 2 pi at the image's edge, not at the batch's (DETR, with DINO's temperature of 20).
 
     Returns:
         [B, H, W, num_features] float32, the row's half first.
@@ -50,7 +50,7 @@ def box_position(
     boxes_cxcywh: Tensor,  # [..., 4] in 0..1
     hidden_dim: int,
 ) -> Tensor:
-    """Embedding of a box, hidden_dim / 2 features per number in the order y, x, w, h (DAB-DETR).
+    """Embed a box, hidden_dim / 2 features per coordinate in the order y, x, w, h (DAB-DETR).
 
     Returns:
         [..., 2 * hidden_dim] float32.

@@ -17,14 +17,14 @@ def postprocess(
     sizes_hw: Tensor,  # [B, 2] of the original images, pixels
     top_k: int = 300,
 ) -> list[dict[str, Tensor]]:
-    """The best-scored pairs of query and class; no suppression, no threshold, boxes are not clipped.
+    """Return the best-scored pairs of query and class; no suppression, no threshold, boxes are not clipped.
 
     Returns:
-        Per image `scores` [k] falling, `labels` [k] and `boxes` [k, 4] xyxy in pixels; k is top_k, or less where there
-        are fewer pairs.
+        Per image `scores` [k] in descending order, `labels` [k] and `boxes` [k, 4] xyxy in pixels; k is top_k, or less
+        if there are fewer pairs.
 
     Raises:
-        ValueError: sizes_hw that is not one (height, width) per image.
+        ValueError: sizes_hw is not one (height, width) per image.
     """
     if isinstance(outputs, DetectionOutput):
         logits, boxes_cxcywh = outputs.logits[-1], outputs.boxes_cxcywh[-1]
@@ -32,7 +32,9 @@ def postprocess(
         logits, boxes_cxcywh = outputs["pred_logits"], outputs["pred_boxes"]
     sizes_hw = torch.as_tensor(sizes_hw, device=logits.device)
     if sizes_hw.shape != (len(logits), 2):
-        raise ValueError(f"sizes_hw must be [{len(logits)}, 2] (height, width), got {list(sizes_hw.shape)}")
+        raise ValueError(
+            f"sizes_hw must be [{len(logits)}, 2], got {list(sizes_hw.shape)}. Pass (height, width) of each image."
+        )
     probability = logits.float().sigmoid().flatten(1)
     scores, index = probability.topk(min(top_k, probability.shape[1]), 1)
     query, labels = index // logits.shape[-1], index % logits.shape[-1]

@@ -9,24 +9,24 @@ from torch import Tensor, nn
 
 from dino.model.boxes import inverse_sigmoid
 from dino.model.config import ModelConfig
-from dino.model.encoder import Memory, pixel_centers
+from dino.model.encoder import Levels, Memory, pixel_centers
 from dino.model.layers import MLP
 
 
 @dataclass
 class Queries:
-    """What the decoder starts from, and the encoder's own predictions that chose it."""
+    """Input of the decoder, and the encoder's predictions that selected it."""
 
     content: Tensor  # [B, Q, C]
     anchors: Tensor  # [B, Q, 4] logits of cxcywh, constants unless query selection is static
     encoder_logits: Tensor | None = None  # [B, Q, C]
     encoder_boxes_cxcywh: Tensor | None = None  # [B, Q, 4]
-    indices: Tensor | None = None  # [B, Q] chosen tokens, best first
-    proposals_cxcywh: Tensor | None = None  # [B, Q, 4] the tokens' own boxes, before the box head moved them
+    indices: Tensor | None = None  # [B, Q] selected tokens, best first
+    proposals_cxcywh: Tensor | None = None  # [B, Q, 4] the tokens' boxes before the box head moved them
 
 
 class QuerySelection(nn.Module):
-    """The weights of query selection: encoder heads and learned queries, as far as the variant has them."""
+    """From the encoder's tokens to the decoder's queries, in the variants "mixed", "pure" and "static"."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -43,74 +43,65 @@ class QuerySelection(nn.Module):
             self.class_head = nn.Linear(channels, config.num_classes)
             self.box_head = MLP(channels, channels, 4, 3)
 
+    def forward(
+        self,
+        memory: Memory,
+        indices: Tensor | None = None,  # [B, Q] tokens to select in place of the best-scored ones
+    ) -> Queries:
+        """Return the queries of each image; fewer than `num_queries` if there are fewer tokens.
 
-def mixed_query_selection(
-    selection: QuerySelection,
-    memory: Memory,
-    indices: Tensor | None = None,  # [B, Q] forces the choice
-) -> Queries:
-    """Anchors are the boxes of the best-scored tokens, content is learned.
+        Mixed: anchors are the boxes of the best-scored tokens, content is learned. Pure: content is the selected tokens
+        too, as in two-stage Deformable DETR. Static: both are learned and the same for every image (DAB-DETR).
 
-    In the variant "pure" content is the chosen tokens too, as in two-stage Deformable DETR. Tokens of padding or at the
-    border have no proposal: they share one feature and their box is (1, 1, 1, 1), but the choice does not leave them
-    out, as in the official model. There are fewer queries where there are fewer tokens.
-    """
-    proposals, usable = token_proposals(memory)
-    tokens = selection.norm(selection.project(memory.tokens.masked_fill(~usable[..., None], 0)))
-    logits = selection.class_head(tokens)
-    if indices is None:
-        indices = _best_tokens(logits, selection.num_queries)
-    features, logits, proposals = _chosen(tokens, indices), _chosen(logits, indices), _chosen(proposals, indices)
-    anchors = selection.box_head(features).float() + proposals
-    if selection.variant == "pure":
-        content = features.detach()
-    else:
-        content = selection.content.weight[: indices.shape[1]].expand(len(indices), -1, -1)
-    return Queries(
-        content=content,
-        anchors=anchors.detach(),
-        encoder_logits=logits,
-        encoder_boxes_cxcywh=anchors.sigmoid(),
-        indices=indices,
-        proposals_cxcywh=proposals.sigmoid(),
-    )
-
-
-def _best_tokens(logits: Tensor, count: int) -> Tensor:
-    return logits.amax(-1).topk(min(count, logits.shape[1]), 1).indices
-
-
-def _chosen(x: Tensor, indices: Tensor) -> Tensor:
-    """Rows [B, Q, ...] of x [B, S, ...]."""
-    return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))
+        Tokens of padding or at the border have no proposal: they share one feature and their box is (1, 1, 1, 1), but
+        they can be selected, as in the official model.
+        """
+        if self.variant == "static":
+            shape = (len(memory.tokens), -1, -1)
+            return Queries(self.content.weight.expand(shape), self.anchors.weight.float().expand(shape))
+        proposals, usable = token_proposals(memory.levels)
+        tokens = self.norm(self.project(memory.tokens.masked_fill(~usable[..., None], 0)))
+        logits: Tensor = self.class_head(tokens)
+        if indices is None:
+            indices = logits.amax(-1).topk(min(self.num_queries, logits.shape[1]), 1).indices
+        rows = indices[..., None]
+        features, logits, proposals = (
+            x.gather(1, rows.expand(-1, -1, x.shape[-1])) for x in (tokens, logits, proposals)
+        )
+        anchors = self.box_head(features).float() + proposals
+        if self.variant == "pure":
+            content = features.detach()
+        else:
+            content = self.content.weight[: indices.shape[1]].expand(len(indices), -1, -1)
+        return Queries(
+            content=content,
+            anchors=anchors.detach(),
+            encoder_logits=logits,
+            encoder_boxes_cxcywh=anchors.sigmoid(),
+            indices=indices,
+            proposals_cxcywh=proposals.sigmoid(),
+        )
 
 
-def static_queries(selection: QuerySelection, memory: Memory) -> Queries:
-    """Learned anchors and content, the same for every image (as in DAB-DETR)."""
-    batch = len(memory.tokens)
-    return Queries(
-        content=selection.content.weight.expand(batch, -1, -1),
-        anchors=selection.anchors.weight.float().expand(batch, -1, -1),
-    )
-
-
-def token_proposals(memory: Memory) -> tuple[Tensor, Tensor]:
-    """A box around each token: its pixel's centre, and 5 % of the image at the finest level, twice that at the next.
+def token_proposals(levels: Levels) -> tuple[Tensor, Tensor]:
+    """Return a box around each token: its pixel's centre, and 5 % of the image at the finest level, doubled per level.
 
     Returns:
-        Logits of cxcywh [B, S, 4], +inf where there is no proposal, and where there is one [B, S] bool: the pixel is
-        not padding, and no number of the box is within 0.01 of 0 or 1.
+        Logits of cxcywh [B, S, 4], +inf where there is no proposal; and [B, S] bool, True where there is one: the pixel
+        is not padding, and each coordinate of the box is between 0.01 and 0.99.
     """
-    levels = [
-        torch.cat([centers, torch.full_like(centers, 0.05 * 2.0**level)], -1)
-        for level, centers in enumerate(pixel_centers(memory))
-    ]
-    boxes = torch.cat(levels, 1)
-    usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~memory.padding
+    boxes = torch.cat(
+        [
+            torch.cat([centers, torch.full_like(centers, 0.05 * 2.0**level)], -1)
+            for level, centers in enumerate(pixel_centers(levels))
+        ],
+        1,
+    )
+    usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~levels.padding
     logits = torch.log(boxes / (1 - boxes))
     return logits.masked_fill(~usable[..., None], torch.inf), usable
 
 
 def random_anchors(count: int) -> Tensor:
-    """[count, 4] logits of boxes spread over the image: the start of static anchors (DAB-DETR)."""
+    """Draw [count, 4] logits of boxes all over the image: the initial static anchors (DAB-DETR)."""
     return inverse_sigmoid(torch.rand(count, 4))

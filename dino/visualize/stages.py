@@ -10,10 +10,11 @@ from dino.inference.detector import Detector
 from dino.inference.draw import PALETTE, WHITE, Box, Colour, dashed_box, draw_tags, outline_box
 from dino.inference.images import Picture, load_picture
 from dino.model.boxes import cxcywh_to_xyxy, generalized_iou
-from dino.model.denoising import DrawnNoise, contrastive_denoising
+from dino.model.denoising import Noise
 from dino.visualize.caption import Key, add_caption
 from dino.visualize.view import View
 from dino.visualize.watch import Watched, watch
+from dino_kernels import PackedTargets
 
 TRUTH, POSITIVE, NEGATIVE = WHITE, PALETTE[2], PALETTE[3]
 # From light to dark, so that the order is seen without telling the colours apart (viridis).
@@ -54,8 +55,8 @@ def draw_denoising(
     layout = denoising.layout(count)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        noise = DrawnNoise.draw(layout.num_groups * layout.kinds * count, config.num_classes, torch.device("cpu"))
-        queries = contrastive_denoising(denoising, [target], noise)
+        noise = Noise.draw(layout.num_groups * layout.kinds * count, config.num_classes, torch.device("cpu"))
+        queries = denoising(PackedTargets.pack([target]), noise)
     noised = cxcywh_to_xyxy(queries.anchors[0].float().sigmoid()).cpu()
     redrawn = noise.p < 0.5 * config.label_noise
     view = View(picture)

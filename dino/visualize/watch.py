@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dino.data import collate
+from dino.data import pad_images
 from dino.inference.detector import Detector
 from dino.model.outputs import DetectionOutput
 from dino_kernels.nn import MSDeformAttn
@@ -56,13 +56,13 @@ def watch(detector: Detector, picture: Image.Image, attentions: Sequence[str] = 
     if unknown:
         raise ValueError(f"attentions must be among {list(modules)}, got {unknown}")
     nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
-    batch = collate([(detector.transform(picture, *nothing)[0], {})]).to(detector.device)
+    images, mask = pad_images([detector.transform(picture, *nothing)[0]])
     seen: dict[str, Any] = {}
     looked: dict[str, Attention] = {}
 
     def keep_anchors(module: Any, arguments: tuple[Any, ...]) -> None:
         seen["anchors"] = arguments[1][0].float().sigmoid().cpu()
-        seen["shapes"] = list(arguments[2].spatial_shapes)
+        seen["shapes"] = list(arguments[2].levels.spatial_shapes)
 
     def keep_attention(name: str) -> Any:
         def hook(module: MSDeformAttn, arguments: tuple[Any, ...]) -> None:
@@ -74,11 +74,11 @@ def watch(detector: Detector, picture: Image.Image, attentions: Sequence[str] = 
     hooks = [model.decoder.register_forward_pre_hook(keep_anchors)]
     hooks += [modules[name].register_forward_pre_hook(keep_attention(name)) for name in attentions]
     try:
-        outputs = model(batch.images, batch.mask)
+        outputs = model(images.to(detector.device), mask.to(detector.device))
     finally:
         for hook in hooks:
             hook.remove()
-    height = batch.images.shape[2]
+    height = images.shape[2]
     strides = [2 ** round(torch.log2(torch.tensor(height / rows)).item()) for rows, _ in seen["shapes"]]
     return Watched(outputs, seen["anchors"], seen["shapes"], strides, looked)
 

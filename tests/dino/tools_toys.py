@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dino.data import Batch, Categories, EvalTransform
+from dino.data import Batch, Categories, EvalTransform, collate
 from dino.inference.detector import Detector
 from dino.model.config import ModelConfig, model_config
 from dino.model.dino import DINO
@@ -95,8 +95,9 @@ def batches(image_ids: list[int], size_hw: tuple[int, int] = (100, 200), batch_s
     made = []
     for start in range(0, len(image_ids), batch_size):
         ids = image_ids[start : start + batch_size]
-        targets = [{"image_id": i, "size_hw": torch.tensor(size_hw)} for i in ids]
-        made.append(Batch(torch.zeros(len(ids), 3, 8, 8), torch.zeros(len(ids), 8, 8, dtype=torch.bool), targets))
+        target = {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
+        target["size_hw"] = torch.tensor(size_hw)
+        made.append(collate([(torch.zeros(3, 8, 8), {**target, "image_id": i}) for i in ids]))
     return made
 
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show of matching and losses: nothing in them waits for the device."""
+"""Matching and losses on a GPU never synchronise with it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import Tensor
 
 import dino
 from dino.model.criterion import Losses
-from dino.model.denoising import Denoising, contrastive_denoising
-from dino.model.targets import pack
+from dino.model.denoising import Denoising
 from dino_kernels import PackedTargets, explain, hungarian_match
 from tests.dino.model.criterion_toys import CLASSES, outputs_of, targets_of
 
@@ -24,8 +23,8 @@ COUNTS = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def waiting_is_an_error(device: str) -> Iterator[Callable[[], None]]:
-    """Call it after a warm-up; whatever waits for the device then raises, until the test ends."""
+def forbid_synchronisation(device: str) -> Iterator[Callable[[], None]]:
+    """Yield a function to call after a warm-up: synchronising then raises until the test ends."""
     if not torch.cuda.is_available():
         pytest.skip("cuda: no GPU")
     target = PackedTargets.pack([{"labels": torch.zeros(1, dtype=torch.int64), "boxes": torch.full((1, 4), 0.5)}])
@@ -41,14 +40,14 @@ def losses_and_gradients(outputs: dino.DetectionOutput, targets: Any) -> tuple[L
     leaves = [outputs.logits, outputs.boxes_cxcywh, outputs.encoder_logits, outputs.encoder_boxes_cxcywh]
     if outputs.denoising is not None:
         leaves += [outputs.denoising.logits, outputs.denoising.boxes_cxcywh]
-    wanted = [leaf.requires_grad_() for leaf in leaves if leaf is not None]
-    criterion = dino.build_criterion("dino_tiny", num_classes=CLASSES)
+    leaves = [leaf.requires_grad_() for leaf in leaves if leaf is not None]
+    criterion = dino.build_criterion("dino_tiny", num_classes=CLASSES).to(outputs.logits.device)
     losses = criterion(outputs, targets)
-    return losses, list(torch.autograd.grad(criterion.weighted_total(losses), wanted))
+    return losses, list(torch.autograd.grad(criterion.weighted_total(losses), leaves))
 
 
 def on_device(outputs: dino.DetectionOutput, device: str) -> dino.DetectionOutput:
-    """The same numbers on a device, as new leaves."""
+    """Copy the predictions to a device, as new leaves."""
 
     def moved(part: Any) -> Any:
         if isinstance(part, Tensor):
@@ -62,34 +61,35 @@ def on_device(outputs: dino.DetectionOutput, device: str) -> dino.DetectionOutpu
 
 @ON_GPU
 @COUNTS
-def test_losses_do_not_wait_and_are_those_of_the_cpu(
-    device: str, counts: tuple[int, ...], waiting_is_an_error: Callable[[], None]
+def test_losses_do_not_synchronise_and_equal_the_cpus(
+    device: str, counts: tuple[int, ...], forbid_synchronisation: Callable[[], None]
 ) -> None:
     targets = targets_of(*counts)
-    on_cpu = outputs_of(len(counts), 12, denoising_of=targets)
+    on_cpu = outputs_of(len(counts), 12, denoising_of=PackedTargets.pack(targets))
     expected, expected_gradients = losses_and_gradients(on_cpu, targets)
     outputs = on_device(on_cpu, device)
     pinned = [{key: value.pin_memory() for key, value in target.items()} for target in targets]
     losses_and_gradients(outputs, pinned)
-    waiting_is_an_error()
+    forbid_synchronisation()
     losses, gradients = losses_and_gradients(outputs, pinned)
     torch.cuda.set_sync_debug_mode("default")
-    for name, loss in expected.items():
-        torch.testing.assert_close(losses[name].cpu(), loss, rtol=1e-5, atol=1e-6, msg=name)
-    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(gradient.cpu(), wanted, rtol=1e-4, atol=1e-6)
+    assert losses.keys() == expected.keys()
+    torch.testing.assert_close(losses.table.cpu(), expected.table, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(losses.class_error.cpu(), expected.class_error)
+    for gradient, on_cpu in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient.cpu(), on_cpu, rtol=1e-4, atol=1e-6)
 
 
 @ON_GPU
 @COUNTS
-def test_denoising_queries_do_not_wait(
-    device: str, counts: tuple[int, ...], waiting_is_an_error: Callable[[], None]
+def test_denoising_queries_do_not_synchronise(
+    device: str, counts: tuple[int, ...], forbid_synchronisation: Callable[[], None]
 ) -> None:
     denoising = Denoising(dino.model_config("dino_tiny", num_classes=CLASSES)).to(device)
-    packed = pack(targets_of(*counts), torch.device(device, torch.cuda.current_device()))
-    contrastive_denoising(denoising, packed).blocked(12)
-    waiting_is_an_error()
-    made = contrastive_denoising(denoising, packed)
+    packed = PackedTargets.pack(targets_of(*counts), device=device)
+    denoising(packed).blocked(12)
+    forbid_synchronisation()
+    made = denoising(packed)
     made.blocked(12)
     made.content.sum().backward()
     torch.cuda.set_sync_debug_mode("default")

@@ -113,7 +113,7 @@ def test_a_file_imports_only_what_its_room_may(file):
         ("dino_kernels/ops/_core/dispatch.py", "from dino_kernels.ops import ms_deform_attn"),
         ("dino_kernels/testing/x.py", "import pytest"),
         ("dino_kernels/ops/_attention.py", "import scipy"),
-        ("dino/model/matching.py", "from scipy.optimize import linear_sum_assignment"),
+        ("dino/model/criterion.py", "from scipy.optimize import linear_sum_assignment"),
         ("dino/model/encoder.py", "from dino.checkpoint import load_model"),
         ("dino/model/encoder.py", "from dino_kernels.ops.fused_ms_deform_attn import native"),
         ("dino/data/x.py", "from dino.model.config import ModelConfig"),

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from dino.model.backbones.base import Backbone
 from dino.model.backbones.convnext import ConvNeXt
-from dino.model.backbones.resnet import ResNet
+from dino.model.backbones.resnet import RESNETS, ResNet
 from dino.model.backbones.swin import Swin
 
-RESNETS = tuple(f"resnet{size}" for size in ("18", "34", "50", "101", "_tiny"))
 # Name: channels of stage 0, blocks per stage, heads per stage, window. B and L are those of 384-pixel pre-training.
 SWINS = {
     "swin_t": (96, (2, 2, 6, 2), (3, 6, 12, 24), 7),
@@ -29,20 +28,19 @@ BACKBONES = (*RESNETS, *SWINS, *CONVNEXTS)
 
 
 def build_backbone(name: str, levels: Sequence[int], *, gradient_checkpointing: bool = False) -> Backbone:
-    """A backbone with random weights.
+    """Return a backbone with random weights.
 
     Args:
         name: one of `BACKBONES`.
-        levels: stages to return; stage 0 has stride 4, stage 3 stride 32.
-        gradient_checkpointing: recompute each block in the backward pass.
+        levels, gradient_checkpointing: as in `Backbone`.
 
     Raises:
-        ValueError: an unknown name, or a stage that is not one of 0 to 3 in rising order.
+        ValueError: an unknown name, or levels that are not stages 0 to 3 in ascending order.
     """
     if name not in BACKBONES:
         raise ValueError(f"backbone must be one of {list(BACKBONES)}, got {name!r}")
     if list(levels) != sorted(set(levels)) or not set(levels) <= {0, 1, 2, 3}:
-        raise ValueError(f"backbone_levels must be stages 0 to 3 in rising order, got {tuple(levels)}")
+        raise ValueError(f"backbone_levels must be stages 0 to 3 in ascending order, got {tuple(levels)}")
     if name in SWINS:
         return Swin(*SWINS[name], levels, gradient_checkpointing=gradient_checkpointing)
     if name in CONVNEXTS:

@@ -7,21 +7,17 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dino.model.backbones.base import Backbone
+from dino.model.layers import recompute
 
 
 class ConvNeXt(Backbone):
     """Stages of large depthwise convolutions; each returned map is layer-normalised.
 
-    Stages after the last one that is returned are not built, nor are norms of stages that are not returned.
-
     Args:
-        channels: of each stage.
+        channels, levels, gradient_checkpointing: as in `Backbone`.
         depths: blocks per stage.
-        levels: stages to return; stage 0 has stride 4, stage 3 stride 32.
-        gradient_checkpointing: recompute each block in the backward pass.
     """
 
     def __init__(
@@ -32,11 +28,7 @@ class ConvNeXt(Backbone):
         *,
         gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
-        self.levels = tuple(levels)
-        self.channels = [channels[stage] for stage in levels]
-        self.strides = [4 * 2**stage for stage in levels]
-        self.gradient_checkpointing = gradient_checkpointing
+        super().__init__(channels, levels, gradient_checkpointing)
         used = range(max(levels) + 1)
         self.downsample_layers = nn.ModuleList(_downsample(channels, stage) for stage in used)
         self.stages = nn.ModuleList(
@@ -51,21 +43,22 @@ class ConvNeXt(Backbone):
                     nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] to one [B, channels, floor(H / stride), floor(W / stride)] per level.
+        """Return one map [B, channels, floor(H / stride), floor(W / stride)] per level.
 
         Raises:
-            ValueError: an image so small that nothing is left of it at the last stride.
+            ValueError: images smaller than the last stride.
         """
         smallest = 4 * 2 ** max(self.levels)
         if min(images.shape[-2:]) < smallest:
-            raise ValueError(f"images must be at least {smallest} pixels high and wide, got {list(images.shape)}")
+            raise ValueError(
+                f"images must be at least {smallest} pixels high and wide, got {list(images.shape)}. Resize them."
+            )
         x = images
         outputs = []
         for index, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
             x = downsample(x)
             for block in stage.children():
-                recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-                x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+                x = recompute(block, x) if self.gradient_checkpointing else block(x)
             if index in self.levels:
                 outputs.append(self.get_submodule(f"norm{index}")(x).contiguous())
         return outputs
@@ -98,7 +91,7 @@ class Block(nn.Module):
 
 
 def _downsample(channels: Sequence[int], stage: int) -> nn.Sequential:
-    """Into a stage: patches of 4x4 pixels, then of 2x2."""
+    """Return the entry of a stage: patches of 4x4 pixels for the first, of 2x2 for later ones."""
     if stage == 0:
         return nn.Sequential(nn.Conv2d(3, channels[0], 4, 4), MapNorm(channels[0]))
     return nn.Sequential(MapNorm(channels[stage - 1]), nn.Conv2d(channels[stage - 1], channels[stage], 2, 2))

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dino.model.backbones.base import Backbone
+from dino.model.layers import recompute
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -80,7 +80,7 @@ def _downsample(in_channels: int, channels: int, stride: int, norm: type[nn.Modu
 
 
 class GroupNorm8(nn.GroupNorm):
-    """Group normalisation in groups of 8 channels: for networks that learn from scratch on small batches."""
+    """Group normalisation in groups of 8 channels: for networks trained from scratch on small batches."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels // 8, channels)
@@ -92,7 +92,7 @@ RESNETS = {
     "resnet34": (BasicBlock, (3, 4, 6, 3), 64, FrozenBatchNorm2d),
     "resnet50": (Bottleneck, (3, 4, 6, 3), 64, FrozenBatchNorm2d),
     "resnet101": (Bottleneck, (3, 4, 23, 3), 64, FrozenBatchNorm2d),
-    # For the demo: learns from scratch on two CPU cores.
+    # For the demo: trained from scratch on two CPU cores.
     "resnet_tiny": (BasicBlock, (1, 1, 1, 1), 24, GroupNorm8),
 }
 
@@ -100,19 +100,17 @@ RESNETS = {
 class ResNet(Backbone):
     """ResNet as in torchvision (stride in the 3x3 convolution), without the classifier.
 
-    With frozen normalisation the stem and the first stage are constants too, as DETR trains it.
+    With frozen normalisation the stem and the first stage are constants too, as in DETR.
 
     Args:
         name: one of `RESNETS`.
-        levels: stages to return; stage 0 has stride 4, stage 3 stride 32.
-        gradient_checkpointing: recompute each block in the backward pass.
+        levels, gradient_checkpointing: as in `Backbone`.
     """
 
     def __init__(self, name: str, levels: Sequence[int], *, gradient_checkpointing: bool = False) -> None:
-        super().__init__()
         block, depths, width, norm = RESNETS[name]
-        self.levels = tuple(levels)
-        self.gradient_checkpointing = gradient_checkpointing
+        widths = [block.expansion * width * 2**stage for stage in range(4)]
+        super().__init__(widths, levels, gradient_checkpointing)
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = norm(width)
         channels = width
@@ -123,8 +121,6 @@ class ResNet(Backbone):
                 blocks.append(block(channels, stage_width, 2 if stage > 0 and index == 0 else 1, norm))
                 channels = block.expansion * stage_width
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
-        self.channels = [block.expansion * width * 2**stage for stage in levels]
-        self.strides = [4 * 2**stage for stage in levels]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -133,14 +129,13 @@ class ResNet(Backbone):
                 part.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] to one [B, channels, ceil(H / stride), ceil(W / stride)] per level."""
+        """Return one map [B, channels, ceil(H / stride), ceil(W / stride)] per level."""
         x = self.bn1(self.conv1(images)).relu_()
         x = F.max_pool2d(x, 3, 2, 1)
         outputs = []
         for stage in range(max(self.levels) + 1):
             for block in self.get_submodule(f"layer{stage + 1}").children():
-                recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-                x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+                x = recompute(block, x) if self.gradient_checkpointing else block(x)
             if stage in self.levels:
                 outputs.append(x)
         return outputs

@@ -8,24 +8,21 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dino.model.backbones.base import Backbone
+from dino.model.layers import recompute
 
 
 class Swin(Backbone):
     """Stages of shifted-window attention on maps of any size; each returned map is layer-normalised.
-
-    Stages after the last one that is returned are not built.
 
     Args:
         embed_dim: channels of stage 0; each later stage has twice as many.
         depths: blocks per stage.
         heads: attention heads per stage.
         window: side of an attention window, in patches.
-        levels: stages to return; stage 0 has stride 4, stage 3 stride 32.
-        drop_path: chance that the last block's branches are dropped in training; it rises linearly from 0.
-        gradient_checkpointing: recompute each block in the backward pass.
+        levels, gradient_checkpointing: as in `Backbone`.
+        drop_path: probability that the last block's branches are dropped in training; it rises linearly from 0.
     """
 
     def __init__(
@@ -39,10 +36,7 @@ class Swin(Backbone):
         drop_path: float = 0.2,
         gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
-        self.levels = tuple(levels)
-        self.channels = [embed_dim * 2**stage for stage in levels]
-        self.strides = [4 * 2**stage for stage in levels]
+        super().__init__([embed_dim * 2**stage for stage in range(4)], levels, gradient_checkpointing)
         self.patch_embed = PatchEmbedding(embed_dim)
         rates = [drop_path * block / (sum(depths) - 1) for block in range(sum(depths))]
         self.layers = nn.ModuleList(
@@ -65,7 +59,7 @@ class Swin(Backbone):
                     nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] to one [B, channels, ceil(H / stride), ceil(W / stride)] per level."""
+        """Return one map [B, channels, ceil(H / stride), ceil(W / stride)] per level."""
         x = self.patch_embed(images)
         outputs = []
         for index, stage in enumerate(self.layers):
@@ -131,8 +125,7 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mask = shifted_window_mask(x.shape[1], x.shape[2], self.window, x.device)
         for block in self.blocks:
-            recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-            x = checkpoint(block, x, mask, use_reentrant=False) if recompute else block(x, mask)
+            x = recompute(block, x, mask) if self.gradient_checkpointing else block(x, mask)
         return x
 
 
@@ -170,7 +163,7 @@ class Block(nn.Module):
         return x[:, :height, :width]
 
     def _drop(self, branch: Tensor) -> Tensor:
-        """Stochastic depth: zero for some images, larger for the others."""
+        """Apply stochastic depth: zero for some images, larger for the others."""
         if not self.training or self.drop_path == 0:
             return branch
         keep = 1 - self.drop_path
@@ -200,7 +193,7 @@ class WindowAttention(nn.Module):
         x: Tensor,  # [B, windows, N, C], N = window^2
         mask: Tensor | None,  # [windows, N, N], added to the logits
     ) -> Tensor:
-        """[B, windows, N, C]."""
+        """Return [B, windows, N, C]."""
         batch, windows, tokens, channels = x.shape
         qkv = self.qkv(x).view(batch, windows, tokens, 3, self.heads, channels // self.heads)
         query, key, value = qkv.permute(3, 0, 1, 4, 2, 5)
@@ -213,10 +206,10 @@ class WindowAttention(nn.Module):
 
 
 def shifted_window_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
-    """Keeps parts of a window apart that came from opposite edges of the padded map.
+    """Return what separates the parts of a window that come from opposite edges of the padded map.
 
     Returns:
-        [windows, N, N], N = window^2: 0 where a patch may look, -100 where not.
+        [windows, N, N], N = window^2: 0 where a patch may attend, -100 where not.
     """
     sides = []
     for size in (height, width):

@@ -42,9 +42,10 @@ def _backward(grad_output: torch.Size, value: torch.Size, *rest: Any, out_shape:
 def _register() -> None:
     from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+    formulas: dict[str, Any] = {"": _forward, "_backward": _backward}
     for op in ("ms_deform_attn", "fused_ms_deform_attn"):
-        for name, formula in ((op, _forward), (f"{op}_backward", _backward)):
-            packet = getattr(torch.ops.dino_kernels, name)
+        for suffix, formula in formulas.items():
+            packet = getattr(torch.ops.dino_kernels, op + suffix)
             if packet not in flop_registry:
                 register_flop_formula(packet)(formula)
 

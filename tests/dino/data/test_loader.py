@@ -138,14 +138,15 @@ def test_collate_pads_right_and_below_and_masks_the_padding() -> None:
     samples = [sample(4, 7, 1), sample(6, 5, 2)]
     batch = collate(samples)
     assert batch.images.shape == (2, 3, 6, 7) and batch.mask.shape == (2, 6, 7) and batch.mask.dtype == torch.bool
-    for k, (image, target) in enumerate(samples):
+    for k, (image, _) in enumerate(samples):
         height, width = image.shape[1:]
         assert torch.equal(batch.images[k, :, :height, :width], image)
         assert not batch.mask[k, :height, :width].any()
         assert batch.mask[k].sum() == 42 - height * width
         assert (batch.images[k][:, batch.mask[k]] == 0).all()
-        assert torch.equal(batch.targets[k]["boxes"], target["boxes"])
-    assert batch.image_ids == [1, 2] and len(batch) == 2
+    for name, packed in (("boxes", batch.targets.boxes_cxcywh), ("labels", batch.targets.labels)):
+        assert packed is not None and torch.equal(packed, torch.cat([target[name] for _, target in samples]))
+    assert batch.targets.counts == (2, 2) and batch.image_ids == [1, 2] and len(batch) == 2
     assert batch.sizes_hw.tolist() == [[8, 14], [12, 10]]
     assert batch.problems == []
 
@@ -154,22 +155,23 @@ def test_collate_keeps_problems_and_leaves_out_missing_images() -> None:
     image, target = sample(4, 7, 1)
     batch = collate([(None, {"image_id": 9, "problems": ["nine"]}), (image, {**target, "problems": ["one", "two"]})])
     assert batch.problems == ["nine", "one", "two"]
-    assert batch.image_ids == [1] and "problems" not in batch.targets[0]
+    assert batch.image_ids == [1] and batch.targets.num_images == 1
     assert torch.equal(batch.images[0], image)
 
 
 def test_collate_of_nothing_is_an_empty_batch() -> None:
     batch = collate([(None, {"image_id": 9, "problems": ["nine"]})])
-    assert len(batch) == 0 and batch.images.shape[:2] == (0, 3) and batch.problems == ["nine"]
+    assert len(batch) == batch.targets.num_images == 0 and batch.problems == ["nine"]
+    assert batch.images.shape[:2] == (0, 3) and batch.sizes_hw.shape == (0, 2)
 
 
 def test_to_moves_every_tensor_and_keeps_the_rest() -> None:
     batch = collate([(sample(4, 7, 1)[0], {**sample(4, 7, 1)[1], "problems": ["one"]})])
     moved = batch.to("meta")
     assert moved.images.is_meta and moved.mask.is_meta
-    assert all(moved.targets[0][key].is_meta for key in ("boxes", "labels", "size_hw"))
+    assert moved.sizes_hw.is_meta and moved.targets.labels.is_meta and moved.targets.offsets.is_meta
     assert moved.image_ids == [1] and moved.problems == ["one"]
-    assert not batch.images.is_meta and not batch.targets[0]["boxes"].is_meta
+    assert not batch.images.is_meta and not batch.targets.labels.is_meta
 
 
 def make_loader(folder: Path, batch_size: int = 2, *, train: bool = True, strict: bool = False, **options) -> Loader:
@@ -181,10 +183,10 @@ def make_loader(folder: Path, batch_size: int = 2, *, train: bool = True, strict
 
 def assert_same(one: Batch, other: Batch) -> None:
     assert torch.equal(one.images, other.images) and torch.equal(one.mask, other.mask)
-    assert one.image_ids == other.image_ids
-    for a, b in zip(one.targets, other.targets, strict=True):
-        assert set(a) == set(b)
-        assert torch.equal(a["boxes"], b["boxes"]) and torch.equal(a["labels"], b["labels"])
+    assert one.image_ids == other.image_ids and one.problems == other.problems
+    assert one.targets.counts == other.targets.counts and torch.equal(one.targets.labels, other.targets.labels)
+    assert one.targets.boxes_cxcywh is not None and other.targets.boxes_cxcywh is not None
+    assert torch.equal(one.targets.boxes_cxcywh, other.targets.boxes_cxcywh)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -255,7 +257,8 @@ def test_strict_reaches_the_caller_from_workers(workers: int, tmp_path: Path) ->
 def test_pinned_batches_are_page_locked(tmp_path: Path) -> None:
     numbered_split(tmp_path, 4)
     for batch in make_loader(tmp_path, pin_memory=True):
-        assert batch.images.is_pinned() and batch.mask.is_pinned() and batch.targets[0]["boxes"].is_pinned()
+        tensors = (batch.images, batch.mask, batch.sizes_hw, batch.targets.labels, batch.targets.boxes_cxcywh)
+        assert all(tensor is not None and tensor.is_pinned() for tensor in tensors)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dino.checkpoint import CheckpointError, save_model, to_official
 from dino.checkpoint.find import SIZE, find_model, load_trained
-from dino.data import Categories, EvalTransform, ImageError, collate
+from dino.data import Categories, EvalTransform, ImageError, pad_images
 from dino.inference.detector import Detector
 from dino.inference.images import load_picture
 from dino.model.config import PRESETS, model_config
@@ -38,9 +38,9 @@ def test_detections_are_those_of_the_model_in_pixels_of_the_original(detector, p
     found = detector.predict(picture, 0.0)
     image, _, _ = detector.transform(picture, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     assert image.shape[1:] == (96, 128)  # the picture itself has 60x80
-    batch = collate([(image, {})])
+    images, mask = pad_images([image])
     with torch.no_grad():
-        expected = postprocess(detector.model(batch.images, batch.mask), torch.tensor([[60, 80]]))[0]
+        expected = postprocess(detector.model(images, mask), torch.tensor([[60, 80]]))[0]
     assert torch.equal(found.boxes_xyxy, expected["boxes"])
     assert torch.equal(found.scores, expected["scores"])
     assert torch.equal(found.labels, expected["labels"])

@@ -8,14 +8,14 @@ from torch import Tensor
 import dino
 from dino.model.denoising import Denoising
 from dino.model.outputs import DenoisingOutput, DetectionOutput
-from dino.model.targets import Targets, pack
+from dino_kernels import PackedTargets
 
 CLASSES = 5
 LAYERS = 2
 
 
 def targets_of(*counts: int, seed: int = 2) -> list[dict[str, Tensor]]:
-    """So many boxes per image."""
+    """Draw so many boxes per image."""
     generator = torch.Generator().manual_seed(seed)
     return [
         {
@@ -27,9 +27,9 @@ def targets_of(*counts: int, seed: int = 2) -> list[dict[str, Tensor]]:
 
 
 def outputs_of(
-    images: int, queries: int, *, encoder: bool = True, denoising_of: Targets | None = None
+    images: int, queries: int, *, encoder: bool = True, denoising_of: PackedTargets | None = None
 ) -> DetectionOutput:
-    """Predictions of two layers, and of the encoder and denoising if wanted, on the default device."""
+    """Draw predictions of two layers, and of the encoder and denoising if requested, on the default device."""
     torch.manual_seed(4)
 
     def drawn(*shape: int) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,6 @@ def outputs_of(
     if encoder:
         outputs.encoder_logits, outputs.encoder_boxes_cxcywh = drawn(images, queries)
     if denoising_of is not None:
-        packed = pack(denoising_of, outputs.logits.device)
-        layout = Denoising(dino.model_config("dino_tiny", num_classes=CLASSES)).layout(packed.max_targets)
+        layout = Denoising(dino.model_config("dino_tiny", num_classes=CLASSES)).layout(denoising_of.max_targets)
         outputs.denoising = DenoisingOutput(*drawn(LAYERS, images, layout.num_queries), layout)
     return outputs

@@ -14,6 +14,8 @@ from torch import Tensor
 
 import dino
 from dino.checkpoint import to_official
+from dino.model.criterion import Losses
+from dino.model.denoising import Noise
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 sys.path.insert(0, str(GOLDEN))
@@ -45,12 +47,12 @@ def tensor(array: np.ndarray) -> Tensor:
 
 
 def official_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    """Official name of every weight of a model, with its shape."""
+    """Return the official name of every weight of a model, with its shape."""
     return {name: tuple(value.shape) for name, value in to_official(model.state_dict()).items()}
 
 
 def filled_model(**overrides: Any) -> dino.DINO:
-    """The small model with the weights that the stored outputs were made with, in float32."""
+    """Build the small model with the weights that the stored outputs were made with, in float32."""
     model = dino.build_model("dino_4scale_r50", **SMALL | overrides)
     weights = {name: tensor(fill.tensor(name, shape, SALT)) for name, shape in official_shapes(model).items()}
     dino.load_checkpoint(model, weights)
@@ -63,20 +65,12 @@ def images() -> tuple[Tensor, Tensor]:
 
 
 @dataclass
-class RecordedNoise:
-    p: Tensor
-    new_label: Tensor
-    sign: Tensor
-    part: Tensor
-
-
-@dataclass
 class TrainingCase:
-    """One stored training step: its inputs, and what came out."""
+    """One stored training step: its inputs and outputs."""
 
     stored: dict[str, np.ndarray]
     targets: list[dict[str, Tensor]]
-    noise: RecordedNoise
+    noise: Noise
     indices: Tensor
 
     @classmethod
@@ -89,10 +83,8 @@ class TrainingCase:
             tensor(stored["topk"]),
         )
 
-    def run(
-        self, model: dino.DINO, *, force_selection: bool = True
-    ) -> tuple[dino.DetectionOutput, dict[str, Tensor], Tensor]:
-        """Output, losses and total of one forward pass in training."""
+    def run(self, model: dino.DINO, *, force_selection: bool = True) -> tuple[dino.DetectionOutput, Losses, Tensor]:
+        """Return output, losses and total of one forward pass in training."""
         model.train()
         criterion = dino.build_criterion(model.config)
         indices = self.indices if force_selection else None
@@ -103,7 +95,7 @@ class TrainingCase:
         return outputs, losses, criterion.weighted_total(losses)
 
     def gradient_errors(self, model: dino.DINO) -> dict[str, float]:
-        """Relative error of the norm of every parameter's gradient; the absolute norm where it should be zero."""
+        """Return the relative error of every parameter's gradient norm; the absolute one where it should be zero."""
         model.zero_grad()
         self.run(model)[2].backward()
         gradients = to_official(
@@ -122,25 +114,23 @@ class TrainingCase:
         return errors
 
 
-def recorded_noise(stored: dict[str, np.ndarray], prefix: str) -> RecordedNoise:
-    return RecordedNoise(
-        *(tensor(stored[f"{prefix}.{name}"]) for name in ("p", "new_label", "rand_sign01", "rand_part"))
-    )
+def recorded_noise(stored: dict[str, np.ndarray], prefix: str) -> Noise:
+    return Noise(*(tensor(stored[f"{prefix}.{name}"]) for name in ("p", "new_label", "rand_sign01", "rand_part")))
 
 
 def error(actual: Tensor | None, expected: np.ndarray) -> float:
-    """Largest absolute difference; shapes must agree, and infinities must be in the same places."""
+    """Return the largest absolute difference; shapes must agree, and infinities must be in the same places."""
     assert actual is not None
     actual = actual.detach().double()
-    wanted = tensor(expected).double()
-    assert actual.shape == wanted.shape
-    assert torch.equal(actual.isinf(), wanted.isinf())
-    difference = (actual - wanted)[wanted.isfinite()].abs()
+    reference = tensor(expected).double()
+    assert actual.shape == reference.shape
+    assert torch.equal(actual.isinf(), reference.isinf())
+    difference = (actual - reference)[reference.isfinite()].abs()
     return difference.max().item() if difference.numel() else 0.0
 
 
 def sample(values: Tensor, count: int) -> Tensor:
-    """`count` values at equal steps, as the stored files hold large tensors."""
+    """Return `count` values at equal steps, as the stored files hold large tensors."""
     flat = values.detach().flatten()
     if len(flat) <= count:
         return flat

@@ -1,4 +1,4 @@
-"""Parts in isolation against stored inputs and outputs of the official code's."""
+"""Parts in isolation, against stored inputs and outputs of the official ones."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import torch
 
 import dino
 from dino.model.boxes import inverse_sigmoid
-from dino.model.criterion import set_losses
-from dino.model.denoising import Denoising, contrastive_denoising
+from dino.model.criterion import KINDS, set_losses
+from dino.model.denoising import Denoising
 from dino.model.encoder import encoder_reference_points, flatten_levels
-from dino.model.matching import hungarian_match
 from dino.model.position import box_position, image_position
 from dino.model.query_selection import token_proposals
-from dino_kernels import PackedTargets, matching_cost
+from dino_kernels import PackedTargets, matching_cost, pairs_of
 from dino_kernels.nn import MSDeformAttn
 from tests.dino.model import parity
 from tests.dino.model.parity import error, sample, tensor
@@ -42,14 +41,14 @@ def test_proposals_of_five_levels_and_the_border_of_wide_images(stored: dict) ->
     shapes = stored["prop.shapes"].tolist()
     padding = tensor(stored["prop.mask_flatten"]).split([h * w for h, w in shapes], 1)
     masks = [p.unflatten(1, tuple(shape)) for p, shape in zip(padding, shapes, strict=True)]
-    memory = flatten_levels([torch.zeros(2, 1, *shape) for shape in shapes], masks)
-    assert error(memory.valid_ratios, stored["prop.valid_ratios"]) < 1e-6
-    proposals, usable = token_proposals(memory)
+    _, levels = flatten_levels([torch.zeros(2, 1, *shape) for shape in shapes], masks)
+    assert error(levels.valid_ratios, stored["prop.valid_ratios"]) < 1e-6
+    proposals, usable = token_proposals(levels)
     assert error(proposals, stored["prop.proposals"]) < 1e-5
     assert torch.equal(usable, tensor(stored["prop.memory_kept"]))
     width_of_finest = shapes[0][1]
     assert width_of_finest >= 50 and not usable[0, 0]  # 0.5 / 50 is not more than 0.01
-    assert error(sample(encoder_reference_points(memory), 4096), stored["prop.enc_reference_sample"]) < 1e-6
+    assert error(sample(encoder_reference_points(levels), 4096), stored["prop.enc_reference_sample"]) < 1e-6
 
 
 @pytest.mark.parametrize("coordinates", [2, 4])
@@ -81,8 +80,8 @@ def test_matching_cost_and_assignment(stored: dict) -> None:
     cost = matching_cost(logits, boxes, targets)[0].split([len(target["labels"]) for target in targets])
     for image, of_image in enumerate(cost):
         assert error(of_image.T, stored[f"match.cost{image}"]) < 2e-5
-    pairs = hungarian_match(logits[None], boxes[None], targets).per_image(targets)[0]
-    for image, (query, target) in enumerate(pairs):
+    query_idx = dino.build_criterion("dino_4scale_r50").match(logits[None], boxes[None], PackedTargets.pack(targets))
+    for image, (query, target) in enumerate(pairs_of(query_idx, targets)[0]):
         assert query.tolist() == stored[f"match.{image}.pred"].tolist()
         assert target.tolist() == stored[f"match.{image}.gt"].tolist()
 
@@ -92,12 +91,13 @@ def test_losses_and_their_gradients(stored: dict) -> None:
     boxes = tensor(stored["match.boxes"]).requires_grad_()
     targets = targets_of(stored, "match.")
     truth = PackedTargets.pack(targets)
-    matches = hungarian_match(logits[None], boxes[None], truth)
-    losses = set_losses(logits[None], boxes[None], matches, truth, float(stored["match.num_boxes"]))
-    for name, value in losses.items():
+    query = dino.build_criterion("dino_4scale_r50").match(logits[None], boxes[None], truth)
+    num_boxes = float(stored["match.num_boxes"])
+    losses = set_losses(logits[None], boxes[None], truth.image_of_each(), query, truth, num_boxes)[:, 0]
+    for name, value in zip(KINDS, losses, strict=True):
         assert value.item() == pytest.approx(stored[f"match.loss.{name}"].item(), rel=1e-5), name
     # The stored gradients are of the weighted sum, as in training.
-    (losses["loss_ce"] + 5 * losses["loss_bbox"] + 2 * losses["loss_giou"]).sum().backward()
+    (losses[:3] * torch.tensor([1.0, 5.0, 2.0])).sum().backward()
     assert error(logits.grad, stored["match.grad_logits"]) < 1e-6
     assert error(boxes.grad, stored["match.grad_boxes"]) < 1e-5
 
@@ -118,10 +118,10 @@ NOISE_CASES = ("gt3_5", "gt4_0", "gt0_0", "gt60_2", "gt120_7", "gt2_1_dn10", "gt
 def test_denoising_queries_are_the_official_ones(stored: dict, case: str) -> None:
     prefix = f"cdn.{case}."
     number, queries = int(stored[prefix + "dn_number"]), int(stored[prefix + "num_queries"])
-    # The generator knows nothing of channels but its embedding's width, which is 8 in the stored files.
+    # The embedding in the stored files is 8 wide; nothing else depends on the channels.
     denoising = Denoising(dino.model_config("dino_4scale_r50", num_denoising=number))
     denoising.label_embed = torch.nn.Embedding.from_pretrained(tensor(stored["cdn.label_enc"]))
-    made = contrastive_denoising(denoising, targets_of(stored, prefix), parity.recorded_noise(stored, prefix + "draw"))
+    made = denoising(PackedTargets.pack(targets_of(stored, prefix)), parity.recorded_noise(stored, prefix + "draw"))
     assert made.layout.num_queries == stored[prefix + "pad_size"]
     assert made.layout.num_groups == stored[prefix + "num_groups"]
     assert np.array_equal(made.content.numpy(), stored[prefix + "query_label"])

@@ -1,22 +1,26 @@
-"""The model beyond the stored numbers: variants, sharing, independence, sizes, precision."""
+"""The model beyond the stored outputs: variants, sharing, independence, sizes, precision."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import dino
-from dino.model.denoising import DenoisingQueries, DrawnNoise, contrastive_denoising
+from dino.model.boxes import cxcywh_to_xyxy
+from dino.model.criterion import NUM_TRAINED
+from dino.model.denoising import DenoisingQueries, Noise
 from dino.model.encoder import Memory
 from dino.model.outputs import DenoisingLayout
 from dino.model.query_selection import token_proposals
+from dino_kernels import PackedTargets
 from dino_kernels.nn import MSDeformAttn
 from tests.dino.model import parity
+from tests.dino.model.criterion_toys import targets_of as targets
 
 TINY: dict[str, Any] = {
     "hidden_dim": 32,
@@ -35,7 +39,7 @@ def tiny(**overrides: Any) -> dino.DINO:
 
 
 def grown(**overrides: Any) -> dino.DINO:
-    """A tiny model past its first steps: at the start many weights are zero, and stop gradients."""
+    """Build a tiny model past its first steps: at the start many weights are zero, and stop gradients."""
     model = tiny(**overrides)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -53,15 +57,8 @@ def batch(sizes: tuple[tuple[int, int], ...] = ((64, 80), (50, 61))) -> tuple[Te
     return images, mask
 
 
-def targets(*counts: int, classes: int = 5) -> list[dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(2)
-    return [
-        {
-            "boxes": torch.rand(n, 4, generator=generator) * 0.3 + 0.2,
-            "labels": torch.randint(classes, (n,), generator=generator),
-        }
-        for n in counts
-    ]
+def memory_of(model: dino.DINO, images: Tensor, mask: Tensor) -> Memory:
+    return model.encoder(*model.neck(model.backbone(images), mask))
 
 
 def training_loss(model: dino.DINO, truth: list[dict[str, Tensor]], indices: Tensor | None = None) -> Tensor:
@@ -151,6 +148,15 @@ def test_denoising_adds_two_queries_per_slot_and_group() -> None:
         assert outputs.as_dict()["dn"]["num_groups"] == groups
 
 
+def test_hooks_see_query_selection_and_denoising() -> None:
+    model, seen = tiny().train(), {}
+    for name in ("query_selection", "denoising"):
+        model.get_submodule(name).register_forward_hook(lambda _m, _i, output, name=name: seen.update({name: output}))
+    outputs = model(*batch(), targets(2, 3))
+    assert seen["query_selection"].indices is outputs.selected_indices
+    assert outputs.denoising is not None and seen["denoising"].layout == outputs.denoising.layout
+
+
 def test_plain_denoising_has_positives_only() -> None:
     model = tiny(denoising="plain").train()
     outputs = model(*batch(), targets(2, 4))
@@ -166,31 +172,24 @@ def test_both_branches_share_every_weight() -> None:
         model.zero_grad(set_to_none=True)
         torch.manual_seed(0)
         losses = dino.build_criterion(model.config)(model(*batch(), truth), truth)
-        own = {
-            name: value
-            for name, value in losses.items()
-            if name.startswith(("loss_ce", "loss_bbox", "loss_giou"))
-            and ("_dn" in name) == (branch == "denoising")
-            and not name.endswith("_interm")
-        }
-        sum(own.values()).backward()  # type: ignore[union-attr]
+        sets = {"matching": slice(losses.num_layers), "denoising": slice(losses.first_denoising, None)}[branch]
+        losses.table[:NUM_TRAINED, sets].sum().backward()
         reached[branch] = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     shared = {n for n, _ in model.named_parameters() if n.startswith(("decoder.", "encoder.", "neck.", "backbone."))}
     assert shared - reached["matching"] == set()
     assert shared - reached["denoising"] == set()
-    # Beside them: denoising queries look at matching queries, never the other way round.
+    # Beside them: denoising queries attend to matching queries, never the other way round.
     assert reached["denoising"] - shared == {"denoising.label_embed.weight", "query_selection.content.weight"}
     assert reached["matching"] - shared == {"query_selection.content.weight"}
 
 
 def test_equal_queries_get_equal_predictions_in_either_branch() -> None:
     model = tiny().eval()
-    maps, masks = model.neck(model.backbone(batch()[0]), batch()[1])
-    memory: Memory = model.encoder(maps, masks)
+    memory = memory_of(model, *batch())
     content, anchors = torch.randn(2, 6, 32), torch.randn(2, 6, 4)
     pair = DenoisingQueries(content, anchors, DenoisingLayout(1, 3, 2))
     blocked = pair.blocked(6)
-    blocked[:6, 6:] = True  # in the model, denoising queries see matching ones; alone, the branches are twins
+    blocked[:6, 6:] = True  # in the model, denoising queries attend to matching ones; alone, the branches are twins
     states, references = model.decoder(content.repeat(1, 2, 1), anchors.repeat(1, 2, 1), memory, blocked)
     torch.testing.assert_close(states[:, :, :6], states[:, :, 6:], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(references[:, :, :6], references[:, :, 6:], rtol=1e-5, atol=1e-6)
@@ -201,9 +200,9 @@ def test_matching_queries_never_see_ground_truth() -> None:
     images, mask = batch()
     plain = model(images, mask)
     for counts in ((2, 3), (5, 0)):
-        told = model(images, mask, targets(*counts))
-        torch.testing.assert_close(told.logits, plain.logits, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(told.boxes_cxcywh, plain.boxes_cxcywh, rtol=1e-5, atol=1e-6)
+        beside = model(images, mask, targets(*counts))
+        torch.testing.assert_close(beside.logits, plain.logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(beside.boxes_cxcywh, plain.boxes_cxcywh, rtol=1e-5, atol=1e-6)
 
 
 def test_groups_do_not_see_each_other() -> None:
@@ -211,7 +210,7 @@ def test_groups_do_not_see_each_other() -> None:
     truth = targets(2, 3)
     layout = model.denoising.layout(3)  # type: ignore[union-attr]
     torch.manual_seed(5)
-    noise = DrawnNoise.draw(layout.num_groups * 2 * 5, 5, torch.device("cpu"))
+    noise = Noise.draw(layout.num_groups * 2 * 5, 5, torch.device("cpu"))
     changed = dataclasses.replace(noise, part=noise.part.clone())
     changed.part[10 * 4 : 10 * 5] = 0.5  # all rows of group 4
     first, second = (model(*batch(), truth, denoising_noise=n).denoising for n in (noise, changed))
@@ -221,13 +220,11 @@ def test_groups_do_not_see_each_other() -> None:
     assert torch.cat([difference[:4], difference[5:]]).max() < 1e-5
 
 
-def test_noise_stays_where_the_paper_puts_it() -> None:
-    """Positives within half a box of their corner, negatives between half and a whole; a quarter of labels redrawn."""
+def test_noise_has_the_papers_range() -> None:
+    """Positives move by up to half a box, negatives by half to a whole; a quarter of the labels is redrawn."""
     model = tiny(num_denoising=2000)
     truth = [{"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]]), "labels": torch.tensor([3])}]
-    made = contrastive_denoising(model.denoising, truth)  # type: ignore[arg-type]
-    from dino.model.boxes import cxcywh_to_xyxy
-
+    made = model.denoising(PackedTargets.pack(truth))  # type: ignore[misc]
     corners = cxcywh_to_xyxy(made.anchors.sigmoid()[0])
     moved = ((corners - cxcywh_to_xyxy(truth[0]["boxes"])).abs() / 0.1).unflatten(0, (-1, 2))
     assert moved[:, 0].max() <= 1.001 and moved[:, 0].max() > 0.99
@@ -262,7 +259,7 @@ def test_fewer_tokens_than_queries_give_fewer_predictions() -> None:
 
 
 def test_padding_changes_nothing_for_an_image() -> None:
-    """An image alone, and the same beside a larger one, where strides divide its size: values of padding are masked."""
+    """An image whose size the strides divide is the same alone and beside a larger one: padding is masked."""
     model = tiny(num_queries=4).eval()
     images, mask = batch(((64, 64),))
     alone = model(images, mask)
@@ -270,15 +267,15 @@ def test_padding_changes_nothing_for_an_image() -> None:
     wide[0, :, :, :64], wide[1] = images[0], torch.randn(3, 64, 128)
     wide_mask = torch.zeros(2, 64, 128, dtype=torch.bool)
     wide_mask[0, :, 64:] = True
-    memory = model.encoder(*model.neck(model.backbone(wide), wide_mask))
-    assert memory.valid_ratios[0].tolist() == [[0.5, 1.0]] * 3
+    assert memory_of(model, wide, wide_mask).levels.valid_ratios[0].tolist() == [[0.5, 1.0]] * 3
     assert alone.logits.shape == model(wide, wide_mask).logits[:, :1].shape
 
 
 def test_selected_padding_has_the_box_of_the_whole_image_and_finite_gradients() -> None:
     model = grown().train()
-    memory = model.encoder(*model.neck(model.backbone(batch()[0]), batch()[1]))
-    unusable = (~token_proposals(memory)[1]).int().topk(12).indices  # of the smaller image, padding
+    unusable = (
+        (~token_proposals(memory_of(model, *batch()).levels)[1]).int().topk(12).indices
+    )  # of the smaller image, padding
     outputs = model(*batch(), targets(2, 3), query_indices=unusable)
     assert outputs.encoder_boxes_cxcywh is not None
     assert (outputs.encoder_boxes_cxcywh[1] == 1).all()
@@ -312,42 +309,9 @@ def test_bad_inputs_are_named(arguments: tuple, message: str) -> None:
 
 
 def test_recorded_noise_of_another_size_is_named() -> None:
-    noise = DrawnNoise.draw(7, 5, torch.device("cpu"))
+    noise = Noise.draw(7, 5, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"denoising_noise must have .* rows .* got 7"):
         tiny().train()(*batch(), targets(1, 2), denoising_noise=noise)
-
-
-@pytest.mark.parametrize(
-    ("preset", "overrides", "message"),
-    [
-        ("dino_4scale_r5", {}, "preset must be one of .*perhaps you meant 'dino_4scale_r50'"),
-        ("dino_tiny", {"num_quries": 3}, "no field 'num_quries' .perhaps you meant 'num_queries'"),
-        ("dino_tiny", {"look_forward": "thrice"}, "look_forward must be one of"),
-        ("dino_tiny", {"hidden_dim": 100, "num_heads": 8}, "hidden_dim must be a multiple of num_heads, got 100"),
-        ("dino_tiny", {"backbone": "resnet51"}, "backbone must be one of"),
-        ("dino_tiny", {"backbone_levels": (3, 1)}, "backbone_levels must be stages 0 to 3 in rising order"),
-        ("dino_tiny", {"num_levels": 2}, "num_levels must be at least len"),
-    ],
-)
-def test_bad_configurations_are_named(preset: str, overrides: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        dino.build_model(preset, **overrides)
-
-
-def test_every_configuration_field_is_read() -> None:
-    class Recording(dino.ModelConfig):
-        read: ClassVar[set[str]] = set()
-
-        def __getattribute__(self, name: str) -> Any:
-            type(self).read.add(name)
-            return super().__getattribute__(name)
-
-    fields = {field.name for field in dataclasses.fields(dino.ModelConfig)}
-    config = Recording(**dataclasses.asdict(dino.model_config("dino_tiny", **TINY)))
-    Recording.read = set()
-    model = dino.DINO(config)
-    model.train()(*batch(), targets(1, 2))
-    assert fields - Recording.read == {"pretrained_backbone"}  # read by build_model
 
 
 # Precision -----------------------------------------------------------------------------------------------------
@@ -398,7 +362,7 @@ def test_checkpointing_changes_no_gradient() -> None:
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_model_uses_the_kernels_backend_that_is_named() -> None:
+def test_model_uses_the_backend_that_its_modules_name() -> None:
     model = tiny().eval()
     exact = model(*batch())
     for module in model.modules():
@@ -408,7 +372,7 @@ def test_model_uses_the_kernels_backend_that_is_named() -> None:
     torch.testing.assert_close(reference.logits, exact.logits, rtol=1e-4, atol=1e-5)
 
 
-def test_everything_that_the_package_offers_is_there() -> None:
+def test_every_public_name_exists() -> None:
     for name in dino.__all__:
         assert getattr(dino, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'build_modell'"):

@@ -1,7 +1,7 @@
-"""Each plausible mistake, made on purpose, is noticed by what the parity tests compare.
+"""Each plausible mistake, made on purpose, shows in what the parity tests compare.
 
 The effects were measured once with the official code (golden/negative_controls.json); here the same mistakes are made
-in ours, so that a comparison that went blind would fail.
+in ours, so that a comparison that stopped comparing would fail.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import dino.model.boxes
 import dino.model.criterion
 import dino.model.decoder
 import dino.model.denoising
-import dino.model.look_forward
 import dino.model.position
 from tests.dino.model import parity
 from tests.dino.model.parity import SMALL, TrainingCase, error
@@ -44,8 +43,13 @@ def heads_without_norm(model: dino.DINO, patch: Patch) -> None:
 
 
 def refinement_with_norm(model: dino.DINO, patch: Patch) -> None:
-    refine = dino.model.decoder.refine
-    patch.setattr(dino.model.decoder, "refine", lambda head, states, ref: refine(head, model.decoder.norm(states), ref))
+    refine, norm = dino.model.decoder.refine, model.decoder.norm
+
+    def with_norm(head: torch.nn.Module, states: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        # [B, Q, C] is one layer's, in the decoder's loop; the predictions of all layers are normalised already.
+        return refine(head, norm(states) if states.ndim == 3 else states, reference)
+
+    patch.setattr(dino.model.decoder, "refine", with_norm)
 
 
 def query_embedding_order(model: dino.DINO, patch: Patch) -> None:
@@ -56,7 +60,7 @@ def query_embedding_order(model: dino.DINO, patch: Patch) -> None:
 def query_embedding_without_valid_ratios(model: dino.DINO, patch: Patch) -> None:
     embed, scale = dino.model.decoder.box_position, []
     ratios = model.decoder.register_forward_pre_hook(
-        lambda _m, inputs: scale.append(inputs[2].valid_ratios[:, 0].repeat(1, 2)[:, None])
+        lambda _m, inputs: scale.append(inputs[2].levels.valid_ratios[:, 0].repeat(1, 2)[:, None])
     )
     patch.setattr(dino.model.decoder, "box_position", lambda boxes, dim: embed(boxes / scale[-1], dim))
     patch.setattr(model, "remove", ratios.remove, raising=False)
@@ -106,7 +110,7 @@ MISTAKES: dict[str, Callable[[dino.DINO, Patch], None]] = {
 
 
 def differences(model: dino.DINO) -> dict[str, float]:
-    """What the parity tests compare, on the case with 3 and 5 boxes."""
+    """Return the differences that the parity tests bound, on the case with 3 and 5 boxes."""
     step = TrainingCase.load("gt3_5")
     with torch.no_grad():
         outputs, losses, total = step.run(model)
@@ -145,14 +149,14 @@ def test_without_a_mistake_everything_is_within_limits() -> None:
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistake_is_noticed_with_the_recorded_effect(mistake: str, monkeypatch: Patch) -> None:
+def test_mistake_shows_with_the_recorded_effect(mistake: str, monkeypatch: Patch) -> None:
     model = parity.filled_model().double()
     MISTAKES[mistake](model, monkeypatch)
     found = differences(model)
     recorded = parity.load_json("negative_controls")[mistake]
     noticed = {name: value for name, value in found.items() if abs(value) > LIMITS[name]}
     assert noticed
-    # The same quantities as recorded, of about the same size: it is the mistake that the record speaks of.
+    # The same quantities as recorded, of about the same size: it is the recorded mistake.
     for name, value in noticed.items():
         assert abs(recorded[name]) > LIMITS[name] / 2, name
         if name != "max_rel_gradnorm":

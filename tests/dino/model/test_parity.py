@@ -16,6 +16,7 @@ import dino
 from dino.model.encoder import encoder_reference_points, flatten_levels
 from dino.model.position import image_position
 from dino.model.query_selection import token_proposals
+from dino_kernels import PackedTargets, pairs_of
 from tests.dino.model import parity
 from tests.dino.model.parity import CASES, TrainingCase, error, fill, sample
 
@@ -33,7 +34,7 @@ def stored() -> dict:
 
 
 class Recorder:
-    """Inputs and outputs of modules, by name."""
+    """Records the inputs and outputs of modules, by name."""
 
     def __init__(self, model: nn.Module) -> None:
         self.inputs: dict[str, tuple] = {}
@@ -50,7 +51,7 @@ class Recorder:
 
 @pytest.fixture(scope="module")
 def evaluated() -> tuple[Recorder, dino.DetectionOutput]:
-    """One forward pass of a fresh model in eval mode, with every module recorded."""
+    """Run a fresh model once in eval mode, with every module recorded."""
     model = parity.filled_model().eval()
     recorder = Recorder(model)
     with torch.no_grad():
@@ -81,11 +82,11 @@ def test_neck_masks_positions_and_geometry(evaluated: tuple, stored: dict) -> No
         assert error(feature, stored[f"src{level}"]) < MEMORY
         assert torch.equal(mask, parity.tensor(stored[f"mask{level}"]))
         assert error(image_position(mask, 64).permute(0, 3, 1, 2), stored[f"pos{level}"]) < 1e-5
-    memory = flatten_levels(maps, masks)
-    assert [list(shape) for shape in memory.spatial_shapes] == stored["spatial_shapes"].tolist()
-    assert error(memory.valid_ratios, stored["valid_ratios"]) < 1e-6
-    assert error(encoder_reference_points(memory), stored["enc_ref"]) < 1e-6
-    assert error(token_proposals(memory)[0], stored["output_proposals"]) < 1e-5
+    _, levels = flatten_levels(maps, masks)
+    assert [list(shape) for shape in levels.spatial_shapes] == stored["spatial_shapes"].tolist()
+    assert error(levels.valid_ratios, stored["valid_ratios"]) < 1e-6
+    assert error(encoder_reference_points(levels), stored["enc_ref"]) < 1e-6
+    assert error(token_proposals(levels)[0], stored["output_proposals"]) < 1e-5
 
 
 def test_encoder_layers_and_query_selection(evaluated: tuple, stored: dict) -> None:
@@ -149,13 +150,12 @@ def test_matches(model: dino.DINO, case: str) -> None:
     step = TrainingCase.load(case)
     with torch.no_grad():
         outputs, _, _ = step.run(model)
-    criterion = dino.build_criterion(model.config)
-    sets = {"aux0": 0, "final": 1}
     assert outputs.encoder_logits is not None and outputs.encoder_boxes_cxcywh is not None
-    matched = criterion.match(outputs.logits, outputs.boxes_cxcywh, step.targets).per_image(step.targets)
-    encoder = criterion.match(outputs.encoder_logits[None], outputs.encoder_boxes_cxcywh[None], step.targets)
-    found = {name: matched[index] for name, index in sets.items()} | {"interm": encoder.per_image(step.targets)[0]}
-    for name, pairs in found.items():
+    logits = [outputs.logits, outputs.encoder_logits[None]]
+    boxes = [outputs.boxes_cxcywh, outputs.encoder_boxes_cxcywh[None]]
+    truth = PackedTargets.pack(step.targets)
+    matched = pairs_of(dino.build_criterion(model.config).match(logits, boxes, truth), truth)
+    for name, pairs in zip(("aux0", "final", "interm"), matched, strict=True):
         for image, (query, target) in enumerate(pairs):
             assert query.tolist() == step.stored[f"match.{name}.{image}.pred"].tolist()
             assert target.tolist() == step.stored[f"match.{name}.{image}.gt"].tolist()

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from dino.common.distributed import Ranks
-from dino.data import Batch
+from dino.common.distributed import Ranks, joined_ranks, replicate_or_shard
+from dino.data import Batch, collate
 from dino.model.config import PRESETS
 from dino.model.criterion import SetCriterion
 from dino.model.dino import DINO
@@ -22,10 +23,10 @@ from dino.training.log import read_log
 from dino.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rates
 from dino.training.precision import Precision
 from dino.training.run_folder import RunFolder
-from dino.training.step import LOSS_PARTS, Step
+from dino.training.step import LOSS_PARTS, Step, loss_parts
 from dino.training.train import TrainConfig, TrainingError, train
 from dino_kernels import PackedTargets
-from tests.dino.training.train_toys import TINY, quick_runs, toy_config, weights, write_rectangles
+from tests.dino.training.train_toys import TINY, quick_runs, run_ranks, toy_config, weights, write_rectangles
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -40,27 +41,26 @@ def data(tmp_path_factory) -> Path:
     return write_rectangles(tmp_path_factory.mktemp("data") / "rectangles")
 
 
-def batch_of(*box_counts: int, first_id: int = 0, seed: int = 0) -> Batch:
-    """64-pixel images of noise with so many boxes each."""
-    torch.manual_seed(seed)
+def samples_of(*box_counts: int, first_id: int = 0) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+    """Draw 64-pixel images of noise with so many boxes each."""
+    torch.manual_seed(0)
     targets: list[dict[str, Any]] = []
     for i, count in enumerate(box_counts):
         boxes = torch.rand(count, 4) * 0.3 + 0.3
         labels = torch.randint(2, (count,))
         targets.append({"boxes": boxes, "labels": labels, "image_id": first_id + i, "size_hw": torch.tensor([64, 64])})
-    size = len(box_counts)
-    return Batch(torch.randn(size, 3, 64, 64), torch.zeros(size, 64, 64, dtype=torch.bool), targets)
+    return list(zip(torch.randn(len(box_counts), 3, 64, 64), targets, strict=True))
 
 
-def part(batch: Batch, *images: int) -> Batch:
-    chosen = list(images)
-    return Batch(batch.images[chosen], batch.mask[chosen], [batch.targets[i] for i in chosen])
+def batch_of(*box_counts: int, first_id: int = 0) -> Batch:
+    return collate(samples_of(*box_counts, first_id=first_id))
 
 
-def step_of(model: DINO, *, clip: float = math.inf, amp: str = "off") -> Step:
-    """Takes steps of plain gradient descent at rate 1: the change of a parameter is its gradient."""
+def step_of(model: DINO, *, clip: float = math.inf, amp: str = "off", ranks: Ranks = ALONE) -> Step:
+    """Return a step of plain gradient descent at rate 1: the change of a parameter is its gradient."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    return Step(model.train(), SetCriterion(model.config), optimizer, Precision(amp, "cpu"), ALONE, clip)
+    module = replicate_or_shard(model.train(), "ddp", ranks)
+    return Step(module, SetCriterion(model.config), optimizer, Precision(amp, "cpu"), ranks, clip)
 
 
 def tiny_model(**changes: Any) -> DINO:
@@ -76,20 +76,21 @@ def change_in_a_step(model: DINO, *batches: Batch) -> torch.Tensor:
 
 
 def test_accumulated_batches_have_the_gradient_of_the_one_large_batch():
-    model, whole = tiny_model(), batch_of(1, 4, 2, 0)
-    expected = change_in_a_step(model, whole)
-    actual = change_in_a_step(model, part(whole, 0, 1), part(whole, 2, 3))
+    model, samples = tiny_model(), samples_of(1, 4, 2, 0)
+    expected = change_in_a_step(model, collate(samples))
+    actual = change_in_a_step(model, collate(samples[:2]), collate(samples[2:]))
     assert expected.norm() > 1
     assert (actual - expected).norm() < 1e-4 * expected.norm()
-    # Averaging the gradients of the parts, as is usual, is something else when their box counts differ.
-    parts = [change_in_a_step(model, part(whole, *images)) for images in ((0, 1), (2, 3))]
+    # The usual average of the parts' gradients differs if their numbers of boxes do.
+    parts = [change_in_a_step(model, collate(part)) for part in (samples[:2], samples[2:])]
     assert (sum(parts) / 2 - expected).norm() > 0.05 * expected.norm()
 
 
 def test_the_reported_loss_is_that_of_the_large_batch():
-    model, whole = tiny_model(), batch_of(1, 4, 2, 0)
+    model, samples = tiny_model(), samples_of(1, 4, 2, 0)
+    whole = collate(samples)
     once = step_of(copy.deepcopy(model))([whole])
-    in_parts = step_of(copy.deepcopy(model))([part(whole, 0, 1), part(whole, 2, 3)])
+    in_parts = step_of(copy.deepcopy(model))([collate(samples[:2]), collate(samples[2:])])
     assert set(once.losses) == set(LOSS_PARTS) and once.images == in_parts.images == 4
     assert once.losses == pytest.approx(in_parts.losses, rel=1e-4)
     assert once.norm == pytest.approx(in_parts.norm, rel=1e-4)
@@ -98,21 +99,67 @@ def test_the_reported_loss_is_that_of_the_large_batch():
     assert once.losses["loss"] == pytest.approx(criterion.weighted_total(losses).item(), rel=1e-5)
 
 
-def test_targets_are_packed_once_a_batch(monkeypatch):
-    pack, packed = PackedTargets.pack, []
+def test_the_reported_parts_are_those_of_the_official_names():
+    torch.manual_seed(1)
+    model, batch = DINO(dataclasses.replace(TINY, num_classes=2)).train(), batch_of(1, 4)
+    criterion = SetCriterion(model.config)
+    losses = criterion(model(batch.images, batch.mask, batch.targets), batch.targets)
+    weights = {"loss_ce": 1, "loss_bbox": 5, "loss_giou": 2}
+    expected = {kind: losses[kind].item() for kind in weights}
+    for part, places in (("loss_encoder", ("_interm",)), ("loss_denoising", ("_dn_0", "_dn"))):
+        expected[part] = sum(w * losses[f"{kind}{place}"].item() for kind, w in weights.items() for place in places)
+    expected["loss"] = criterion.weighted_total(losses).item()
+    reported = loss_parts(losses, criterion.weighted(losses)).tolist()
+    assert dict(zip(LOSS_PARTS, reported, strict=True)) == pytest.approx(expected, rel=1e-6)
+    static = DINO(dataclasses.replace(TINY, num_classes=2, query_selection="static", denoising="off"))
+    assert step_of(static)([batch]).losses["loss_encoder"] == 0
 
-    def counted(targets, **options):
-        packed.append(len(targets))
-        return pack(targets, **options)
 
-    monkeypatch.setattr(PackedTargets, "pack", counted)
+def test_targets_are_packed_before_the_step(monkeypatch):
     torch.manual_seed(1)
     model = DINO(dataclasses.replace(TINY, num_classes=2))  # with denoising, which uses them too
-    step_of(model)([batch_of(1, 4), batch_of(2, 0, 3)])
-    assert packed == [2, 3]
+    batches = [batch_of(1, 4), batch_of(2, 0, 3)]
+    monkeypatch.delattr(PackedTargets, "pack")
+    assert step_of(model)(batches).skipped is None
 
 
-def test_the_gradient_is_clipped_to_the_norm_asked_for():
+class HostReads(TorchDispatchMode):
+    """Counts numbers that the host reads one by one, each of which synchronises with a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
+
+
+def compare_a_step_of_two_processes_with_one() -> None:
+    samples, model = samples_of(1, 4, 2, 0), tiny_model()
+    expected = step_of(copy.deepcopy(model))([collate(samples)])
+    tolist, lists = torch.Tensor.tolist, []
+    with joined_ranks("cpu") as ranks, pytest.MonkeyPatch.context() as patch:
+        own = collate(samples[2 * ranks.rank : 2 * ranks.rank + 2])
+        step = step_of(model, ranks=ranks)
+        patch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(1) or tolist(tensor))
+        with HostReads() as numbers:
+            report = step([own], lambda: (ranks.rank == 1, False))
+    assert (numbers.count, len(lists)) == (0, 1)
+    assert report.losses == pytest.approx(expected.losses, rel=1e-4)
+    assert report.norm == pytest.approx(expected.norm, rel=1e-4)
+    assert report.images == 4 and report.flags == (True, False)
+
+
+def test_a_step_of_two_processes_reads_from_the_device_once_and_has_the_losses_of_one():
+    run_ranks(2, compare_a_step_of_two_processes_with_one)
+
+
+def test_counting_host_reads_works():
+    with HostReads() as numbers:
+        torch.ones(()).item()
+    assert numbers.count == 1
+
+
+def test_the_gradient_is_clipped_to_the_given_norm():
     model = tiny_model()
     before = copy.deepcopy(model)
     report = step_of(model, clip=0.1)([batch_of(2, 1)])
@@ -221,7 +268,7 @@ def test_parameter_groups_are_the_official_ones():
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-5, 1e-6])
 
 
-def test_rates_drop_after_the_epochs_asked_for_and_rise_in_the_warm_up():
+def test_rates_drop_after_the_given_epochs_and_rise_in_the_warm_up():
     assert [learning_rate_factor(epoch, 1000, (11,)) for epoch in (0, 10, 11)] == pytest.approx([1, 1, 0.1])
     assert learning_rate_factor(30, 1000, (20, 30)) == pytest.approx(0.01)
     assert [learning_rate_factor(0, step, (11,), 4) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
@@ -253,7 +300,7 @@ def test_the_average_follows_its_formula_and_leaves_the_weights_as_they_were():
     torch.testing.assert_close(average.tensors["weight"], expected)
 
 
-def test_averaged_weights_are_a_model_of_their_own(data, tmp_path):
+def test_averaged_weights_are_saved_as_a_separate_model(data, tmp_path):
     result = train(toy_config(data, tmp_path / "run", epochs=1, ema_decay=0.99), quiet=True)
     assert result.final_model is not None and result.final_average is not None
     plain, averaged = weights(result.final_model), weights(result.final_average)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dino.data import collate
+from dino.data import pad_images
 from dino.visualize.caption import Key, add_caption
 from dino.visualize.sampling import draw_encoder_sampling_points, draw_sampling_points
 from dino.visualize.stages import NEGATIVE, POSITIVE, draw_denoising, draw_query_selection, draw_refinement
@@ -66,9 +66,9 @@ def test_samples_are_those_of_the_kernel(coordinates, points):
 def test_watching_does_not_change_what_the_model_returns(detector, picture):
     seen = watch(detector, picture, [CROSS, SELF])
     image, _, _ = detector.transform(picture, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    batch = collate([(image, {})])
+    images, mask = pad_images([image])
     with torch.no_grad():
-        alone = detector.model(batch.images, batch.mask)
+        alone = detector.model(images, mask)
     torch.testing.assert_close(seen.outputs.logits, alone.logits)
     assert seen.level_shapes == [(12, 16), (6, 8), (3, 4)] and seen.strides == [8, 16, 32]
     torch.testing.assert_close(seen.anchors_cxcywh, alone.encoder_boxes_cxcywh[0])
