@@ -28,7 +28,7 @@ from benchmarks.sass import counts
 Document = dict[str, Any]
 Table = list[list[str]]  # the first row is the header
 MARKER = re.compile(r"(<!-- results:(\w+)(?: ([\w.-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
-WORDS = ("workload", "kernel", "per", "op", "by", "model", "pass", "part")  # columns aligned to the left
+WORDS = ("job", "workload", "kernel", "per", "op", "by", "model", "pass", "part")  # columns aligned to the left
 FORWARD, BOTH = "forward", "forward+backward"
 MATCHING_JOBS = {COST: "cost", ASSIGNMENT: "assignment", MATCHER: "matcher"}
 # Of published results that are older than the table.
@@ -178,8 +178,25 @@ def matching_op_table(document: Document, op: str) -> Table:
     return table
 
 
+def overview_table(document: Document) -> Table:
+    """The front page: one line per job, from the tables above; jobs that were not measured are left out."""
+    speed, matching = ({row[0]: row for row in table(document)} for table in (speed_table, matching_table))
+    models = [row for row in whole_model_table(document) if row[1] == BOTH]
+    lines = [
+        ("Deformable attention, encoder 800x1333: forward", speed.get("encoder_800x1333_b1"), 1),
+        ("the same: forward + backward", speed.get("encoder_800x1333_b1"), 4),
+        ("Deformable attention, decoder, 900 queries: forward + backward", speed.get("decoder_q900_b1"), 4),
+        ("Hungarian matching, 7 x 900 queries, 2 images of COCO", matching.get("coco_middle_b2"), 7),
+        ("the same: 16 images", matching.get("coco_middle_b16"), 7),
+        *((f"{row[0].partition(', ')[0]} of transformers: forward + backward", row, 2) for row in models),
+    ]
+    rows = [[what, *row[first : first + 3]] for what, row, first in lines if row]
+    return [["job", "before ms", "after ms", "ratio"], *rows]
+
+
 # Name of the table: the file of results that it is made of, and how.
 TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
+    "overview": (FILE_NAME, overview_table),
     "speed": (FILE_NAME, speed_table),
     "whole_model": (FILE_NAME, whole_model_table),
     "ms_deform_attn": (FILE_NAME, lambda document: full_table(document, "ms_deform_attn")),
