@@ -28,7 +28,7 @@ from benchmarks.sass import counts
 Document = dict[str, Any]
 Table = list[list[str]]  # the first row is the header
 MARKER = re.compile(r"(<!-- results:(\w+)(?: ([\w.-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
-WORDS = ("job", "workload", "kernel", "per", "op", "by", "model", "pass", "part")  # columns aligned to the left
+WORDS = ("workload", "baseline", "kernel", "per", "op", "by", "model", "pass", "part")  # columns aligned to the left
 FORWARD, BOTH = "forward", "forward+backward"
 MATCHING_JOBS = {COST: "cost", ASSIGNMENT: "assignment", MATCHER: "matcher"}
 # Of published results that are older than the table.
@@ -178,26 +178,31 @@ def matching_op_table(document: Document, op: str) -> Table:
     return table
 
 
-def overview_table(document: Document) -> Table:
-    """The front page: one line per job, from the tables above; jobs that were not measured are left out."""
-    speed, matching = ({row[0]: row for row in table(document)} for table in (speed_table, matching_table))
-    models = [row for row in whole_model_table(document) if row[1] == BOTH]
-    lines = [
-        ("Deformable attention, encoder 800x1333: forward", speed.get("encoder_800x1333_b1"), 1),
-        ("the same: forward + backward", speed.get("encoder_800x1333_b1"), 4),
-        ("Deformable attention, decoder, 900 queries: forward + backward", speed.get("decoder_q900_b1"), 4),
-        ("Hungarian matching, 7 x 900 queries, 2 images of COCO", matching.get("coco_middle_b2"), 7),
-        ("the same: 16 images", matching.get("coco_middle_b16"), 7),
-        *((f"{row[0].partition(', ')[0]} of transformers: forward + backward", row, 2) for row in models),
-    ]
-    rows = [[what, *row[first : first + 3]] for what, row, first in lines if row]
-    return [["job", "before ms", "after ms", "ratio"], *rows]
+# Rows of the front page: workload, baseline, the table that has them, how that table's row begins (the last such row
+# counts), and the places of the baseline's time, ours, and their ratio in it.
+FRONT: tuple[tuple[str, str, Callable[[Document], Table], str, tuple[int, int, int]], ...] = (
+    ("attention, encoder, 800x1333", "`grid_sample`", speed_table, "encoder_800x1333_b1", (4, 5, 6)),
+    ("attention, decoder, 900 queries", "`grid_sample`", speed_table, "decoder_q900_b1", (4, 5, 6)),
+    ("matching, batch of 2 COCO images", "DINO's matcher", matching_table, "coco_middle_b2", (7, 8, 9)),
+    ("matching, batch of 16 COCO images", "DINO's matcher", matching_table, "coco_middle_b16", (7, 8, 9)),
+    ("DeformableDetr, forward + backward, 320x480", "transformers", whole_model_table, "DeformableDetr", (2, 3, 4)),
+    ("dino_4scale_r50, inference, 800x1333", "`grid_sample`", detector_table, "whole", (1, 2, 4)),
+)
+
+
+def front_table(document: Document) -> Table:
+    """Return the front page's table: one row for each of FRONT that was measured."""
+    table = [["workload", "baseline", "baseline ms", "ours ms", "ratio"]]
+    for workload, baseline, source, start, places in FRONT:
+        rows = [row for row in source(document)[1:] if row[0].startswith(start)]
+        if rows:
+            table.append([workload, baseline, *(rows[-1][place] for place in places)])
+    return table
 
 
 # Name of the table: the file of results that it is made of, and how.
 TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
-    "overview": (FILE_NAME, overview_table),
-    "speed": (FILE_NAME, speed_table),
+    "front": (FILE_NAME, front_table),
     "whole_model": (FILE_NAME, whole_model_table),
     "ms_deform_attn": (FILE_NAME, lambda document: full_table(document, "ms_deform_attn")),
     "fused_ms_deform_attn": (FILE_NAME, lambda document: full_table(document, "fused_ms_deform_attn")),
