@@ -1,6 +1,6 @@
 // What the CUDA library was compiled for and what the machine offers, for `dino_kernels.ops._core.libraries`
-// to compare at load. Plain C functions: they are called before it is known whether any CUDA op can run, and
-// initialise no device.
+// to compare on loading. Plain C functions: they are called before it is known whether any CUDA op can run,
+// and initialise no device.
 
 #include <cuda_runtime_api.h>
 
@@ -14,7 +14,7 @@
 // The CUDA runtime linked into this library: 13000 is 13.0.
 DINO_KERNELS_EXPORT int dino_kernels_cuda_runtime_version() { return CUDART_VERSION; }
 
-// The newest CUDA the machine's driver supports, in the same form; 0 without a driver.
+// The newest CUDA that the machine's driver supports, in the same form; 0 without a driver.
 DINO_KERNELS_EXPORT int dino_kernels_cuda_driver_version() {
   int version = 0;
   return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
@@ -25,17 +25,17 @@ DINO_KERNELS_EXPORT const char* dino_kernels_cuda_architectures() {
   return DINO_KERNELS_EXPAND(__CUDA_ARCH_LIST__);
 }
 
-// Whether PyTorch's current stream can be asked for: launches need it.
+// Whether PyTorch's current stream is available; launches need it.
 DINO_KERNELS_EXPORT int dino_kernels_cuda_has_current_stream() {
   return dino_kernels::find_current_stream() != nullptr;
 }
 
-// From now on kernels are chosen as for a device of `count` multiprocessors; 0: of its own number.
+// Selects kernels as for a device of `count` multiprocessors from now on; 0: of its own number.
 DINO_KERNELS_EXPORT void dino_kernels_cuda_assume_multiprocessors(int count) {
   dino_kernels::assumed_multiprocessors = count;
 }
 
-// From now on deformable attention's backward is the candidate of this number (cuda_launch.cu); 0: the
+// Selects this candidate (cuda_launch.cu) for the backward of deformable attention from now on; 0: the
 // preferred one.
 DINO_KERNELS_EXPORT void dino_kernels_cuda_choose_candidate(int number) {
   dino_kernels::chosen_candidate = number;

@@ -1,8 +1,8 @@
-// Single instructions that approximate, with an error that NVIDIA documents, for formulas that can bear it.
-// Subnormal arguments and results count as 0.
+// Single approximate instructions with an error that NVIDIA documents, for formulas that tolerate it.
+// Subnormal arguments and results are flushed to 0.
 //
-// The emulation errs by as much as the documentation allows, so that the tolerance rule is tested with the
-// worst that a GPU may return.
+// The emulation applies the largest documented error, so that the tolerance rule is tested with the worst
+// result a GPU may return.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -22,7 +22,7 @@ __device__ __forceinline__ float reciprocal(float x) {
 #endif
 }
 
-// 2^x to 2^-22 of itself; what is below 2^-126 is 0.
+// 2^x with a relative error of 2^-22; results below 2^-126 are 0.
 __device__ __forceinline__ float exp2_of(float x) {
 #if defined(__CUDACC__)
   float y;
@@ -33,7 +33,7 @@ __device__ __forceinline__ float exp2_of(float x) {
 #endif
 }
 
-// The logarithm to base 2: to 2^-22, and to 2^-22 of itself where x is not between 1/2 and 2.
+// The logarithm to base 2, to 2^-22; if x is not between 1/2 and 2, to a relative error of 2^-22.
 __device__ __forceinline__ float log2_of(float x) {
 #if defined(__CUDACC__)
   float y;
@@ -46,7 +46,7 @@ __device__ __forceinline__ float log2_of(float x) {
 #endif
 }
 
-// The same to 2^-22 and a rounding, of a normal number: the exponent is exact.
+// The same to 2^-22 plus a rounding, for a normal number: the exponent is exact.
 __device__ __forceinline__ float log2_by_exponent(float x) {
   constexpr int32_t kRootHalf = 0x3f3504f3, kExponent = static_cast<int32_t>(0xff800000);
   const int32_t bits = __float_as_int(x), exponent = (bits - kRootHalf) & kExponent;

@@ -1,5 +1,5 @@
-// Sums in global memory that many threads add to: in floating point, or in fixed point where the result must
-// not depend on the order.
+// Sums in global memory with many contributing threads: in floating point, or in fixed point if the result
+// must not depend on the order.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,15 +8,15 @@
 
 namespace dino_kernels {
 
-// The compiler cannot see of every pointer that it is to global memory. Without this it would look at each
-// address, and have slower atomics in store for shared memory.
+// The compiler cannot prove for every pointer that it points to global memory. Without this it would test
+// each address and emit slower atomics for shared memory as well.
 template <class U>
 __device__ __forceinline__ U* as_global(U* to) {
   __builtin_assume(__isGlobal(to));
   return to;
 }
 
-// Whether one request to the L2 cache can carry four sums: from sm_90 on.
+// Whether one request to the L2 cache can carry four sums (sm_90 or newer).
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr bool kFourAtOnce = false;
 #else
@@ -63,20 +63,20 @@ __device__ __forceinline__ void add_floats(double* to, const double (&numbers)[V
 }
 
 // Integer sums do not depend on their order. A number is added as round(number * scale), with a power of two
-// for scale that leaves room for the largest sum; what cannot be represented (NaN, an infinity) leaves
-// kPoison, which no later addition brings back into the range of numbers.
+// for scale that leaves room for the largest sum. A number that cannot be represented (NaN, an infinity)
+// leaves kPoison, which no later addition brings back into range.
 constexpr long long kPoison = -9223372036854775807LL - 1;
 constexpr double kLargestSum = 0x1p62;
 
 __device__ __forceinline__ void add_integer(long long* to, long long number) {
-  // Two's complement: the unsigned add is the signed one, and the one that the hardware has.
+  // In two's complement the unsigned add equals the signed one, and hardware has only the unsigned one.
   atomicAdd(reinterpret_cast<unsigned long long*>(as_global(to)), static_cast<unsigned long long>(number));
 }
 
 __device__ __forceinline__ void poison_integer(long long* to) { atomicMin(as_global(to), kPoison); }
 
-// float32: one integer. Its last bit is 2^-62 of the bound of the sum, far below a rounding of any sum that
-// matters.
+// float32: one integer. Its last bit is 2^-62 of the bound of the sum, far below a rounding of any relevant
+// sum.
 __device__ __forceinline__ void add_fixed(long long* to, float number, float scale, float) {
   const float scaled = number * scale;
   if (fabsf(scaled) < static_cast<float>(kLargestSum)) {
@@ -86,7 +86,7 @@ __device__ __forceinline__ void add_fixed(long long* to, float number, float sca
   }
 }
 
-// float64: a second integer for what the first leaves over, `fine_scale` times finer.
+// float64: a second integer for the remainder of the first, `fine_scale` times finer.
 __device__ __forceinline__ void add_fixed(long long* to, double number, double scale, double fine_scale) {
   const double scaled = number * scale;
   if (fabs(scaled) < kLargestSum) {
@@ -103,14 +103,14 @@ __device__ __forceinline__ bool is_poisoned(long long sum) {
   return sum < -kLargest || sum > kLargest;
 }
 
-// 1 / scale, for a power of two in the range of normal numbers, its inverse too: what a scale always is. The
-// exponents add up to twice the bias.
+// 1 / scale, for a power of two whose inverse is also a normal number, as for every scale. The two exponents
+// add up to twice the bias.
 __device__ __forceinline__ double inverse_scale(double scale) {
   return __longlong_as_double((2046LL << 52) - __double_as_longlong(scale));
 }
 
-// The sum that add_fixed has made with these scales; NaN where it is poisoned, or where a scale is NaN
-// because the bound of the sums was not finite.
+// The sum that add_fixed accumulated with these scales; NaN if it is poisoned, or if a scale is NaN because
+// the bound of the sums was not finite.
 __device__ __forceinline__ float from_fixed(const long long* sum, float scale, float) {
   if (is_poisoned(sum[0]) || scale != scale) return NAN;
   return static_cast<float>(__ll2double_rn(sum[0]) * inverse_scale(scale));

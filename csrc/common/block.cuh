@@ -1,4 +1,4 @@
-// What kernels have in common about the threads and the memory of a block.
+// Helpers for the threads and the memory of a block.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,9 +15,8 @@ constexpr unsigned kWholeWarp = 0xffffffffu;
 #define DINO_NEVER_INLINE __attribute__((noinline))
 #endif
 
-// Where a pointer comes from is hidden from the compiler, which then keeps it in registers as it is. Left to
-// itself, it takes a base address apart into a kernel's parameter and an offset, and adds them up at every
-// use.
+// Hides the origin of a pointer from the compiler, which then keeps it in registers unchanged. Otherwise it
+// would split a base address into a kernel parameter and an offset, and add them at every use.
 template <class Byte>
 __device__ __forceinline__ Byte* kept_whole(Byte* base) {
 #if defined(__CUDA_ARCH__)
@@ -26,8 +25,8 @@ __device__ __forceinline__ Byte* kept_whole(Byte* base) {
   return base;
 }
 
-// base + row * stride, in one instruction where the base was kept_whole(). To be used by __ldg, __stcg,
-// as_global() and the like: that it is global memory is hidden from the compiler, too.
+// base + row * stride, in one instruction if the base was kept_whole(). Use it with __ldg, __stcg,
+// as_global() and the like: the compiler no longer sees that it is global memory.
 template <class Byte>
 __device__ __forceinline__ Byte* row_address(Byte* base, uint32_t row, uint32_t stride) {
   static_assert(sizeof(Byte) == 1);
@@ -40,7 +39,7 @@ __device__ __forceinline__ Byte* row_address(Byte* base, uint32_t row, uint32_t 
 #endif
 }
 
-// Hands out pieces of memory, 16-byte aligned; with a null base it only measures.
+// Hands out 16-byte aligned pieces of memory; with a null base it only measures.
 struct Carver {
   unsigned char* base;
   int64_t used = 0;

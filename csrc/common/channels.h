@@ -1,7 +1,7 @@
 // Loads and stores of consecutive channels as compute vectors, for every storage type.
 //
-// The lanes of a block may come in another order than the channels: bfloat16 pairs are split into even and
-// odd channels, one shift and one mask for two vectors. load and store of the same <T, kVectors> agree.
+// The lanes of a block may be in another order than the channels: bfloat16 pairs are split into even and odd
+// channels, one shift and one mask for two vectors. load and store of the same <T, kVectors> agree.
 #pragma once
 
 #include "scratch.h"
@@ -43,8 +43,8 @@ DINO_INLINE void narrow(Half* to, Vector<float> v) {
   store(to, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
-// Exponent and mantissa go to their float32 place; one multiplication rebiases the exponent and makes
-// denormals exact. Infinities and NaN are put right afterwards.
+// Moves exponent and mantissa to their float32 place; one multiplication rebiases the exponent and makes
+// denormals exact. Infinities and NaN are fixed afterwards.
 DINO_INLINE Vector<float> widen(const Half* from) {
   using Bits = Vector<uint32_t>;
   const Bits half = __builtin_convertvector(load<Vector<uint16_t, DINO_VECTOR_BYTES / 2>>(from), Bits);
@@ -104,7 +104,7 @@ struct Block<BFloat16, kVectors> {
   }
 };
 
-// Fewer channels than a vector has lanes; the other lanes are zero.
+// Loads fewer channels than a vector has lanes; the other lanes are zero.
 template <class T>
 DINO_INLINE auto load_some(const T* from, int64_t count) {
   T copy[kLanes<typename Compute<T>::type>] = {};
@@ -118,7 +118,8 @@ DINO_INLINE void store_some(T* to, V lanes, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = copy[i];
 }
 
-// All D channels of a row as vectors. kVectors > 0: D is that many full vectors; 0: any D, last one partial.
+// All D channels of a row as vectors. kVectors > 0: D is that many full vectors; 0: any D, with a partial
+// last vector.
 template <class T, int kVectors>
 struct Channels {
   using A = typename Compute<T>::type;

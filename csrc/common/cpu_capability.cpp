@@ -6,7 +6,7 @@
 namespace dino_kernels {
 namespace {
 
-// Processor features are asked for, never assumed: a wheel may run elsewhere than it was built. PyTorch's own
+// Detected at run time, because a wheel may run on another machine than it was built on. PyTorch's own
 // variable ATEN_CPU_CAPABILITY (default, avx2, avx512) lowers the choice.
 int64_t choose_widest() {
 #if defined(DINO_KERNELS_X86)

@@ -1,8 +1,8 @@
-// Which of the instruction sets that the CPU kernels are compiled for runs them.
+// Selects the instruction set for the CPU kernels, which are compiled for several.
 //
-// An op's cpu.h declares its table of kernels in every variant; its cpu.cpp takes
-// `widest(DINO_CPU_VARIANTS(name))`. Nothing here is inline: the headers that a variant includes must not
-// have code that the linker could share.
+// An op's cpu.h declares its table of kernels in every variant; its cpu.cpp uses
+// `widest(DINO_CPU_VARIANTS(name))`. Nothing here is inline: headers included by a variant must not contain
+// code that the linker could share.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@
 
 namespace dino_kernels {
 
-// The widest variant that this processor has: its place in DINO_CPU_VARIANTS.
+// The widest variant that this processor supports: its index in DINO_CPU_VARIANTS.
 int64_t widest_variant();
 
 // Its name: "avx512", "avx2" or "plain".

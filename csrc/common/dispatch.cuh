@@ -11,7 +11,7 @@ struct DTypeTag {
   using type = T;
 };
 
-// Calls `run` with the type that a dtype stands for.
+// Calls `run` with the type for a dtype.
 template <class Run>
 void with_type(DType dtype, Run run) {
   switch (dtype) {

@@ -5,12 +5,12 @@
 
 namespace dino_kernels::DINO_CPU_VARIANT {
 
-// Functions of several vectors, in place. Each step is made for all of them before the next: their long
-// chains of dependent steps then overlap further than a processor looks ahead.
+// Functions of several vectors, in place. Each step is applied to all of them before the next, so that their
+// long chains of dependent steps overlap further than a processor looks ahead.
 #define DINO_EACH for (int k = 0; k < kCount; ++k)
 
-// e^x for x <= 0, as a softmax needs it: 0 below the smallest normal number, NaN stays NaN. Cody-Waite
-// reduction to |r| <= ln(2) / 2, then the Taylor series up to the term that no longer counts.
+// e^x for x <= 0, as in a softmax: 0 below the smallest normal number, NaN stays NaN. Cody-Waite reduction to
+// |r| <= ln(2) / 2, then the Taylor series up to the last significant term.
 template <class A, int kCount>
 DINO_INLINE void exp_of_nonpositive(Vector<A> (&x)[kCount]) {
   constexpr bool kDouble = sizeof(A) == 8;
@@ -56,8 +56,8 @@ DINO_INLINE Vector<A> exp_of_nonpositive(Vector<A> x) {
   return one[0];
 }
 
-// The natural logarithm of a positive normal number; 0 and denormal numbers are taken for the smallest normal
-// one, and NaN is not kept. With x = m 2^n and m in [sqrt(1/2), sqrt(2)), log(m) = f - f^2 / 2 + f^3 R(f) for
+// The natural logarithm of a positive normal number. 0 and denormal numbers count as the smallest normal one,
+// and NaN is not preserved. With x = m 2^n and m in [sqrt(1/2), sqrt(2)), log(m) = f - f^2 / 2 + f^3 R(f) for
 // f = m - 1, and R from Cephes' logf.
 template <int kCount>
 DINO_INLINE void logarithm(Vector<float> (&x)[kCount]) {

@@ -26,10 +26,10 @@
 
 namespace dino_kernels {
 
-// What a launch configuration depends on.
+// The device properties that a launch configuration depends on.
 struct DeviceFacts {
   int multiprocessors;
-  int64_t shared_bytes;  // that a block may have
+  int64_t shared_bytes;  // per block, at most
 };
 
 struct LaunchShape {
@@ -40,12 +40,12 @@ struct LaunchShape {
   bool starts_early = false;  // may start before the previous kernel ends; see dependent_launch.cuh
 };
 
-// Set by tests and sanitizers, to choose the kernels that a small or a large device would get; 0: the
-// device's own number. The emulation's device has one.
+// Set by tests and sanitizers, to select the kernels that a small or a large device would get; 0: the
+// device's own number. The emulated device has one multiprocessor.
 inline int assumed_multiprocessors = 0;
 
-// Set by tests and benchmarks: which of the candidates for a kernel runs, by its number; 0: the one that an
-// op's launch code prefers.
+// Set by tests and benchmarks: the number of the candidate kernel to run; 0: the one that an op's launch code
+// prefers.
 inline int chosen_candidate = 0;
 
 #if defined(__CUDACC__)
@@ -56,7 +56,7 @@ inline void check_cuda(const char* op, cudaError_t status) {
 
 inline bool on_kernel_device(const torch::stable::Tensor& tensor) { return tensor.is_cuda(); }
 
-// Of the device that a guard has made current.
+// Facts of the device that a guard has made current.
 inline DeviceFacts device_facts(const char* op, int device) {
   DeviceFacts facts{};
   int bytes = 0;
@@ -67,8 +67,8 @@ inline DeviceFacts device_facts(const char* op, int device) {
   return facts;
 }
 
-// Whether a kernel's code waits for the previous kernel: code for older architectures, which a newer GPU runs
-// as well where the library has no other, does not.
+// Whether a kernel's code waits for the previous kernel. Code for older architectures does not, and a newer
+// GPU runs such code if the library contains no other.
 template <class... Parameters>
 bool waits_by_itself(const char* op, void (*kernel)(Parameters...)) {
   cudaFuncAttributes attributes{};
@@ -128,7 +128,7 @@ void launch(const LaunchShape& shape, int, void (*kernel)(Parameters...), const 
 
 #endif
 
-// Makes a tensor's device the current one while it lives.
+// Makes a tensor's device current for its lifetime.
 class OnDevice {
  public:
 #if defined(__CUDACC__)

@@ -1,9 +1,9 @@
 // Tensor cores: one small matrix product for a warp, in registers, and loads of its operands from shared
 // memory.
 //
-// All 32 lanes must call each function here together. A matrix is spread over the registers of the lanes:
-// with g = lane / 4 and t = lane % 4, each register holds two neighbours of 16 bits, the first in the lower
-// half.
+// All 32 lanes must call each function here together. A matrix is distributed over the registers of the
+// lanes: with g = lane / 4 and t = lane % 4, each register holds two neighbours of 16 bits, the first in the
+// lower half.
 #pragma once
 
 #include <cstdint>
@@ -20,17 +20,17 @@ namespace dino_kernels {
 //   b0 = B[2t][g], B[2t + 1][g]          b1 = B[2t + 8][g], B[2t + 9][g]
 //   d[0], d[1] = D[g][2t], D[g][2t + 1]  d[2], d[3] = D[g + 8][2t], D[g + 8][2t + 1]
 //
-// Lane quad g therefore holds rows g and g + 8 of A and of D, and column g of B; permuting the 16 columns of
+// Lane quad g therefore holds rows g and g + 8 of A and of D, and column g of B. Permuting the 16 columns of
 // A and rows of B alike changes no product, so eight neighbours of a row may be loaded at once. PTX promises
-// single precision for the sum, and neither its order nor its rounding (PTX ISA, mma.m16n8k16).
+// single precision for the sum, but neither its order nor its rounding (PTX ISA, mma.m16n8k16).
 template <class T>
 __device__ __forceinline__ void mma_16x8x16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                             uint32_t b0, uint32_t b1) {
   static_assert(std::is_same_v<T, BFloat16> || std::is_same_v<T, Half>,
                 "tensor cores multiply 16-bit types here");
 #if defined(__CUDACC__)
-  // volatile: without it the compiler might move the instruction to where its result is used, which may be in
-  // a branch that not all lanes take. ptxas schedules it like any other instruction.
+  // volatile: otherwise the compiler might move the instruction to the use of its result, possibly into a
+  // branch that not all lanes take. ptxas schedules it like any other instruction.
   if constexpr (std::is_same_v<T, BFloat16>) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -57,9 +57,10 @@ __device__ __forceinline__ void mma_16x8x16(float (&d)[4], uint32_t a0, uint32_t
 #endif
 }
 
-// Four matrices of 8 x 8 numbers of 16 bits, from shared memory. A row is 16 bytes, aligned to as many; lane
-// i brings the address of row i % 8 of matrix i / 8. r[m] becomes matrix_m[g][2t], matrix_m[g][2t + 1]. With
-// matrices (top left, bottom left, top right, bottom right) of a 16 x 16 matrix A these are a0 to a3 above.
+// Loads four matrices of 8 x 8 numbers of 16 bits from shared memory. A row is 16 bytes, aligned to 16 bytes;
+// lane i passes the address of row i % 8 of matrix i / 8. r[m] becomes matrix_m[g][2t], matrix_m[g][2t + 1].
+// With matrices (top left, bottom left, top right, bottom right) of a 16 x 16 matrix A these are a0 to a3
+// above.
 __device__ __forceinline__ void load_matrix_x4(uint32_t (&r)[4], const void* shared_row) {
 #if defined(__CUDACC__)
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -1,4 +1,4 @@
-// What templates over "a number, or a vector of them" need to know about it.
+// Traits for templates over "a number, or a vector of numbers".
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@ namespace dino_kernels {
 template <class Real>
 struct Number;  // vectors: see simd.h
 
-// Of a scalar: only CUDA sources call it, which have declared both functions. nvcc makes one instruction of
-// it and of the conversion to an integer (F2I.FLOOR).
+// Of a scalar. Only CUDA sources call it, which have declared both functions. nvcc merges it with the
+// conversion to an integer into one instruction (F2I.FLOOR).
 template <class Real>
 DINO_HOST_DEVICE Real round_down(Real x) {
   if constexpr (sizeof(Real) == 4) {
@@ -38,7 +38,7 @@ struct Number<float> : ScalarNumber<float, int32_t> {};
 template <>
 struct Number<double> : ScalarNumber<double, int64_t> {};
 
-// What each storage type computes in.
+// The compute type of each storage type.
 template <class T>
 struct Compute {
   using type = float;

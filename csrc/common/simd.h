@@ -1,8 +1,8 @@
 // Vectors of DINO_VECTOR_BYTES, in the compiler's own vector extension (GCC and Clang, any architecture).
 //
-// This header is compiled several times, once per instruction set, into the namespace DINO_CPU_VARIANT. It
-// includes nothing whose inline functions the linker could share between those objects: code compiled for
-// AVX-512 must never be reached from the plain variant.
+// This header is compiled once per instruction set, into the namespace DINO_CPU_VARIANT. It includes nothing
+// with inline functions that the linker could share between those objects: code compiled for AVX-512 must
+// never be reached from the plain variant.
 #pragma once
 
 #include <cstdint>
@@ -148,13 +148,13 @@ template <int kBit, int kN, int... kIndex>
 constexpr auto swap_lanes(std::integer_sequence<int, kIndex...>) {
   return std::integer_sequence<int, (kIndex & kBit ? kN + (kIndex ^ kBit) : (kIndex ^ kBit))...>{};
 }
-// Sums of kCount vectors, parts[0], parts[kStride], ...: kCount = lanes gives them all in one vector.
+// Sums of kCount vectors, parts[0], parts[kStride], ...: with kCount = lanes, all sums are in one vector.
 template <class A, int kCount>
 DINO_INLINE Vector<A> transposed_sums(const Vector<A>* parts, int stride = 1) {
   if constexpr (kCount == 1) {
     return parts[0];
   } else {
-    // Vectors with even and odd index are reduced apart, so that the last step separates lane bit 0.
+    // Vectors with even and odd index are reduced separately, so that the last step splits by lane bit 0.
     constexpr int kHalf = kCount / 2;
     const Vector<A> a = transposed_sums<A, kHalf>(parts, stride * 2);
     const Vector<A> b = transposed_sums<A, kHalf>(parts + stride, stride * 2);
@@ -166,8 +166,8 @@ DINO_INLINE Vector<A> transposed_sums(const Vector<A>* parts, int stride = 1) {
   }
 }
 
-// Lanes of a 32-bit vector, as 64-bit addresses need them: in parts, sign extended. (GCC 12 takes
-// __builtin_convertvector between vectors of different size apart, lane by lane.)
+// Converts lanes of a 32-bit vector to 64 bits for addresses, in parts, sign extended. (GCC 12 splits
+// __builtin_convertvector between vectors of different size lane by lane.)
 template <class A>
 constexpr int parts_of_addresses = static_cast<int>(sizeof(int64_t) / sizeof(A));
 template <class A>
@@ -204,7 +204,7 @@ DINO_INLINE Vector<int64_t> select_addresses(Vector<Integer<A>> mask, int part, 
 #endif
   return address_part<A>(mask, part) != 0 ? a : b;
 }
-// Product of numbers that fit in 32 bits, in 64.
+// The 64-bit product of numbers that fit in 32 bits.
 DINO_INLINE Vector<int64_t> multiply_low(Vector<int64_t> a, Vector<int64_t> b) {
 #if defined(__AVX512F__)
   return (Vector<int64_t>)_mm512_mul_epi32((__m512i)a, (__m512i)b);
@@ -219,7 +219,7 @@ template <int kBit, int... kIndex>
 constexpr auto exchanged(std::integer_sequence<int, kIndex...>) {
   return std::integer_sequence<int, (kIndex ^ kBit)...>{};
 }
-// The sum, or the maximum, of all lanes, in every lane.
+// The sum or the maximum of all lanes, in every lane.
 template <class A, int kBit = kLanes<A> / 2>
 DINO_INLINE Vector<A> sum_of_lanes(Vector<A> v) {
   if constexpr (kBit == 0) {
@@ -251,7 +251,7 @@ DINO_INLINE Vector<A> min_of_lanes(Vector<A> v) {
   }
 }
 
-// The lanes of a comparison's result that are true, lane i as bit i.
+// The true lanes of a comparison's result, lane i as bit i.
 DINO_INLINE uint32_t bits_of(Vector<int32_t> mask) {
 #if defined(__AVX512F__)
   return _mm512_movepi32_mask((__m512i)mask);
@@ -275,7 +275,7 @@ DINO_INLINE uint32_t bits_of(Vector<int64_t> mask) {
 #endif
 }
 
-// Fewer numbers than a vector has lanes; the other lanes are `fill`.
+// Loads fewer numbers than a vector has lanes; the other lanes are `fill`.
 template <class A>
 DINO_INLINE Vector<A> load_first(const A* from, int64_t count, A fill) {
 #if defined(__AVX512F__)
@@ -305,7 +305,7 @@ DINO_INLINE void store_first(A* to, Vector<A> v, int64_t count) {
 #endif
 }
 
-// The smaller and the larger of two numbers; b where one is NaN.
+// The smaller and the larger of two numbers; b if one is NaN.
 DINO_INLINE Vector<float> min_of(Vector<float> a, Vector<float> b) {
 #if defined(__AVX512F__)
   return (Vector<float>)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);

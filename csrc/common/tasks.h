@@ -1,4 +1,4 @@
-// Tasks over ATen's threads, each thread with aligned scratch memory of its own.
+// Tasks over ATen's threads, with aligned scratch memory per thread.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -20,8 +20,8 @@ inline AlignedMemory aligned_memory(int64_t bytes) {
   return AlignedMemory(static_cast<char*>(::operator new(static_cast<size_t>(bytes), std::align_val_t{64})));
 }
 
-// Memory of one thread. Up to a limit it is kept for the thread's next call: fresh pages cost more than the
-// work of a small problem.
+// Scratch memory of one thread. Up to a limit it is kept for the thread's next call, because fresh pages cost
+// more than the work of a small problem.
 class ThreadScratch {
  public:
   explicit ThreadScratch(int64_t bytes) {
@@ -47,7 +47,7 @@ class ThreadScratch {
   char* memory_;
 };
 
-// Calls work(begin, end, scratch) on ranges of at least `grain` tasks, for tasks that take the same time.
+// Calls work(begin, end, scratch) on ranges of at least `grain` tasks, for tasks of equal duration.
 template <class Work>
 void run_ranges(int64_t tasks, int64_t grain, int64_t scratch_bytes, const Work& work) {
   torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
@@ -57,8 +57,8 @@ void run_ranges(int64_t tasks, int64_t grain, int64_t scratch_bytes, const Work&
   });
 }
 
-// Calls work(task, scratch) for each task, on at most `threads` threads: each takes the next when it is done
-// with one, so that a few long tasks do not wait for each other.
+// Calls work(task, scratch) for each task, on at most `threads` threads. Each thread takes the next task when
+// it has finished one, so that a few long tasks do not delay the others.
 template <class Work>
 void run_each(int64_t tasks, int64_t threads, int64_t scratch_bytes, const Work& work) {
   threads = std::min({threads, tasks, int64_t{torch::stable::get_num_threads()}});

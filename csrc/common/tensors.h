@@ -1,4 +1,4 @@
-// Checks of tensors that every op's entry points make, on the host.
+// Host-side checks of tensors, shared by the entry points of every op.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -26,13 +26,13 @@ inline DType dtype_of(const char* op, const char* name, const Tensor& tensor) {
   }
 }
 
-// A `Call` is one library's half of an op: it knows its name and where its tensors must be.
+// A `Call` is one library's half of an op: its name, and where its tensors must be.
 template <class Call>
 void check_place(const Call& call, const char* name, const Tensor& tensor) {
   STD_TORCH_CHECK(Call::is_here(tensor), call.op, ": ", name, " must be on ", Call::kHere);
 }
 
-// The numbers of a contiguous tensor of `count` elements; null where it is empty.
+// The data of a contiguous tensor of `count` elements; null if it is empty.
 template <class T, class Call>
 const T* contiguous_data(const Call& call, const char* name, const Tensor& tensor, ScalarType dtype,
                          int64_t count) {

@@ -34,7 +34,7 @@ __device__ __forceinline__ Half narrow<Half>(float x) {
   return __float2half_rn(x);
 }
 
-// V elements of T, moved in one instruction where V * sizeof(T) is 4, 8 or 16.
+// V elements of T, moved in one instruction if V * sizeof(T) is 4, 8 or 16.
 template <class T, int V>
 struct alignas(V * sizeof(T)) Packed {
   T element[V];

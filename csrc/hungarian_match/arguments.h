@@ -1,4 +1,4 @@
-// From tensors to parameters: the entry point that the CPU and the CUDA library share.
+// From tensors to parameters: the entry point shared by the CPU and the CUDA library.
 #pragma once
 
 #include <optional>
@@ -10,9 +10,9 @@
 
 namespace dino_kernels {
 
-// A `Call` has `cost_params` with its sources, `assignment_params`, whose rows are the targets and whose
-// columns are the queries, and `run_match(labels)`, which fills every result. There is no cost matrix unless
-// the call makes one.
+// A `Call` has `cost_params` with its sources, `assignment_params` with targets as rows and queries as
+// columns, and `run_match(labels)`, which fills every result. A cost matrix exists only if the call allocates
+// one.
 template <class Call>
 AssignmentResult hungarian_match(std::vector<Tensor> logits, std::vector<Tensor> boxes, const Tensor& labels,
                                  const std::optional<Tensor>& target_boxes, const Tensor& offsets,

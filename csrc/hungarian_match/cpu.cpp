@@ -1,4 +1,4 @@
-// CPU entry point: a task is the problem of one set and image. Its costs are made in the thread's scratch
+// CPU entry point: a task is the problem of one set and image. Its costs are computed in the thread's scratch
 // memory, where the solver finds them in the cache; there is no cost matrix of the batch.
 #include <algorithm>
 
@@ -10,7 +10,7 @@
 namespace dino_kernels {
 namespace {
 
-// Below this many pairs of targets and queries a thread's start costs more than it saves.
+// Below this many pairs of targets and queries, starting a thread costs more than it saves.
 constexpr int64_t kPairsOfThread = 8192;
 
 int64_t round_up_to_line(int64_t n) { return (n + 63) / 64 * 64; }
@@ -28,7 +28,7 @@ struct CpuMatchCall {
   void run_match(const Tensor& labels) const;
 };
 
-// One problem after the other in the same scratch memory.
+// The problems of a thread share the same scratch memory.
 struct Matcher {
   const AssignmentParams& p;
   const CostProblems& costs;

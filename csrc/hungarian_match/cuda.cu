@@ -1,5 +1,5 @@
-// CUDA entry point: the costs, then the assignment; two launches on one stream, of which the second starts
-// early: its blocks come and read the offsets while the costs are still being written.
+// CUDA entry point: the costs, then the assignment, in two launches on one stream. The second starts early:
+// its blocks read the offsets while the costs are still being written.
 #include "../common/launch.h"
 #include "../linear_sum_assignment/cuda.h"
 #include "../matching_cost/cuda.h"
@@ -20,7 +20,7 @@ struct CudaMatchCall {
 
   CudaMatchCall(const char* op_, const Tensor& labels) : op(op_), device(labels) {}
 
-  // `labels` stands for any tensor on the device.
+  // `labels` is any tensor on the device.
   void run_match(const Tensor& labels) {
     const auto [cost, notes] = launch_matching_cost(op, device.index, cost_params, labels);
     AssignmentParams& p = assignment_params;

@@ -5,7 +5,7 @@
 
 namespace dino_kernels {
 
-// Returns as linear_sum_assignment does, with targets for rows and queries for columns.
+// Returns the results of linear_sum_assignment, with targets as rows and queries as columns.
 template <class Library>
 void define_hungarian_match(Library& m) {
   const std::string results = " -> (Tensor, Tensor, Tensor, Tensor, Tensor)";

@@ -1,4 +1,4 @@
-// From tensors to parameters: the checks and the entry point that the CPU and the CUDA library share.
+// From tensors to parameters: checks and entry point, shared by the CPU and the CUDA library.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -20,7 +20,7 @@ bool is_scipy_order(const Call& call, const std::string& ties) {
   return ties == "scipy";
 }
 
-// The results, which p is made to point to. `like` is any tensor on their device.
+// Allocates the results and points p to them. `like` is any tensor on their device.
 inline AssignmentResult new_results(AssignmentParams& p, const Tensor& like, bool full) {
   const auto make = [&](std::initializer_list<int64_t> shape, ScalarType dtype, bool wanted) {
     return wanted ? torch::stable::new_empty(like, shape, dtype) : torch::stable::new_empty(like, {0}, dtype);

@@ -8,7 +8,7 @@
 namespace dino_kernels {
 namespace {
 
-// Below this many costs a thread's start costs more than it saves.
+// Below this many costs, starting a thread costs more than it saves.
 constexpr int64_t kCostsOfThread = 32768;
 
 struct CpuAssignmentCall {

@@ -1,4 +1,4 @@
-// The CPU solver, compiled once per instruction set, and what it works on.
+// The CPU solver, compiled once per instruction set, and its parameters.
 #pragma once
 
 #include "../common/cpu_capability.h"
@@ -6,7 +6,7 @@
 
 namespace dino_kernels {
 
-// One matrix, of any strides, and where its results go.
+// One matrix, of any strides, and the destination of its results.
 struct AssignmentProblem {
   const void* cost;  // [rows, columns]
   bool cost_float64;
@@ -20,7 +20,7 @@ struct AssignmentProblem {
 };
 
 struct AssignmentKernels {
-  // 64-byte aligned; of problems of at most so many rows and columns.
+  // 64-byte aligned; for problems of at most this many rows and columns.
   int64_t (*scratch_bytes)(int64_t rows, int64_t columns, bool cost_float64, bool as_scipy);
   // Returns the problem's status.
   int32_t (*solve)(const AssignmentProblem&, void* scratch);

@@ -1,16 +1,16 @@
-// One instruction set's solver: reads a problem, solves it in SciPy's order or in ours, writes what is wanted
-// of it.
+// The solver for one instruction set: reads a problem, solves it in SciPy's order or in ours, and writes the
+// requested results.
 #include "../matching_cost/params.h"
 #include "cpu_lowest.h"
 #include "cpu_scipy.h"
 
 namespace dino_kernels::DINO_CPU_VARIANT {
 
-// What a problem takes of the scratch memory.
+// A problem's share of the scratch memory.
 template <class T>
 struct AssignmentMemory {
   MatrixReader<T> reader;
-  Scratch solver;  // what is left
+  Scratch solver;  // the remaining memory
 
   AssignmentMemory(const AssignmentProblem& p, Scratch scratch) : reader(p, scratch), solver(scratch) {}
 };

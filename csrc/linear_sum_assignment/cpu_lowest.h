@@ -1,9 +1,9 @@
-// `solve_lowest` of reference.py, to the bit, with less work.
+// `solve_lowest` of reference.py, to the bit, in less time.
 //
-// An unmatched column has dual 0 and can only end a path. So a path search looks at two things of each row
-// that it visits: the matched columns ("slots", in the order in which they were matched), whose costs lie
-// side by side in a copy of the row's, and its cheapest unmatched column, the head of a short sorted list: a
-// matched column stays matched.
+// An unmatched column has dual 0 and can only end a path. So a path search examines two things per visited
+// row: the matched columns ("slots", in the order in which they were matched), whose costs are contiguous in
+// a copy of the row's, and its cheapest unmatched column, the head of a short sorted list: a matched column
+// stays matched.
 #pragma once
 
 #include "cpu_matrix.h"
@@ -43,18 +43,18 @@ struct LowestSolver {
   int64_t capacity;  // of slots
   // [rows]
   double* u;
-  int32_t *column_of, *slot_of_row, *visited;  // -1: none; visited: place of what follows below
+  int32_t *column_of, *slot_of_row, *visited;  // -1: none; visited: index into the arrays below
   int32_t* free_rows;
   // [columns]
   int32_t* slot_of_column;  // -1: unmatched
   T* matched;               // +infinity, or -infinity for an unmatched column
   // [slots]
   int32_t *slot_column, *slot_row;
-  double *v, *open_v, *waiting;  // open_v: -infinity where done, which no cost brings closer
+  double *v, *open_v, *waiting;  // open_v: -infinity if done, which no cost brings closer
   int64_t* previous;             // row
   int32_t* done;
   double* done_distance;
-  // of visited rows
+  // [visited rows]
   int32_t* copied;  // slots
   Candidates<T>* candidates;
   T* slot_cost;  // [slots] each
@@ -62,7 +62,7 @@ struct LowestSolver {
   Matrix<T> m{};
   int64_t slots = 0, visited_rows = 0;
 
-  // For matrices of at most this size. No more rows than `slots_` have a pair that is allowed.
+  // For matrices of at most this size. At most `slots_` rows have an allowed pair.
   LowestSolver(int64_t rows, int64_t columns, int64_t slots_, Scratch& scratch)
       : capacity(round_up(slots_, kWidth)) {
     u = scratch.take<double>(rows);
@@ -96,8 +96,8 @@ struct LowestSolver {
   }
 
  private:
-  // Every row asks for its cheapest column, and the first to ask gets it. Returns the number of the other
-  // rows.
+  // Every row claims its cheapest column, and the first to claim a column gets it. Returns the number of the
+  // other rows.
   int64_t take_cheapest(const int32_t* cheapest) {
     int64_t conflicts = 0;
     for (int64_t c = 0; c < m.columns; ++c) slot_of_column[c] = -1;
@@ -124,7 +124,7 @@ struct LowestSolver {
     v[slots++] = 0;
   }
 
-  // The place of a row's candidates and copied costs, the latter up to date.
+  // Index of a row's candidates and copied costs, which are brought up to date.
   int64_t visit(int64_t row) {
     if (visited[row] < 0) {
       visited[row] = static_cast<int32_t>(visited_rows++);
@@ -138,7 +138,7 @@ struct LowestSolver {
     return place;
   }
 
-  // A row's cheapest unmatched column, the first of the returned list, which is empty where there is none.
+  // A row's cheapest unmatched column, the first of the returned list; the list is empty if there is none.
   const Candidates<T>& cheapest_unmatched(int64_t row, int64_t place) {
     Candidates<T>& list = candidates[place];
     while (list.next < list.count && slot_of_column[list.column[list.next]] >= 0) ++list.next;
@@ -146,8 +146,8 @@ struct LowestSolver {
     return list;
   }
 
-  // The unmatched columns up to a cost that a few of them have; where they are too many, as with ties, those
-  // of the least cost only, as many as fit.
+  // The unmatched columns up to a cost that a few of them have; if they are too many, as with ties, as many
+  // of the least cost as fit.
   void collect(const T* row, Candidates<T>& list) const {
     using V = Vector<T>;
     const auto cost_at = [&](int64_t c) {
@@ -162,8 +162,8 @@ struct LowestSolver {
       const V cost = cost_at(c);
       least = cost < least ? cost : least;
     }
-    // Every lane has the least cost of the columns that are its own modulo the lanes; the greatest of these,
-    // at most 8, is one that about 20 columns do not exceed.
+    // Each lane has the least cost of its columns, those congruent modulo the number of lanes. About 20
+    // columns do not exceed the greatest of these minima, taken over at most 8 groups.
     V of_groups = least;
     if constexpr (kLanes<T> == 16) {
       const V other = shuffle(least, least, exchanged<8>(std::make_integer_sequence<int, kLanes<T>>{}));
@@ -200,7 +200,7 @@ struct LowestSolver {
     list.column[at] = column;
   }
 
-  // Distances by way of a row. Returns the nearest slot that is not done, the earliest of equals.
+  // Distances through a row. Returns the nearest slot that is not done, the earliest of equals.
   DINO_INLINE int64_t relax(int64_t row, int64_t place, double offset) {
     using V = Vector<double>;
     using Index = Vector<int64_t>;
@@ -229,7 +229,7 @@ struct LowestSolver {
     return slot;
   }
 
-  // Matches one more row along a shortest path, where there is one.
+  // Matches one more row along a shortest path, if there is one.
   void augment(int32_t start) {
     for (int64_t s = 0; s < slots; ++s) open_v[s] = v[s];
     for (int64_t s = 0; s < round_up(slots, kWidth); ++s) waiting[s] = kInfinity<double>;

@@ -1,4 +1,4 @@
-// A problem's costs as the solvers want them: rows are the smaller side and dense, no cost is NaN or
+// A problem's costs in the form for the solvers: rows are the smaller side and dense, no cost is NaN or
 // -infinity, and +infinity forbids a pair.
 #pragma once
 
@@ -17,7 +17,7 @@ struct Matrix {
 template <class T>
 constexpr T kInfinity = static_cast<T>(__builtin_inf());
 
-// The lowest column that costs `value`, which is one of the row's costs.
+// The lowest column with cost `value`, which occurs in the row.
 template <class T>
 DINO_INLINE int32_t first_equal(const T* row, int64_t columns, T value) {
   int64_t c = 0;
@@ -29,8 +29,8 @@ DINO_INLINE int32_t first_equal(const T* row, int64_t columns, T value) {
   return static_cast<int32_t>(c);
 }
 
-// The cheapest column of each row, the lowest of equals; -1 where a row has only infinities. False, and
-// nothing of use, where kAllFinite was expected in vain.
+// The cheapest column of each row, the lowest of equals; -1 if a row has only infinities. Returns false, with
+// undefined results, if kAllFinite was assumed wrongly.
 template <bool kAllFinite, class T>
 static bool find_cheapest(const Matrix<T>& m, int32_t* cheapest) {
   using V = Vector<T>;
@@ -60,7 +60,7 @@ static bool find_cheapest(const Matrix<T>& m, int32_t* cheapest) {
 template <class T>
 struct MatrixReader {
   const AssignmentProblem& p;
-  int32_t* cheapest;  // [larger side] cheapest column of each row, -1 where none is allowed
+  int32_t* cheapest;  // [larger side] cheapest column of each row, -1 if none is allowed
   int32_t* used;      // [larger side]
   T* copy;            // [rows, columns]
   bool transposed = false;
@@ -73,7 +73,7 @@ struct MatrixReader {
     copy = scratch.take<T>(p.rows * p.columns);
   }
 
-  // The smaller side becomes the rows; where infinities leave fewer of the other side, that one does.
+  // The smaller side becomes the rows; if infinities leave fewer of the other side, that side does.
   Matrix<T> read() {
     transposed = p.columns < p.rows;
     Matrix<T> m = transposed ? view<true>() : view<false>();
@@ -96,7 +96,7 @@ struct MatrixReader {
     return {static_cast<const T*>(p.cost), p.rows, p.columns, p.row_stride};
   }
 
-  // In blocks, so that reads and writes stay in few cache lines whichever side is dense.
+  // In blocks, so that reads and writes stay in few cache lines, whichever side is dense.
   Matrix<T> copied() {
     const Matrix<T> m = transposed ? Matrix<T>{copy, p.columns, p.rows, p.rows}
                                    : Matrix<T>{copy, p.rows, p.columns, p.columns};

@@ -63,7 +63,7 @@ struct ScipySolver {
           distance[c] = reach;
           previous[c] = row;
         }
-        // Of equals the last unmatched column, or else the first.
+        // Of equals the last unmatched column, or the first if all are matched.
         if (distance[c] < least || (distance[c] == least && row_of[c] < 0)) {
           least = distance[c];
           index = i;

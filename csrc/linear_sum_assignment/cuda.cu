@@ -8,14 +8,14 @@
 namespace dino_kernels {
 namespace {
 
-// For rows of at most this many costs, four warps a block: more would have nothing to do.
+// Rows of at most this many costs get four warps per block: more would be idle.
 constexpr int64_t kShortRows = 256;
 constexpr int kFewThreads = 128;
 
 CudaAssignmentParams cuda_params(const char* op, const AssignmentParams& params) {
   CudaAssignmentParams p{};
   static_cast<AssignmentParams&>(p) = params;
-  // Rows of a solver are the smaller side, columns either one.
+  // Rows of a solver are the smaller side; columns may be either one.
   p.solver_rows = std::min(p.max_rows, p.C);
   p.solver_columns = std::max(p.max_rows, p.C);
   STD_TORCH_CHECK(p.solver_columns <= int64_t{1} << 30, op, ": cost has too many rows or columns, ",
@@ -29,7 +29,7 @@ bool is_small(const CudaAssignmentParams& p) {
   return !p.cost_float64 && p.solver_rows <= kWarpRows && p.solver_columns <= kWarpColumns;
 }
 
-// As many warps as rows, so that all are read at once.
+// As many warps as rows, so that all rows are read at once.
 void start_small(const char* op, int device, const CudaAssignmentParams& p, bool starts_early) {
   const int64_t words = (p.solver_columns + 31) / 32;
   const int64_t shared_bytes = static_cast<int64_t>(sizeof(WarpRows)) + words * 4;
@@ -60,7 +60,7 @@ void start(const char* op, int device, CudaAssignmentParams p, const Tensor& lik
 void launch_assignment(const char* op, int device, const AssignmentParams& params, const Tensor& like,
                        bool starts_early) {
   const CudaAssignmentParams p = cuda_params(op, params);
-  // In SciPy's order and float64, which no training step needs, one kernel reads costs of either type.
+  // SciPy's order and float64 are not used in training, so one kernel reads costs of either type.
   if (p.as_scipy) return start<double, SciPySolver>(op, device, p, like, starts_early);
   if (p.cost_float64) return start<double, LowestSolver>(op, device, p, like, starts_early);
   if (is_small(p)) return start_small(op, device, p, starts_early);

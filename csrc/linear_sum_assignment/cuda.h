@@ -1,4 +1,4 @@
-// The launch of the assignment kernel, for every op that needs assignments.
+// The launch of the assignment kernel, for every op that computes assignments.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -8,7 +8,7 @@
 namespace dino_kernels {
 
 // Fills the results that `params` points to. `like` is any tensor on the device. `starts_early`: may start
-// while the kernel before it on the stream runs, which writes the costs.
+// while the previous kernel on the stream, which writes the costs, still runs.
 void launch_assignment(const char* op, int device, const AssignmentParams& params,
                        const torch::stable::Tensor& like, bool starts_early);
 

@@ -1,7 +1,8 @@
-// One block a problem, from its costs to all results.
+// One block per problem, from its costs to all results.
 //
-// Traffic: the costs once, coalesced where the larger side is dense, and again from the caches what paths
-// touch. The solver's state is in registers and shared memory, or for thousands of rows in global memory.
+// Traffic: the costs once, coalesced if the larger side is dense, and the parts visited by paths again from
+// the caches. The solver's state is in registers and shared memory, or for thousands of rows in global
+// memory.
 #pragma once
 
 #include "../common/dependent_launch.cuh"
@@ -11,7 +12,7 @@
 
 namespace dino_kernels {
 
-// Rows that belong to no problem count to the first and the last one.
+// Rows that belong to no problem are assigned to the first and the last one.
 __device__ __forceinline__ void clear_results(const CudaAssignmentParams& p,
                                               const AssignmentProblem& problem) {
   const int64_t begin = problem.number == 0 ? 0 : problem.first_row;
@@ -25,7 +26,7 @@ __device__ __forceinline__ void clear_results(const CudaAssignmentParams& p,
   for (int64_t column = threadIdx.x; column < p.C; column += blockDim.x) duals[column] = 0;
 }
 
-// The sum of the assigned costs in the order of the given rows. By one warp.
+// The sum of the assigned costs in the order of the input rows. By one warp.
 template <class T>
 __device__ double sum_assigned(const Matrix<T>& given, const int64_t* columns) {
   double sum = 0;
@@ -40,7 +41,7 @@ __device__ double sum_assigned(const Matrix<T>& given, const int64_t* columns) {
   return (given.maximize ? -sum : sum) + 0.0;  // no -0
 }
 
-// Where a problem's results go; rows and columns are those of the solver's matrix.
+// Destination of a problem's results; rows and columns are those of the solver's matrix.
 class AssignmentResults {
  public:
   __device__ AssignmentResults(const CudaAssignmentParams& p, const AssignmentProblem& problem,
@@ -74,7 +75,7 @@ __device__ __forceinline__ int32_t completeness(const AssignmentProblem& problem
   return matched == min(problem.rows, problem.columns) ? 0 : kIncomplete;
 }
 
-// T: of the costs, or double for either.
+// T: type of the costs, or double for either.
 template <class T, template <class> class Solver>
 __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 4 ? 2 : 1)
     assignment_kernel(const __grid_constant__ CudaAssignmentParams p) {
@@ -120,7 +121,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 4 ? 2 : 1)
 }
 
 // For problems of at most kWarpRows rows or columns, in float32: each warp reads a row, then one warp solves
-// without a barrier, and the others have ended.
+// without a barrier, and the others exit.
 __global__ void __launch_bounds__(kWarpRows * 32)
     small_assignment_kernel(const __grid_constant__ CudaAssignmentParams p) {
   DINO_DYNAMIC_SHARED(memory);
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(kWarpRows * 32)
   if (!p.objective) return;
   if (lane < used) results.row_dual(solver.index, solver.u);
   if (lane < solver.slots) results.column_dual(solver.slot_column, solver.slot_v);
-  __syncwarp();  // the shuffles before met too, but do not order memory
+  __syncwarp();  // the shuffles before synchronised too, but do not order memory
   const double sum = sum_assigned(given, results.columns());
   if (lane == 0) p.objective[blockIdx.x] = sum;
 }

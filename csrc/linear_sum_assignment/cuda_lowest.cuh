@@ -1,7 +1,7 @@
-// The lowest of many numbers, and of equal ones the one with the lowest index: over a warp, over a block.
+// The lowest of many numbers, and of equal ones the one with the lowest index: over a warp or a block.
 //
-// Numbers are compared as integers of the same order, which three instructions of a whole warp can reduce
-// where shuffles would take fifteen. They must not be NaN; -0 counts as 0.
+// Numbers are compared as integers of the same order, which three warp-wide instructions can reduce; shuffles
+// would take fifteen. They must not be NaN; -0 counts as 0.
 #pragma once
 
 #include <cstring>
@@ -17,20 +17,20 @@ constexpr int kMaxWarps = 16;
 template <class T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
-// Which of the numbers that were seen; nothing yet.
+// Index of the lowest number so far; initially none.
 template <class T>
 struct Lowest {
   T value = kInfinity<T>;
   uint32_t index = kNoIndex;
 
-  // In ascending order of indices.
+  // Adds a number; indices must ascend.
   __device__ __forceinline__ void see(T other, uint32_t at) {
     if (other < value) {
       value = other;
       index = at;
     }
   }
-  // In any order.
+  // Adds a number; indices in any order.
   __device__ __forceinline__ void see_any(T other, uint32_t at) {
     if (other < value || (other == value && at < index)) {
       value = other;
@@ -79,7 +79,7 @@ __device__ __forceinline__ Lowest<double> lowest_of_warp(const Lowest<double>& o
   return {from_order(lowest), __reduce_min_sync(kWholeWarp, order == lowest ? own.index : kNoIndex)};
 }
 
-// Which lane has the lowest number, and of those with equal ones the first.
+// The lane with the lowest number, the first of equals.
 __device__ __forceinline__ int lowest_lane(double own) {
   const uint64_t order = to_order(own);
   const uint32_t high = static_cast<uint32_t>(order >> 32), low = static_cast<uint32_t>(order);
@@ -93,8 +93,8 @@ __device__ __forceinline__ int lowest_lane(double own) {
   return __ffs(static_cast<int>(lanes)) - 1;
 }
 
-// Over a block, with one barrier. Two sets of parts alternate: whoever writes a set has passed the barrier
-// that all reach only after they have read it.
+// Over a block, with one barrier. Two sets of parts alternate: a thread that writes a set has passed the
+// barrier that all threads reach only after reading it.
 class BlockLowest {
  public:
   struct Shared {

@@ -9,7 +9,7 @@
 
 namespace dino_kernels {
 
-// What the threads of a block share besides a solver's state.
+// Memory shared by the threads of a block, besides a solver's state.
 struct AssignmentShared {
   BlockLowest::Shared lowest;
   struct {
@@ -21,7 +21,7 @@ struct AssignmentShared {
   int32_t slots;
 };
 
-// Costs as a solver sees them: what is not finite is forbidden, and infinite. T is double for costs of either
+// Costs as the solvers read them: not finite is forbidden, hence infinite. T is double for costs of either
 // type, or float.
 template <class T>
 struct Matrix {
@@ -32,8 +32,8 @@ struct Matrix {
   bool maximize;
   bool is_transposed;
 
-  // The cost in a column and so many further; NaN and either infinity included. kStride: of columns, where it
-  // is known.
+  // The cost in a column plus an offset, as stored: NaN and infinities included. kStride: stride of columns,
+  // if known at compile time.
   template <int kStride = 0>
   __device__ __forceinline__ T given(int32_t row, int32_t column, int32_t further = 0) const {
     const int64_t stride = kStride ? kStride : column_stride;
@@ -55,7 +55,7 @@ struct Matrix {
   }
 };
 
-// Which problem is a block's.
+// The problem of a block.
 struct AssignmentProblem {
   int64_t group, number;  // in its group
   int64_t first_row;
@@ -103,12 +103,12 @@ __device__ __forceinline__ AssignmentProblem assignment_of_block(const CudaAssig
   return problem;
 }
 
-// Of a lane, in flight at the same time.
+// Loads per lane in flight at the same time.
 template <class T>
 constexpr int kLoads = sizeof(T) == 4 ? 8 : 4;
 
-// What a lane finds in its columns of a row, every 32nd one. kDense: dense rows have code of their own, of
-// half as many instructions, which the kernel for many rows has no registers for.
+// Scans a lane's columns of a row, every 32nd one. kDense: dense rows have separate code with half as many
+// instructions, for which the kernel for many rows has too few registers.
 template <class T, bool kDense>
 class RowScan {
  public:
@@ -126,7 +126,7 @@ class RowScan {
   }
 
  private:
-  // kStride: of columns, or 0 where it is not known.
+  // kStride: stride of columns, or 0 if not known.
   template <int kStride>
   __device__ __forceinline__ void scan(const Matrix<T>& matrix, int row) {
     constexpr int kCount = kLoads<T>, kRound = 32 * kCount;
@@ -163,12 +163,12 @@ class RowScan {
   }
 };
 
-// The rows that have an allowed column, in ascending order. There are never more than either side is long.
+// The rows with an allowed column, in ascending order. There are at most as many as the shorter side is long.
 struct SolverRows {
   int32_t* index;         // in the matrix
   double* u;              // dual
-  double* cheapest_cost;  // of a column without a partner, when it was looked for
-  uint32_t* cheapest;     // which; the lowest of equals
+  double* cheapest_cost;  // of the cheapest unmatched column, when last searched
+  uint32_t* cheapest;     // that column; the lowest of equals
 
   __device__ __host__ SolverRows(Carver& carver, int64_t rows)
       : index(carver.take<int32_t>(rows)),
@@ -176,8 +176,8 @@ struct SolverRows {
         cheapest_cost(carver.take<double>(rows)),
         cheapest(carver.take<uint32_t>(rows)) {}
 
-  // Fills index, cheapest_cost and cheapest, with a warp a row; returns how many rows there are, and the most
-  // allowed columns that one of them has. Ends with a barrier.
+  // Fills index, cheapest_cost and cheapest, one warp per row; returns the number of rows, and the largest
+  // number of allowed columns in a row. Ends with a barrier.
   template <class T>
   __device__ int2 fill(const Matrix<T>& matrix, AssignmentShared& shared) const {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
@@ -214,8 +214,8 @@ struct SolverRows {
   }
 };
 
-// How many columns have an allowed row, where `index` has the `used` rows that have an allowed column. By all
-// threads.
+// The number of columns with an allowed row, among the `used` rows in `index` that have an allowed column. By
+// all threads.
 template <class T>
 __device__ int count_columns(const Matrix<T>& matrix, const int32_t* index, int used) {
   int count = 0;
@@ -230,15 +230,15 @@ __device__ int count_columns(const Matrix<T>& matrix, const int32_t* index, int 
   return count;
 }
 
-// Turns `matrix` so that rows are the smaller side, and fills the rows, whose places are `index`, by `fill`;
-// returns how many there are. Of the smaller side every row wants a partner; where infinities leave too few
-// for that, it is the other side that counts as smaller.
+// Transposes `matrix` so that rows are the smaller side, and fills the rows, whose numbers are in `index`, by
+// `fill`; returns how many there are. Every row of the smaller side needs a partner; if infinities leave too
+// few, the other side counts as the smaller one.
 template <class T, class Fill>
 __device__ __forceinline__ int orient(Matrix<T>& matrix, const int32_t* index, Fill fill) {
   if (matrix.columns < matrix.rows) matrix = matrix.transposed();
   for (bool turned = false;; turned = true) {
     const int2 found = fill(matrix);
-    // One row with as many allowed columns as there are rows, and nothing has to be counted.
+    // If one row has as many allowed columns as there are rows, counting is unnecessary.
     if (turned || found.y >= found.x || count_columns(matrix, index, found.x) >= found.x) return found.x;
     matrix = matrix.transposed();
   }

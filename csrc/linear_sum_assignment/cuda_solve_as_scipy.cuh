@@ -1,6 +1,6 @@
-// The assignment that `solve_as_scipy` of dino_kernels/ops/linear_sum_assignment/reference.py defines, by a
-// block: every row along a shortest path over all columns, three barriers a step. float64 in the reference's
-// order.
+// The assignment defined by `solve_as_scipy` of dino_kernels/ops/linear_sum_assignment/reference.py, computed
+// by a block: every row along a shortest path over all columns, three barriers per step. float64 in the
+// reference's order.
 #pragma once
 
 #include "cuda_problem.cuh"
@@ -21,7 +21,7 @@ class SciPySolver {
 
   const SolverRows rows;
 
-  // Returns how many rows have a partner. By all threads; ends with a barrier.
+  // Returns the number of matched rows. By all threads; ends with a barrier.
   __device__ int solve(const Matrix<T>& matrix, int used, AssignmentShared&, BlockLowest& lowest) {
     for (int i = threadIdx.x; i < used; i += blockDim.x) {
       rows.u[i] = 0;
@@ -45,13 +45,13 @@ class SciPySolver {
   }
 
  private:
-  int32_t* column_of_;  // of a row, -1 where it has none
+  int32_t* column_of_;  // of a row, -1 if none
   int32_t* row_of_;     // likewise
   double *v_, *distance_;
   int32_t* previous_;   // row from which a column is reached
-  int32_t* remaining_;  // first those that no path has reached yet, in SciPy's sequence; then those visited
+  int32_t* remaining_;  // first the unreached ones in SciPy's order, then the visited ones
 
-  // Returns whether the row got a partner. Every thread goes through the same steps.
+  // Returns whether the row was matched. All threads execute the same steps.
   __device__ bool augment(const Matrix<T>& matrix, int start, BlockLowest& lowest) const {
     const int thread = threadIdx.x, columns = matrix.columns;
     for (int column = thread; column < columns; column += blockDim.x) {
@@ -72,7 +72,7 @@ class SciPySolver {
           distance_[column] = reach;
           previous_[column] = row;
         }
-        // Of equals the last unmatched column, or where all are matched the first.
+        // Of equals the last unmatched column, or the first if all are matched.
         const uint32_t last = columns - 1 - position, first = uint32_t(columns) + position;
         nearest.see_any(distance_[column], row_of_[column] < 0 ? last : first);
       }
@@ -108,7 +108,7 @@ class SciPySolver {
     return true;
   }
 
-  // Each row on the path takes the column that it was left by. By one thread.
+  // Each row on the path takes its predecessor column. By one thread.
   __device__ void add_path(int start, int column, int columns) const {
     for (int step = 0; step < columns; ++step) {
       const int row = previous_[column], next = column_of_[row];

@@ -1,9 +1,9 @@
-// The assignment that `solve_lowest` of dino_kernels/ops/linear_sum_assignment/reference.py defines, by a
-// block.
+// The assignment defined by `solve_lowest` of dino_kernels/ops/linear_sum_assignment/reference.py, computed
+// by a block.
 //
-// Where all rows have different cheapest columns, that is the assignment. Every other row is added along a
-// shortest path, each step of which takes one or two barriers: threads share the matched columns, and the
-// columns of a row that must look for its cheapest unmatched one again. Sums are float64, in the reference's
+// If all rows have different cheapest columns, that is the assignment. Every other row is added along a
+// shortest path; each of its steps takes one or two barriers. Threads share the matched columns, and the
+// columns of a row whose cheapest unmatched one must be searched again. Sums are float64, in the reference's
 // order.
 #pragma once
 
@@ -27,7 +27,7 @@ class LowestSolver {
 
   const SolverRows rows;
 
-  // Returns how many rows have a partner. By all threads; ends with a barrier.
+  // Returns the number of matched rows. By all threads; ends with a barrier.
   __device__ int solve(const Matrix<T>& matrix, int used, AssignmentShared& shared, BlockLowest& lowest) {
     const int thread = threadIdx.x;
     for (int i = thread; i < used; i += blockDim.x) rows.u[i] = rows.cheapest_cost[i];
@@ -54,17 +54,17 @@ class LowestSolver {
 
  private:
   // Slots are matched columns, in the order in which they were matched.
-  int32_t* slot_of_;  // of a row, -1 where it has none
+  int32_t* slot_of_;  // of a row, -1 if none
   uint32_t* slot_column_;
   int32_t* slot_row_;  // its partner
   double* slot_v_;     // dual; that of an unmatched column is 0
-  double* distance_;   // of a slot on the present search
+  double* distance_;   // of a slot in the current search
   int32_t* previous_;  // row from which a slot is reached
   bool* done_;
   bool* matched_;  // columns
   int slots_ = 0;
 
-  // The first row to ask for its cheapest column gets it. By one warp.
+  // The first row to claim its cheapest column gets it. By one warp.
   __device__ void match_cheapest(int used, AssignmentShared& shared) const {
     const int lane = threadIdx.x;
     int slots = 0;
@@ -97,7 +97,7 @@ class LowestSolver {
     return lowest({static_cast<double>(own.value), own.index});
   }
 
-  // Every thread goes through the same steps with the same numbers; a slot belongs to one thread.
+  // All threads execute the same steps with the same numbers; each slot belongs to one thread.
   __device__ void augment(const Matrix<T>& matrix, int start, BlockLowest& lowest) {
     const int thread = threadIdx.x;
     for (int slot = thread; slot < slots_; slot += blockDim.x) {
@@ -153,7 +153,7 @@ class LowestSolver {
     __syncthreads();
   }
 
-  // Each row on the path takes the column that it was left by. By one thread.
+  // Each row on the path takes its predecessor column. By one thread.
   __device__ void add_path(int start, int row, uint32_t sink) const {
     slot_column_[slots_] = sink;
     slot_v_[slots_] = 0;

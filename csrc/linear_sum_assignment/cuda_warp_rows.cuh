@@ -1,8 +1,8 @@
-// At most 32 rows: read by as many warps, one each, and then used by one warp, which looks for a row's
-// cheapest unmatched column again and again.
+// At most 32 rows: read by as many warps, one each, then used by one warp, which repeatedly searches for a
+// row's cheapest unmatched column.
 //
-// Columns are dealt to lanes: column c to lane c % 32. Of each row and lane the cheapest column is kept. When
-// it has been matched, only that lane's columns are looked at again: by the lane, or by all lanes together.
+// Columns are dealt to lanes: column c to lane c % 32. The cheapest column of each row and lane is kept. When
+// it is matched, only that lane's columns are searched again: by the lane, or by all lanes together.
 #pragma once
 
 #include "cuda_problem.cuh"
@@ -14,17 +14,17 @@ constexpr int64_t kWarpColumns = int64_t{1} << 18;  // a bit of shared memory ea
 
 struct WarpRows {
   int32_t finite[2][32];     // allowed columns of the warps' rows
-  int32_t index[kWarpRows];  // in the matrix, of the rows that have an allowed column, in ascending order
+  int32_t index[kWarpRows];  // in the matrix, of the rows with an allowed column, ascending
   float cheapest_cost[kWarpRows];
-  uint32_t cheapest[kWarpRows];  // which; the lowest of equals
+  uint32_t cheapest[kWarpRows];  // that column; the lowest of equals
   int32_t row_of_slot[kWarpRows];
   float lane_cost[kWarpRows][32];  // likewise of a lane's columns
   uint32_t lane_cheapest[kWarpRows][32];
 
-  // A bit a column, behind this.
+  // One bit per column follows this struct.
   __device__ __forceinline__ uint32_t* matched() { return reinterpret_cast<uint32_t*>(this + 1); }
 
-  // Whether a column has a partner. By one warp, as all that follows.
+  // Whether a column is matched. By one warp, as everything below.
   __device__ __forceinline__ bool is_matched(uint32_t column) {
     return matched()[column / 32] >> column % 32 & 1;
   }
@@ -32,9 +32,9 @@ struct WarpRows {
     atomicOr(&matched()[column / 32], 1u << column % 32);
   }
 
-  // Fills the rows, with a warp a row, by all threads, and clears `matched`. Returns how many rows there are,
-  // and the most allowed columns that one of them has; sets `invalid` where a cost is NaN or -inf. Ends with
-  // a barrier.
+  // Fills the rows, one warp per row, by all threads, and clears `matched`. Returns the number of rows and
+  // the largest number of allowed columns in a row; sets `invalid` if a cost is NaN or -inf. Ends with a
+  // barrier.
   __device__ int2 fill(const Matrix<float>& matrix, bool& invalid) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     for (int word = threadIdx.x; word < (matrix.columns + 31) / 32; word += blockDim.x) matched()[word] = 0;
@@ -67,7 +67,7 @@ struct WarpRows {
     return {used, most};
   }
 
-  // The cheapest column without a partner of row `i`, which is row `at` of the matrix.
+  // The cheapest unmatched column of row `i`, which is row `at` of the matrix.
   __device__ Lowest<float> look_again(const Matrix<float>& matrix, int i, int at) {
     const int lane = threadIdx.x;
     Lowest<float> own{lane_cost[i][lane], lane_cheapest[i][lane]};
@@ -88,7 +88,7 @@ struct WarpRows {
   }
 
  private:
-  // Up to so many lanes' columns are looked at by all lanes, one lane's after the other.
+  // Up to this many lanes' columns are searched by all lanes together, one lane's after the other.
   static constexpr int kLanesTogether = 8;
 
   __device__ Lowest<float> scan_lane(const Matrix<float>& matrix, int at) {

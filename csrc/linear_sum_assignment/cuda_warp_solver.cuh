@@ -1,5 +1,5 @@
-// The assignment of LowestSolver for at most 32 rows, by one warp without a barrier of the block: a lane is a
-// row, and also a slot, with its state in registers.
+// The assignment of LowestSolver for at most 32 rows, by one warp without a block barrier: a lane is a row
+// and also a slot, with its state in registers.
 #pragma once
 
 #include "cuda_warp_rows.cuh"
@@ -8,7 +8,7 @@ namespace dino_kernels {
 
 class WarpSolver {
  public:
-  // Of `used` rows. By one warp, whose lanes have the same arguments.
+  // Solves for `used` rows. By one warp, whose lanes have the same arguments.
   __device__ WarpSolver(const Matrix<float>& matrix, WarpRows& rows, int used)
       : matrix_(matrix), rows_(rows), lane_(static_cast<int>(threadIdx.x)), used_(used) {
     if (lane_ < used) {
@@ -42,12 +42,12 @@ class WarpSolver {
   WarpRows& rows_;
   const int lane_, used_;
   int slot_of_ = -1;        // of the row
-  Lowest<float> cheapest_;  // of the row, when it was looked for, a column without a partner
+  Lowest<float> cheapest_;  // cheapest unmatched column of the row, when last searched
   int partner_ = 0;         // row of the slot
   int previous_ = 0;        // row from which the slot is reached
-  double distance_ = 0;     // of the slot on the present search
+  double distance_ = 0;     // of the slot in the current search
 
-  // The first row to ask for its cheapest column gets it.
+  // The first row to claim its cheapest column gets it.
   __device__ void match_cheapest() {
     const uint32_t column = lane_ < used_ ? cheapest_.index : kNoIndex;
     const bool asks_first = __ffs(static_cast<int>(__match_any_sync(kWholeWarp, column))) - 1 == lane_;
@@ -63,7 +63,7 @@ class WarpSolver {
     slot_column = __shfl_sync(kWholeWarp, column, partner_);
   }
 
-  // Every lane goes through the same steps with the same numbers.
+  // All lanes execute the same steps with the same numbers.
   __device__ void augment(int start) {
     distance_ = kInfinity<double>;
     unsigned open = __ballot_sync(kWholeWarp, lane_ < slots);
@@ -103,7 +103,7 @@ class WarpSolver {
     add_path(start, before_sink, best.index);
   }
 
-  // A row's cheapest column without a partner.
+  // A row's cheapest unmatched column.
   __device__ Lowest<float> cheapest_unmatched(int row, int at) {
     Lowest<float> exit{__shfl_sync(kWholeWarp, cheapest_.value, row),
                        __shfl_sync(kWholeWarp, cheapest_.index, row)};
@@ -113,14 +113,14 @@ class WarpSolver {
     return exit;
   }
 
-  // Each row on the path takes the column that it was left by.
+  // Each row on the path takes its predecessor column.
   __device__ void add_path(int start, int row, uint32_t sink) {
     if (lane_ == slots) {
       slot_column = sink;
       slot_v = 0;
       rows_.match(sink);
     }
-    __syncwarp();  // the shuffles that follow meet too, but do not order memory
+    __syncwarp();  // the shuffles below synchronise too, but do not order memory
     int slot = slots++;
     for (int step = 0; step <= slots; ++step) {
       const int left = __shfl_sync(kWholeWarp, slot_of_, row);

@@ -1,7 +1,7 @@
-// Everything an assignment kernel needs to know about one call. Strides are in elements.
+// All parameters of one assignment call. Strides are in elements.
 //
-// G matrices of R rows and C columns. With offsets the rows of each are those of B problems, one after the
-// other; without, each matrix is one problem, and B = 1.
+// G matrices of R rows and C columns. With offsets, the rows of each matrix belong to B consecutive problems;
+// without, each matrix is one problem, and B = 1.
 #pragma once
 
 #include <cstdint>
@@ -16,12 +16,12 @@ struct AssignmentParams {
   int64_t group_stride, row_stride, column_stride;
   const int64_t* offsets;  // [B + 1] first row of each problem, or null
   const int64_t* sizes;    // [G, 2] rows and columns in use, or null; not with offsets
-  const int32_t* notes;    // [G, B, notes_per_problem] bits to join to the status, or null
+  const int32_t* notes;    // [G, B, notes_per_problem] bits to add to the status, or null
   int64_t notes_per_problem;
   bool maximize;
-  bool as_scipy;  // whose assignment it is that is returned among those of equal cost
+  bool as_scipy;  // return SciPy's assignment among those of equal cost
 
-  int64_t* columns;      // [G, R], -1 where none
+  int64_t* columns;      // [G, R] -1 if none
   int32_t* status;       // [G, B]
   double* objective;     // [G, B], or null
   double* row_duals;     // [G, R], or null

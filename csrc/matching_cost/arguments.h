@@ -1,4 +1,4 @@
-// From tensors to parameters: the checks and the entry point that the CPU and the CUDA library share.
+// From tensors to parameters: checks and entry point, shared by the CPU and the CUDA library.
 //
 // A `Call` is one library's half: its params and sources, where its tensors must be, and how it runs.
 #pragma once
@@ -16,7 +16,7 @@
 
 namespace dino_kernels {
 
-// Predictions, targets and formula as the native ops take them.
+// Predictions, targets and formula as passed to the native ops.
 struct CostArguments {
   const std::vector<Tensor>& logits;          // each [G_i, B, Q_i, C]
   const std::vector<Tensor>& boxes;           // each [G_i, B, Q_i, 4], or empty

@@ -9,7 +9,7 @@
 namespace dino_kernels {
 namespace {
 
-// Below this many pairs of targets and queries a thread's start costs more than it saves.
+// Below this many pairs of targets and queries, starting a thread costs more than it saves.
 constexpr int64_t kPairsOfThread = 16384;
 
 struct CpuCostCall {
@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor> CpuCostCall::run_cost(const Tensor& labels) const {
              const int32_t found = problems.run(set, image, task % tiles, from, p.Q, scratch);
              if (found) __atomic_fetch_or(bits + problem, found, __ATOMIC_RELAXED);
            });
-  // Targets of no image: unused capacity.
+  // Targets that belong to no image: unused capacity.
   const int64_t first = p.B > 0 ? p.offsets[0] : 0, last = p.B > 0 ? p.offsets[p.B] : 0;
   for (int64_t set = 0; set < p.G; ++set) {
     float* rows = costs + set * p.N * p.Q;

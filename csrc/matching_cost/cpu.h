@@ -1,4 +1,4 @@
-// The CPU kernel of the matching cost, compiled once per instruction set, and what it works on.
+// The CPU kernel of the matching cost, compiled once per instruction set, and its parameters.
 #pragma once
 
 #include "../common/cpu_capability.h"
@@ -10,7 +10,7 @@ namespace dino_kernels {
 struct CostTarget {
   float cx, cy, w, h;
   float x0, y0, x1, y1, area;
-  int32_t class_row;  // place of its label among its image's; -1: it cannot be matched
+  int32_t class_row;  // index of its label among its image's; -1: cannot be matched
 };
 
 struct CostImage {
@@ -28,7 +28,7 @@ struct CostTile {
   int64_t image_index;  // in the batch
   const CostImage* image;
   int64_t first_query, queries;
-  int64_t padding;     // columns after these queries that no query has
+  int64_t padding;     // columns after these queries, without a query
   const float* extra;  // [T, Q] of the problem, or null
   int64_t extra_row_stride;
   float* cost;  // [T, Q] of the problem

@@ -1,5 +1,5 @@
-// The class cost of a vector of queries with the labels of their image: one query a lane. Of the logits, a
-// focal cost reads those labels' only.
+// The class cost of a vector of queries with the labels of their image: one query per lane. A focal cost
+// reads only the logits of those labels.
 #pragma once
 
 #include <type_traits>
@@ -13,7 +13,7 @@ namespace dino_kernels::DINO_CPU_VARIANT {
 using Floats = Vector<float>;
 constexpr int kQueries = kLanes<float>;
 
-// Numbers that lie `stride` apart, as float32; lanes past `count` of them repeat the last.
+// Numbers `stride` apart, as float32; lanes after the first `count` repeat the last one.
 template <class T>
 DINO_INLINE Floats load_strided(const T* from, int64_t stride, int64_t count) {
 #if defined(__AVX512F__)
@@ -40,7 +40,7 @@ DINO_INLINE Floats load_strided(const T* from, int64_t stride, int64_t count) {
   return widen(staged);
 }
 
-// Focal loss of the class as positive minus as negative; see `focal_cost` in reference.py.
+// Focal loss of the class as a positive minus as a negative; see `focal_cost` in reference.py.
 template <bool kSquares, bool kEps>
 struct FocalCost {
   float gamma, eps, positive_weight, negative_weight;
@@ -58,8 +58,8 @@ struct FocalCost {
     return exponent > 0.0f ? 1.0f / bounded : bounded;
   }
 
-  // From logits to costs. Of probability and opposite, one is the larger and one the smaller: which is which
-  // matters only in the end.
+  // From logits to costs. Of the probability and its complement, one is larger and one smaller; which is
+  // which matters only at the end.
   template <int kCount>
   DINO_INLINE void operator()(Floats (&x)[kCount]) const {
     Floats odds[kCount], sum[kCount], larger[kCount], smaller[kCount], logs[2 * kCount];
@@ -72,7 +72,7 @@ struct FocalCost {
     if constexpr (!kSquares || !kEps) {
       DINO_EACH minus_log_larger[k] = sum[k];
       logarithm(minus_log_larger);
-      DINO_EACH minus_log_larger[k] += odds[k] - (sum[k] - 1.0f);  // what was lost in 1 + odds
+      DINO_EACH minus_log_larger[k] += odds[k] - (sum[k] - 1.0f);  // rounding error of 1 + odds
       DINO_EACH minus_log_smaller[k] = minus_log_larger[k] + absolute<float>(x[k]);
     }
     if constexpr (kEps) {

@@ -1,16 +1,16 @@
-// One instruction set's kernel of the matching cost: a tile of queries of one set and image against all its
-// targets.
+// The kernel of the matching cost for one instruction set: a tile of queries of one set and image against all
+// its targets.
 //
-// Queries are the vector dimension. A tile's boxes lie in scratch memory as planes, beside a row of class
-// costs for each label of the image, and stay in the nearest cache while the targets pass. Each logit and
-// each cost is moved once.
+// Queries are the vector dimension. A tile's boxes are planes in scratch memory, next to a row of class costs
+// for each label of the image, and stay in the first-level cache while the targets pass. Each logit and each
+// cost is moved once.
 #include "../common/scratch.h"
 #include "cpu.h"
 #include "cpu_class.h"
 
 namespace dino_kernels::DINO_CPU_VARIANT {
 
-// Planes of a tile lie one after the other, so that one pointer reaches them all.
+// Planes of a tile are contiguous, so that one pointer reaches them all.
 enum Plane { kCx, kCy, kW, kH, kX0, kY0, kX1, kY1, kArea, kForbidden, kLargest, kSum, kClassCost };
 
 struct CostPlanes {
@@ -19,9 +19,9 @@ struct CostPlanes {
 
   CostPlanes(Scratch scratch, int64_t labels)
       : first(scratch.take<float>((kClassCost + labels) * kCostTile)), bytes(scratch.used) {}
-  // Of kClassCost there is one for each label.
+  // There is one kClassCost plane per label.
   float* operator[](int64_t plane) const { return first + plane * kCostTile; }
-  // A mask: the query is matched with no target.
+  // A mask: the query cannot be matched.
   int32_t* forbidden() const { return reinterpret_cast<int32_t*>((*this)[kForbidden]); }
 };
 
@@ -54,12 +54,12 @@ struct ClassCosts {
   }
 
  private:
-  // Vectors of queries; a tile's planes have room for the last ones whole.
+  // Number of vectors of queries; a tile's planes have room for whole vectors.
   static constexpr int kTogether = 4;
   static_assert(kCostTile % (kTogether * kQueries) == 0);
 
-  // A vector of queries passes all labels at once, since their logits are near each other. Apart from what is
-  // then computed of them: reads between writes to many places would wait for these (README.md).
+  // A vector of queries processes all labels at once, because their logits are close together. The costs are
+  // computed from them separately: reads would wait for interleaved writes to many places (README.md).
   void gather_logits() const {
     const int64_t stride = tile.source->logits_row_stride, queries = tile.queries;
     const int64_t num_labels = tile.image->num_labels;
@@ -108,7 +108,7 @@ struct ClassCosts {
     }
   }
 
-  // What gather_logits() will read of the next tile: nobody else could know.
+  // Prefetches the logits that gather_logits() reads of the next tile; hardware cannot predict them.
   DINO_INLINE void prefetch(int64_t q, int64_t label) const {
     const int64_t stride = tile.source->logits_row_stride;
     if (tile.first_query + q + kCostTile + kQueries > tile.source->Q) return;
@@ -117,7 +117,7 @@ struct ClassCosts {
     for (int i = 0; i < kQueries; ++i) __builtin_prefetch(next + i * stride);
   }
 
-  // Queries with a number that is not finite; `first` of a tile.
+  // Marks queries with a number that is not finite; `first` is the first of the tile.
   static DINO_INLINE void forbid(int32_t* forbidden, Floats number, bool first) {
     const auto before = first ? Vector<int32_t>{} : load<Vector<int32_t>>(forbidden);
     store(forbidden, before | ~is_finite<float>(number));
@@ -145,8 +145,8 @@ static void fill_boxes(const CostTile& tile, const CostPlanes& planes) {
   }
 }
 
-// L1 and generalised IoU of a target with a vector of queries, weighted and added to the class cost. A value,
-// all of whose numbers fit into registers.
+// L1 and generalised IoU of a target with a vector of queries, weighted and added to the class cost. Held by
+// value, so that all its numbers fit into registers.
 struct PairCosts {
   const float* planes;
   const float* class_cost;

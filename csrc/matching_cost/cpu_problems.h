@@ -1,4 +1,4 @@
-// The G * B problems of a batch as the CPU kernel wants them: what all sets share is made once a call.
+// The G * B problems of a batch in the CPU kernel's form: data shared by all sets is computed once per call.
 #pragma once
 
 #include <vector>
@@ -9,7 +9,7 @@ namespace dino_kernels {
 
 class CostProblems {
  public:
-  // `op` is named in errors.
+  // `op` is the name for errors.
   CostProblems(const char* op, const MatchingCostParams& p);
 
   const MatchingCostParams& p;
@@ -18,8 +18,8 @@ class CostProblems {
 
   int64_t scratch_bytes() const;
 
-  // Computes columns [kCostTile * tile, kCostTile * (tile + 1)) of one problem's cost [T, Q], all that there
-  // are, and returns bits of its status.
+  // Computes the existing columns of [kCostTile * tile, kCostTile * (tile + 1)) of one problem's cost [T, Q],
+  // and returns bits of its status.
   int32_t run(int64_t set, int64_t image, int64_t tile, float* cost, int64_t row_stride, void* scratch) const;
   int64_t tiles() const;  // of a problem, at least one
 

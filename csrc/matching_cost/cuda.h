@@ -1,4 +1,4 @@
-// The launch of the cost kernel, for every op that needs costs.
+// The launch of the cost kernel, for every op that computes costs.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

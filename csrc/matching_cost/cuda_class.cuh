@@ -5,7 +5,7 @@
 
 namespace dino_kernels {
 
-// Loads of a thread that are in flight at the same time.
+// Loads per thread in flight at the same time.
 constexpr int kCostLoads = 4;
 
 template <class T>
@@ -19,7 +19,7 @@ __device__ __forceinline__ void load_logits(const unsigned char* const (&row)[kC
   for (int i = 0; i < kCostLoads; ++i) numbers[i] = static_cast<float>(widen(loaded[i]));
 }
 
-// The logit of each row's label. The type is a branch of the whole grid: that costs an instruction a load,
+// The logit of each row's label. The whole grid branches on the type: this costs one instruction per load,
 // and saves three of four kernels.
 __device__ __forceinline__ void load_logits(DType dtype, const unsigned char* const (&row)[kCostLoads],
                                             const uint32_t (&label)[kCostLoads],
@@ -51,7 +51,7 @@ __device__ __forceinline__ void for_logits(DType dtype, const unsigned char* fro
   }
 }
 
-// A warp a query.
+// One warp per query.
 inline __device__ void sum_softmax_rows(const CudaCostParams& p, CostShared& shared,
                                         const CostProblem& problem) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -80,7 +80,7 @@ inline __device__ void sum_softmax_rows(const CudaCostParams& p, CostShared& sha
   }
 }
 
-// Class costs of the tile's queries with the chunk's labels: `cost(logit, query)` of each pair. A logit that
+// Class costs of the tile's queries with the chunk's labels: `cost(logit, query)` for each pair. A logit that
 // is not finite forbids its query.
 template <class Cost>
 __device__ __forceinline__ void compute_class_costs(const CudaCostParams& p, CostShared& shared,
@@ -95,7 +95,7 @@ __device__ __forceinline__ void compute_class_costs(const CudaCostParams& p, Cos
     bool finite = true;
 #pragma unroll
     for (int i = 0; i < kCostLoads; ++i) {
-      const int pair = min(first + i * kTile, pairs - 1);  // beyond the last pair, that pair again
+      const int pair = min(first + i * kTile, pairs - 1);  // after the last pair, that pair again
       query[i] = divided_by_distinct(pair, per_distinct);
       class_row[i] = pair - query[i] * distinct;
       label[i] = shared.label[class_row[i]];
@@ -116,7 +116,7 @@ __device__ __forceinline__ void compute_class_costs(const CudaCostParams& p, Cos
   }
 }
 
-// The same by the call's formula; of a softmax it is a probability that must be finite.
+// The same by the call's formula; for a softmax, the probability must be finite.
 inline __device__ void compute_class_costs(const CudaCostParams& p, CostShared& shared,
                                            const CostProblem& problem) {
   if (p.formula.softmax) {

@@ -1,10 +1,10 @@
-// The cost of an image's targets with a tile of one set's queries: that is a block. A thread owns a query.
+// A block computes the cost of an image's targets with a tile of one set's queries. A thread owns a query.
 //
 // Targets come in chunks of one per lane. First all threads together compute the class cost of the tile with
 // each distinct label of the chunk, lanes along labels, so that a row of logits is read once and by
-// neighbours; then each thread adds its box's part for every target, and a warp writes 128 bytes of a row of
-// the cost at a time. Traffic: of the logits only the sectors with a needed label (softmax: all, twice, the
-// second time from the cache); the boxes and the cost once. float32 throughout.
+// neighbours. Then each thread adds the box part for every target, and a warp writes 128 bytes of a row of
+// the cost at a time. Traffic: only the logit sectors with a needed label (softmax: all, twice, the second
+// time from the cache); the boxes and the cost once. float32 throughout.
 #pragma once
 
 #include "../common/dependent_launch.cuh"
@@ -12,7 +12,7 @@
 
 namespace dino_kernels {
 
-// Where one query's costs with consecutive targets are.
+// Location of one query's costs with consecutive targets.
 struct CostColumn {
   float* cost;
   const float* extra;  // or null
@@ -23,7 +23,7 @@ struct CostColumn {
         extra(p.extra_cost ? p.extra_cost + set * p.extra_set_stride + target * p.Q + query : nullptr),
         stride(p.Q) {}
 
-  // Of `count` targets.
+  // For `count` targets.
   __device__ __forceinline__ void forbid(int64_t count) {
 #pragma unroll 1
     for (; count > 0; --count) {
@@ -33,7 +33,7 @@ struct CostColumn {
   }
 };
 
-// What a thread's query costs with each target of the chunk.
+// The costs of a thread's query with each target of the chunk.
 template <bool kBoxes, bool kExtra>
 __device__ __forceinline__ void write_costs(const CudaCostParams& p, const CostShared& shared, const Box& box,
                                             int count, CostColumn column) {
@@ -56,12 +56,12 @@ __device__ __forceinline__ void write_costs(const CudaCostParams& p, const CostS
   }
 }
 
-// Rows of capacity that no image uses; the images' blocks share them.
+// Rows of unused capacity, divided among the blocks of the images.
 __device__ __forceinline__ void fill_unused(const CudaCostParams& p, const CostProblem& problem) {
   const int64_t images = max(p.B, int64_t{1}), query = problem.first_query + threadIdx.x;
   const int64_t first = p.offsets[0], used = p.offsets[p.B] - first;
   if (query >= p.Q) return;
-  // Rare: not worth the code of an unrolled loop, and its 64-bit division.
+  // Rare, so not worth the code of an unrolled loop and its 64-bit division.
 #pragma unroll 1
   for (int64_t i = problem.image; i < p.N - used; i += images) {
     CostColumn(p, problem.set, i < first ? i : i + used, query).forbid(1);
@@ -71,7 +71,7 @@ __device__ __forceinline__ void fill_unused(const CudaCostParams& p, const CostP
 __global__ void __launch_bounds__(kTile) matching_cost_kernel(const __grid_constant__ CudaCostParams p) {
   DINO_DYNAMIC_SHARED(memory);
   CostShared& shared = *reinterpret_cast<CostShared*>(memory);
-  let_next_kernel_start();  // all blocks of this one have a place before any of the next
+  let_next_kernel_start();  // all blocks of this kernel are resident before any of the next
   const CostProblem problem = problem_of_block(p);
   const int thread = static_cast<int>(threadIdx.x);
   check_offsets(p, problem);
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kTile) matching_cost_kernel(const __grid_const
     __syncthreads();
   }
 
-  // A query may turn out to be forbidden by the last label only, so that its costs are taken back here.
+  // The last label may be the one that forbids a query, so its costs are reset here.
   const bool forbidden = has_query && some_valid && (!box_finite || shared.forbidden[thread]);
   if (forbidden || (!has_query && problem.first_query + thread < p.Q)) {
     CostColumn column(p, problem.set, problem.begin, problem.first_query + thread);

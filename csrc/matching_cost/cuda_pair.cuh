@@ -12,7 +12,7 @@ namespace dino_kernels {
 
 constexpr float kInfinite = std::numeric_limits<float>::infinity();
 
-// A box as (cx, cy, w, h) and as corners; L1 needs the one, GIoU the other.
+// A box as (cx, cy, w, h) for L1 and as corners for GIoU.
 struct Box {
   float cx, cy, width, height;
   float left, top, right, bottom;
@@ -26,18 +26,17 @@ __device__ __forceinline__ Box make_box(const float (&cxcywh)[4]) {
   return box;
 }
 
-// Not inlined: exponents other than 2 are rare.
+// Not inlined, because exponents other than 2 are rare.
 inline __device__ __attribute__((noinline)) float general_power(float x, float exponent) {
   return powf(x, exponent);
 }
 
-// The weighted focal cost of a logit x. e^-|x| cannot overflow, and of sigmoid(x) and sigmoid(-x) neither is
-// 1 minus the other, which would lose the small one.
+// The weighted focal cost of a logit x. e^-|x| cannot overflow, and neither sigmoid(x) nor sigmoid(-x) is
+// computed as 1 minus the other, which would lose the small one.
 //
-// Logarithms are approximate near 1, with an absolute error: that of the term beside which the other is
-// large.
+// Only the logarithm near 1 is approximate, with an absolute error: its term is small beside the other one.
 //
-// kSquare: for gamma = 2 and an eps that is a normal number, as nearly all formulas have it.
+// kSquare: for gamma = 2 and an eps that is a normal number, as in nearly all formulas.
 template <bool kSquare>
 class FocalCost {
  public:
@@ -50,7 +49,7 @@ class FocalCost {
         eps_(formula.class_eps),
         positive_(formula.class_weight * formula.alpha),
         negative_(formula.class_weight * (1.0f - formula.alpha)) {
-    if (kSquare || eps_ > 0) {  // the logarithms are those to base 2 of numbers below 1
+    if (kSquare || eps_ > 0) {  // to base 2, of numbers below 1
       positive_ *= -kLn2;
       negative_ *= -kLn2;
     }
@@ -60,7 +59,7 @@ class FocalCost {
     const float e = expf(-fabsf(logit)), sum = 1.0f + e;
     const float guess = reciprocal(sum), larger = fmaf(guess, fmaf(-sum, guess, 1.0f), guess);
     const float smaller = e * larger;
-    // Of larger = max(p, 1 - p) and smaller: which one is p decides the weights only.
+    // For larger = max(p, 1 - p) and smaller = min; which one is p affects the weights only.
     float of_larger, of_smaller;
     if (kSquare || eps_ > 0) {
       of_larger = log2_of(at_least_smallest(larger + eps_));
@@ -91,12 +90,12 @@ __device__ __forceinline__ float l1_distance(const Box& a, const Box& b) {
   return fabsf(a.cx - b.cx) + fabsf(a.cy - b.cy) + fabsf(a.width - b.width) + fabsf(a.height - b.height);
 }
 
-// Not inlined: only boxes of extreme sizes call it.
+// Not inlined, because only boxes of extreme sizes need it.
 inline __device__ __attribute__((noinline)) float difference_of_ratios(float a, float b, float c, float d) {
   return a / b - c / d;
 }
 
-// `b` is a valid box, so that the hull has no negative side.
+// `b` is a valid box, so the hull has no negative side.
 __device__ __forceinline__ float generalized_iou(const Box& a, const Box& b, float eps) {
   const float intersection = fmaxf(fminf(a.right, b.right) - fmaxf(a.left, b.left), 0.0f) *
                              fmaxf(fminf(a.bottom, b.bottom) - fmaxf(a.top, b.top), 0.0f);
@@ -104,7 +103,7 @@ __device__ __forceinline__ float generalized_iou(const Box& a, const Box& b, flo
       (fmaxf(a.right, b.right) - fminf(a.left, b.left)) * (fmaxf(a.bottom, b.bottom) - fminf(a.top, b.top));
   const float join = a.area + b.area - intersection, rest = hull - join;
   const float per_join = reciprocal(join + eps), per_hull = reciprocal(hull + eps);
-  // Neither is 0, infinite or NaN: both divisors are within the range of `reciprocal`.
+  // Neither is 0, infinite or NaN: both divisors are in the range of `reciprocal`.
   const float both = per_join * per_hull;
   if (both > 0 && both < kInfinite) return fmaf(-rest, per_hull, intersection * per_join);
   return difference_of_ratios(intersection, join + eps, rest, hull + eps);

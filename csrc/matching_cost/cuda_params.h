@@ -1,5 +1,5 @@
-// What the CUDA kernel knows besides MatchingCostParams. Passed by value: no copy to the device precedes the
-// launch.
+// Parameters of the CUDA kernel besides MatchingCostParams. Passed by value: no copy to the device precedes
+// the launch.
 #pragma once
 
 #include "params.h"

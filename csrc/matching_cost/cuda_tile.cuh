@@ -1,4 +1,4 @@
-// What a block of the cost kernel works on: some queries of one problem, and its targets, a chunk at a time.
+// The data of a block of the cost kernel: some queries of one problem, and its targets, a chunk at a time.
 #pragma once
 
 #include <cstdio>
@@ -16,13 +16,13 @@ constexpr int kChunk = 32;  // targets
 
 struct alignas(16) StagedTarget {
   Box box;
-  int32_t class_costs;  // where its label's begin in class_cost
+  int32_t class_costs;  // first cost of its label in class_cost
   int32_t valid;
 };
 
 struct CostShared {
   StagedTarget target[kChunk];
-  uint32_t label[kChunk];  // the distinct ones
+  uint32_t label[kChunk];  // distinct labels
   int32_t distinct;
   uint32_t per_distinct;                     // see `divided_by_distinct`
   int32_t invalid;                           // some target is
@@ -31,8 +31,8 @@ struct CostShared {
   bool forbidden[kTile];
 };
 
-// pair / distinct, for a pair of a query with one of `distinct` labels, and per_distinct = 2^20 / distinct +
-// 1: that is too much by at most kTile * kChunk / 2^20 = 1/256, less than 1 / kChunk.
+// pair / distinct, for a pair of a query with one of `distinct` labels. per_distinct = 2^20 / distinct + 1 is
+// too large by at most kTile * kChunk / 2^20 = 1/256, less than 1 / kChunk.
 constexpr int kDivisionBits = 20;
 __device__ __forceinline__ int divided_by_distinct(int pair, uint32_t per_distinct) {
   return static_cast<int>(static_cast<uint32_t>(pair) * per_distinct >> kDivisionBits);
@@ -40,7 +40,7 @@ __device__ __forceinline__ int divided_by_distinct(int pair, uint32_t per_distin
 
 __device__ __forceinline__ bool is_finite(float x) { return fabsf(x) < kInfinite; }
 
-// One problem, as a block sees it.
+// One problem, for a block.
 struct CostProblem {
   int64_t set, image, first_query;
   int64_t begin, end;  // of its targets
@@ -110,7 +110,7 @@ __device__ __forceinline__ CostProblem problem_of_block(const CudaCostParams& p)
   return problem;
 }
 
-// By one warp, a target a lane.
+// By one warp, one target per lane.
 __device__ __forceinline__ void stage_targets(const CudaCostParams& p, CostShared& shared, int64_t first,
                                               int count) {
   const int lane = static_cast<int>(threadIdx.x);

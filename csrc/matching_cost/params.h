@@ -1,5 +1,4 @@
-// Everything a cost kernel needs to know about one call. Strides are in elements; the last dimension is
-// dense.
+// All parameters of one cost call. Strides are in elements; the last dimension is dense.
 //
 // G sets of predictions, B images, Q queries, C classes, N targets of all images, T targets of one image.
 #pragma once
@@ -43,7 +42,7 @@ struct MatchingCostParams {
   int64_t num_sources;
 
   const int64_t* labels;      // [N]
-  const float* target_boxes;  // [N, 4] (cx, cy, w, h), or null where boxes have no weight
+  const float* target_boxes;  // [N, 4] (cx, cy, w, h), or null if boxes have no weight
   const int64_t* offsets;     // [B + 1]: image b has the targets offsets[b] to offsets[b + 1]
   const float* extra_cost;    // [G or 1, N, Q], or null
   int64_t extra_set_stride;   // N * Q, or 0 where all sets share it

@@ -5,12 +5,12 @@
 
 namespace dino_kernels {
 
-// What matching_cost and hungarian_match have in common.
+// Arguments shared by matching_cost and hungarian_match.
 inline const std::string kCostSchema =
     "Tensor[] logits, Tensor[] boxes, Tensor labels, Tensor? target_boxes, Tensor offsets, "
     "Tensor? extra_cost, int max_targets, str class_cost, float[] formula";
 
-// Returns the cost [G, N, Q], and bits of the status: [G, B, n] int32, of which a problem's are to be joined.
+// Returns the cost [G, N, Q] and status bits [G, B, n] int32; the n entries of a problem must be combined.
 template <class Library>
 void define_matching_cost(Library& m) {
   m.def(("matching_cost(" + kCostSchema + ") -> (Tensor, Tensor)").c_str());

@@ -1,4 +1,4 @@
-// From tensors to parameters: the checks and the entry points that the CPU and the CUDA library share.
+// From tensors to parameters: checks and entry points, shared by the CPU and the CUDA library.
 //
 // A `Call` is one library's half: its Params, where its tensors must be, its level table, and how it runs.
 #pragma once
@@ -15,7 +15,7 @@
 
 namespace dino_kernels {
 
-// The feature levels as they come: exactly one of `shapes` and `sizes` is given.
+// The feature levels as passed: exactly one of `shapes` and `sizes` is given.
 struct LevelArguments {
   const std::optional<Tensor>& shapes;  // [L, 2] (H, W)
   const std::vector<int64_t>& sizes;    // [H0, W0, H1, W1, ...]
@@ -27,7 +27,7 @@ inline bool is_compute_dtype(ScalarType dtype, ScalarType value) {
   return dtype == (value == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
 }
 
-// [B, rows, ...], where the dimensions behind the rows have `length` numbers that follow one another.
+// [B, rows, ...]: the dimensions after the rows have `length` consecutive numbers.
 template <class Call>
 Rows rows_of(const Call& call, const char* name, const Tensor& tensor, int64_t rows, int64_t length) {
   check_place(call, name, tensor);
@@ -66,7 +66,7 @@ void set_value(Call& call, const Tensor& value) {
   p.value = {value.const_data_ptr(), value.stride(0), value.stride(1)};
 }
 
-// Checks one level against the S rows of value; every row that a kernel can read follows from this.
+// Checks one level against the S rows of value; this bounds every row that a kernel can read.
 template <class Call>
 void check_level(const Call& call, size_t level, int64_t height, int64_t width) {
   const int64_t S = call.params.S;
@@ -90,7 +90,7 @@ bool in_value_dtype(const Call& call, const char* name, const Tensor& tensor, co
   return true;
 }
 
-// What both ops and directions have.
+// Arguments shared by both ops and directions.
 template <class Call>
 void set_inputs(Call& call, const Tensor& value, const LevelArguments& levels, const Tensor& positions,
                 const Tensor& weights) {
@@ -134,7 +134,7 @@ void set_grad_output(Call& call, const Tensor& grad_output, const Tensor& value)
   p.grad_output = rows_of(call, "grad_output", grad_output, p.Q, p.M * p.D);
 }
 
-// A new gradient like `tensor`, or an empty one where it is not wanted.
+// A new gradient like `tensor`, or an empty one if it is not requested.
 inline Tensor gradient_of(const Tensor& tensor, bool wanted) {
   return wanted ? torch::stable::new_empty(tensor, tensor.sizes()) : torch::stable::new_empty(tensor, {0});
 }
@@ -154,7 +154,7 @@ Tensor ms_deform_attn_forward(const Tensor& value, const std::optional<Tensor>& 
   return call.run_forward(value);
 }
 
-// `sum_bound`: on CUDA, asks for sums that do not depend on their order; see cuda_grad_value.cuh.
+// `sum_bound`: on CUDA, requests sums that do not depend on their order; see cuda_grad_value.cuh.
 template <class Call>
 std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     const Tensor& grad_output, const Tensor& value, const std::optional<Tensor>& spatial_shapes,
@@ -210,7 +210,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fused_ms_deform_attn_backward(
 
 }  // namespace dino_kernels
 
-// Registers one library's entry points, in a STABLE_TORCH_LIBRARY_IMPL block.
+// Registers one library's entry points, inside a STABLE_TORCH_LIBRARY_IMPL block.
 #define DINO_IMPLEMENT_MS_DEFORM_ATTN(m, Call)                                                          \
   m.impl("ms_deform_attn_forward", TORCH_BOX(&dino_kernels::ms_deform_attn_forward<Call>));             \
   m.impl("ms_deform_attn_backward", TORCH_BOX(&dino_kernels::ms_deform_attn_backward<Call>));           \

@@ -1,7 +1,7 @@
 // Geometry of one bilinear sample, shared by every native kernel.
 //
-// Templates over the number type: a CUDA thread passes float, the CPU kernel passes vectors that hold one
-// sample a lane. Comparisons of vectors give lane masks, which `?:`, `&` and `|` take as well.
+// Templates over the number type: a CUDA thread passes float, the CPU kernel passes vectors with one sample
+// per lane. Comparisons of vectors give lane masks, which `?:`, `&` and `|` accept as well.
 #pragma once
 
 #include "../common/number.h"
@@ -22,8 +22,8 @@ struct Corners {
 
 // A point at (x, y), in pixels, pixel centres at integers, of a level of width x height.
 //
-// A point beyond -1, at the size or beyond, or at NaN has no valid corner: it is moved to (-2, -2) before
-// any conversion to an integer, so that infinities and NaN are no hazard.
+// A point below -1, at or beyond the size, or at NaN has no valid corner. It is moved to (-2, -2) before any
+// conversion to an integer, so that infinities and NaN are harmless.
 template <class Real>
 DINO_HOST_DEVICE Corners<Real> bilinear_corners(Real x, Real y, typename Number<Real>::Int width,
                                                 typename Number<Real>::Int height) {
@@ -40,7 +40,7 @@ DINO_HOST_DEVICE Corners<Real> bilinear_corners(Real x, Real y, typename Number<
   corners.fraction_y = y - Number<Real>::from(y0);
   const Real right = corners.fraction_x, left = Element(1) - right;
   const Real below = corners.fraction_y, above = Element(1) - below;
-  // Only the sides that `inside` leaves open: -2 <= x0 < width.
+  // Checks only the sides that `inside` leaves open: -2 <= x0 < width.
   const auto left_valid = x0 >= 0;
   const auto right_valid = (x0 >= -1) & (x0 + 1 < width);
   const auto above_valid = y0 >= 0;

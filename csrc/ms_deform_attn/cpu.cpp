@@ -10,7 +10,7 @@
 namespace dino_kernels {
 namespace {
 
-// The widest vectors that divide a head's channels: a partial vector costs more than a narrower one.
+// The widest vectors that divide the channels of a head: a partial vector costs more than a narrower one.
 const CpuKernels& kernels_for(int64_t channels, int64_t compute_bytes) {
   constexpr const CpuKernels* kVariants[] = DINO_CPU_VARIANTS(ms_deform_attn);
   const int64_t widest = widest_variant();
@@ -20,7 +20,7 @@ const CpuKernels& kernels_for(int64_t channels, int64_t compute_bytes) {
   return *kVariants[widest];
 }
 
-// One call's parameters, and what they point to.
+// One call's parameters and the data they point to.
 struct CpuCall {
   static constexpr const char* kHere = "the CPU";
   static bool is_here(const Tensor& tensor) { return tensor.is_cpu(); }
@@ -100,7 +100,7 @@ const CpuKernels& kernels_for(const CpuParams& p) {
   return kernels_for(p.D, p.dtype == DType::float64 ? 8 : 4);
 }
 
-// Queries per task at least: below this the threads' start costs more than the work.
+// Minimum number of queries per task: below it, starting a thread costs more than the work.
 int64_t query_grain(const CpuParams& p) {
   constexpr int64_t kCornerChannels = 32768;
   return std::max<int64_t>(1, kCornerChannels / std::max<int64_t>(1, p.M * p.K * p.D));
@@ -115,8 +115,8 @@ Tensor CpuCall::run_forward(const Tensor& value) {
   return output;
 }
 
-// A task is a head, or a level of one where there are fewer (image, head) pairs than threads. In place, a
-// thread takes its heads together, whose rows are neighbours.
+// A task is a head, or one level of a head if there are fewer (image, head) pairs than threads. When summing
+// in place, a thread takes its heads together, because their rows are neighbours.
 void CpuCall::set_value_tasks() {
   CpuParams& p = params;
   const int64_t threads = torch::stable::get_num_threads(), heads = p.B * p.M;
@@ -132,8 +132,8 @@ void CpuCall::set_value_tasks() {
   p.number_of_groups = static_cast<int64_t>(groups.size());
 }
 
-// Where there are few samples for each row, as in a decoder, filling sums of their own and copying them costs
-// more than adding them up; then they are made in grad_value, which has to begin at zero.
+// With few samples per row, as in a decoder, zeroing separate sums and copying them costs more than the
+// additions; then the sums are made in grad_value, which must start at zero.
 Tensor CpuCall::gradient_of_value(const Tensor& value, bool wanted) {
   CpuParams& p = params;
   constexpr int64_t kFewCornersPerRow = 8;
@@ -145,8 +145,7 @@ Tensor CpuCall::gradient_of_value(const Tensor& value, bool wanted) {
   return gradient;
 }
 
-// Sums are made in the order of the queries, whatever the number of threads: there is no other mode to ask
-// for.
+// Sums follow the order of the queries for any number of threads, so there is no separate deterministic mode.
 Tensor CpuCall::run_backward(const Tensor& value, bool value_wanted, const std::optional<Tensor>&) {
   CpuParams& p = params;
   const CpuKernels& kernels = kernels_for(p);

@@ -6,13 +6,13 @@
 
 namespace dino_kernels {
 
-// One kernel: it works on a range of tasks, alone in its scratch memory.
+// One kernel: it processes a range of tasks, with exclusive scratch memory.
 struct CpuKernel {
   int64_t (*scratch_bytes)(const CpuParams&);  // 64-byte aligned
   void (*run)(const CpuParams&, int64_t begin, int64_t end, void* scratch);
 };
 
-// One instruction set's kernels.
+// The kernels of one instruction set.
 struct CpuKernels {
   int64_t vector_bytes;
   CpuKernel forward;  // tasks: the B * Q queries

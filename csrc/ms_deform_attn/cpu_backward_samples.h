@@ -1,7 +1,7 @@
-// Backward, the samples' half: gradients of positions, weights and reference points.
+// Backward, samples: gradients of positions, weights and reference points.
 //
 // All of them follow from the dot products of each sample's four rows with the head's output gradient. Tables
-// are made one head ahead, as in the forward.
+// are built one head ahead, as in the forward.
 #pragma once
 
 #include "cpu_samples.h"
@@ -28,7 +28,7 @@ struct BackwardSamples {
         grad_attention(scratch.take<A>(source.levels.padded)),
         bytes(scratch.used) {}
 
-  // Queries [begin, end), counted through the batch.
+  // Queries [begin, end), counted across the batch.
   void run(int64_t begin, int64_t end) {
     const CpuParams& p = source.p;
     source.begin();
@@ -36,7 +36,7 @@ struct BackwardSamples {
     source.make_table(first, tables[0]);
     for (int64_t h = first; h < last; ++h) {
       SampleTable<A>& ahead = tables[(h + 1 - first) % 2];
-      // The frame must still be this head's query's when its gradients are scaled.
+      // The frame must still be that of this head's query when its gradients are scaled.
       const bool ahead_shares_frame = h + 1 < last && h % p.M + 1 < p.M;
       if (ahead_shares_frame) source.make_table(h + 1, ahead);
       head_gradients(tables[(h - first) % 2], h);
@@ -44,7 +44,7 @@ struct BackwardSamples {
     }
   }
 
-  // Dot products of one corner's rows of kWidth samples with the head's output gradient, one sample a lane.
+  // Dot products of one corner's rows of kWidth samples with the head's output gradient, one sample per lane.
   static DINO_INLINE V corner_dots(char* const* rows, int64_t D, const V* grad_head) {
     V parts[kWidth];
 #pragma GCC unroll 16
@@ -119,7 +119,7 @@ struct BackwardSamples {
     }
   }
 
-  // Chain rule. A sample outside has no gradient, not even 0 * NaN where its position is not finite.
+  // Chain rule. A sample outside has no gradient, not even 0 * NaN if its position is not finite.
   static DINO_INLINE V chain(V gradient, V factor) { return gradient == A(0) ? V{} : gradient * factor; }
 
   DINO_INLINE void add_reference_gradients(const SampleTable<A>& table, int64_t k, V grad_x, V grad_y,

@@ -1,8 +1,8 @@
-// Backward, value's half: each query's output gradient is added to the rows that its samples read.
+// Backward, value: adds each query's output gradient to the rows that its samples read.
 //
 // A task owns a slice of grad_value, (image, level group, head), and adds to it in the order of the queries:
-// no atomics, and the same bits with any number of threads. Tables are made one head ahead, over the sums'
-// rows.
+// no atomics, and the same bits for any number of threads. Tables are built one head ahead, over the rows of
+// the sums.
 #pragma once
 
 #include "cpu_samples.h"
@@ -20,7 +20,7 @@ struct BackwardValue {
   SampleTable<A> tables[2];
   V* any_grad_head;  // where kVectors is 0
   A* sums;           // [group rows, heads together, D rounded up] in the compute dtype, unless made in place
-  char* outside;     // takes what falls outside of the levels
+  char* outside;     // receives what falls outside the levels
   int64_t bytes;     // of scratch
 
   BackwardValue(const CpuParams& p, Scratch scratch)
@@ -45,7 +45,7 @@ struct BackwardValue {
     }
   }
 
-  // Needs rows of full vectors in the dtype of the sums.
+  // Requires rows of full vectors in the dtype of the sums.
   static bool in_place(const CpuParams& p) {
     return p.sums_in_place && kVectors > 0 && sizeof(T) == sizeof(A);
   }
@@ -66,7 +66,7 @@ struct BackwardValue {
     if (!in_place(p)) {
       for (int64_t i = 0; i < group.rows * row_bytes; i += sizeof(V)) store(rows + i, V{});
     }
-    // Rows count from the beginning of S.
+    // Rows are numbered from the beginning of S.
     const RowBase base{rows - group.first_row * row_bytes, row_bytes, outside,
                        p.value_mask ? p.value_mask + b * p.S : nullptr};
     const int64_t items = p.Q * heads;

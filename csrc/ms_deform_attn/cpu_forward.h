@@ -1,8 +1,8 @@
 // Forward: the weighted sum of a head's 4 K rows.
 //
-// One channel a lane. Tables are made one head ahead: the addresses of the next head's rows are then known
-// while this head's are summed, and an out-of-order processor fetches them early. (Prefetch instructions on
-// top of that cost more than they saved; see README.md of the op.)
+// One channel per lane. Tables are built one head ahead: the addresses of the next head's rows are then known
+// while this head's are summed, and an out-of-order processor fetches them early. (Additional prefetch
+// instructions cost more than they saved; see the op's README.md.)
 #pragma once
 
 #include "cpu_samples.h"
@@ -27,7 +27,7 @@ struct Forward {
         sum(scratch.take<V>(Row::vectors(p.D))),
         bytes(scratch.used) {}
 
-  // Queries [begin, end), counted through the batch.
+  // Queries [begin, end), counted across the batch.
   void run(int64_t begin, int64_t end) {
     const CpuParams& p = source.p;
     source.begin();

@@ -1,4 +1,4 @@
-// One instruction set's kernels of ms_deform_attn and fused_ms_deform_attn, for every dtype and number of
+// The kernels of ms_deform_attn and fused_ms_deform_attn for one instruction set, every dtype and number of
 // channels.
 #include "cpu.h"
 #include "cpu_backward_samples.h"

@@ -1,8 +1,8 @@
-// Where a head's K samples read and with which weight: the part that the forward and both halves of the
-// backward share. One sample a lane.
+// Where the K samples of a head read and with which weight: shared by the forward and both halves of the
+// backward. One sample per lane.
 //
-// Raw positions and weights become, by x = base + raw * scale, pixels: the classic op and the fused op with
-// 2 or 4 reference coordinates differ in base and scale alone, and in the softmax.
+// Raw positions and weights become pixels by x = base + raw * scale: the classic op and the fused op with 2
+// or 4 reference coordinates differ only in base and scale, and in the softmax.
 #pragma once
 
 #include "../common/channels.h"
@@ -13,8 +13,8 @@
 
 namespace dino_kernels::DINO_CPU_VARIANT {
 
-// What is the same for all queries: the level of each sample. Lanes past the last sample have an empty
-// level, so nothing that they hold is ever valid.
+// Constant over all queries: the level of each sample. Lanes after the last sample have an empty level, so
+// none of their corners is valid.
 template <class A>
 struct SampleLevels {
   int64_t padded;
@@ -87,7 +87,7 @@ struct RawSamples {
       : data(rows.data),
         as_value(as_value_),
         extent((p.B - 1) * rows.batch_stride + (p.Q - 1) * rows.row_stride + row_length) {}
-  // One vector from element i on. May read on into what follows in the tensor, never past its end.
+  // One vector from element i on. May read past the last sample into the tensor, but never past its end.
   DINO_INLINE Vector<A> load(int64_t i) const {
     const int64_t readable = extent - i;
     if (as_value) return lanes(static_cast<const T*>(data) + i, readable);
@@ -118,7 +118,7 @@ DINO_INLINE void store_raw(void* data, bool as_value, int64_t i, Vector<typename
   }
 }
 
-// Lane numbers from first on, to compare with a count.
+// Consecutive lane numbers starting at first, to compare with a count.
 template <class A>
 DINO_INLINE Vector<Integer<A>> lane_numbers(int64_t first) {
   Vector<Integer<A>> numbers;
@@ -150,7 +150,7 @@ DINO_INLINE void softmax(const RawSamples<T>& logits, int64_t i, int64_t count, 
   }
 }
 
-// 4 corner rows and their weights for each sample.
+// The 4 corner rows of each sample, and their weights.
 template <class A>
 struct SampleTable {
   int64_t padded;
@@ -170,8 +170,8 @@ struct SampleTable {
   }
 };
 
-// An array of rows to point into: corner rows out of the level, or masked, point to `empty` instead. It is
-// read as zeros (forward) or written and forgotten (backward), so no value elsewhere, not even NaN, leaks.
+// An array of rows to point into: corner rows outside the level, or masked, point to `empty` instead. It is
+// read as zeros (forward) or written and discarded (backward), so no value elsewhere, not even NaN, leaks.
 struct RowBase {
   char* first;
   int64_t row_bytes;
@@ -200,7 +200,7 @@ DINO_INLINE void mask_row_pointers(char** rows, Vector<Integer<A>> row, Vector<I
   }
 }
 
-// Lanes [i, i + lanes) of the table, from pixel positions and attention.
+// Fills lanes [i, i + lanes) of the table, from pixel positions and attention.
 template <class A>
 DINO_INLINE void set_corners(SampleTable<A>& table, const SampleLevels<A>& levels, int64_t i, Vector<A> x,
                              Vector<A> y, Vector<A> attention, const RowBase& base) {
@@ -219,7 +219,7 @@ DINO_INLINE void set_corners(SampleTable<A>& table, const SampleLevels<A>& level
   store(table.fraction_y + i, corners.fraction_y);
 }
 
-// Makes the tables of heads from the call's raw positions and weights.
+// Builds the tables of heads from the call's raw positions and weights.
 template <class T>
 struct Source {
   using A = typename Compute<T>::type;
@@ -252,7 +252,7 @@ struct Source {
            query % p.Q * p.grad_output.row_stride + h % p.M * p.D;
   }
 
-  // The table of head h = query * M + m, counting queries through the batch, over the rows of value.
+  // The table of head h = query * M + m, with queries counted across the batch, over the rows of value.
   DINO_INLINE void make_table(int64_t h, SampleTable<A>& table) {
     const int64_t m = h % p.M, b = h / p.M / p.Q;
     char* head = static_cast<char*>(const_cast<void*>(p.value.data)) +

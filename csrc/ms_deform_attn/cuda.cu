@@ -29,7 +29,7 @@ struct CudaCall {
   void set_access();
 };
 
-// A table on the device stays there: no copy, no wait.
+// A table on the device stays there: no copy, no synchronisation.
 const void* CudaCall::indices(const char* name, const std::optional<Tensor>& tensor, int64_t count,
                               bool& int64) const {
   if (!tensor) return nullptr;
@@ -66,7 +66,7 @@ void CudaCall::set_levels(const LevelArguments& given) {
   if (!given.shapes && !given.starts) check_rows(*this, rows);
 }
 
-// What the kernels may assume of addresses, once all tensors are known.
+// Facts about addresses that the kernels may rely on, once all tensors are known.
 template <class T>
 void CudaCall::set_access() {
   CudaParams& p = params;
@@ -89,7 +89,7 @@ Tensor CudaCall::run_forward(const Tensor& value) {
   return output;
 }
 
-// Each head's share: heads are in different blocks, and a sum over them afterwards is deterministic.
+// One share per head: heads are in different blocks, and a sum over them afterwards is deterministic.
 Tensor CudaCall::gradient_of_reference_points(const Tensor& reference_points, bool wanted) {
   const MSDeformAttnParams& p = params;
   return wanted ? torch::stable::new_empty(reference_points, {p.B, p.Q, p.M, p.L, p.reference_coordinates})
@@ -120,7 +120,7 @@ Tensor CudaCall::run_backward(const Tensor& value, bool value_wanted,
         sum_bound->numel() == 1 && is_compute_dtype(sum_bound->scalar_type(), value.scalar_type()), op,
         ": sum_bound must be one number of the compute dtype");
     p.bound = sum_bound->const_data_ptr();
-    // A query adds to a row K times at most, and with weights of a softmax no more than once its gradient.
+    // A query adds to a row at most K times, and with softmax weights at most once its gradient.
     const int64_t largest = p.reference_points ? p.Q : p.Q * p.K;
     while (int64_t{1} << p.sum_headroom < largest) ++p.sum_headroom;
   }

@@ -1,9 +1,9 @@
 // Backward: all gradients in one kernel, from the inputs alone.
 //
-// Of each sample the groups compute four dot products, of its rows with the head's output gradient; a
+// For each sample the groups compute four dot products of its rows with the head's output gradient. A
 // transposing reduction brings them to the lane that located the sample, which turns them into the gradients
-// of its position and weight. The softmax needs the sum of all of an item's weight gradients first: they wait
-// in shared memory, in float32. The gradient of value: cuda_grad_value.cuh.
+// of its position and weight. The softmax first needs the sum of all weight gradients of an item, so they are
+// kept in shared memory in float32. The gradient of value: cuda_grad_value.cuh.
 #pragma once
 
 #include "cuda_grad_value.cuh"
@@ -12,11 +12,11 @@ namespace dino_kernels {
 
 template <int kSplit>
 constexpr int kBackwardThreads = kSplit > 1 ? 128 : 256;
-// Blocks that a multiprocessor must have room for.
+// Minimum number of resident blocks per multiprocessor.
 template <int kSplit>
 constexpr int kBackwardBlocks = kSplit > 1 ? 5 : 2;
 
-// What the lanes keep of their samples until an item's last: [chunk][thread].
+// Per-sample state that the lanes keep until the last sample of an item: [chunk][thread].
 template <class A>
 struct Kept {
   A* attention = nullptr;
@@ -43,14 +43,14 @@ struct BackwardShared {
       : levels(carver, p), hits(carver.take<Hits<A>>(threads)), kept(carver, p, threads, chunks) {}
 };
 
-// Chain rule. A sample outside has no gradient, not even 0 * NaN where its position is not finite.
+// Chain rule. A sample outside has no gradient, not even 0 * NaN if its position is not finite.
 template <class A>
 __device__ __forceinline__ A chain(A gradient, A factor) {
   return gradient == A(0) ? A(0) : gradient * factor;
 }
 
 // parts[i][c]: this lane's share of corner c's dot product for the group's i-th sample. Each step halves the
-// samples a lane is in charge of, until it has the sums for its own. Recursive, so that every index is a
+// number of samples per lane, until each lane has the sums of its own. Recursive, so that every index is a
 // constant.
 template <int kHalf, int kGroup, class A>
 __device__ __forceinline__ void sum_and_transpose(A (&parts)[kGroup][4], int member) {
@@ -69,7 +69,7 @@ __device__ __forceinline__ void sum_and_transpose(A (&parts)[kGroup][4], int mem
   }
 }
 
-// One item's lanes at work. The template parameters are the kernel's.
+// The lanes of one item. The template parameters are the kernel's.
 template <class T, int V, int kGroup, int kSplit, bool kFused, bool kFixed>
 struct Backward {
   using A = typename Compute<T>::type;
@@ -82,7 +82,7 @@ struct Backward {
   const HeadRows<T> rows;  // of value, from this lane's first channel on
   Hits<A>& own;
   const bool wants_samples, wants_value;
-  // Of the output, where a group covers a row: of the channels that this lane reads, and of those it adds to.
+  // Output gradients, if a group covers a row: of the channels that this lane reads, and of those it adds to.
   A grad[V] = {}, grad_added[V] = {};
 
   __device__ Backward(const CudaParams& p_, const BackwardShared<A>& shared_)
@@ -102,8 +102,7 @@ struct Backward {
            item.q * p.grad_output.row_stride + item.m * p.D;
   }
 
-  // Shares of the dot products of one sample, over V of this lane's channels: those that lie `ahead` of its
-  // first.
+  // This lane's shares of the dot products of one sample, over V of its channels, `ahead` of its first one.
   __device__ __forceinline__ void dot(const Hits<A>& hits, int ahead, const A (&g)[V], A (&part)[4]) const {
     Packed<T, V> packed[4];
 #pragma unroll
@@ -129,7 +128,7 @@ struct Backward {
     }
   }
 
-  // The group walks over its samples; `dots` of this lane's own sample result.
+  // The group iterates over its samples and returns the `dots` of this lane's own sample.
   __device__ __forceinline__ void walk(int samples, A (&dots)[4]) const {
     const Hits<A>* walked = &own - lanes.member;
     const int steps = lanes.steps(samples);
@@ -174,7 +173,7 @@ struct Backward {
     }
   }
 
-  // Gradients of this lane's own sample k, from its dot products. Returns its share in the softmax's mean.
+  // Gradients of this lane's own sample k, from its dot products. Returns its share of the softmax's mean.
   __device__ __forceinline__ A finish_sample(const Sample<A>& sample, int k, const A (&d)[4],
                                              int kept) const {
     const Corners<A>& corners = sample.corners;
@@ -213,7 +212,7 @@ struct Backward {
     return sample.attention * sampled;
   }
 
-  // The softmax's gradient, once the mean over the item's samples is known.
+  // The softmax gradient, once the mean over the samples of the item is known.
   __device__ __forceinline__ void finish_logits(A mean) const {
     for (int bit = lanes.per_item() / 2; bit > 0; bit /= 2) mean += __shfl_xor_sync(kWholeWarp, mean, bit);
     int kept = threadIdx.x;
@@ -224,7 +223,7 @@ struct Backward {
     }
   }
 
-  // This head's share in the gradient of its query's reference points: [B, Q, M, L, coordinates].
+  // This head's share of the gradient of its query's reference points: [B, Q, M, L, coordinates].
   __device__ __forceinline__ void finish_reference_points() const {
     const int coordinates = static_cast<int>(p.reference_coordinates), per_item = lanes.per_item();
     const int lane = threadIdx.x % per_item, first_thread = threadIdx.x - lane;
@@ -235,7 +234,7 @@ struct Backward {
       for (int l = 0; l < level; ++l) first += shared.levels.level[l].points;
       A sum = 0;
       for (int k = first; k < first + shared.levels.level[level].points; ++k) {
-        const int in_chunk = k % per_item;  // own_sample() backwards
+        const int in_chunk = k % per_item;  // inverse of own_sample()
         const int thread = first_thread + in_chunk % kSplit * lanes.group + in_chunk / kSplit;
         sum +=
             shared.kept.grad_reference[coordinate * shared.kept.stride + k / per_item * blockDim.x + thread];
@@ -271,7 +270,7 @@ struct Backward {
   }
 };
 
-// kFixed: grad_value is perhaps summed in fixed point.
+// kFixed: grad_value may be summed in fixed point.
 template <class T, int V, int kGroup, int kSplit, bool kFused, bool kFixed>
 __global__ void __launch_bounds__(kBackwardThreads<kSplit>, kBackwardBlocks<kSplit>)
     backward_kernel(const __grid_constant__ CudaParams p) {

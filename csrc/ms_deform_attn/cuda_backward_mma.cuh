@@ -1,10 +1,10 @@
 // Backward with dot products on tensor cores, for rows of 32 channels in 16 bits.
 //
-// A product of 16 x 16 by 16 x 8 takes 8 rows, as 16 bytes a lane come from memory: of the four words of a
-// row that lane (g, t) reads, the first and third are in row g of A, the second and fourth in row g + 8. B
-// has the output gradients of the pair's items, in four columns each, and in them the channels of the first
-// and third words or of the others by turns. So a dot product is a sum of two numbers, and all lanes whose
-// item it is of have it: also the one that located the sample.
+// A product of 16 x 16 by 16 x 8 covers 8 rows, loaded as 16 bytes per lane: of the four words of a row that
+// lane (g, t) reads, the first and third are in row g of A, the second and fourth in row g + 8. B holds the
+// output gradients of the pair's items, in four columns each, which alternate between the channels of the
+// first and third words and those of the others. So a dot product is the sum of two numbers, available to all
+// lanes of the item, including the one that located the sample.
 #pragma once
 
 #include "cuda_backward.cuh"
@@ -12,11 +12,11 @@
 
 namespace dino_kernels {
 
-// Marks the weight of a corner that is not to be added. No arithmetic of a GPU returns this NaN.
+// Marks the weight of a corner that must not be added. GPU arithmetic never returns this NaN.
 constexpr uint32_t kNotToAdd = 0xffffffffu;
 
-// How grad_value is added up: row by row in global memory, in floating or in fixed point; or for a tile of
-// queries first.
+// How grad_value is summed: row by row in global memory, in floating or fixed point; or for a tile of queries
+// first.
 enum class ValueSums { scatter, fixed_point, tile };
 
 // Shared memory of a block.
@@ -62,7 +62,7 @@ struct BackwardPair {
     return reinterpret_cast<const T*>(row_address(grad_output, q, stride));
   }
 
-  // For the other lanes. `to_add`: the corners whose hits scatter() is to add, a bit each.
+  // Publishes the sample to the other lanes. `to_add`: the corners that scatter() must add, one bit each.
   __device__ __forceinline__ void leave(const PairSample& sample, uint32_t to_add) const {
     uint32_t weight[4];
 #pragma unroll
@@ -74,7 +74,7 @@ struct BackwardPair {
     weights[place] = make_uint4(weight[0], weight[1], weight[2], weight[3]);
   }
 
-  // The four dot products of this lane's sample. `samples`: of the chunk.
+  // The four dot products of this lane's sample. `samples`: number in the chunk.
   __device__ __forceinline__ void dot(const uint32_t (&column)[2], int samples, float (&dots)[4]) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -95,8 +95,8 @@ struct BackwardPair {
     }
   }
 
-  // Adds what an item's samples give to grad_value. A lane has one corner of every second sample, and 8
-  // channels.
+  // Adds the contributions of an item's samples to grad_value. A lane has one corner of every second sample,
+  // and 8 channels.
   __device__ __forceinline__ void scatter(int item, uint32_t q, int samples) const {
     constexpr int kLanes = 4, kChannels = 32;
     const int lane = threadIdx.x % 32;
@@ -119,7 +119,7 @@ struct BackwardPair {
     return static_cast<char*>(first) + number * bytes;
   }
 
-  // The gradients of a chunk's sample. Returns its weight's.
+  // The gradients of a chunk's sample. Returns the gradient of its weight.
   __device__ __forceinline__ float finish(const PairSample& sample, const float (&d)[4], int chunk,
                                           bool exists, char* grad_positions) const {
     const float upper_slope = d[1] - d[0], lower_slope = d[3] - d[2];
@@ -150,8 +150,8 @@ struct BackwardPair {
     return upper + sample.fraction_y * (lower - upper);
   }
 
-  // This head's share in the gradient of the items' reference points, [B, Q, M, L, coordinates], by the
-  // pair's lanes.
+  // This head's share of the gradient of the items' reference points, [B, Q, M, L, coordinates], by the lanes
+  // of the pair.
   __device__ __forceinline__ void finish_reference_points(const Levels& levels, int first) const {
     const int coordinates = static_cast<int>(p.reference_coordinates), L = static_cast<int>(p.L);
     __syncwarp();

@@ -1,4 +1,4 @@
-// What cuda.cu asks of the kernels, which are compiled once per dtype of value.
+// The interface between cuda.cu and the kernels, which are compiled once per dtype of value.
 #pragma once
 
 #include "../common/launch.h"

@@ -1,7 +1,7 @@
-// Forward. A block has one head of one image and consecutive queries; on a pixel grid a tile of 8 x 8 of
-// them.
+// Forward. A block handles one head of one image and consecutive queries; on a pixel grid, a tile of 8 x 8
+// queries.
 //
-// Traffic: value's rows are gathered 16 bytes a lane, mostly from the first-level cache; positions and
+// Traffic: rows of value are gathered 16 bytes per lane, mostly from the first-level cache; positions and
 // weights are read once, output is written once. Positions, weights and sums are float32 (float64 for
 // float64).
 #pragma once
@@ -10,7 +10,7 @@
 
 namespace dino_kernels {
 
-// Room for 1024 threads in a multiprocessor: 64 registers each.
+// Room for 1024 threads per multiprocessor: 64 registers each.
 template <int kSplit>
 constexpr int kForwardThreads = kSplit > 1 ? 128 : 256;
 
@@ -22,8 +22,7 @@ struct ForwardShared {
       : levels(carver, p), hits(carver.take<Hits<A>>(threads)) {}
 };
 
-// sums += the four corners of one sample. kAll: all are to be read, which spares the zeros for those that are
-// not.
+// sums += the four corners of one sample. kAll: all corners must be read, which saves zeroing the others.
 template <bool kAll, class T, int V, class A>
 __device__ __forceinline__ void add_sample(const HeadRows<T>& rows, const Hits<A>& hits, A (&sums)[V]) {
   Packed<T, V> packed[4];
@@ -41,8 +40,8 @@ __device__ __forceinline__ void add_sample(const HeadRows<T>& rows, const Hits<A
   }
 }
 
-// Sums over the groups of an item. Each step halves the channels that a lane is in charge of, so that it ends
-// with channel `part` in sums[0]. Recursive, so that every index is a constant.
+// Sums over the groups of an item. Each step halves the number of channels per lane, ending with channel
+// `part` in sums[0]. Recursive, so that every index is a constant.
 template <int kHalf, int kGroup, int V, class A>
 __device__ __forceinline__ void sum_over_groups(A (&sums)[V], int part) {
   if constexpr (kHalf > 0) {
@@ -57,9 +56,9 @@ __device__ __forceinline__ void sum_over_groups(A (&sums)[V], int part) {
   }
 }
 
-// One item's lanes at work. T: value's type. V: channels of a lane. kGroup: lanes of a row, 0 for any number.
-// kSplit: groups of an item; more than one makes calls short that are too small to fill the device. `own`:
-// this lane's place among those of its warp.
+// The lanes of one item. T: value's type. V: channels of a lane. kGroup: lanes of a row, 0 for any number.
+// kSplit: groups of an item; more than one shortens calls that are too small to fill the device. `own`: this
+// lane's place among those of its warp.
 template <class T, int V, int kGroup, int kSplit, bool kFused>
 __device__ __forceinline__ void sum_rows(const CudaParams& p, const Levels& levels, const Item& item,
                                          Hits<typename Compute<T>::type>& own) {
@@ -69,7 +68,7 @@ __device__ __forceinline__ void sum_rows(const CudaParams& p, const Levels& leve
   const Hits<A>* walked = &own - lanes.member;
   const int K = static_cast<int>(p.K), D = static_cast<int>(p.D);
 
-  // One round where a group covers a whole row, as it does up to 32 lanes.
+  // One round, if a group covers a whole row; true up to 32 lanes.
   for (int begin = 0; begin < D; begin += lanes.group * V) {
     const int channel = begin + lanes.member * V;
     const bool has_channels = kGroup || channel < D;

@@ -1,15 +1,15 @@
 // Forward on tensor cores, for rows of 32 channels in 16 bits.
 //
-// A product of 16 x 16 by 16 x 8 takes 8 corners of each item of a pair: k counts (corner, one of two
-// neighbouring channels), so that rows go into A as they come from memory. Rows of A are pairs of channels; B
-// has a weight's high and low part in a column for the even and one for the odd channels of each item:
+// A product of 16 x 16 by 16 x 8 covers 8 corners of each item of a pair: k counts (corner, one of two
+// neighbouring channels), so that rows enter A as loaded from memory. Rows of A are pairs of channels; B has
+// the high and low part of a weight in a column for the even and one for the odd channels of each item:
 //
 //   column of B   4 e      4 e + 1   4 e + 2   4 e + 3     of item e
 //   k even        high     low       0         0
 //   k odd         0        0         high      low
 //
 // A lane has the even or the odd ones of four channels, and its neighbour the others. Corners outside read
-// another one's row with weight zero. An infinity there, or times a low part of zero, gives NaN: where a
+// another corner's row with weight zero. An infinity there, or times a low part of zero, gives NaN: if a
 // result is not finite, the warp computes its items again as the other kernels do.
 #pragma once
 
@@ -25,7 +25,7 @@ struct ForwardPairs {
       : levels(carver, p), places(carver.take<int4>(kPairThreads / 32 * 2 * kPairPlaces)) {}
 };
 
-// The plain way, for the items of a warp.
+// The general algorithm, for the items of a warp.
 template <class T, bool kFused>
 DINO_NEVER_INLINE __device__ void sum_rows_again(const CudaParams& p, const Levels& levels, void* places) {
   static_assert(sizeof(Hits<float>) * 32 <= sizeof(int4) * 2 * kPairPlaces);
@@ -63,7 +63,7 @@ struct ForwardPair {
     weights[place] = make_uint4(word[0][0], word[0][1], word[1][0], word[1][1]);
   }
 
-  // sums += the products of four samples an item. sums[i]: of channels 16 i and on of the lane's row.
+  // sums += the products of four samples per item. sums[i]: channels from 16 i on of the lane's row.
   __device__ __forceinline__ void add(const HeadRows<T>& value, int first_sample, float (&sums)[2][4]) const {
     const int place = pair_place(lane.g / 4, first_sample + lane.t);
     const int4 row = rows[place];
@@ -72,7 +72,7 @@ struct ForwardPair {
     add_two(value, row.z, row.w, word.z, word.w, sums);
   }
 
-  // 8 bytes a load, so that the operands of a product are in neighbouring registers as they come.
+  // 8 bytes per load, so that the operands of a product arrive in neighbouring registers.
   __device__ __forceinline__ void add_two(const HeadRows<T>& value, int32_t row_a, int32_t row_b,
                                           uint32_t word_a, uint32_t word_b, float (&sums)[2][4]) const {
     const uint2* const a = reinterpret_cast<const uint2*>(value.row(row_a));
@@ -88,7 +88,7 @@ struct ForwardPair {
   // Returns whether all sums are finite. `to`: the row of item g / 4.
   __device__ __forceinline__ bool store(const float (&sums)[2][4], bool exists, T* to) const {
     constexpr float kScale = 1 / SplitWeight<T>::kScale;
-    // sums[i] has channels 16 i + 4 (g % 4) and on: the even or the odd two of four.
+    // sums[i] has channels from 16 i + 4 (g % 4) on: the even or the odd two of four.
     float own[2][2], zero = 0;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kPairThreads, 3) forward_mma_kernel(const __gr
       const bool readable = source.locate(raw[chunk], chunk, first + pair.lane.item < source.alive, sample);
       pair.leave(sample);
       __syncwarp();
-      // The next pair's numbers are on their way while this one's rows are.
+      // Loads the next pair's numbers while this one's rows are in flight.
       if (chunk == kChunks - 1 && first + 2 < kWarpItems) {
         source.load(source.query_of(first + 2 + pair.lane.item), raw);
       }

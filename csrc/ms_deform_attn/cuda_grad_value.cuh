@@ -1,8 +1,9 @@
-// The gradient of value: four rows of every sample gain weight * grad_output. The rows are added one by one
-// in global memory: in floating point, as vectors; or in fixed point, where sums are the same in any order,
-// hence deterministic. cuda_tile_sums.cuh adds up what a tile of queries gives to the same rows first.
+// The gradient of value: four rows per sample gain weight * grad_output. The rows are added one by one in
+// global memory: in floating point, as vectors; or in fixed point, where sums are independent of their order,
+// hence deterministic. cuda_tile_sums.cuh first combines the contributions of a tile of queries to the same
+// rows.
 //
-// Sums are float32 or wider; `finish_kernel` turns them into value's dtype where that differs.
+// Sums are float32 or wider; `finish_kernel` converts them to value's dtype if it differs.
 #pragma once
 
 #include "../common/atomics.cuh"
@@ -10,7 +11,7 @@
 
 namespace dino_kernels {
 
-// Where a row's sums are, and how to add to them. kFixed: perhaps in fixed point.
+// Where the sums of a row are, and how to add to them. kFixed: possibly in fixed point.
 template <class A, bool kFixed>
 struct Sums {
   static constexpr int kIntegers = sizeof(A) / 4;  // of one sum in fixed point
@@ -22,7 +23,7 @@ struct Sums {
   char* first;         // of row 0 of the head, from that channel on
   A scale, fine_scale;
 
-  // `together`: how many neighbouring numbers a lane adds at once in floating point.
+  // `together`: the number of neighbouring numbers that a lane adds at once in floating point.
   __device__ Sums(const CudaParams& p, int64_t b, int64_t m, int member, int together)
       : fixed(kFixed && p.bound != nullptr),
         bytes(fixed ? kIntegers * 8 : sizeof(A)),
@@ -33,10 +34,10 @@ struct Sums {
   }
 
   // No sum exceeds 2^(ilogb(bound) + 1 + headroom); its integer stays below 2^61. A bound that is not finite
-  // makes every number that is added NaN.
+  // makes every added number NaN.
   __device__ void set_scale(const CudaParams& p) {
     const A bound = *static_cast<const A*>(p.bound);
-    // Finer than the smallest normal number there is nothing to resolve.
+    // Nothing finer than the smallest normal number needs to be resolved.
     const int finest = sizeof(A) == 4 ? 126 : 1022;
     scale = bound == A(0)           ? A(1)
             : bound - bound == A(0) ? ldexp(A(1), min(finest, 60 - ilogb(bound) - p.sum_headroom))
@@ -44,10 +45,10 @@ struct Sums {
     fine_scale = ldexp(A(1), 62 - p.sum_headroom);
   }
 
-  // Channels come in portions of V * `group`, where a lane of a group adds to V of them: not those it reads,
-  // but so that the lanes together fill sectors of 32 bytes with each instruction. Calls each(i, channel, n):
-  // n numbers from i on, 4 or 1, are of the channels from member_channel + `channel` on, counted from the
-  // portion's first.
+  // Channels come in portions of V * `group`. A lane of a group adds to V of them: not to those it reads, but
+  // such that the lanes together fill sectors of 32 bytes with each instruction. Calls each(i, channel, n): n
+  // numbers from i on, 4 or 1, belong to the channels from member_channel + `channel` on, counted from the
+  // first of the portion.
   template <int V, class Each>
   __device__ __forceinline__ void for_channels(int group, Each each) const {
     constexpr int kTogether = V % 4 == 0 ? 4 : 1;
@@ -60,7 +61,7 @@ struct Sums {
     }
   }
 
-  // The output gradients of those channels, of `left` that the portion has.
+  // The output gradients of those channels, of `left` channels in the portion.
   template <class T, int V>
   __device__ __forceinline__ void load(const T* grad_output, int group, int left, A (&grad)[V]) const {
     for_channels<V>(group, [&](int i, int channel, auto together) {
@@ -72,7 +73,7 @@ struct Sums {
     });
   }
 
-  // Four sums of a row, `ahead` of the lane's first channel, in floating point.
+  // Adds to four sums of a row, `ahead` of the lane's first channel, in floating point.
   __device__ __forceinline__ void add_numbers(int32_t row, int ahead, const A (&numbers)[4]) const {
     char* const to = row_address(first, static_cast<uint32_t>(row), stride) + ahead * bytes;
     add_floats<4>(reinterpret_cast<A*>(to), numbers);
@@ -98,7 +99,7 @@ struct Sums {
   }
 };
 
-// Sums to grad_value's dtype, four at a time: from the compute dtype, or from fixed point.
+// Converts sums to grad_value's dtype, four at a time: from the compute dtype, or from fixed point.
 constexpr int kFinishThreads = 256;
 template <class T>
 __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_constant__ CudaParams p) {
@@ -116,7 +117,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_con
     if (i + kTogether > count) {
       for (int64_t rest = i; rest < count; ++rest) to[rest] = narrow<T>(one(rest));
     } else {
-      if (sums.fixed || sizeof(T) != 2) {  // only 16-bit values have float32 sums of their own
+      if (sums.fixed || sizeof(T) != 2) {  // only 16-bit values have separate float32 sums
         for (int v = 0; v < kTogether; ++v) numbers[v] = one(i + v);
       } else if constexpr (sizeof(T) == 2) {
         load_numbers<float, kTogether>(static_cast<const float*>(p.sums) + i, numbers);

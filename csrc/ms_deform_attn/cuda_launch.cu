@@ -1,4 +1,4 @@
-// Chooses the kernel of a call and its number of threads. Compiled once per dtype of value, DINO_VALUE.
+// Selects the kernel of a call and the number of threads. Compiled once per dtype of value, DINO_VALUE.
 
 #include "cuda_backward_mma.cuh"
 #include "cuda_calls.h"
@@ -6,10 +6,10 @@
 
 namespace dino_kernels {
 
-// A row of one head is 64 or 128 bytes: 32 channels, what nearly all models have.
+// A row of one head is 64 or 128 bytes: 32 channels, as in nearly all models.
 constexpr int kCommonChannels = 32;
 
-// True where every row of a head begins at a multiple of 16 bytes and is one in length.
+// True if every row of a head begins at a multiple of 16 bytes and has a multiple of that length.
 template <class T>
 bool rows_aligned(const CudaParams& p, const Rows& rows) {
   const int64_t unit = 16 / sizeof(T);
@@ -17,8 +17,8 @@ bool rows_aligned(const CudaParams& p, const Rows& rows) {
          rows.batch_stride % unit == 0 && rows.row_stride % unit == 0;
 }
 
-// Too few items to occupy the device with one group each: then several groups share an item.
-// Half of the 2048 threads of a multiprocessor is a guess; no GPU has been asked yet.
+// Too few items to occupy the device with one group each: then several groups share an item. The limit, half
+// of the 2048 threads of a multiprocessor, is a guess, not tuned on hardware.
 inline bool is_small(const CudaParams& p, int group, const DeviceFacts& facts) {
   return p.B * p.Q * p.M * group <= int64_t{1024} * facts.multiprocessors;
 }
@@ -30,7 +30,7 @@ inline int group_for(int64_t channels, int per_lane) {
   return group;
 }
 
-// Whether the kernels with tensor cores take a call: what cuda_pairs.cuh asks for.
+// Whether the kernels with tensor cores support a call: the requirements of cuda_pairs.cuh.
 template <class T>
 bool fits_pairs(const CudaParams& p) {
   const auto fits = [](const Rows& rows, int64_t bytes) {
@@ -42,7 +42,7 @@ bool fits_pairs(const CudaParams& p) {
          fits(p.weights, raw_bytes(p.weights_as_value)) && p.M * p.D * 8 <= int64_t{UINT32_MAX};
 }
 
-// Sets up a grid in which each block has `items` consecutive queries of one head; returns its blocks.
+// Sets up a grid with `items` consecutive queries of one head per block; returns the number of blocks.
 inline int64_t blocks_for(CudaParams& p, int items) {
   const int64_t per_head = (p.Q + items - 1) / items;
   p.blocks_per_head = static_cast<uint32_t>(per_head);
@@ -71,8 +71,8 @@ void start_forward_mma(CudaParams p, const CudaLaunch& where) {
   launch({where.op, blocks_for(p, kBlockItems), kPairThreads, measure.used}, where.device, kernel, p);
 }
 
-// Until a GPU has decided, two kernels stand side by side for the backward of an encoder in 16 bits: `make
-// gpu-measure` times both. Numbered as in dino_kernels.ops._core.libraries.CANDIDATES, from 1 on.
+// Two candidate kernels for the backward of an encoder in 16 bits, until a GPU decides: `make gpu-measure`
+// times both. Numbered as in dino_kernels.ops._core.libraries.CANDIDATES, from 1 on.
 enum class Candidate { preferred, scatter, tile };
 constexpr Candidate kPreferredBackward = Candidate::scatter;
 
@@ -117,7 +117,7 @@ void start_backward(CudaParams p, const CudaLaunch& where) {
     bytes = carver.used;
   };
   measure();
-  // Hundreds of samples per head: what is kept of them fits for fewer threads, or with more lanes an item.
+  // Hundreds of samples per head: their state fits only with fewer threads, or with more lanes per item.
   for (; bytes > where.facts.shared_bytes && threads > 32; measure()) threads /= 2;
   for (; bytes > where.facts.shared_bytes && !kGroup && p.group < 32; measure()) p.group *= 2;
   STD_TORCH_CHECK(bytes <= where.facts.shared_bytes, where.op, ": K = ", p.K,

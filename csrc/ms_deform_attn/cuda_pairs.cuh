@@ -1,12 +1,12 @@
-// How the kernels with tensor cores deal out a block: 64 consecutive queries of one head, eight a warp, which
-// takes them as four pairs.
+// How the kernels with tensor cores divide a block: 64 consecutive queries of one head, eight per warp, which
+// processes them as four pairs.
 //
-// A pair has 16 samples an item and chunk: one a lane. With g = lane / 4 and t = lane % 4, the letters of
-// mma.cuh, lane (g, t) locates sample g + 8 (t % 2) of item t / 2. Numbers of queries and bytes from row to
-// row fit 32 bits here, and x and y of a position are aligned together; other calls go to the other kernels
+// A pair has 16 samples per item and chunk: one per lane. With g = lane / 4 and t = lane % 4, the letters of
+// mma.cuh, lane (g, t) locates sample g + 8 (t % 2) of item t / 2. Numbers of queries and row strides in
+// bytes fit 32 bits here, and x and y of a position are aligned together; other calls use the other kernels
 // (cuda_launch.cu).
 //
-// kSamples: how many an item has, if it is 16, as in nearly all models; or 32, for up to as many.
+// kSamples: samples of an item, if that is 16, as in nearly all models; or 32, for up to 32.
 #pragma once
 
 #include "../common/approximate.cuh"
@@ -32,8 +32,8 @@ struct PairLane {
   __device__ PairLane() : g(threadIdx.x % 32 / 4), t(threadIdx.x % 4), item(t / 2), sample(g + 8 * (t % 2)) {}
 };
 
-// Where a sample of a pair lies in shared memory, in units of 16 bytes. Spread, so that lanes of one access
-// do not share banks.
+// Index of a sample of a pair in shared memory, in units of 16 bytes. Padded, so that lanes of one access do
+// not share banks.
 constexpr int kPairPlaces = 40;
 __device__ __forceinline__ int pair_place(int item, int sample) {
   return 20 * item + 10 * (sample / 8) + sample % 8;
@@ -41,7 +41,7 @@ __device__ __forceinline__ int pair_place(int item, int sample) {
 
 // 16-bit numbers high + low for each of two weights, as the halves of a word: together they have 16
 // significant bits (BFloat16), or 21 (Half, of a weight times kScale, which keeps small ones normal). Sums of
-// up to 32 weights that are kLargest are finite.
+// up to 32 weights of size kLargest are finite.
 template <class T>
 struct SplitWeight;
 
@@ -49,7 +49,7 @@ template <>
 struct SplitWeight<BFloat16> {
   static constexpr float kScale = 1;
   static constexpr float kLargest = 0x1p120f;
-  // Cut off rather than rounded: a finite number stays finite.
+  // Truncated rather than rounded, so that a finite number stays finite.
   static __device__ __forceinline__ void split(const float (&weight)[2], uint32_t (&word)[2]) {
     float rest[2];
 #pragma unroll
@@ -121,7 +121,7 @@ struct PairSource {
   uint32_t alive;  // how many of them exist
   uint32_t query;  // one of theirs a lane; lanes 8 and on repeat them
 
-  // What a lane reads for one chunk.
+  // The numbers that a lane reads for one chunk.
   struct Raw {
     float x, y, weight;
     float at[4];  // reference
@@ -167,7 +167,7 @@ struct PairSource {
   __device__ __forceinline__ bool exists(int chunk) const {
     return k(chunk) < number_of_samples<kSamples>(p);
   }
-  // By all lanes of the warp, each with an item of its own.
+  // By all lanes of the warp, each with its own item.
   __device__ __forceinline__ uint32_t query_of(int item) const {
     return __shfl_sync(kWholeWarp, query, item);
   }
@@ -220,9 +220,9 @@ struct PairSource {
     for (int c = 0; c < kChunks; ++c) raw[c].weight *= inverse;
   }
 
-  // The sample of a chunk, of which weigh() has been called; by all lanes of a warp. Corners that are not
-  // valid get the row of one that is, of any lane, so that rows can be read without branches. Returns false
-  // if there is none.
+  // The sample of a chunk, after weigh() was called on it; by all lanes of a warp. Corners that are not valid
+  // get the row of a valid one, of any lane, so that rows can be read without branches. Returns false if
+  // there is none.
   __device__ __forceinline__ bool locate(const Raw& raw, int chunk, bool item_exists,
                                          PairSample& sample) const {
     const LevelInShared& of = level[chunk];
@@ -244,7 +244,7 @@ struct PairSource {
     sample.y = y0;
     sample.fraction_x = x - static_cast<float>(x0);
     sample.fraction_y = y - static_cast<float>(y0);
-    // Unsigned: negative numbers are large, and what overflows is not used.
+    // Unsigned: negative numbers become large, and overflowed results are not used.
     const uint32_t width = static_cast<uint32_t>(of.width), height = static_cast<uint32_t>(of.height);
     const uint32_t start = static_cast<uint32_t>(of.start);
     const uint32_t first_column = static_cast<uint32_t>(x0), first_line = static_cast<uint32_t>(y0);
@@ -252,7 +252,7 @@ struct PairSource {
     const bool above = first_line < height, below = first_line + 1 < height;
     const float weight_x[2] = {left ? 1.0f - sample.fraction_x : 0.0f, right ? sample.fraction_x : 0.0f};
     const float weight_y[2] = {above ? 1.0f - sample.fraction_y : 0.0f, below ? sample.fraction_y : 0.0f};
-    // Beside a border, the row of the other corner.
+    // Next to a border, the row of the other corner.
     const uint32_t column[2] = {left ? first_column : first_column + 1,
                                 right ? first_column + 1 : first_column};
     const uint32_t line[2] = {(above ? first_line : first_line + 1) * width + start,
@@ -286,7 +286,7 @@ struct PairSource {
       }
     }
     const int32_t any = __reduce_max_sync(kWholeWarp, some);
-    // A corner beside a border has the row of a valid one, or of padding.
+    // A corner next to a border has the row of a valid one, or of padding.
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       if (!inside || mask[sample.row[c]]) sample.row[c] = any;

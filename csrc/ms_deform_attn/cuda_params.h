@@ -1,5 +1,5 @@
-// What the CUDA kernels know besides MSDeformAttnParams. Passed by value: no copy to the device precedes a
-// launch.
+// Parameters of the CUDA kernels besides MSDeformAttnParams. Passed by value: no copy to the device precedes
+// a launch.
 #pragma once
 
 #include "params.h"
@@ -20,9 +20,9 @@ struct LevelTable {
 struct CudaParams : MSDeformAttnParams {
   LevelTable table;
   uint32_t blocks_per_head;  // of a launch
-  int32_t group;         // lanes that share a row's channels, where the kernel is not compiled for one number
-  bool pairs_aligned;    // x and y of a position can be loaded together
-  bool queries_on_grid;  // Q == S: queries are probably the pixels of the levels
+  int32_t group;             // lanes that share a row's channels, for kernels not compiled for one number
+  bool pairs_aligned;        // x and y of a position can be loaded together
+  bool queries_on_grid;      // Q == S: queries are probably the pixels of the levels
 
   // Backward.
   void* sums;            // [B, S, M, D] of grad_value: compute dtype, or int64 (two each for float64)

@@ -1,4 +1,4 @@
-// Positions and weights as they are given: in value's dtype or in the compute dtype.
+// Positions and weights as passed: in value's dtype or in the compute dtype.
 #pragma once
 
 #include "../common/vec.cuh"
@@ -26,7 +26,7 @@ __device__ __forceinline__ void load_two(const void* from, A& x, A& y) {
   y = pair[1];
 }
 
-// Two numbers, together where that is `aligned`.
+// Two numbers, loaded together if they are `aligned`.
 template <class T, class A>
 __device__ __forceinline__ void load_raw_pair(const void* from, bool as_value, bool aligned, A& x, A& y) {
   if (!aligned) {

@@ -1,9 +1,9 @@
-// Where a head's samples read and with which weight: what forward and backward share.
+// Where the samples of a head read and with which weight: shared by forward and backward.
 //
-// A group of lanes holds the D channels of one row, 16 bytes a lane. An item, one (image, query, head),
-// belongs to one group, or to several that share its samples. Samples are handled in chunks of as many as the
-// item has lanes: each lane locates one (position, corners, weight) and leaves it in shared memory, then
-// every group walks over those of its own lanes.
+// A group of lanes holds the D channels of one row, 16 bytes per lane. An item, one (image, query, head),
+// belongs to one group, or to several that share its samples. Samples are processed in chunks of as many as
+// the item has lanes: each lane locates one (position, corners, weight) and stores it in shared memory, then
+// every group iterates over those of its own lanes.
 #pragma once
 
 #include "../common/block.cuh"
@@ -49,7 +49,7 @@ struct Levels {
     __syncthreads();
   }
 
-  // By the lanes of one warp, each with its level.
+  // By the lanes of one warp, one level each.
   __device__ void fill_level(const CudaParams& p, int l) const {
     const LevelTable& table = p.table;
     const int L = static_cast<int>(p.L);
@@ -61,7 +61,7 @@ struct Levels {
     }
     const bool fits = height >= 1 && width >= 1 && height <= p.S && width <= p.S && height * width <= p.S;
     const int64_t rows = fits ? height * width : 0;
-    int64_t end = rows;  // of the level, where levels are packed
+    int64_t end = rows;  // of the level, if levels are packed
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
       const int64_t before = __shfl_up_sync(kWholeWarp, end, distance);
@@ -79,13 +79,13 @@ struct Levels {
     }
     level[l] = {static_cast<int32_t>(width), static_cast<int32_t>(height), static_cast<int32_t>(start),
                 table.points[l]};
-    // Of all levels: each where the ones before it end, and the last at the end of value.
+    // For all levels: each ends where the next begins, and the last at the end of value.
     const bool all_packed = __all_sync(kWholeWarp >> (32 - L), start == packed_start);
     if (last) on_grid[0] = p.queries_on_grid && all_packed && end == p.S;
   }
 
-  // The query that comes i-th. On a grid: strips of 8 pixel rows, column by column, so that 64 queries in a
-  // row are a tile of 8 x 8 pixels, whose samples share most of their rows.
+  // The i-th query. On a grid: strips of 8 pixel rows, column by column, so that 64 queries in a row are a
+  // tile of 8 x 8 pixels, whose samples share most of their rows.
   __device__ int64_t query(int64_t i, int L) const {
     if (!*on_grid) return i;
     int l = 0;
@@ -93,7 +93,7 @@ struct Levels {
     const int32_t width = level[l].width, height = level[l].height;
     const int32_t pixel = static_cast<int32_t>(i) - level[l].start;
     constexpr int32_t kStrip = 8;
-    // Unsigned divisions are shorter. The column is of the strip, whose last one may have fewer rows.
+    // Unsigned divisions are shorter. The column is counted in the strip; the last strip may have fewer rows.
     const int32_t strip = static_cast<uint32_t>(pixel) / static_cast<uint32_t>(kStrip * width);
     const int32_t in_strip = pixel - strip * kStrip * width, rows = min(kStrip, height - strip * kStrip);
     const int32_t column = static_cast<uint32_t>(in_strip) / static_cast<uint32_t>(rows);
@@ -119,14 +119,15 @@ struct Lanes {
     part = kSplit == 1 ? 0 : (threadIdx.x / group) % kSplit;
   }
   __device__ int per_item() const { return group * kSplit; }
-  // The sample of a chunk that this lane locates. Groups take turns, so that few samples occupy all groups.
+  // The sample of a chunk that this lane locates. Samples alternate between groups, so that few samples
+  // occupy all groups.
   __device__ int own_sample() const { return part + kSplit * member; }
   __device__ ItemLanes of_item() const { return {own_sample(), per_item(), per_item() - 1}; }
-  // How far a group has to walk for `samples` samples left.
+  // The number of iterations of a group for `samples` remaining samples.
   __device__ int steps(int samples) const { return min(group, (samples + kSplit - 1) / kSplit); }
 };
 
-// A block has one head of one image, and consecutive queries. 32-bit divisions: 64-bit ones take a
+// A block handles one head of one image, and consecutive queries. 32-bit divisions: 64-bit ones take a
 // microsecond.
 struct BlockHead {
   int64_t b, m;
@@ -157,7 +158,7 @@ struct Item {
     return {p, head, levels.query(alive ? nth : p.Q - 1, static_cast<int>(p.L)), alive};
   }
 
-  // That of a thread, where `lanes_per_item` consecutive threads share an item.
+  // The item of a thread, if `lanes_per_item` consecutive threads share one.
   static __device__ Item of_thread(const CudaParams& p, const Levels& levels, int lanes_per_item) {
     const uint32_t lanes = static_cast<uint32_t>(lanes_per_item);
     return of_block(p, levels, BlockHead(p, blockDim.x / lanes), static_cast<int>(threadIdx.x / lanes));
@@ -177,8 +178,8 @@ struct Sample {
   Corners<A> corners;
 };
 
-// Fills in a sample's scales, and returns where it is, in pixels of its level. `at`: the query's reference on
-// this level, 2 or 4 coordinates. Without branches, which would send every part of the sample through
+// Fills in a sample's scales, and returns its position in pixels of its level. `at`: the query's reference on
+// this level, 2 or 4 coordinates. Without branches, which would force every part of the sample through
 // registers.
 template <bool kFused, class A>
 __device__ __forceinline__ void project(const LevelInShared& of, const A* at, int coordinates,
@@ -201,7 +202,8 @@ __device__ __forceinline__ void project(const LevelInShared& of, const A* at, in
   y = base_y + sample.raw_y * sample.scale_y;
 }
 
-// One of its corners, for the lanes of its group: what it adds to the output, and gains from grad_output.
+// One of its corners, for the lanes of its group: its share of the output, and the row that gains from
+// grad_output.
 template <class A>
 struct alignas(2 * sizeof(A)) Hit {
   int32_t row;  // of S; -1: nothing to read (outside, or padding)
@@ -212,7 +214,7 @@ struct alignas(16) Hits {
   Hit<A> corner[4];
 };
 
-// Of a sample in shared memory, 16 bytes at a time.
+// Corners of a sample in shared memory, 16 bytes at a time.
 template <class A>
 __device__ __forceinline__ Hits<A> read_hits(const Hits<A>& from) {
   int4 bits[sizeof(Hits<A>) / 16];
@@ -230,14 +232,15 @@ template <class T, bool kFused>
 struct Source {
   using A = typename Compute<T>::type;
   const CudaParams& p;
-  // Copies: a reference from one member of an object to another would keep the whole object out of registers.
+  // Copies, because a reference from one member of an object to another would keep the whole object out of
+  // registers.
   const Levels levels;
   const Item item;
   const RawNumbers<T> positions, weights;
   const A* const reference;  // [L, coordinates] of the query
   const bool* const mask;    // [S] of the image, or null
   A maximum, inverse_sum;    // of the softmax
-  A only_weight;             // of this lane's sample, where the item has no more samples than lanes
+  A only_weight;             // of this lane's sample, if the item has no more samples than lanes
 
   // Lanes of a warp that share an item: their number, and which bits of a lane's number tell them apart.
   __device__ Source(const CudaParams& p_, const Levels& levels_, const Item& item_, const ItemLanes& lanes)
@@ -286,7 +289,7 @@ struct Source {
     return weights.load(k);
   }
 
-  // Sample k. Beyond the last, or of an item that is not alive: one without a valid corner.
+  // Sample k. After the last one, or for an item that is not alive: a sample without a valid corner.
   __device__ Sample<A> locate(int k, bool only) const {
     const int K = static_cast<int>(p.K);
     const bool exists = item.alive && k < K;
@@ -304,7 +307,7 @@ struct Source {
     return sample;
   }
 
-  // Leaves a sample for its group. Returns whether all four corners are to be read.
+  // Stores a sample for its group. Returns whether all four corners must be read.
   __device__ bool leave(const Sample<A>& sample, Hits<A>& to) const {
     const int32_t start = levels.level[sample.level].start;
     Hits<A> hits;

@@ -1,10 +1,10 @@
 // grad_value of a tile of 64 queries as a matrix product, where they sample the same rows: on each level a
 // window of 16 x 16 pixels around the tile. Its sums are W G: W has the weight with which a query (column)
-// hits a pixel of the window (row), G the queries' output gradients. So each row of the window goes to global
-// memory once. Hits outside it are added one by one.
+// hits a pixel of the window (row), G the output gradients of the queries. So each row of the window is
+// written to global memory once. Hits outside it are added one by one.
 //
 // A weight is split into a high and a low 16-bit part (cuda_pairs.cuh), G is exact, and sums are float32. W
-// has room for half of the queries at a time. Zeros of W would turn an infinity in G into NaN on all rows:
+// has room for half of the queries at a time. Zeros of W would turn an infinity in G into NaN on all rows, so
 // such tiles have no windows.
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace dino_kernels {
 
-// The window of one level; without one, first_x is far from all pixels.
+// The window of one level; if there is none, first_x is far from all pixels.
 struct Window {
   int32_t first_x, first_y;  // pixels
   bool used;
@@ -40,13 +40,13 @@ struct TileSums {
         hit_weights(carver.take<float4>(kBlockItems * (samples + 1))),
         hits(samples) {}
 
-  // Lanes that read a column pair of 4 rows, or write 8 columns of one, do not share banks.
+  // Lanes that read a pair of columns of 4 rows, or write 8 columns of one, do not share banks.
   static __device__ __forceinline__ int place(int slot, int column) {
     return slot * kColumns + (column ^ slot % 4 * 8);
   }
 
-  // Of a pair of channels: so that a lane's sums, two neighbours of each product of 8 columns, are of 4
-  // neighbours of two.
+  // Place of a pair of channels, such that the sums of a lane, two neighbours of each product of 8 columns,
+  // belong to 4 neighbours of two.
   static __device__ __forceinline__ int channel_pair_place(int pair) {
     return (pair & 8) | (pair & 1) << 2 | (pair >> 1 & 3);
   }
@@ -54,7 +54,7 @@ struct TileSums {
   // By all threads of the block; ends with a barrier.
   __device__ void prepare(const CudaParams& p, const Levels& levels, const BlockHead& head) const {
     const int thread = threadIdx.x;
-    // G: 16 bytes a thread.
+    // G: 16 bytes per thread.
     const int item = thread / 4, part = thread % 4;
     const int64_t nth = head.first_query + item;
     uint4 words = make_uint4(0, 0, 0, 0);
@@ -85,7 +85,7 @@ struct TileSums {
     __syncthreads();
   }
 
-  // Around the place, on a level, of the tile's first and last query.
+  // Between the positions, on a level, of the tile's first and last query.
   static __device__ Window window(const CudaParams& p, const Levels& levels, int64_t first,
                                   const LevelInShared& of, bool finite) {
     const int L = static_cast<int>(p.L);
@@ -102,7 +102,7 @@ struct TileSums {
     const LevelInShared own = levels.level[level[0]];
     const float scale_x = static_cast<float>(of.width) / static_cast<float>(own.width);
     const float scale_y = static_cast<float>(of.height) / static_cast<float>(own.height);
-    // Tiles of another level's pixels, or over several strips, may be wider than the window.
+    // Tiles of another level's pixels, or across several strips, may be wider than the window.
     const float wide = static_cast<float>(max(x[0], x[1]) - min(x[0], x[1]) + 1) * scale_x;
     const float high = static_cast<float>(max(y[0], y[1]) - min(y[0], y[1]) + 1) * scale_y;
     const float x_center = 0.5f * static_cast<float>(x[0] + x[1] + 1) * scale_x;
@@ -115,7 +115,7 @@ struct TileSums {
     return {begin(x_center, of.width), begin(y_center, of.height), true};
   }
 
-  // Leaves a sample's hits for add_up(). Returns which corners are in the window: a bit each.
+  // Stores a sample's hits for add_up(). Returns which corners are in the window, one bit each.
   __device__ __forceinline__ uint32_t take(const PairSample& sample, const Window& window, int item,
                                            int k) const {
     // Unsigned, as in PairSource::locate.
@@ -139,8 +139,8 @@ struct TileSums {
     return taken;
   }
 
-  // W gains the hits of a warp's 8 items on samples [begin, end). A lane has one corner of one item's: the
-  // four corners of a sample are different rows, and the next sample's turn comes when all have been added.
+  // Adds to W the hits of a warp's 8 items on samples [begin, end). A lane has one corner of one item: the
+  // four corners of a sample are different rows, and the next sample follows when all have been added.
   __device__ __forceinline__ void gather(int begin, int end) const {
     const int lane = threadIdx.x % 32, corner = lane / kWarpItems;
     const int item = threadIdx.x / 32 * kWarpItems + lane % kWarpItems;
@@ -159,8 +159,8 @@ struct TileSums {
     }
   }
 
-  // Adds the hits on samples [begin, end), which are all of one level. By all threads; the windows' W is zero
-  // before and after it.
+  // Adds the hits on samples [begin, end), which all belong to one level. By all threads; the windows' W is
+  // zero before and after it.
   template <class Sums>
   __device__ __forceinline__ void add_up(const LevelInShared& level, const Window& window, int begin, int end,
                                          const Sums& sums) const {

@@ -1,4 +1,4 @@
-// Everything a kernel needs to know about one call. Strides are in elements; the last dimension is dense.
+// All parameters of one call. Strides are in elements; the last dimension is dense.
 //
 // B images, S = sum of H * W, M heads, D channels per head, Q queries, L levels, K samples per head.
 #pragma once
@@ -14,7 +14,7 @@ struct Level {
   int32_t width;        // pixels
   int64_t start;        // first row of the level in S
   int64_t first_point;  // first of its samples in K
-  int64_t points;       // how many of the K samples are its own
+  int64_t points;       // how many of the K samples belong to this level
 };
 
 // A range of levels whose grad_value one task accumulates.
@@ -37,8 +37,8 @@ struct MSDeformAttnParams {
   DType dtype;  // of value, grad_output, output and grad_value
 
   Rows value;      // [B, S, M * D]
-  Rows positions;  // [B, Q, M * K * 2] sampling locations, or raw offsets where reference_points is set
-  Rows weights;    // [B, Q, M * K] attention weights, or logits where reference_points is set
+  Rows positions;  // [B, Q, M * K * 2] sampling locations, or raw offsets if reference_points is set
+  Rows weights;    // [B, Q, M * K] attention weights, or logits if reference_points is set
   // In value's dtype rather than the compute dtype (float64 for float64, else float32).
   bool positions_as_value;
   bool weights_as_value;
@@ -59,13 +59,13 @@ struct MSDeformAttnParams {
   void* grad_reference_points;
 };
 
-// What the CPU kernels know besides.
+// Additional parameters of the CPU kernels.
 struct CpuParams : MSDeformAttnParams {
   const Level* levels;       // [L]
   const LevelGroup* groups;  // [number_of_groups]
   int64_t number_of_groups;
-  int64_t heads_together;  // whose grad_value a task accumulates in one pass over the queries
-  bool sums_in_place;      // grad_value begins at zero, and its sums may be made there
+  int64_t heads_together;  // for which a task accumulates grad_value in one pass over the queries
+  bool sums_in_place;      // grad_value starts at zero, and its sums may be made there
 };
 
 }  // namespace dino_kernels
