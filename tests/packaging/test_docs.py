@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -112,6 +113,12 @@ def test_the_front_pages_share_their_code_and_tables():
     tables = [re.findall(r"<!-- results:.*?<!-- /results -->", text, re.DOTALL) for text in (english, chinese)]
     assert tables[0] == tables[1] and len(tables[0]) == 1
     assert tables[0][0].count("\n|") <= 2 + 6, "the front page has at most six rows of speed"
+
+
+def test_the_tables_are_those_of_the_published_results():
+    command = [sys.executable, "-m", "benchmarks.measure.report", "--check"]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_the_guide_fits_two_screens():
