@@ -50,7 +50,7 @@ def test_the_gpu_selection_is_collected_in_order_without_the_packages_that_may_b
     by_triton = [line.partition("[")[0] for line, backend in zip(ids, backends, strict=True) if backend == "triton"]
     assert max(by_triton.count(name) for name in set(by_triton)) <= 2
     first_of_triton = files.index("gpu/test_attention.py", 1)
-    last = [f"ops/contract/test_{name}.py" for name in ("compile", "matching_compile", "opcheck")]
+    last = [f"ops/contract/test_{name}.py" for name in ("compile", "export", "opcheck")]
     assert files[first_of_triton - 3 : first_of_triton] == last
     assert "tuning: 0" in printed.splitlines(), "nothing is measured in tests"
 
