@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 import dino_kernels
-from dino_kernels import nn
 from dino_kernels.nn import MSDeformAttn
 from dino_kernels.ops._core.dispatch import ops
 
@@ -86,7 +85,7 @@ def test_the_kernel_sees_16_bit_values_and_float32_positions(monkeypatch):
         seen.update({name: x.dtype for name, x in prepared._asdict().items() if isinstance(x, Tensor)})
         return dino_kernels.fused_ms_deform_attn(*arguments, **options)
 
-    monkeypatch.setattr(nn, "fused_ms_deform_attn", spy)
+    monkeypatch.setattr("dino_kernels.nn.ms_deform_attn.fused_ms_deform_attn", spy)
     with torch.autocast("cpu", torch.bfloat16):
         trained()(**module_inputs())
     assert seen["value"] == seen["sampling_offsets"] == seen["attention_logits"] == torch.bfloat16

@@ -84,6 +84,15 @@ def test_a_class_that_no_target_of_the_image_has_forbids_nothing_by_focal_cost(m
     assert matching_cost(**inputs, preset="detr", backend=matching_backend).isposinf().all()
 
 
+def test_a_float64_logit_beyond_float32_is_infinite(matching_backend, device):
+    inputs = matching_inputs(sized(CASE, matching_backend), torch.float64, device)
+    inputs["logits"][1, 0, 2] = INF
+    expected = matching_cost(**inputs, backend=matching_backend)
+    inputs["logits"][1, 0, 2] = 1e300
+    assert_same_cost(matching_cost(**inputs, backend=matching_backend), expected)
+    assert expected[1, : inputs["targets"].counts[0], 2].isposinf().all()
+
+
 BAD_TARGETS = {
     "label_is_negative": {"label": -1},
     "label_is_too_large": {"label": 7},
