@@ -126,7 +126,7 @@ def test_small_gradients_beside_large_ones_lose_no_more_than_the_last_bit_of_the
     assert (result[magnitudes == 0] == 0).all()
 
 
-BAD = [float("nan"), float("inf"), float("-inf")]
+BAD = [float("nan"), float("-inf")]
 WEIGHTS = {"ms_deform_attn": "attention_weights", "fused_ms_deform_attn": "attention_logits"}
 
 

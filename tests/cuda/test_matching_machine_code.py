@@ -1,24 +1,22 @@
 """The machine code of the matching kernels: registers, loads in flight, instructions a pair, early starts.
 
-No emulation sees what nvcc makes of a source, nor that one kernel starts before another ends. These tests read the
-compiled CUDA library with cuobjdump, which CUDA's toolkit and Triton bring. A change that makes a kernel longer shows
-in the ceilings here.
+No emulation shows what nvcc makes of a source, nor that one kernel starts before another ends. These tests read the
+compiled CUDA library with cuobjdump, of CUDA's toolkit or of Triton. A change that makes a kernel longer exceeds a
+ceiling here.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 import dino_kernels
+from benchmarks.sass.disassembly import MissingTool, cubins, find_tool, kernel_names
 
 LIBRARY = Path(dino_kernels.__file__).parent / "_cuda.so"
 COST = "matching_cost_kernel"
@@ -44,20 +42,8 @@ class Function(NamedTuple):
     loops: list[list[Instruction]]  # bodies, the branch back included
 
 
-def find_cuobjdump() -> str | None:
-    if found := shutil.which("cuobjdump"):
-        return found
-    folders = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"]
-    if (triton := find_spec("triton")) and triton.origin:
-        folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
-    return next((str(folder / "cuobjdump") for folder in folders if (folder / "cuobjdump").is_file()), None)
-
-
-CUOBJDUMP = find_cuobjdump()
-
-
-def dump(*options: str) -> str:
-    command = [str(CUOBJDUMP), *options, str(LIBRARY)]
+def dump(file: Path, *options: str) -> str:
+    command = [str(find_tool("cuobjdump")), *options, str(file)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -81,14 +67,14 @@ def find_loops(code: list[Instruction]) -> list[list[Instruction]]:
 @cache
 def functions() -> dict[str, Function]:
     """The sm_90 code of every kernel of the library whose name is about matching."""
-    registers = {
-        match[1]: int(match[2])
-        for match in re.finditer(r"Function (\w+):\s+REG:(\d+)", dump("-res-usage", "-arch", "sm_90"))
-    }
     found = {}
-    for part in dump("-sass", "-arch", "sm_90").split("Function : ")[1:]:
-        name = part.split(maxsplit=1)[0]
-        if "assignment_kernel" in name or COST in name:
+    for cubin in cubins(LIBRARY, 90):
+        if not any("assignment_kernel" in name or COST in name for name in kernel_names(cubin)):
+            continue
+        usage = re.finditer(r"Function (\w+):\s+REG:(\d+)", dump(cubin, "-res-usage"))
+        registers = {match[1]: int(match[2]) for match in usage}
+        for part in dump(cubin, "-sass").split("Function : ")[1:]:
+            name = part.split(maxsplit=1)[0]
             code = parse_code(part)
             found[name] = Function(code, registers[name], find_loops(code))
     return found
@@ -96,12 +82,16 @@ def functions() -> dict[str, Function]:
 
 @pytest.fixture(autouse=True)
 def machine_code() -> None:
-    if CUOBJDUMP is None:
-        pytest.skip("no cuobjdump: it comes with CUDA's toolkit and with Triton")
     if not LIBRARY.is_file():
         pytest.skip("dino_kernels/_cuda.so has not been built")
-    if not functions():
-        pytest.skip("the library has no machine code for sm_90")
+    try:
+        functions()
+    except MissingTool as missing:
+        pytest.skip(str(missing))
+    except RuntimeError as error:
+        if "no machine code" not in str(error):
+            raise
+        pytest.skip(str(error))
 
 
 def function(name: str) -> Function:

@@ -2,81 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from benchmarks.sass import checks, occupancy
-from benchmarks.sass.disassembly import MissingTool, cubins, find_tool, read_kernels
-from benchmarks.sass.execution import Block, Program, Stuck
+from benchmarks.sass.execution import Program, Stuck
 from benchmarks.sass.halves import to_bfloat16
-from benchmarks.sass.instructions import Instruction, UnknownInstruction, split_operands
+from benchmarks.sass.instructions import UnknownInstruction
 from benchmarks.sass.kinds import by_kind, kind_of
-from benchmarks.sass.launch import constant_bank
-from benchmarks.sass.memory import BadAccess, Constants, Ledger, Memory, count_sectors, shared_wavefronts
+from benchmarks.sass.memory import BadAccess, count_sectors, shared_wavefronts
 from benchmarks.sass.parameters import Headers
-
-BASE = 1 << 20
-LANES = np.arange(32)
-EVERYONE = np.ones(32, bool)
-
-
-def assemble(text: str) -> list[Instruction]:
-    """A line an instruction; a name with a colon is the address of the next one."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    names, code = {}, []
-    for line in lines:
-        if line.endswith(":"):
-            names[line[:-1]] = len(code) * 16
-        else:
-            code.append(line)
-    instructions = []
-    for i, line in enumerate(code):
-        words = line.split(None, 2 if line.startswith("@") else 1)
-        guard = words.pop(0) if line.startswith("@") else ""
-        operands = split_operands(words[1] if len(words) > 1 else "")
-        ins = Instruction(16 * i, words[0], operands, guard)
-        if operands and operands[-1] in names:
-            ins.target = names[operands[-1]]
-        instructions.append(ins)
-    return instructions
-
-
-def execute(text: str, threads: int = 32, stack: int = 64) -> tuple[Block, Ledger, Memory]:
-    """Runs a block; R2:R3 of every example may be loaded from c[0x0][0x0], the address of global memory."""
-    memory = Memory("global", 1 << 16, BASE)
-    constants = Constants({0: BASE.to_bytes(8, "little") + bytes(64)})
-    block = Block(Program(assemble(text)), constants, memory, 0, threads, 4096, stack)
-    return block, block.run(), memory
-
-
-def stored(memory: Memory, count: int = 32) -> np.ndarray:
-    return memory.get(BASE, np.uint32, (count,))
-
-
-# Every thread's R5 goes to its own word of global memory.
-STORE = """
-S2R R0, SR_TID.X
-ULDC.64 UR4, c[0x0][0x0]
-IMAD.U32 R2, RZ, RZ, UR4
-IMAD.U32 R3, RZ, RZ, UR5
-IMAD.WIDE.U32 R2, R0, 0x4, R2
-STG.E desc[UR4][R2.64], R5
-EXIT
-"""
-LOOP = """
-S2R R0, SR_TID.X
-MOV R4, 0x0
-MOV R5, 0x0
-again:
-IADD3 R5, R5, R0, RZ
-IADD3 R4, R4, 0x1, RZ
-ISETP.NE.AND P0, PT, R4, 0xa, PT
-@P0 BRA again
-"""
+from tests.cuda.assembly import BASE, EVERYONE, LANES, LOOP, STORE, assemble, execute, stored
 
 
 def test_a_loop_is_found_and_counted():
@@ -316,95 +252,3 @@ def test_structs_are_laid_out_as_in_c(tmp_path):
     assert data[40] == 1 and data[44] == 2 and data[52:56] == b"\0\0\0\x40"
     with pytest.raises(ValueError, match="no Q; it has B"):
         headers.pack("Params", {"Q": 1})
-
-
-PLANTED = r"""
-#include <cstdint>
-#include <cstring>
-// What the checks look for: a vector of shared memory that may be unaligned, an array in local memory in a loop,
-// generic accesses and doubles.
-extern "C" __global__ void planted(float* to, const int* order, int n) {
-  __shared__ unsigned char bytes[64 * 4 + 4];
-  bytes[threadIdx.x] = threadIdx.x;
-  __syncthreads();
-  uint32_t word;
-  memcpy(&word, bytes + 4 * threadIdx.x + n, 4);
-  float kept[16];
-  for (int i = 0; i < 16; ++i) kept[i] = order[i];
-  float sum = word;
-#pragma unroll 1
-  for (int i = 0; i < n; ++i) {
-    kept[order[i] & 15] += sum;
-    sum += kept[order[i + 1] & 15];
-  }
-  float* either = n > 7 ? reinterpret_cast<float*>(bytes) + threadIdx.x : to + threadIdx.x;
-  *either = static_cast<float>(sum * 1.5 + n);
-  __syncthreads();
-  atomicAdd(to + threadIdx.x, reinterpret_cast<float*>(bytes)[threadIdx.x]);
-}
-extern "C" __global__ void clean(float* to, int n) {
-  float sum = 0;
-#pragma unroll 1
-  for (int i = 0; i < n; ++i) sum = sum * 0.5f + i;
-  to[threadIdx.x] = sum;
-}
-"""
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """The kernels of PLANTED."""
-    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    if not Path(nvcc).exists():
-        pytest.skip("nvcc was not found")
-    try:
-        for tool in ("cuobjdump", "nvdisasm"):
-            find_tool(tool)
-    except MissingTool as missing:
-        pytest.skip(str(missing))
-    folder = tmp_path_factory.mktemp("sass")
-    source, cubin = folder / "planted.cu", folder / "planted.cubin"
-    source.write_text(PLANTED)
-    done = subprocess.run([nvcc, "-O3", "-arch=sm_90", "-cubin", source, "-o", cubin], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"nvcc does not work here: {done.stderr.strip()[:200]}")
-    return {kernel.name: kernel for path in cubins(cubin, 90) for kernel in read_kernels(path, 90)}
-
-
-def test_the_checks_find_what_was_planted(compiled):
-    planted = compiled["planted"]
-    assert len(checks.byte_loads_of_shared(planted)) >= 4
-    assert checks.local_memory_in_loops(planted)
-    assert checks.generic_accesses(planted)
-    assert checks.doubles(planted)
-    assert checks.narrow_reductions(planted) and checks.flushing_reductions(planted)
-    assert planted.stack >= 64 and planted.static_shared == 260
-
-
-def test_the_checks_find_nothing_in_a_clean_kernel(compiled):
-    clean = compiled["clean"]
-    for check in (
-        checks.byte_loads_of_shared,
-        checks.local_memory_in_loops,
-        checks.generic_accesses,
-        checks.doubles,
-        checks.narrow_reductions,
-        checks.flushing_reductions,
-    ):
-        assert check(clean) == []
-    assert len(checks.loops(clean.instructions)) >= 1
-
-
-def test_a_compiled_kernel_computes_what_its_source_says(compiled):
-    clean = compiled["clean"]
-    memory = Memory("global", 4096, BASE)
-    at, n = memory.allocate(256), 37
-    bank = constant_bank(clean, at.to_bytes(8, "little") + n.to_bytes(4, "little"), 1, 64)
-    ledger = Block(Program(clean.instructions), bank, memory, 0, 64, 1024).run()
-    total = np.float32(0)
-    for i in range(n):
-        total = np.float32(total * np.float32(0.5) + np.float32(i))
-    assert (memory.get(at, np.float32, (64,)) == total).all()
-    assert ledger.at.total() > 2 * 3 * n
-    with pytest.raises(ValueError, match="takes 12 bytes"):
-        constant_bank(clean, bytes(8), 1, 64)

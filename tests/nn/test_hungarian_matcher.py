@@ -1,4 +1,4 @@
-"""`HungarianMatcher` returns what the matchers of its family return, and `pairs_of` what they have as a result."""
+"""`HungarianMatcher` returns what the matchers of its family return."""
 
 from __future__ import annotations
 
@@ -9,133 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
 
-from dino_kernels import Match, PackedTargets, hungarian_match, matching_status, pairs_of
+from dino_kernels import PackedTargets, hungarian_match
 from dino_kernels.nn import HungarianMatcher
-
-Outputs = dict[str, Tensor]
-Target = dict[str, Tensor]
-Pairs = list[tuple[Tensor, Tensor]]
-COUNTS = (3, 0, 7, 1)
-BOXES = ("dino", "deformable_detr", "detr", "rt_detr", "d_fine", "rf_detr")
-WEIGHTS = {"cost_class": 2.0, "cost_bbox": 5.0, "cost_giou": 2.0}
-
-
-def predictions(images: int, queries: int, *, seed: int = 0, masks: bool = False, classes: int = 11) -> Outputs:
-    generator = torch.Generator().manual_seed(seed)
-    outputs = {
-        "pred_logits": torch.randn(images, queries, classes, generator=generator) * 2 - 2,
-        "pred_boxes": torch.rand(images, queries, 4, generator=generator) * 0.4 + 0.2,
-    }
-    if masks:
-        outputs["pred_masks"] = torch.randn(images, queries, 12, 16, generator=generator) * 3
-    return outputs
-
-
-def ground_truth(*counts: int, label: str = "labels", masks: bool = False, classes: int = 10) -> list[Target]:
-    generator = torch.Generator().manual_seed(sum(counts))
-    targets = []
-    for count in counts:
-        target = {
-            label: torch.randint(classes, (count,), generator=generator),
-            "boxes": torch.rand(count, 4, generator=generator) * 0.4 + 0.2,
-        }
-        if masks:
-            target["masks"] = torch.rand(count, 24, 32, generator=generator) > 0.6
-        targets.append(target)
-    return targets
-
-
-def assert_same(actual: Any, expected: Pairs) -> None:
-    assert isinstance(actual, list) and len(actual) == len(expected)
-    for (query, target), (wanted_query, wanted_target) in zip(actual, expected, strict=True):
-        assert query.dtype == target.dtype == torch.int64 and query.device.type == "cpu"
-        assert query.tolist() == wanted_query.tolist()
-        assert target.tolist() == wanted_target.tolist()
-
-
-# The originals, from their papers: one image, every pair, SciPy -----------------------------------------------------
-
-
-def focal_cost(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    p = logits.sigmoid()
-    negative = (1 - alpha) * p**gamma * -(1 - p + 1e-8).log()
-    positive = alpha * (1 - p) ** gamma * -(p + 1e-8).log()
-    return (positive - negative)[:, labels]
-
-
-def logsigmoid_cost(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    p = logits.sigmoid()
-    negative = (1 - alpha) * p**gamma * -F.logsigmoid(-logits)
-    positive = alpha * (1 - p) ** gamma * -F.logsigmoid(logits)
-    return (positive - negative)[:, labels]
-
-
-def softmax_cost(logits: Tensor, labels: Tensor) -> Tensor:
-    return -logits.softmax(-1)[:, labels]
-
-
-def giou_cost(boxes: Tensor, others: Tensor, eps: float) -> Tensor:
-    (low, high), (other_low, other_high) = (
-        (x[..., :2] - x[..., 2:] / 2, x[..., :2] + x[..., 2:] / 2) for x in (boxes[:, None], others[None])
-    )
-    inside = (torch.minimum(high, other_high) - torch.maximum(low, other_low)).clamp(min=0).prod(-1)
-    around = (torch.maximum(high, other_high) - torch.minimum(low, other_low)).clamp(min=0).prod(-1)
-    union = (high - low).prod(-1) + (other_high - other_low).prod(-1) - inside
-    return -(inside / (union + eps) - (around - union) / (around + eps))
-
-
-CLASS_COSTS = {"detr": softmax_cost, "rf_detr": logsigmoid_cost}
-
-
-def original(preset: str, outputs: Outputs, targets: list[Target], class_cost: Any = None, **options: Any) -> Pairs:
-    """The matcher of a family, for weights 2, 5, 2."""
-    class_cost = class_cost or CLASS_COSTS.get(preset, focal_cost)
-    pairs = []
-    for logits, boxes, target in zip(outputs["pred_logits"], outputs["pred_boxes"], targets, strict=True):
-        cost = 2 * class_cost(logits.double(), target["labels"], **options)
-        cost = cost + 5 * torch.cdist(boxes.double(), target["boxes"].double(), p=1)
-        cost = cost + 2 * giou_cost(boxes.double(), target["boxes"].double(), 1e-6 if preset == "dino" else 0.0)
-        query, index = linear_sum_assignment(cost)
-        pairs.append((torch.as_tensor(query), torch.as_tensor(index)))
-    return pairs
-
-
-def mask2former(outputs: Outputs, targets: list[Target], points: int, weights: tuple[float, float, float]) -> Pairs:
-    """Mask2Former's: points are drawn image after image, and shared by all masks of an image."""
-    pairs = []
-    for logits, masks, target in zip(outputs["pred_logits"], outputs["pred_masks"], targets, strict=True):
-        where = 2 * torch.rand(1, points, 2) - 1
-
-        def sampled(masks: Tensor, where: Tensor = where) -> Tensor:
-            grid = where[:, :, None].repeat(len(masks), 1, 1, 1)
-            return F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0, :, 0]
-
-        x, y = sampled(masks), sampled(target["masks"].to(masks))
-        as_one = F.binary_cross_entropy_with_logits(x, torch.ones_like(x), reduction="none")
-        as_zero = F.binary_cross_entropy_with_logits(x, torch.zeros_like(x), reduction="none")
-        mask_cost = (torch.einsum("qp,tp->qt", as_one, y) + torch.einsum("qp,tp->qt", as_zero, 1 - y)) / points
-        p = x.sigmoid()
-        dice_cost = 1 - (2 * torch.einsum("qp,tp->qt", p, y) + 1) / (p.sum(-1)[:, None] + y.sum(-1) + 1)
-        cost = weights[0] * softmax_cost(logits, target["labels"]) + weights[1] * mask_cost + weights[2] * dice_cost
-        query, index = linear_sum_assignment(cost)
-        pairs.append((torch.as_tensor(query), torch.as_tensor(index)))
-    return pairs
-
-
-def matcher(preset: str, **options: Any) -> HungarianMatcher:
-    by_dictionary = preset in ("rt_detr", "d_fine")
-    weights = {"weight_dict": WEIGHTS, "use_focal_loss": True} if by_dictionary else WEIGHTS
-    return HungarianMatcher(**{"preset": preset, **weights, **options})
-
-
-def matched(found: Any, preset: str) -> Pairs:
-    """The pairs in what `forward` returned."""
-    assert isinstance(found, dict) == (preset == "d_fine")
-    return found["indices"] if preset == "d_fine" else found
+from tests.nn.originals import (
+    BOXES,
+    COUNTS,
+    WEIGHTS,
+    assert_same,
+    broken_predictions,
+    ground_truth,
+    mask2former,
+    matched,
+    matcher,
+    original,
+    predictions,
+    softmax_cost,
+)
 
 
 @pytest.mark.parametrize("preset", BOXES)
@@ -189,9 +80,6 @@ def test_masks_are_matched_at_the_points_of_mask2former(seed: int) -> None:
     without_boxes = [{key: value for key, value in target.items() if key != "boxes"} for target in targets]
     torch.manual_seed(seed)
     assert_same(ours({key: outputs[key] for key in ("pred_logits", "pred_masks")}, without_boxes), expected)
-
-
-# transformers --------------------------------------------------------------------------------------------------------
 
 
 def transformers_matcher(preset: str) -> Any:
@@ -257,9 +145,6 @@ def test_masks_are_matched_as_in_transformers(seed: int) -> None:
     assert_same(ours(outputs, targets), expected)
 
 
-# Sizes ---------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("preset", BOXES)
 @pytest.mark.parametrize("counts", [(0, 0, 0), (0, 2, 0), (9, 5, 6), (5, 0, 12)], ids=str)
 def test_images_may_be_empty_and_targets_more_than_queries(preset: str, counts: tuple[int, ...]) -> None:
@@ -280,9 +165,6 @@ def test_masks_of_empty_images_are_matched_with_nothing() -> None:
 def test_no_images_and_no_layers_give_empty_lists() -> None:
     assert matcher("dino")(predictions(0, 5), []) == []
     assert matcher("dino").match_all([], ground_truth(1)) == []
-
-
-# Many layers ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preset", [*BOXES, "mask2former"])
@@ -306,16 +188,6 @@ def test_many_layers_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "hungarian_match", lambda *args, **kw: calls.append(1) or hungarian_match(*args, **kw))
     matcher("dino").match_all([predictions(4, 25, seed=seed) for seed in range(7)], ground_truth(*COUNTS))
     assert calls == [1]
-
-
-# Numbers -------------------------------------------------------------------------------------------------------------
-
-
-def broken_predictions() -> Outputs:
-    outputs = predictions(2, 10)
-    outputs["pred_logits"][0, 3] = math.nan
-    outputs["pred_boxes"][0, 4] = math.inf
-    return outputs
 
 
 def test_predictions_that_are_not_finite_are_warned_of_raised_or_left_out_in_silence() -> None:
@@ -371,9 +243,6 @@ def test_no_gradient_and_no_change_of_the_inputs() -> None:
     assert all(torch.equal(before[name], value) for name, value in outputs.items())
 
 
-# Arguments -----------------------------------------------------------------------------------------------------------
-
-
 def test_defaults_and_positions_are_the_originals() -> None:
     ours = HungarianMatcher()
     assert (ours.cost_class, ours.cost_bbox, ours.cost_giou, ours.focal_alpha, ours.gamma) == (1, 1, 1, 0.25, 2.0)
@@ -412,78 +281,3 @@ def test_masks_need_dictionaries() -> None:
     ours = HungarianMatcher(num_points=20, preset="mask2former")
     with pytest.raises(TypeError, match="targets must be dictionaries with masks"):
         ours(predictions(1, 5, masks=True), PackedTargets.pack(ground_truth(2)))
-
-
-# pairs_of and matching_status ----------------------------------------------------------------------------------------
-
-
-def expected_pairs(query_idx: Tensor, counts: tuple[int, ...]) -> list[Pairs]:
-    """Pair by pair."""
-    sets = []
-    for row in query_idx.tolist():
-        images, start = [], 0
-        for count in counts:
-            found = sorted((query, t) for t, query in enumerate(row[start : start + count]) if query >= 0)
-            images.append(tuple(torch.tensor([pair[i] for pair in found], dtype=torch.int64) for i in (0, 1)))
-            start += count
-        sets.append(images)
-    return sets
-
-
-def random_queries(sets: int, counts: tuple[int, ...], unmatched: float) -> Tensor:
-    generator = torch.Generator().manual_seed(sum(counts))
-    rows = []
-    for _ in range(sets):
-        rows.append(torch.cat([torch.randperm(900, generator=generator)[:count] for count in (0, *counts)]))
-    queries = torch.stack(rows)
-    return queries.where(torch.rand(queries.shape, generator=generator) >= unmatched, -1)
-
-
-@pytest.mark.parametrize("counts", [(3, 0, 7, 1), (0, 0), (1,), (), (0, 40, 0, 0, 2)], ids=str)
-@pytest.mark.parametrize("unmatched", [0.0, 0.3, 1.0])
-def test_pairs_are_sorted_by_query_and_leave_out_targets_without_one(counts: tuple[int, ...], unmatched: float) -> None:
-    queries = random_queries(3, counts, unmatched)
-    targets = PackedTargets.pack(ground_truth(*counts))
-    match = Match(queries, torch.zeros(3, len(counts), dtype=torch.int32), None, None, None)
-    before = queries.clone()
-    for given in (match, queries):
-        found = pairs_of(given, targets)
-        assert len(found) == 3
-        for pairs, expected in zip(found, expected_pairs(queries, counts), strict=True):
-            assert_same(pairs, expected)
-    assert torch.equal(queries, before)
-
-
-@pytest.mark.parametrize("unmatched", [0.0, 0.3])
-def test_pairs_leave_out_capacity_that_is_not_in_use(unmatched: float) -> None:
-    counts = (3, 0, 7, 1)
-    targets = PackedTargets.pack(ground_truth(*counts), capacity=20)
-    queries = torch.full((2, 20), -1)
-    queries[:, :11] = random_queries(2, counts, unmatched)
-    for pairs, expected in zip(pairs_of(queries, targets), expected_pairs(queries, counts), strict=True):
-        assert_same(pairs, expected)
-
-
-def test_pairs_of_a_matching_are_those_of_the_matcher() -> None:
-    outputs, targets = predictions(4, 25), ground_truth(*COUNTS)
-    weights = (2.0, 5.0, 2.0)
-    match = hungarian_match(outputs["pred_logits"], outputs["pred_boxes"], targets, preset="detr", weights=weights)
-    assert_same(pairs_of(match, targets)[0], matcher("detr")(outputs, targets))
-
-
-def test_pairs_of_other_targets_are_refused() -> None:
-    with pytest.raises(ValueError, match="targets must have 3 targets, as match, got 2"):
-        pairs_of(torch.zeros(1, 3, dtype=torch.int64), ground_truth(2))
-
-
-def test_a_status_is_spelled_out() -> None:
-    assert matching_status(0) == [] == matching_status(torch.zeros(2, 3, dtype=torch.int32))
-    assert matching_status(1) == ["matrix contains invalid numeric entries (predictions that are not finite)"]
-    assert matching_status(torch.tensor([[0, 8], [2, 0]])) == [
-        "matrix contains invalid numeric entries (a target's box or label)",
-        "cost matrix is infeasible",
-    ]
-    outputs = broken_predictions()
-    match = hungarian_match(outputs["pred_logits"], outputs["pred_boxes"], ground_truth(6, 4))
-    assert matching_status(match.status) == matching_status(match.status[0]) == matching_status(1)
-    assert matching_status(match.status[:, 1]) == []

@@ -12,13 +12,12 @@ pytest.importorskip("triton", reason=triton_support.MISSING)
 from benchmarks.sass.disassembly import MissingTool
 from benchmarks.sass.kinds import by_kind
 from benchmarks.sass.triton_kernels import run_programs
-from tests.triton.test_variants import VARIANTS, attention, call_attention, gpu
+from tests.triton.test_variants import VARIANTS, attention, call_attention, gpu, one_cache
 
-__all__ = ["attention"]  # a fixture
+__all__ = ["attention", "one_cache"]  # fixtures
 
 
-def test_the_forward_computes_the_op_and_is_counted(attention, monkeypatch, tmp_path):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+def test_the_forward_computes_the_op_and_is_counted(attention):
     op, case, dtype = VARIANTS[0]
     call_attention(op, case, dtype, as_list=True)
     forward, _ = attention

@@ -1,4 +1,7 @@
-"""Triton's kernels of matching, in its interpreter, against the references."""
+"""Triton's kernels of matching in its interpreter: small tiles, scratch memory, many sources.
+
+tests/ops has what all backends have in common.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import dino_kernels
 from dino_kernels.ops._core import triton_support
 from dino_kernels.ops._core.dispatch import ops
 from dino_kernels.ops._matching import PRESETS, CostFormula, cost_arguments
 from dino_kernels.ops.matching_cost import reference as cost_reference
 from tests.triton import interpreter
-from tests.triton.examples import INF, KINDS, NAN, assert_same_bits, check_assignment, drawn, predictions, spoil, truth
+from tests.triton.examples import INF, KINDS, NAN, check_assignment, drawn, predictions, spoil, truth
 
 pytest.importorskip("triton", reason=triton_support.MISSING)
 
@@ -41,7 +43,7 @@ def assignment(interpreted: dict[str, ModuleType], monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("ties", ["lowest", "scipy"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_assignment_has_the_bits_of_the_reference(kind, ties, assignment):
-    for seed, shape in enumerate([(4, 5, 9), (3, 9, 4), (2, 6, 6)]):
+    for seed, shape in enumerate([(2, 5, 9), (1, 9, 4), (1, 6, 6)]):
         check_assignment(assignment, drawn(kind, seed, *shape), ties=ties)
 
 
@@ -61,26 +63,11 @@ def test_assignment_takes_sizes_offsets_strides_and_maximize(ties, assignment):
     check_assignment(assignment, packed[:, :, 1:2].expand(-1, -1, 5), offsets=offsets, maximize=True, ties=ties)
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0), (0, 0, 0)])
-def test_assignment_of_nothing(shape, assignment):
-    check_assignment(assignment, torch.zeros(shape))
-    check_assignment(assignment, torch.zeros(shape), offsets=torch.zeros(1, dtype=torch.int64))
-
-
 @pytest.mark.parametrize("ties", ["lowest", "scipy"])
 def test_assignment_with_the_tiles_of_a_gpu(ties, interpreted):
     module = interpreted["linear_sum_assignment"]
     check_assignment(module, drawn("collapsed", 3, 1, 12, 300), ties=ties)
     check_assignment(module, drawn("ties", 4, 1, 300, 11), ties=ties)
-
-
-def test_assignment_by_the_public_function(interpreted):
-    cost = drawn("invalid", 5, 2, 4, 6)
-    different: tuple[dict[str, Any], ...] = ({}, {"ties": "scipy"}, {"maximize": True})
-    for options in different:
-        outputs = dino_kernels.linear_sum_assignment(cost, full_output=True, backend="interpreted", **options)
-        expected = dino_kernels.linear_sum_assignment(cost, full_output=True, backend="reference", **options)
-        assert_same_bits(outputs, expected)
 
 
 COSTS = {
@@ -136,17 +123,6 @@ def test_cost_is_as_accurate_as_pytorch(name, bad, interpreted):
             assert status.tolist() == ([[3, 0, 0], [2, 0, 1]] if bad else [[0, 0, 0], [0, 0, 0]])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("preset", ["dino", "detr"])
-def test_cost_is_as_accurate_as_pytorch_for_other_dtypes(preset, dtype, interpreted):
-    logits, boxes = predictions(dtype, 8.0, (1, 20))
-    logits[0][0, 0, 0, 0] = 6e4  # finite in float16; in float64 what float32 cannot hold is infinite
-    if dtype == torch.float64:
-        logits[0][0, 0, 1] = 1e300
-    arguments = cost_arguments("matching_cost", logits, boxes, truth((5, 1, 0)), preset, None, {})
-    checked_cost(interpreted["matching_cost"], arguments)
-
-
 def test_cost_reads_a_list_of_sources_where_they_are(interpreted):
     """More than fit one launch, of different strides and sizes, and one without queries."""
     (stacked,), (stacked_boxes,) = predictions(torch.float32, 2.0, (10, 9))
@@ -159,23 +135,3 @@ def test_cost_reads_a_list_of_sources_where_they_are(interpreted):
     assert cost.shape == (14, 3, 9) and cost[12].isinf().all()
     no_queries = cost_arguments("matching_cost", logits[-2:-1], boxes[-2:-1], truth((2, 0, 1)), "dino", None, {})
     checked_cost(interpreted["matching_cost"], no_queries)
-
-
-@pytest.mark.parametrize("ties", ["lowest", "scipy"])
-def test_match_is_the_assignment_of_the_cost(ties, interpreted):
-    logits, boxes = predictions(torch.float32, 2.0, (1, 12), (1, 6))
-    targets = truth((7, 0, 2), capacity=14)
-    outcome = dino_kernels.hungarian_match(logits, boxes, targets, ties=ties, full_output=True, backend="interpreted")
-    expected = dino_kernels.hungarian_match(logits, boxes, targets, ties=ties, full_output=True, backend="reference")
-    assert torch.equal(outcome.query_idx, expected.query_idx) and torch.equal(outcome.status, expected.status)
-    cost = dino_kernels.matching_cost(logits, boxes, targets, backend="interpreted")
-    of_cost = dino_kernels.linear_sum_assignment(
-        cost, offsets=targets.offsets, ties=ties, full_output=True, backend="reference"
-    )
-    assert_same_bits(outcome, of_cost)
-
-    spoil(logits, boxes, targets)
-    outcome = dino_kernels.hungarian_match(logits, boxes, targets, ties=ties, backend="interpreted")
-    expected = dino_kernels.hungarian_match(logits, boxes, targets, ties=ties, backend="reference")
-    assert torch.equal(outcome.query_idx, expected.query_idx) and torch.equal(outcome.status, expected.status)
-    assert outcome.status.any()

@@ -204,18 +204,6 @@ def test_pairs_need_even_addresses_and_strides():
     assert not backend._even(odd_rows, 4)
 
 
-def test_strides(make_inputs, kernel, op):
-    inputs = make_inputs(op, BOXES, torch.float32, kernel)
-    views = {
-        key: each.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
-        if isinstance(each, Tensor) and each.is_floating_point()
-        else each
-        for key, each in inputs.items()
-    }
-    grad = torch.ones(3, 2, 12).transpose(0, 1)
-    assert_same_bits(run(op, views, kernel, grad), run(op, inputs, kernel, grad.contiguous()))
-
-
 def test_reads_only_what_it_samples(make_inputs, kernel, op):
     inputs = make_inputs(op, BOXES, torch.float32, kernel)
     clean = run(op, inputs, kernel)
@@ -237,30 +225,3 @@ def test_the_weight_of_a_sample_outside_does_not_matter(make_inputs, kernel):
     assert (result.output[:, 0] == 0).all()
     assert torch.equal(result.output[:, 1], expected.output[:, 1])
     assert result.grads["value"].isfinite().all()
-
-
-@pytest.mark.parametrize(("batch", "queries", "points"), [(0, 2, 1), (1, 0, 1), (1, 2, 0)], ids=str)
-def test_nothing_to_compute(make_inputs, kernel, op, batch, queries, points):
-    case = Case("empty", batch, queries, 2, 4, ((3, 4),), (points,))
-    assert_accurate(op, make_inputs(op, case, torch.float32, kernel), kernel)
-
-
-def test_the_registered_op(make_inputs, kernel, op):
-    arguments = (*ops()[op].prepare(**make_inputs(op, SMALL, torch.float32, kernel)), kernel)
-    torch.library.opcheck(getattr(torch.ops.dino_kernels, op).default, arguments)
-
-
-def test_one_graph_gives_the_eager_result(make_inputs, kernel, op):
-    inputs = make_inputs(op, SMALL, torch.float32, kernel)
-    compiled = torch.compile(lambda **each: run(op, each, kernel).output, backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled(**detached(inputs)), run(op, detached(inputs), kernel).output)
-
-
-def test_an_exported_program_has_the_op(make_inputs, kernel, op):
-    class Model(torch.nn.Module):
-        def forward(self, inputs: dict[str, Any]) -> Tensor:
-            return run(op, inputs, kernel).output
-
-    inputs = detached(make_inputs(op, SMALL, torch.float32, kernel))
-    program = torch.export.export(Model(), (inputs,))
-    assert torch.equal(program.module()(inputs), run(op, inputs, kernel).output)

@@ -2,9 +2,6 @@
 // shuffle), then the scheduler resumes the next one of its warp, and at last the next warp. Blocks run one
 // after the other.
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <exception>
 #include <memory>
@@ -15,136 +12,13 @@
 #include <vector>
 
 #include "cuda_runtime.h"
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
-// EMULATION_UCONTEXT chooses the portable way where the other is there too, to test it.
-#if defined(__x86_64__) && defined(__ELF__) && !defined(EMULATION_UCONTEXT)
-#define EMULATION_ASSEMBLY 1
-#else
-#include <ucontext.h>
-#endif
+#include "fibers.h"
 
 __thread uint3 threadIdx, blockIdx;
 __thread dim3 blockDim, gridDim;
 
 namespace emulation {
 namespace {
-
-#if defined(__SANITIZE_ADDRESS__)
-constexpr size_t kStackBytes = 512 << 10;  // frames of unoptimised, instrumented code are large
-#else
-constexpr size_t kStackBytes = 64 << 10;
-#endif
-
-// A stack with a page below it that must not be touched.
-class Stack {
- public:
-  // Tops at the same place of their pages would compete for the same lines of the cache.
-  explicit Stack(size_t index) : unused_(index % 16 * 256) {
-    void* map =
-        mmap(nullptr, guard() + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (map == MAP_FAILED) throw std::bad_alloc();
-    base_ = static_cast<char*>(map);
-    mprotect(base_, guard(), PROT_NONE);
-  }
-  ~Stack() {
-    if (!base_) return;
-    forget_frames();
-    munmap(base_, guard() + kStackBytes);
-  }
-  Stack(Stack&& other) noexcept : base_(std::exchange(other.base_, nullptr)), unused_(other.unused_) {}
-  char* low() const { return base_ + guard(); }
-  char* high() const { return low() + kStackBytes - unused_; }
-  // AddressSanitizer knows the frames of a thread that was abandoned, also when the memory has another use.
-  void forget_frames() const {
-#if defined(__SANITIZE_ADDRESS__)
-    ASAN_UNPOISON_MEMORY_REGION(low(), kStackBytes);
-#endif
-  }
-
- private:
-  static size_t guard() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
-  char* base_;
-  size_t unused_;
-};
-
-// Where execution goes on. AddressSanitizer is told of every change of stacks.
-struct Context {
-#if defined(EMULATION_ASSEMBLY)
-  void* stack_pointer = nullptr;
-#else
-  ucontext_t machine{};
-#endif
-  const void* stack_low = nullptr;
-  size_t stack_bytes = 0;
-  void* sanitizer = nullptr;
-};
-
-#if defined(EMULATION_ASSEMBLY)
-// Saves the registers that a call keeps, and continues where `to` was saved. ucontext would do, at a system
-// call each.
-extern "C" void emulation_switch(void** from, void* to);
-asm(R"(
-.text
-.hidden emulation_switch
-.type emulation_switch, @function
-emulation_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size emulation_switch, .-emulation_switch
-)");
-#endif
-
-void begin_at(Context& context, const Stack& stack, void (*entry)()) {
-  context.stack_low = stack.low();
-  context.stack_bytes = kStackBytes;
-  stack.forget_frames();
-#if defined(EMULATION_ASSEMBLY)
-  void** top = reinterpret_cast<void**>(stack.high()) - 2;  // so that the stack is aligned as after a call
-  *top = reinterpret_cast<void*>(entry);
-  std::fill(top - 6, top, nullptr);
-  context.stack_pointer = top - 6;
-#else
-  getcontext(&context.machine);
-  context.machine.uc_stack.ss_sp = stack.low();
-  context.machine.uc_stack.ss_size = kStackBytes;
-  context.machine.uc_link = nullptr;
-  makecontext(&context.machine, entry, 0);
-#endif
-}
-
-// `leaving_for_good`: the stack of `from` will not be resumed.
-void switch_to(Context& from, Context& to, bool leaving_for_good = false) {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(leaving_for_good ? nullptr : &from.sanitizer, to.stack_low, to.stack_bytes);
-#else
-  (void)leaving_for_good;
-#endif
-#if defined(EMULATION_ASSEMBLY)
-  emulation_switch(&from.stack_pointer, to.stack_pointer);
-#else
-  swapcontext(&from.machine, &to.machine);
-#endif
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(from.sanitizer, nullptr, nullptr);
-#endif
-}
 
 // The lanes of one mask, in one warp. Two rounds alternate: a lane may begin the next while others still read
 // this.

@@ -1,11 +1,11 @@
 // The emulated kernels as PyTorch ops, torch.ops.dino_kernels_emulated, on CPU tensors.
 #include <torch/csrc/stable/library.h>
 
-#include "../../csrc/common/launch.h"
-#include "../../csrc/hungarian_match/schemas.h"
-#include "../../csrc/linear_sum_assignment/schemas.h"
-#include "../../csrc/matching_cost/schemas.h"
-#include "../../csrc/ms_deform_attn/schemas.h"
+#include "common/launch.h"
+#include "hungarian_match/schemas.h"
+#include "linear_sum_assignment/schemas.h"
+#include "matching_cost/schemas.h"
+#include "ms_deform_attn/schemas.h"
 
 STABLE_TORCH_LIBRARY(dino_kernels_emulated, m) {
   dino_kernels::define_ms_deform_attn(m);

@@ -1,7 +1,8 @@
-"""Every malformed argument is answered by a message that names it, what came and what is allowed."""
+"""A malformed argument raises an error that names it, the value received and the allowed values."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import dino_kernels
+from dino_kernels import PackedTargets
 from dino_kernels.testing import Case, sample_inputs
 
 SHAPES = ((5, 6), (3, 2))
@@ -175,15 +177,11 @@ def test_every_backend_gives_the_same_message(op, backend):
 
 
 def test_every_documented_argument_is_checked(op):
-    import inspect
-
     names = set(inspect.signature(getattr(dino_kernels, op)).parameters)
     assert {argument for name, argument, *_ in TABLE if name == op} == names
 
 
 def test_signatures_are_the_published_ones():
-    import inspect
-
     samples = "sampling_locations attention_weights"
     raw = "reference_points sampling_offsets attention_logits value_mask"
     for op, own in ((CLASSIC, samples), (FUSED, raw)):
@@ -192,3 +190,77 @@ def test_signatures_are_the_published_ones():
         keyword = [name for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY]
         assert positional == ["value", "spatial_shapes", "level_start_index", *own.split()]
         assert keyword == ["num_points", "backend"]
+
+
+LOGITS, BOXES = torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 4, 4)
+TARGETS = PackedTargets.pack([{"labels": torch.tensor([1]), "boxes": torch.rand(1, 4)}] * 3)
+LABELS = PackedTargets.pack([{"labels": torch.tensor([1])}] * 3)
+USUAL = {"logits": LOGITS, "boxes": BOXES, "targets": TARGETS}
+COST = torch.zeros(2, 3, 4)
+
+# fmt: off
+# (changed arguments, type of the error, what its message has): of matching_cost and hungarian_match alike.
+OF_COST: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
+    ({"logits": LOGITS[0, 0]}, ValueError, ["logits must be", "[4, 5]"]),
+    ({"logits": LOGITS.long()}, TypeError, ["logits must be", "int64"]),
+    ({"logits": []}, ValueError, ["logits must be", "empty list"]),
+    ({"logits": [1.0]}, TypeError, ["logits must be", "float"]),
+    ({"logits": [LOGITS, LOGITS[..., :3]], "boxes": [BOXES] * 2}, ValueError, ["C = 5", "[2, 3, 4, 3]"]),
+    ({"boxes": BOXES[..., :3]}, ValueError, ["boxes must be", "[2, 3, 4, 3]"]),
+    ({"boxes": BOXES[:, :, :2]}, ValueError, ["boxes must have the shapes", "[2, 3, 2, 4]"]),
+    ({"boxes": [BOXES] * 2}, ValueError, ["boxes must have the shapes"]),
+    ({"boxes": BOXES.int()}, TypeError, ["boxes must be", "int32"]),
+    ({"boxes": BOXES.to("meta")}, ValueError, ["boxes", "meta", "cpu"]),
+    ({"boxes": None}, ValueError, ["boxes must be given", "weights"]),
+    ({"targets": LABELS}, ValueError, ["targets", "boxes", "weights"]),
+    ({"targets": []}, ValueError, ["targets has 0 images", "B = 3"]),
+    ({"targets": TARGETS.to("meta")}, ValueError, ["targets is on meta", "to(logits.device)"]),
+    ({"extra_cost": torch.zeros(3, 4)}, ValueError, ["extra_cost", "[2, 3, 4]"]),
+    ({"extra_cost": torch.zeros(3, 3, 4)}, ValueError, ["extra_cost", "[3, 3, 4]"]),
+    ({"extra_cost": torch.zeros(2, 3, 4, device="meta")}, ValueError, ["extra_cost", "meta"]),
+    ({"preset": "yolo"}, ValueError, ["preset", "deformable_detr", "'yolo'"]),
+    ({"class_cost": "bce"}, ValueError, ["class_cost", "'focal' or 'softmax'", "'bce'"]),
+    ({"weights": (1.0, 2.0)}, ValueError, ["weights", "three", "(1.0, 2.0)"]),
+    ({"giou_eps": -1.0}, ValueError, ["giou_eps", "-1.0"]),
+    ({"beta": 2.0}, TypeError, ["'beta'", "gamma"]),
+    ({"backend": "gpu"}, ValueError, ["backend", "'auto'", "'gpu'"]),
+]
+# Of the two ops that assign.
+OF_CHOICES: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
+    ({"ties": "first"}, ValueError, ["ties", "'lowest' or 'scipy'", "'first'"]),
+    ({"check": True}, ValueError, ["check", "'raise', 'warn' or 'none'", "True"]),
+]
+OF_ASSIGNMENT: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
+    ({"backend": "gpu"}, ValueError, ["backend", "'auto'", "'gpu'"]),
+    ({"cost": torch.zeros(3)}, ValueError, ["cost must be", "[3]"]),
+    ({"cost": torch.zeros(1, 2, 3, 4)}, ValueError, ["cost must be", "[1, 2, 3, 4]"]),
+    ({"cost": COST.to(torch.complex64)}, TypeError, ["cost must be real", "complex64"]),
+    ({"cost": [COST]}, ValueError, ["[W, T]", "[2, 3, 4]"]),
+    ({"cost": [[1.0]]}, ValueError, ["[W, T]", "list"]),
+    ({"cost": [COST[0]], "sizes": [[1, 1]]}, ValueError, ["list", "sizes"]),
+    ({"cost": [COST[0]], "full_output": True}, ValueError, ["list", "full_output"]),
+    ({"cost": [COST[0]], "offsets": torch.tensor([0, 3])}, ValueError, ["list", "offsets"]),
+    ({"sizes": [1]}, ValueError, ["sizes", "B = 2", "[1, 1]"]),
+    ({"sizes": [[1, 2, 3], [1, 2, 3]]}, ValueError, ["sizes", "[2, 3]"]),
+    ({"sizes": torch.tensor([1.0, 2.0])}, ValueError, ["sizes", "float32"]),
+    ({"sizes": [5, 1]}, ValueError, ["sizes", "T = 4", "5"]),
+    ({"sizes": [[4, 1], [1, 1]]}, ValueError, ["sizes", "W = 3", "4"]),
+    ({"sizes": [-1, 2]}, ValueError, ["sizes", "-1"]),
+    ({"sizes": [1, 2], "offsets": torch.tensor([0, 3])}, ValueError, ["offsets and sizes"]),
+    ({"offsets": torch.tensor([0, 3], dtype=torch.int32)}, ValueError, ["offsets", "int32"]),
+    ({"offsets": torch.tensor([[0, 3]])}, ValueError, ["offsets", "[1, 2]"]),
+    ({"offsets": torch.zeros(0, dtype=torch.int64)}, ValueError, ["offsets", "[0]"]),
+    ({"offsets": torch.zeros(2, dtype=torch.int64, device="meta")}, ValueError, ["meta", "cpu"]),
+]
+# fmt: on
+OF_MATCHING = [("matching_cost", USUAL, *entry) for entry in OF_COST]
+OF_MATCHING += [("hungarian_match", USUAL, *entry) for entry in OF_COST + OF_CHOICES]
+OF_MATCHING += [("linear_sum_assignment", {"cost": COST}, *entry) for entry in OF_ASSIGNMENT + OF_CHOICES]
+
+
+@pytest.mark.parametrize(("op", "usual", "changed", "error", "words"), OF_MATCHING)
+def test_a_malformed_argument_of_matching_is_named(op, usual, changed, error, words):
+    with pytest.raises(error) as caught:
+        getattr(dino_kernels, op)(**usual | changed)
+    assert str(caught.value).startswith(f"{op}: ")
+    assert all(word in str(caught.value) for word in words), caught.value

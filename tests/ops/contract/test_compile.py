@@ -1,22 +1,41 @@
-"""`torch.compile(fullgraph=True)` and `torch.export`: one graph, dynamic sizes, no wait for the device."""
+"""`torch.compile(fullgraph=True)` of every op: one graph, any sizes, no synchronisation with the device."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch._dynamo.exc import Unsupported
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import dino_kernels
-from dino_kernels.nn import MSDeformAttn
+from dino_kernels import PackedTargets
 from dino_kernels.ops._core import libraries
-from dino_kernels.testing import Case, Result, random_grad_output, run
+from dino_kernels.testing import AssignmentCase, MatchingCase, assignment_costs, matching_inputs, random_grad_output
 from tests.graphs import Graphs
+from tests.ops.contract.calls import ATTENTION, OPS, Inputs, call, tensors_of
+from tests.ops.contract.conftest import Subject
 
-SHAPES = ((9, 11), (5, 6))
-LARGER = ((8, 13), (4, 7))
+Tensors = dict[str, Tensor]
+
+
+# Compilers see the registered op, whose backend is a string: emulated and interpreted kernels would show nothing more.
+COMPILED = ("cpu", "triton", "cuda")
+
+
+@pytest.fixture(params=COMPILED)
+def subject(request: pytest.FixtureRequest, any_op: str, require: Callable[..., None]) -> Subject:
+    return Subject(any_op, request.param, require)
+
+
+@pytest.fixture(params=COMPILED)
+def matching_kernel(request: pytest.FixtureRequest, require_matching: Callable[[str], None]) -> str:
+    require_matching(request.param)
+    return request.param
 
 
 @pytest.fixture(autouse=True)
@@ -26,196 +45,198 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def case_of(batch: int = 2, queries: int = 17, shapes: tuple[tuple[int, int], ...] = SHAPES, **options: Any) -> Case:
-    return Case("compiled", batch, queries, 2, 8, shapes, (4, 4), **options)
+def split(op: str, inputs: Inputs) -> tuple[Tensors, dict[str, Any]]:
+    """Split a call into its tensors by path and all other arguments."""
+    others = {name: argument for name, argument in inputs.items() if not isinstance(argument, (Tensor, PackedTargets))}
+    if "targets" in inputs:
+        others["max_targets"] = inputs["targets"].max_targets
+    return dict(tensors_of(op, inputs)), others
 
 
-def compiled(op: str, graphs: Callable[..., Any] | str = "aot_eager", **options: Any) -> Callable[..., Tensor]:
-    function = getattr(dino_kernels, op)
-    return torch.compile(lambda **inputs: function(**inputs), fullgraph=True, backend=graphs, **options)
+def runner(op: str, backend: str) -> Callable[..., tuple[Tensor, ...]]:
+    """A function of the parts of a call, as `split` has them; targets are packed within."""
+
+    def run(tensors: Tensors, others: dict[str, Any]) -> tuple[Tensor, ...]:
+        inputs: dict[str, Any] = {**tensors, **others}
+        if "max_targets" in inputs:
+            labels, boxes, offsets = (inputs.pop(f"targets.{field}") for field in ("labels", "boxes_cxcywh", "offsets"))
+            inputs["targets"] = PackedTargets(labels, boxes, offsets, inputs.pop("max_targets"))
+        returned = call(op, inputs, backend)
+        return returned if isinstance(returned, tuple) else (returned,)
+
+    return run
 
 
-def run_compiled(function: Callable[..., Tensor], inputs: dict[str, Any], backend: str) -> Result:
-    output = function(**inputs, backend=backend)
-    wanted = [name for name, x in inputs.items() if isinstance(x, Tensor) and x.requires_grad]
-    grads = torch.autograd.grad(output, [inputs[name] for name in wanted], random_grad_output(output))
-    return Result(output.detach(), dict(zip(wanted, grads, strict=True)))
+def with_gradients(results: tuple[Tensor, ...], tensors: Tensors) -> list[Tensor]:
+    differentiated = [tensor for tensor in tensors.values() if tensor.requires_grad]
+    if not differentiated or not results[0].requires_grad:
+        return list(results)
+    return [*results, *torch.autograd.grad(results[0], differentiated, random_grad_output(results[0]))]
 
 
-def assert_same(result: Result, expected: Result) -> None:
-    for (name, tensor), wanted in zip(result.named().items(), expected.named().values(), strict=True):
-        torch.testing.assert_close(tensor, wanted, msg=lambda text, name=name: f"{name}: {text}")
+def compiled(op: str, backend: str, graphs: Any = "aot_eager", **options: Any) -> Callable[..., tuple[Tensor, ...]]:
+    return torch.compile(runner(op, backend), fullgraph=True, backend=graphs, **options)
 
 
-@pytest.mark.parametrize("shapes", ["tensor", "list"])
+def assert_eager_results(subject: Any, function: Callable[..., Any], inputs: Inputs) -> None:
+    parts = split(subject.op, inputs)
+    got = with_gradients(function(*parts), parts[0])
+    expected = with_gradients(runner(subject.op, subject.backend)(*parts), parts[0])
+    assert len(got) == len(expected)
+    for tensor, wanted in zip(got, expected, strict=True):
+        torch.testing.assert_close(tensor, wanted, equal_nan=True)
+
+
+def as_list(inputs: Inputs) -> Inputs:
+    """The same call with levels that are numbers, not tensors."""
+    shapes = [tuple(shape) for shape in inputs["spatial_shapes"].tolist()]
+    return inputs | {"spatial_shapes": shapes, "level_start_index": None}
+
+
 @pytest.mark.parametrize("coordinates", [2, 4])
-def test_one_graph_gives_the_eager_result(make_inputs, op, kernel, shapes, coordinates):
-    inputs = make_inputs(op, case_of(reference_coordinates=coordinates, mask=True), torch.float32, kernel)
-    if shapes == "list":
-        inputs |= {"spatial_shapes": list(SHAPES), "level_start_index": None}
-    assert_same(run_compiled(compiled(op), inputs, kernel), run(op, inputs, kernel))
+@pytest.mark.parametrize("form", ["tensor", "list"])
+@pytest.mark.parametrize("any_op", ATTENTION)
+def test_one_graph_gives_the_eager_result_for_every_form_of_attention(subject, form, coordinates):
+    inputs = subject.inputs(coordinates=coordinates)
+    inputs = as_list(inputs) if form == "list" else inputs
+    assert_eager_results(subject, compiled(subject.op, subject.backend), inputs)
 
 
-def test_inductor_gives_the_eager_result(make_inputs, op, kernel):
-    inputs = make_inputs(op, case_of(mask=True), torch.float32, kernel)
+def test_one_graph_gives_the_eager_result_and_never_reads_a_tensor_on_the_host(subject):
+    graphs = Graphs()
+    assert_eager_results(subject, compiled(subject.op, subject.backend, graphs), subject.inputs())
+    (graph,) = graphs.graphs
+    called = [str(node.target) for node in graph.graph.nodes if node.op.startswith("call")]
+    assert any(f"dino_kernels.{subject.op}" in name for name in called)
+    words = {"item", "tolist", "nonzero", "cpu", "equal"}
+    assert not [name for name in called if words & set(re.findall(r"[a-z]+", name))]
 
-    def surrounded(**arguments: Any) -> Tensor:
-        output = getattr(dino_kernels, op)(**{**arguments, "value": arguments["value"] * 2}, backend=kernel)
-        return torch.relu(output) + 1
+
+def test_inductor_gives_the_eager_result(subject):
+    run = runner(subject.op, subject.backend)
+    first = OPS[subject.op].tensors[0]
+
+    def surrounded(tensors: Tensors, others: dict[str, Any]) -> list[Tensor]:
+        return [result + 1 for result in run({**tensors, first: tensors[first] * 2}, others)]
 
     # Neither pattern matching nor a precompiled header: they take a minute of a cold start and are not ours.
     quick = {"cpp_cache_precompile_headers": False, "pattern_matcher": False, "cpp.simdlen": 0}
-    output = torch.compile(surrounded, fullgraph=True, options=quick)(**inputs)
-    torch.testing.assert_close(output, surrounded(**inputs))
-    (grad,) = torch.autograd.grad(output.sum(), inputs["value"])
-    (expected,) = torch.autograd.grad(surrounded(**inputs).sum(), inputs["value"])
-    torch.testing.assert_close(grad, expected)
-
-
-def test_marked_batch_and_queries_compile_once(make_inputs, op, kernel):
-    graphs = Graphs()
-    function = compiled(op, graphs)
-    for batch, queries in ((2, 17), (3, 29), (5, 6)):
-        inputs = make_inputs(op, case_of(batch, queries), torch.float32, kernel, requires_grad=False)
-        for name, argument in inputs.items():
-            if isinstance(argument, Tensor) and name not in ("spatial_shapes", "level_start_index"):
-                torch._dynamo.mark_dynamic(argument, 0)
-                if name != "value":
-                    torch._dynamo.mark_dynamic(argument, 1)
-        expected = getattr(dino_kernels, op)(**inputs, backend=kernel)
-        torch.testing.assert_close(function(**inputs, backend=kernel), expected)
-    assert len(graphs.graphs) == 1
+    parts = split(subject.op, subject.inputs())
+    results = torch.compile(surrounded, fullgraph=True, options=quick)(*parts)
+    expected = surrounded(*parts)
+    got, wanted = (with_gradients(tuple(each), parts[0]) for each in (results, expected))
+    torch.testing.assert_close(got, wanted, equal_nan=True)
 
 
 @pytest.mark.parametrize("needs_grad", [False, True], ids=["inference", "training"])
-def test_other_image_sizes_in_a_tensor_do_not_recompile(make_inputs, op, kernel, needs_grad):
+def test_calls_of_other_sizes_do_not_recompile(subject, needs_grad):
     graphs = Graphs()
-    function = compiled(op, graphs, dynamic=True)
-    for shapes in (SHAPES, LARGER, ((3, 5), (2, 2))):
-        inputs = make_inputs(op, case_of(shapes=shapes, mask=True), torch.float32, kernel, requires_grad=needs_grad)
-        output = function(**inputs, backend=kernel)
-        torch.testing.assert_close(output, getattr(dino_kernels, op)(**inputs, backend=kernel))
+    function = compiled(subject.op, subject.backend, graphs, dynamic=True)
+    for sizes in OPS[subject.op].steps:
+        with torch.set_grad_enabled(needs_grad):
+            assert_eager_results(subject, function, subject.inputs(**sizes))
     assert len(graphs.graphs) == 1
 
 
-def test_other_image_sizes_in_a_list_compile_once_more_at_most(make_inputs, op, kernel):
+@pytest.mark.parametrize("any_op", ATTENTION)
+def test_other_image_sizes_in_a_list_compile_once_more_at_most(subject):
     """Sizes that are numbers become symbols as soon as they change."""
     graphs = Graphs()
-    function = compiled(op, graphs, dynamic=True)
-    for shapes in (SHAPES, LARGER, ((3, 5), (2, 2)), ((12, 4), (6, 7)), ((7, 7), (8, 9))):
-        inputs = make_inputs(op, case_of(shapes=shapes), torch.float32, kernel)
-        inputs |= {"spatial_shapes": list(shapes), "level_start_index": None}
-        output = function(**inputs, backend=kernel)
-        torch.testing.assert_close(output, getattr(dino_kernels, op)(**inputs, backend=kernel))
+    function = compiled(subject.op, subject.backend, graphs, dynamic=True)
+    for shapes in (((9, 11), (5, 6)), ((8, 13), (4, 7)), ((3, 5), (2, 2)), ((12, 4), (6, 7)), ((7, 7), (8, 9))):
+        assert_eager_results(subject, function, as_list(subject.inputs(levels=shapes)))
     assert len(graphs.graphs) <= 2
 
 
-def test_dynamic_training_gives_the_eager_gradients(make_inputs, op, kernel):
-    function = compiled(op, dynamic=True)
-    for batch, queries, shapes in ((2, 17, SHAPES), (3, 29, LARGER)):
-        inputs = make_inputs(op, case_of(batch, queries, shapes, mask=True), torch.float32, kernel)
-        assert_same(run_compiled(function, inputs, kernel), run(op, inputs, kernel))
-        inputs |= {"spatial_shapes": list(shapes), "level_start_index": None}
-        assert_same(run_compiled(function, inputs, kernel), run(op, inputs, kernel))
-
-
-@pytest.mark.parametrize("shapes", ["tensor", "list"])
-def test_the_graph_never_reads_a_tensor_on_the_host(make_inputs, op, kernel, shapes):
+def test_marked_sizes_compile_once(subject):
     graphs = Graphs()
-    inputs = make_inputs(op, case_of(mask=True), torch.float32, kernel)
-    if shapes == "list":
-        inputs |= {"spatial_shapes": list(SHAPES), "level_start_index": None}
-    compiled(op, graphs)(**inputs, backend=kernel)
-    (graph,) = graphs.graphs
-    called = [str(node.target) for node in graph.graph.nodes if node.op.startswith("call")]
-    assert any(f"dino_kernels.{op}" in name for name in called)
-    assert not [name for name in called if any(word in name for word in ("item", "tolist", "nonzero", "cpu", "equal"))]
-
-
-def layer_inputs(batch: int, queries: int, shapes: tuple[tuple[int, int], ...]) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(3)
-    rows = sum(height * width for height, width in shapes)
-    return (
-        torch.randn(batch, queries, 32, generator=generator),
-        torch.rand(batch, queries, 2, 4, generator=generator),
-        torch.randn(batch, rows, 32, generator=generator),
-        torch.tensor(shapes),
-        torch.tensor([0, shapes[0][0] * shapes[0][1]]),
-        torch.rand(batch, rows, generator=generator) < 0.2,
-    )
-
-
-class Layer(nn.Module):
-    """MSDeformAttn with arguments by position, as export wants them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = MSDeformAttn(32, n_levels=2, n_heads=4, n_points=2)
-
-    def forward(self, *arguments: Tensor) -> Tensor:
-        return self.attention(*arguments)
-
-
-def test_the_module_compiles_into_one_graph_with_gradients():
-    layer = Layer()
-    arguments = layer_inputs(2, 17, SHAPES)
-    output = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)(*arguments)
-    torch.testing.assert_close(output, layer(*arguments))
-    parameters = list(layer.parameters())
-    for grad, expected in zip(
-        torch.autograd.grad(output.sum(), parameters),
-        torch.autograd.grad(layer(*arguments).sum(), parameters),
-        strict=True,
-    ):
-        torch.testing.assert_close(grad, expected)
-
-
-def test_an_exported_module_runs_at_other_sizes():
-    layer = Layer().eval()
-    batch, queries, rows = (torch.export.Dim(name, min=2, max=4096) for name in ("batch", "queries", "rows"))
-    dynamic = {
-        "arguments": (
-            {0: batch, 1: queries},
-            {0: batch, 1: queries},
-            {0: batch, 1: rows},
-            {},
-            {},
-            {0: batch, 1: rows},
+    function = compiled(subject.op, subject.backend, graphs)
+    for sizes in OPS[subject.op].marked:
+        tensors, others = split(subject.op, subject.inputs(**sizes))
+        tensors = {path: tensor.detach() for path, tensor in tensors.items()}
+        for path, dimensions in OPS[subject.op].dynamic.items():
+            torch._dynamo.mark_dynamic(tensors[path], dimensions)
+        torch.testing.assert_close(
+            function(tensors, others), runner(subject.op, subject.backend)(tensors, others), equal_nan=True
         )
-    }
-    program = torch.export.export(layer, layer_inputs(2, 17, SHAPES), dynamic_shapes=dynamic)
-    for batch_size, query_count, shapes in ((2, 17, SHAPES), (3, 31, LARGER)):
-        arguments = layer_inputs(batch_size, query_count, shapes)
-        torch.testing.assert_close(program.module()(*arguments), layer(*arguments))
+    assert len(graphs.graphs) == 1
 
 
-def test_an_exported_program_survives_saving_and_decomposing(tmp_path):
-    layer = Layer().eval()
-    arguments = layer_inputs(2, 17, SHAPES)
-    program = torch.export.export(layer, arguments)
-    torch.export.save(program, tmp_path / "layer.pt2")
-    loaded = torch.export.load(tmp_path / "layer.pt2")
-    torch.testing.assert_close(loaded.module()(*arguments), layer(*arguments))
-    torch.testing.assert_close(program.run_decompositions().module()(*arguments), layer(*arguments))
+def test_make_fx_traces_with_symbols(subject):
+    tensors, others = split(subject.op, subject.inputs())
+    run = runner(subject.op, subject.backend)
 
+    def both(*given: Tensor) -> list[Tensor]:
+        named = dict(zip(tensors, given, strict=True))
+        results = run(named, others)
+        first = next(iter(named.values()))
+        return [*results, *(torch.autograd.grad(results[0].sum(), first) if first.requires_grad else ())]
 
-def test_make_fx_traces_forward_and_backward(make_inputs, op, kernel):
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    inputs = make_inputs(op, case_of(), torch.float32, kernel)
-    names = [name for name, argument in inputs.items() if isinstance(argument, Tensor)]
-    tensors = [inputs[name] for name in names]
-
-    def both(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-        named = dict(zip(names, tensors, strict=True))
-        output = getattr(dino_kernels, op)(**{**inputs, **named}, backend=kernel)
-        return output, torch.autograd.grad(output.sum(), named["value"])[0]
-
-    graph = make_fx(both, tracing_mode="symbolic")(*tensors)
+    graph = make_fx(both, tracing_mode="symbolic")(*tensors.values())
     targets = [str(node.target) for node in graph.graph.nodes]
-    assert f"dino_kernels.{op}.default" in targets and f"dino_kernels.{op}_backward.default" in targets
-    for traced, eager in zip(graph(*tensors), both(*tensors), strict=True):
-        torch.testing.assert_close(traced, eager)
+    assert f"dino_kernels.{subject.op}.default" in targets
+    assert subject.op not in ATTENTION or f"dino_kernels.{subject.op}_backward.default" in targets
+    torch.testing.assert_close(graph(*tensors.values()), both(*tensors.values()), equal_nan=True)
+
+
+def matched(logits: Tensor, boxes: Tensor, targets: Any, backend: str) -> Tensor:
+    return dino_kernels.hungarian_match(logits, boxes, targets, backend=backend).query_idx
+
+
+@pytest.mark.parametrize("capacity", [None, 9])
+def test_packed_targets_are_arguments_of_a_compiled_function(matching_kernel, device, capacity):
+    """Those of a fixed capacity never recompile, whatever the number of targets."""
+    graphs = Graphs()
+    function = torch.compile(matched, fullgraph=True, backend=graphs, dynamic=False)
+    fixed = PackedTargets.empty(2, 9, device=device)
+    for seed, targets in enumerate(((2, 3), (2, 3)) if capacity is None else ((2, 3), (0, 0), (1, 8), (9, 0))):
+        inputs = matching_inputs(MatchingCase("step", 2, 9, 3, targets), device=device, seed=seed)
+        if capacity:
+            inputs["targets"] = fixed.copy_(inputs["targets"])
+        assert torch.equal(function(**inputs, backend=matching_kernel), matched(**inputs, backend=matching_kernel))
+    assert len(graphs.graphs) == 1
+
+
+def test_dictionaries_are_packed_within_the_graph(matching_kernel, device):
+    inputs = matching_inputs(MatchingCase("usual", 2, 6, 3, (2, 1)), device=device)
+    targets = inputs["targets"]
+    counts = list(targets.counts)
+    listed = [
+        {"labels": labels, "boxes": boxes}
+        for labels, boxes in zip(targets.labels.split(counts), targets.boxes_cxcywh.split(counts), strict=True)
+    ]
+    arguments = (inputs["logits"], inputs["boxes"], listed, matching_kernel)
+    assert torch.equal(torch.compile(matched, fullgraph=True, backend="aot_eager")(*arguments), matched(*arguments))
+
+
+@pytest.mark.parametrize("sizes", ["none", "list", "tensor", "offsets"])
+def test_batches_of_every_form_compile_into_one_graph(matching_kernel, device, sizes):
+    cost = assignment_costs(AssignmentCase("dense", 2, 4, 7), device=device)
+    given: dict[str, Any] = {
+        "none": {},
+        "list": {"sizes": [5, 7]},
+        "tensor": {"sizes": torch.tensor([[2, 5], [4, 7]], device=device)},
+        "offsets": {"offsets": torch.tensor([0, 1, 4], device=device)},
+    }[sizes]
+
+    def run(cost: Tensor) -> Any:
+        return dino_kernels.linear_sum_assignment(cost, **given, full_output=True, backend=matching_kernel)
+
+    results = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=True)(cost)
+    torch.testing.assert_close(tuple(results), tuple(run(cost)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("check", ["warn", "raise"])
+def test_a_check_reads_the_status_and_so_cannot_be_in_one_graph(cpu_kernel, check):
+    cost = assignment_costs(AssignmentCase("checked", 2, 3, 5))
+
+    def run(cost: Tensor) -> Tensor:
+        return dino_kernels.linear_sum_assignment(cost, check=check, backend=cpu_kernel)
+
+    with pytest.raises(Unsupported):
+        torch.compile(run, fullgraph=True, backend="aot_eager")(cost)
+    # With a break in the graph it works.
+    assert torch.equal(torch.compile(run, backend="aot_eager")(cost), run(cost))
 
 
 def test_which_gpu_there_is_counts_as_constant():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,21 +11,21 @@ from torch import Tensor
 from dino_kernels import fused_ms_deform_attn
 from dino_kernels.testing import CASES, Case, run
 from tests.comparison import assert_same_bits
+from tests.ops.contract.calls import OPS, assert_same, perform
 
 ENCODER = Case("encoder", 2, 411, 8, 32, ((14, 20), (7, 10), (4, 5), (2, 3)), (4, 4, 4, 4), layout="local", mask=True)
-DECODER = Case("decoder", 1, 97, 8, 32, ((14, 20), (7, 10), (4, 5), (2, 3)), (4, 4, 4, 4), reference_coordinates=4)
-FEW_QUERIES = Case("few", 2, 11, 8, 32, ((14, 20), (7, 10), (4, 5), (2, 3)), (4, 4, 4, 4), reference_coordinates=4)
 ONE_IMAGE_ONE_HEAD = Case("one_head", 1, 411, 1, 36, ((14, 20), (7, 10)), (4, 3))
 
 
-@pytest.mark.parametrize("case", [ENCODER, DECODER, FEW_QUERIES, ONE_IMAGE_ONE_HEAD], ids=lambda case: case.id)
-def test_any_number_of_threads_gives_the_same_bits(make_inputs, restored_threads, op, dtype, case):
-    inputs = make_inputs(op, case, dtype, "cpu")
-    torch.set_num_threads(1)
-    alone = run(op, inputs, "cpu")
-    for threads in (2, 3, 8):
-        torch.set_num_threads(threads)
-        assert_same_bits(run(op, inputs, "cpu"), alone)
+@pytest.mark.parametrize("dtype", ["fp32", "fp64", "bf16", "fp16"])
+def test_any_number_of_threads_gives_the_same_bits(on_cpu, restored_threads, dtype):
+    for sizes in OPS[on_cpu.op].large:
+        inputs = on_cpu.inputs(dtype, **sizes)
+        torch.set_num_threads(1)
+        alone = perform(on_cpu.op, inputs, "cpu")
+        for threads in (2, 3, 8):
+            torch.set_num_threads(threads)
+            assert_same(perform(on_cpu.op, inputs, "cpu"), alone)
 
 
 def test_any_number_of_threads_gives_the_same_bits_with_gaps_between_levels(make_inputs, restored_threads, op):
@@ -37,18 +39,50 @@ def test_any_number_of_threads_gives_the_same_bits_with_gaps_between_levels(make
         assert_same_bits(run(op, inputs, "cpu"), alone)
 
 
-@pytest.mark.parametrize("case", [ENCODER, DECODER], ids=lambda case: case.id)
-def test_repeated_calls_give_the_same_bits(make_inputs, op, case):
-    inputs = make_inputs(op, case, torch.float32, "cpu")
-    first = run(op, inputs, "cpu")
+def test_repeated_calls_give_the_same_bits(subject, deterministic):
+    inputs = subject.inputs()
+    first = perform(subject.op, inputs, subject.backend)
     for _ in range(3):
-        assert_same_bits(run(op, inputs, "cpu"), first)
+        assert_same(perform(subject.op, inputs, subject.backend), first)
+
+
+def test_deterministic_mode_changes_no_bit_on_a_cpu(on_cpu):
+    """Tests in deterministic mode, in which all kernels give the same bits, are therefore no weaker on a CPU."""
+    inputs = on_cpu.inputs(**OPS[on_cpu.op].large[0])
+    usual = perform(on_cpu.op, inputs, "cpu")
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert_same(perform(on_cpu.op, inputs, "cpu"), usual)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_calls_from_several_python_threads_do_not_disturb_each_other(on_cpu):
+    calls = [on_cpu.inputs(**sizes) for sizes in ({}, *OPS[on_cpu.op].large) for _ in range(2)]
+    expected = [perform(on_cpu.op, inputs, "cpu") for inputs in calls]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            results = pool.map(lambda inputs: perform(on_cpu.op, inputs, "cpu"), calls)
+            for result, wanted in zip(results, expected, strict=True):
+                assert_same(result, wanted)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_every_element_of_every_result_is_written(make_inputs, op, kernel, deterministic, case):
+    """Deterministic mode fills new tensors with NaN, so that elements not written show."""
+    result = run(op, make_inputs(op, case, torch.float32, kernel), kernel)
+    for name, tensor in result.named().items():
+        assert tensor.isfinite().all(), name
+
+
+def test_deterministic_mode_fills_new_memory_with_nan(deterministic):
+    """A precondition of the test above."""
+    assert torch.empty(1000).isnan().all()
 
 
 def test_an_image_does_not_depend_on_its_batch(make_inputs, op):
     inputs = make_inputs(op, ENCODER, torch.float32, "cpu")
-    both = run(op, inputs, "cpu")
-    grad_output = torch.ones_like(both.output)
+    grad_output = torch.ones_like(run(op, inputs, "cpu").output)
     both = run(op, inputs, "cpu", grad_output)
     shared = ("spatial_shapes", "level_start_index", "num_points")
     for image in range(2):
@@ -64,53 +98,10 @@ def test_an_image_does_not_depend_on_its_batch(make_inputs, op):
             assert torch.equal(tensor[0], batched[image]), name
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_every_element_of_every_result_is_written(make_inputs, op, kernel, deterministic, case):
-    """Deterministic mode fills new tensors with NaN, so what a kernel leaves out shows."""
-    result = run(op, make_inputs(op, case, torch.float32, kernel), kernel)
-    for name, tensor in result.named().items():
-        assert tensor.isfinite().all(), name
-
-
-def test_deterministic_mode_fills_new_memory_with_nan(deterministic):
-    """What the test above stands on."""
-    assert torch.empty(1000).isnan().all()
-
-
-def test_rows_without_queries_are_written_too(make_inputs, op, kernel, deterministic, dtype):
-    case = Case("idle", 3, 0, 2, 8, ((3, 4), (2, 2)), (2, 2), mask=True)
-    result = run(op, make_inputs(op, case, dtype, kernel), kernel)
-    assert result.output.shape == (3, 0, 16)
-    assert (result.grads["value"] == 0).all()
-
-
-def test_deterministic_mode_changes_no_bit_on_a_cpu(make_inputs, op):
-    """Hence tests that ask for it, so that all kernels give the same bits, are no weaker for this one."""
-    inputs = make_inputs(op, ENCODER, torch.float32, "cpu")
-    usual = run(op, inputs, "cpu")
-    torch.use_deterministic_algorithms(True)
-    try:
-        strict = run(op, inputs, "cpu")
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert_same_bits(strict, usual)
-
-
-def test_calls_from_several_python_threads_do_not_disturb_each_other(make_inputs):
-    from concurrent.futures import ThreadPoolExecutor
-
-    op = "fused_ms_deform_attn"
-    calls = [make_inputs(op, case, torch.float32, "cpu", seed=seed) for seed in range(3) for case in (ENCODER, DECODER)]
-    expected = [run(op, inputs, "cpu") for inputs in calls]
-    with ThreadPoolExecutor(4) as pool:
-        for _ in range(3):
-            for result, wanted in zip(pool.map(lambda inputs: run(op, inputs, "cpu"), calls), expected, strict=True):
-                assert_same_bits(result, wanted)
-
-
-def test_a_call_inside_a_parallel_region_of_a_dataloader_worker(make_inputs, restored_threads):
-    """A forked worker has one thread; the pool of the parent must not be waited for."""
-    inputs = make_inputs("fused_ms_deform_attn", DECODER, torch.float32, "cpu", requires_grad=False)
+def test_a_call_in_a_forked_dataloader_worker(make_inputs, restored_threads):
+    """A forked worker has one thread; a call that waited for the parent's pool would hang."""
+    case = Case("decoder", 1, 97, 8, 32, ((14, 20), (7, 10)), (4, 4), reference_coordinates=4)
+    inputs = make_inputs("fused_ms_deform_attn", case, torch.float32, "cpu", requires_grad=False)
     torch.set_num_threads(2)
     expected = fused_ms_deform_attn(**inputs, backend="cpu")
 

@@ -1,65 +1,110 @@
-"""`torch.library.opcheck` on all four registered ops: schema, fake kernel, autograd registration, AOT dispatch."""
+"""`torch.library.opcheck` on all registered ops: schema, fake kernel, autograd registration, AOT dispatch."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
-from dino_kernels.ops._core.dispatch import ops
-from dino_kernels.testing import Case
+from dino_kernels.testing import DTYPES, AssignmentCase, assignment_costs
+from tests.ops.contract.calls import ATTENTION, OPS, call, named, options_of, prepared, registered
+from tests.ops.contract.conftest import Subject
 
-CASES = [
-    Case("points", 2, 3, 2, 2, ((3, 4), (2, 2)), (2, 2)),
-    Case("boxes_mask", 2, 2, 1, 3, ((3, 4), (2, 2)), (2, 2), reference_coordinates=4, mask=True),
-    Case("point_list", 1, 3, 2, 2, ((3, 4), (2, 2), (1, 1)), (3, 1, 2), reference_coordinates=4),
-    Case("no_queries", 2, 0, 2, 2, ((3, 4), (2, 2)), (2, 2)),
-    Case("no_images", 0, 3, 2, 2, ((3, 4), (2, 2)), (2, 2)),
-]
-# The AOT check takes most of a second; it does not depend on the dtype.
+# The AOT check takes most of a second, and depends neither on the dtype nor on sizes.
 QUICK = ("test_schema", "test_autograd_registration", "test_faketensor")
-WANTED = {
-    "everything": (True, True),
-    "value only": (True, False),
-    "all but value": (False, True),
-    "nothing": (False, False),
-}
+FULL = (*QUICK, "test_aot_dispatch_dynamic")
+SMALL: dict[str, Any] = {"queries": 3, "heads": 2, "channels": 2, "levels": ((3, 4), (2, 2)), "points": 2}
 
 
-def backward_arguments(op, inputs, case, wanted, kernel):
-    grad = inputs["value"].new_ones(case.batch, case.queries, case.heads * case.channels)
-    value, others = WANTED[wanted]
-    gradients = [value] + [others] * (2 if op == "ms_deform_attn" else 3)
-    return (grad, *ops()[op].prepare(**inputs), gradients, kernel)
+def small_inputs(subject: Subject, dtype: str = "fp32", **sizes: Any) -> dict[str, Any]:
+    return subject.inputs(dtype, **{**(SMALL if subject.op in ATTENTION else {}), **sizes})
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-@pytest.mark.parametrize("shapes", ["tensor", "list"])
-def test_forward_op(make_inputs, op, kernel, case, shapes):
-    inputs = make_inputs(op, case, torch.float32, kernel)
-    if shapes == "list":
-        inputs |= {"spatial_shapes": list(case.shapes), "level_start_index": None}
-    arguments = (*ops()[op].prepare(**inputs), kernel)
-    torch.library.opcheck(getattr(torch.ops.dino_kernels, op).default, arguments)
+@pytest.mark.parametrize("form", ["usual", "other"])
+def test_every_op(subject, form):
+    """Form "other": levels as a list, or no more results than without `full_output`."""
+    inputs = small_inputs(subject)
+    options = options_of(subject.op)
+    if form == "other" and subject.op in ATTENTION:
+        inputs |= {"spatial_shapes": list(SMALL["levels"]), "level_start_index": None}
+    elif form == "other":
+        options = {}
+    torch.library.opcheck(registered(subject.op), prepared(subject.op, inputs, subject.backend, **options))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-@pytest.mark.parametrize("needs_grad", [True, False], ids=["grad", "no_grad"])
-def test_forward_op_of_every_dtype(make_inputs, op, kernel, dtype, case, needs_grad):
-    inputs = make_inputs(op, case, dtype, kernel, requires_grad=needs_grad)
-    arguments = (*ops()[op].prepare(**inputs), kernel)
-    torch.library.opcheck(getattr(torch.ops.dino_kernels, op).default, arguments, test_utils=QUICK)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_op_in_every_dtype_and_of_nothing(subject, dtype):
+    for sizes in ({}, *OPS[subject.op].empty):
+        inputs = small_inputs(subject, dtype, **sizes)
+        for options in ({}, options_of(subject.op)):
+            arguments = prepared(subject.op, inputs, subject.backend, **options)
+            torch.library.opcheck(registered(subject.op), arguments, test_utils=QUICK)
 
 
-@pytest.mark.parametrize("wanted", WANTED)
-def test_backward_op(make_inputs, op, kernel, wanted):
-    inputs = make_inputs(op, CASES[1], torch.float32, kernel, requires_grad=False)
-    backward = getattr(torch.ops.dino_kernels, f"{op}_backward").default
-    torch.library.opcheck(backward, backward_arguments(op, inputs, CASES[1], wanted, kernel))
+def requested(op: str, value: bool, others: bool) -> list[bool]:
+    return [value] + [others] * (2 if op == "ms_deform_attn" else 3)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-@pytest.mark.parametrize("wanted", WANTED)
-def test_backward_op_of_every_dtype(make_inputs, op, kernel, dtype, case, wanted):
-    inputs = make_inputs(op, case, dtype, kernel, requires_grad=False)
-    backward = getattr(torch.ops.dino_kernels, f"{op}_backward").default
-    torch.library.opcheck(backward, backward_arguments(op, inputs, case, wanted, kernel), test_utils=QUICK)
+@pytest.mark.parametrize("value", [True, False], ids=["value", "not value"])
+@pytest.mark.parametrize("others", [True, False], ids=["others", "not others"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("any_op", ATTENTION)
+def test_every_backward_op(subject, dtype, value, others):
+    backward = registered(f"{subject.op}_backward")
+    for sizes in ({}, *OPS[subject.op].empty[:2]):
+        inputs = small_inputs(subject, dtype, **sizes)
+        detached = {name: x.detach() if isinstance(x, Tensor) else x for name, x in inputs.items()}
+        output = call(subject.op, detached, subject.backend)
+        *arguments, backend = prepared(subject.op, detached, subject.backend)
+        gradients = requested(subject.op, value, others)
+        checks = FULL if dtype == "fp32" and value and others and not sizes else QUICK
+        torch.library.opcheck(backward, (torch.ones_like(output), *arguments, gradients, backend), test_utils=checks)
+
+
+@pytest.mark.parametrize("any_op", ["matching_cost", "hungarian_match"])
+def test_lists_of_predictions(subject):
+    inputs = subject.inputs()
+    queries = inputs["logits"].shape[2] - 1
+    inputs |= {name: [inputs[name], inputs[name][:, :, :queries]] for name in ("logits", "boxes")}
+    inputs["extra_cost"] = inputs["extra_cost"][:1]
+    torch.library.opcheck(registered(subject.op), prepared(subject.op, inputs, subject.backend), test_utils=QUICK)
+
+
+@pytest.mark.parametrize("sizes", [False, True], ids=["whole", "sizes"])
+@pytest.mark.parametrize("any_op", ["linear_sum_assignment"])
+def test_dense_and_packed_batches(subject, sizes):
+    subject.inputs()
+    cost = assignment_costs(AssignmentCase("dense", 2, 5, 3, kind="integers"))
+    given: dict[str, Any] = {"sizes": [[5, 3]] * 2} if sizes else {"offsets": torch.tensor([0, 2, 5])}
+    moved = {"cost": cost, **given}
+    if subject.backend in ("cuda", "triton"):
+        moved = {name: x.cuda() if isinstance(x, Tensor) else x for name, x in moved.items()}
+    torch.library.opcheck(registered(subject.op), prepared(subject.op, moved, subject.backend), test_utils=QUICK)
+
+
+def test_fake_tensors_have_the_shapes_and_strides_of_real_ones(subject):
+    for sizes in ({}, *OPS[subject.op].empty):
+        inputs = subject.inputs(**sizes)
+        real = named(subject.op, call(subject.op, inputs, subject.backend))
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fake = named(subject.op, call(subject.op, faked(mode, inputs), subject.backend))
+        described = [
+            {name: (x.shape, x.dtype, x.device, x.stride()) for name, x in results.items()} for results in (fake, real)
+        ]
+        assert described[0] == described[1]
+
+
+def faked(mode: FakeTensorMode, inputs: dict[str, Any]) -> dict[str, Any]:
+    from dataclasses import fields, is_dataclass, replace
+
+    def fake(argument: Any) -> Any:
+        if isinstance(argument, Tensor):
+            return mode.from_tensor(argument)
+        if is_dataclass(argument) and not isinstance(argument, type):
+            return replace(argument, **{field.name: fake(getattr(argument, field.name)) for field in fields(argument)})
+        return argument
+
+    return {name: fake(argument) for name, argument in inputs.items()}
