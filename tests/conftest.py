@@ -22,7 +22,7 @@ from dino_kernels import UnsupportedError
 from dino_kernels.ops._core import libraries
 from dino_kernels.ops._core.dispatch import ops
 from dino_kernels.testing import DTYPES, Case, MatchingCase, matching_inputs, sample_inputs
-from tests import selection
+from tests import lanes, selection
 from tests.cuda.emulation import backend as emulation
 from tests.selection import INTERPRETED
 
@@ -50,6 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(lanes.LaneTimes())
     # Most tests need one configuration of a Triton kernel; tests/triton/test_ms_deform_attn.py has all.
     os.environ.setdefault("DINO_KERNELS_TRITON_TUNE", "0")
     if "libasan" in os.environ.get("LD_PRELOAD", "") and not emulation.SANITIZED:
@@ -61,6 +62,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     everything = int(config.getoption("--fuzz") or 1) > 200
     chosen = selection.select(items, gpu=bool(config.getoption("--gpu")), everything=everything)
+    if not config.getoption("--gpu"):
+        chosen.sort(key=lambda item: lanes.lane_of(item.nodeid) == lanes.SLOW)
     kept = set(chosen)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = chosen

@@ -20,6 +20,8 @@ from tests.graphs import Graphs
 from tests.ops.contract.calls import ATTENTION, OPS, Inputs, call, tensors_of
 from tests.ops.contract.conftest import Subject
 
+pytestmark = pytest.mark.compiler
+
 Tensors = dict[str, Tensor]
 
 

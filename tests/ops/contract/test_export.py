@@ -14,6 +14,8 @@ from dino_kernels.nn import MSDeformAttn
 from dino_kernels.testing import MatchingCase, matching_inputs
 from tests.conftest import device_of
 
+pytestmark = pytest.mark.compiler
+
 SHAPES, LARGER = ((9, 11), (5, 6)), ((8, 13), (4, 7))
 Arguments = tuple[Tensor, ...]
 

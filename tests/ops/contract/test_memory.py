@@ -13,6 +13,8 @@ from dino_kernels import fused_ms_deform_attn
 from dino_kernels.ops._core import libraries
 from dino_kernels.testing import Case
 
+pytestmark = pytest.mark.compiler
+
 # Runs by itself: a process's peak cannot be lowered again by every kernel.
 PROGRAM = """
 import json, sys

@@ -13,6 +13,8 @@ from dino_kernels.testing import DTYPES, AssignmentCase, assignment_costs
 from tests.ops.contract.calls import ATTENTION, OPS, call, named, options_of, prepared, registered
 from tests.ops.contract.conftest import Subject
 
+pytestmark = pytest.mark.compiler
+
 # The AOT check takes most of a second, and depends neither on the dtype nor on sizes.
 QUICK = ("test_schema", "test_autograd_registration", "test_faketensor")
 FULL = (*QUICK, "test_aot_dispatch_dynamic")
