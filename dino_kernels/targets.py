@@ -108,7 +108,9 @@ class PackedTargets:
         if self.counts is not None or targets.counts is None:
             raise ValueError("PackedTargets.copy_: targets must be packed without a capacity, and self with one")
         if len(targets.counts) != self.num_images:
-            raise ValueError(f"PackedTargets.copy_: targets must have B = {self.num_images}, got {len(targets.counts)}")
+            raise ValueError(
+                f"PackedTargets.copy_: targets must have B = {self.num_images}, got {len(targets.counts)} images"
+            )
         total, capacity = sum(targets.counts), len(self.labels)
         if total > capacity or targets.max_targets > self.max_targets:
             raise ValueError(
