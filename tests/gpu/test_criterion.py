@@ -1,4 +1,4 @@
-"""What only a GPU can show of matching and losses: nothing in them waits for the device."""
+"""Properties of losses that need a GPU: nothing in them synchronises."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COUNTS = pytest.mark.parametrize(
 
 @pytest.fixture
 def waiting_is_an_error(device: str) -> Iterator[Callable[[], None]]:
-    """Call it after a warm-up; whatever waits for the device then raises, until the test ends."""
+    """Call it after a warm-up: synchronising with the device is an error from then on, until the test ends."""
     if not torch.cuda.is_available():
         pytest.skip("cuda: no GPU")
     target = PackedTargets.pack([{"labels": torch.zeros(1, dtype=torch.int64), "boxes": torch.full((1, 4), 0.5)}])
@@ -41,10 +41,10 @@ def losses_and_gradients(outputs: dino.DetectionOutput, targets: Any) -> tuple[L
     leaves = [outputs.logits, outputs.boxes_cxcywh, outputs.encoder_logits, outputs.encoder_boxes_cxcywh]
     if outputs.denoising is not None:
         leaves += [outputs.denoising.logits, outputs.denoising.boxes_cxcywh]
-    wanted = [leaf.requires_grad_() for leaf in leaves if leaf is not None]
+    differentiated = [leaf.requires_grad_() for leaf in leaves if leaf is not None]
     criterion = dino.build_criterion("dino_tiny", num_classes=CLASSES)
     losses = criterion(outputs, targets)
-    return losses, list(torch.autograd.grad(criterion.weighted_total(losses), wanted))
+    return losses, list(torch.autograd.grad(criterion.weighted_total(losses), differentiated))
 
 
 def on_device(outputs: dino.DetectionOutput, device: str) -> dino.DetectionOutput:
