@@ -1,4 +1,4 @@
-"""Comparing two calls that differ in nothing but the order in which grad_value is summed."""
+"""Compare two calls that differ only in the order in which grad_value is summed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dino_kernels.testing import Result, random_grad_output, run
 
-# Whose sums come in one order. Elsewhere they do with deterministic algorithms only.
+# Backends that sum in one order. Others do with deterministic algorithms only.
 ORDERED = ("reference", "cpu")
 ROUNDINGS = 16  # of hundreds of terms, at random
 
@@ -20,7 +20,7 @@ def assert_same_bits(result: Result, expected: Result) -> None:
 
 
 def assert_same_sums(sums: Tensor, expected: Tensor, magnitudes: Tensor, backend: str) -> None:
-    """The same bits, or on a GPU a few roundings of `magnitudes`, the sums of the terms' magnitudes."""
+    """Assert the same bits, or on a GPU a few roundings of `magnitudes`, the sums of the terms' magnitudes."""
     if backend in ORDERED:
         assert torch.equal(sums, expected), "grad_value"
         return
@@ -35,7 +35,7 @@ def assert_same_sums(sums: Tensor, expected: Tensor, magnitudes: Tensor, backend
 
 
 def magnitudes_of_sums(op: str, inputs: dict[str, Any], backend: str) -> Tensor:
-    """What grad_value would be if no two terms had different signs; the weights have none."""
+    """Return grad_value with the terms' magnitudes summed; weights are not negative."""
     output = run(op, {k: v.detach() if isinstance(v, Tensor) else v for k, v in inputs.items()}, backend).output
     return run(op, inputs, backend, random_grad_output(output).abs()).grads["value"]
 
@@ -43,7 +43,7 @@ def magnitudes_of_sums(op: str, inputs: dict[str, Any], backend: str) -> Tensor:
 def assert_same_but_for_the_order_of_sums(
     op: str, inputs: dict[str, Any], backend: str, result: Result, expected: Result
 ) -> None:
-    """`expected` is the result of `inputs`; all but grad_value has to have its bits."""
+    """Assert the bits of `expected`, the result of `inputs`, for all but grad_value."""
     for (name, tensor), wanted in zip(result.named().items(), expected.named().values(), strict=True):
         if name == "grad_value" and backend not in ORDERED:
             assert_same_sums(tensor, wanted, magnitudes_of_sums(op, inputs, backend), backend)

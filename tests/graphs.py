@@ -1,4 +1,4 @@
-"""What tests of `torch.compile` look at."""
+"""A compiler back end for tests of `torch.compile`."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ extern "C" __global__ void ldmatrix_transposed(uint32_t* out) { load<true>(out);
 extern "C" __global__ void add_four_floats(float* out, float a) { add_four(out, a, a + 1, a + 2, a + 3); }
 extern "C" __global__ void add_to_integer(long long* out, long long number) { add_integer(out, number); }
 extern "C" __global__ void poison(long long* out) { poison_integer(out); }
-// Through a pointer that the compiler knows nothing of.
+// Through a pointer whose memory is unknown to the compiler.
 template <class U>
 __device__ U* hidden(U* pointer) {
   asm volatile("" : "+l"(pointer));

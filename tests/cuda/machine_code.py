@@ -1,4 +1,4 @@
-"""What nvcc makes of a source file: PTX and machine code by function, where nvcc and cuobjdump are found."""
+"""PTX and machine code of a source file by function, if nvcc and cuobjdump are found."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLAGS += ["-isystem", str(Path(torch.__file__).parent / "include")]
 
 @functools.cache
 def find_tool(name: str) -> str | None:
-    """The path of one of CUDA's programs: of a toolkit, or of the copy that Triton brings; None if there is none."""
+    """Return the path of one of CUDA's programs, of a toolkit or of Triton's copy; None if there is none."""
     folders = [Path(home, "bin") for variable in ("CUDA_HOME", "CUDA_PATH") if (home := os.environ.get(variable))]
     folders += [Path(found).parent] if (found := shutil.which(name)) else []
     folders += [Path("/usr/local/cuda/bin")]
@@ -34,7 +34,7 @@ def find_tool(name: str) -> str | None:
 
 
 def missing_tools() -> str | None:
-    """Why nothing can be compiled and read here, or None."""
+    """Return why nothing can be compiled and read here, or None."""
     missing = [name for name in ("nvcc", "cuobjdump") if find_tool(name) is None]
     return f"not found: {', '.join(missing)}" if missing else None
 
@@ -47,7 +47,7 @@ def _run(command: list[str]) -> str:
 
 
 def ptx_of(source: Path, folder: Path, architecture: int) -> dict[str, list[str]]:
-    """Each kernel's PTX instructions.
+    """Return each kernel's PTX instructions.
 
     Args:
         source: a .cu file.
@@ -65,7 +65,7 @@ def ptx_of(source: Path, folder: Path, architecture: int) -> dict[str, list[str]
 
 
 def machine_code_of(source: Path, folder: Path, architecture: int) -> dict[str, list[str]]:
-    """Each kernel's instructions, such as "HMMA.16816.F32 R8, R12, R6, R8"; arguments as in `ptx_of`."""
+    """Return each kernel's instructions, such as "HMMA.16816.F32 R8, R12, R6, R8"; arguments as in `ptx_of`."""
     result = folder / f"{source.stem}_{architecture}.cubin"
     _run([str(find_tool("nvcc")), *FLAGS, f"-arch=sm_{architecture}", "-cubin", str(source), "-o", str(result)])
     parts = re.split(r"Function : (\w+)", _run([str(find_tool("cuobjdump")), "-sass", str(result)]))

@@ -1,6 +1,6 @@
-"""The CUDA kernels under `torch.use_deterministic_algorithms(True)`: the same bits in any order, and what they cost.
+"""The CUDA kernels under `torch.use_deterministic_algorithms(True)`: the same bits in any order.
 
-The order in which threads and blocks come is drawn under emulation; on a GPU it is what it is.
+The order of threads and blocks is drawn under emulation; a GPU has its own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def kernel(request: pytest.FixtureRequest) -> str:
 
 @contextmanager
 def in_order(kernel: str, seed: int) -> Iterator[None]:
-    """The threads' order that a seed draws; a GPU has its own."""
+    """Run threads in the order drawn from a seed; a GPU has its own."""
     if kernel == emulation.NAME:
         with emulation.schedule(seed):
             yield
@@ -62,7 +62,7 @@ def test_any_order_of_threads_and_blocks_gives_the_same_bits(make_inputs, op, ke
 
 @pytest.mark.parametrize("case", [ENCODER, DECODER, ANY_CHANNELS], ids=lambda case: case.id)
 def test_without_deterministic_algorithms_the_order_decides_bits_of_grad_value_only(make_inputs, op, case):
-    """What the test above stands on."""
+    """A precondition of the test above."""
     inputs = make_inputs(op, case, torch.float32, emulation.NAME)
     results = []
     for seed in range(8):

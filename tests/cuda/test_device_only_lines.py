@@ -1,6 +1,6 @@
 """Lines of csrc/ that no emulation sees: all of them are listed in emulation/README.md, with what shows them right.
 
-What nvcc makes of them is read here, from a kernel for each (device_only_lines.cu).
+The PTX and machine code of each is read here, from a kernel of device_only_lines.cu.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ LIST = TESTS / "emulation" / "README.md"
 
 
 class Region(NamedTuple):
-    """Lines that follow one another and that only nvcc compiles."""
+    """Consecutive lines that only nvcc compiles."""
 
     file: str  # in csrc/
     first: str  # line of code, without its comment
     lines: int  # of code: neither blank nor a comment
 
 
-# What the emulation leaves undefined. Everything else may be defined or not.
+# Macros that the emulation leaves undefined. All others may be defined or not.
 _OF_NVCC = re.compile(r"\b(__CUDA\w*|__NVCC__|CUDART_VERSION)\b")
 
 
@@ -49,7 +49,7 @@ def holds_in_emulation(condition: str) -> bool | None:
 
 
 def device_only_regions(file: str, text: str) -> list[Region]:
-    """What of a source file only nvcc compiles.
+    """Return the regions of a source file that only nvcc compiles.
 
     Raises:
         ValueError: a condition cannot be decided; the message names it.
@@ -85,7 +85,7 @@ def device_only_regions(file: str, text: str) -> list[Region]:
 
 
 def regions_of_csrc() -> list[Region]:
-    """All regions; a .cu file that the emulation does not compile is one, from its first line that no comment is."""
+    """Return all regions; a .cu file that the emulation does not compile is one, without leading comments."""
     regions = []
     for path in sorted(CSRC.rglob("*")):
         if path.suffix not in (".h", ".cuh", ".cu", ".cpp"):
@@ -101,7 +101,7 @@ def regions_of_csrc() -> list[Region]:
 
 
 def listed() -> list[tuple[Region, str]]:
-    """The README's table: regions, and what shows each. Regions that begin alike have a row each."""
+    """Return the README's table: regions, and what shows each. Regions that begin alike have a row each."""
     rows = re.findall(r"^\| `([^`|]+)` \| `([^`|]+)` \| (\d+) \| (.+) \|$", LIST.read_text(), re.MULTILINE)
     return [(Region(file, first, int(lines)), shown) for file, first, lines, shown in rows]
 
@@ -172,8 +172,6 @@ def test_regions_are_found_in_nested_conditions_and_all_their_branches():
     with pytest.raises(ValueError, match="nest two conditions"):
         device_only_regions("file", "#if defined(__CUDACC__) && defined(NDEBUG)\n#endif")
 
-
-# What nvcc makes of them.
 
 needs_nvcc = pytest.mark.skipif(missing_tools() is not None, reason=str(missing_tools()))
 SOURCE = TESTS / "device_only_lines.cu"

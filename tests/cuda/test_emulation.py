@@ -163,7 +163,7 @@ def test_four_sums_at_once_lose_nothing(name):
 
 
 def test_four_sums_at_once_must_be_aligned_and_in_global_memory():
-    assumed = "told to assume what is wrong: __isGlobal"
+    assumed = "may assume what is not true: __isGlobal"
     for n, message in ((2, "not aligned to 16 bytes"), (0, "in global memory only"), (-1, assumed)):
         with pytest.raises(RuntimeError, match=message):
             launch("add_four_where_none_may", 1, 1, torch.zeros(1), torch.zeros(8), n, shared=64)

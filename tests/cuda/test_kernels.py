@@ -128,14 +128,14 @@ def test_every_kernel_computes_any_subset_of_gradients(make_inputs, op, kernel, 
     with device_of(kernel, multiprocessors):
         everything = run(op, inputs, kernel)
         magnitudes = magnitudes_of_sums(op, inputs, kernel)
-        for wanted in (subset for size in range(1, len(names)) for subset in combinations(names, size)):
+        for requested in (subset for size in range(1, len(names)) for subset in combinations(names, size)):
             for name in names:
-                inputs[name] = inputs[name].detach().requires_grad_(name in wanted)
+                inputs[name] = inputs[name].detach().requires_grad_(name in requested)
             for name, grad in run(op, inputs, kernel).grads.items():
                 if name == "value":
                     assert_same_sums(grad, everything.grads[name], magnitudes, kernel)
                 else:
-                    assert torch.equal(grad, everything.grads[name]), f"{name} of {wanted}"
+                    assert torch.equal(grad, everything.grads[name]), f"{name} of {requested}"
 
 
 @every_kernel

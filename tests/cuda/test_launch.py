@@ -22,7 +22,7 @@ from dino_kernels.ops._core.libraries import CudaLibrary
 ROOT = Path(__file__).resolve().parents[2]
 STREAM = 0x5EED
 
-# As torch's own file: its symbols are found by those who ask this very file only.
+# Like torch's own file: its symbols are found only by a look-up in this file.
 TORCH_CUDA = f"""
 #include <cstdint>
 extern "C" int32_t aoti_torch_get_current_cuda_stream(int32_t device, void** stream) {{
@@ -197,7 +197,7 @@ def test_a_torch_without_the_stream_function_is_refused_with_what_is_missing(mon
 
 
 @pytest.mark.skipif(libraries.CUDA is None, reason=str(libraries.CUDA_MISSING))
-def test_no_symbol_is_left_for_luck():
+def test_no_weak_symbol_is_undefined():
     """A weak symbol that nothing defines is address 0 when it is called."""
     readelf = shutil.which("readelf")
     if readelf is None:
@@ -213,7 +213,7 @@ def test_no_symbol_is_left_for_luck():
 
 @pytest.fixture
 def launches(tmp_path: Path, torch_cuda: Path, run_nvcc: Callable[..., None]) -> list[dict]:
-    """What the program above did, line by line."""
+    """Return what the program above printed, line by line."""
     torch_folder = Path(torch.__file__).parent
     runtime, program = tmp_path / "cudart.cpp", tmp_path / "program"
     runtime.write_text(CUDA_RUNTIME)

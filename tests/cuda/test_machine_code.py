@@ -1,8 +1,8 @@
 """The machine code of the built CUDA library: what it computes, how long it is, and what should not be in it.
 
-The library's own sm_90 code is executed on the CPU, so this sees what no emulation of the sources does: inline PTX,
+The library's own sm_90 code is executed on the CPU, so this shows what no emulation of the sources does: inline PTX,
 code under __CUDA_ARCH__, and what the compiler made of the rest. Ceilings are the stored counts of benchmarks/results.
-After a change that is meant: `python -m benchmarks.sass.counts --update`, and the numbers are in the diff.
+After an intended change: `python -m benchmarks.sass.counts --update`, and the numbers are in the diff.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ EXECUTED = [label for label in STORED if not any(words in label for words in LIK
 
 @cache
 def library() -> dict[str, tuple[Kernel, str]]:
-    """(kernel, demangled name) by label; skips where they cannot be read."""
+    """Return (kernel, demangled name) by label; skip the test if they cannot be read."""
     if not counts.LIBRARY.exists():
         pytest.skip("dino_kernels/_cuda.so was not built")
     try:
@@ -131,13 +131,13 @@ def found_in(title: str, *words: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("words", [("forward small",), ("forward large fp32",), ("backward",)], ids="".join)
-def test_attention_knows_the_memory_of_every_access(words):
+def test_attention_has_no_generic_access(words):
     assert found_in("generic accesses", *words) == {}
 
 
 @pytest.mark.parametrize("label", [label for label in EXECUTED if "forward large bf16" in label])
 def test_only_the_fallback_for_infinities_has_generic_accesses(label):
-    """It gets the parameters by reference. What follows the kernel's own code are subroutines, which it is one of."""
+    """It gets the parameters by reference, and is one of the subroutines behind the kernel's own code."""
     kernel, _ = kernel_of(label)
     assert executed_by(label, "LD", "ST", "ATOM") == []
     calls = [ins for ins in kernel.instructions if ins.base == "CALL" and "sum_rows_again" in str(ins)]

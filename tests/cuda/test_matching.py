@@ -98,7 +98,7 @@ def test_columns_at_borders_of_warps_and_blocks(kernel, device, ties, columns, k
 @pytest.mark.parametrize("rows", [3, 4, 5, 15, 16, 17, 32, 33])
 @pytest.mark.parametrize("columns", [40, 260])
 def test_rows_at_borders_of_warps_and_blocks(kernel, device, rows, columns):
-    """Four or sixteen warps take a row each, and 32 rows ask for their columns at once."""
+    """Four or sixteen warps take a row each, and 32 rows choose their columns at once."""
     assert_solved(assignment_costs(AssignmentCase("rows", 1, rows, columns, "integers"), device=device), kernel)
 
 

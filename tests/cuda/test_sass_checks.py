@@ -1,4 +1,4 @@
-"""What is looked for in machine code is found in a kernel that nvcc compiled, and not in a clean one."""
+"""The checks of machine code find planted faults in a kernel that nvcc compiled, and none in a clean one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.cuda.assembly import BASE
 PLANTED = r"""
 #include <cstdint>
 #include <cstring>
-// What the checks look for: a vector of shared memory that may be unaligned, an array in local memory in a loop,
+// Faults: a vector of shared memory that may be unaligned, an array in local memory in a loop,
 // generic accesses and doubles.
 extern "C" __global__ void planted(float* to, const int* order, int n) {
   __shared__ unsigned char bytes[64 * 4 + 4];

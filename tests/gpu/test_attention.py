@@ -1,4 +1,4 @@
-"""What only a GPU can show: no call waits for the host, calls keep to their stream, and CUDA graphs replay them."""
+"""Properties that need a GPU: no call synchronises, calls keep to their stream, and CUDA graphs replay them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ CASES = pytest.mark.parametrize("case", [ENCODER, DECODER], ids=lambda case: cas
 
 def forward_backward(op: str, inputs: dict[str, Any], kernel: str, grad_output: torch.Tensor) -> list[torch.Tensor]:
     output = getattr(dino_kernels, op)(**inputs, backend=kernel)
-    wanted = [x for x in inputs.values() if isinstance(x, torch.Tensor) and x.requires_grad]
-    return [output, *torch.autograd.grad(output, wanted, grad_output)]
+    differentiated = [x for x in inputs.values() if isinstance(x, torch.Tensor) and x.requires_grad]
+    return [output, *torch.autograd.grad(output, differentiated, grad_output)]
 
 
 @ON_GPU

@@ -1,4 +1,4 @@
-"""What only a GPU can show of matching: no call waits for the host, graphs replay it, calls keep to their stream."""
+"""Properties of matching that need a GPU: no call synchronises, graphs replay it, calls keep to their stream."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from dino_kernels.ops.hungarian_match import Match
 from dino_kernels.targets import PackedTargets
 from dino_kernels.testing import MatchingCase, assert_same_bits, matching_inputs
 
-OPS = ("matching_cost", "linear_sum_assignment", "hungarian_match")
 TIES = pytest.mark.parametrize("ties", ["lowest", "scipy"])
-# Targets enough that some want the same query, and an image without any.
+# So many targets that some compete for a query, and an image without any.
 CASE = MatchingCase("gpu", 3, 300, 20, (12, 0, 30, 1), "collapsed")
 CAPACITY = 64
 
@@ -94,7 +93,7 @@ def test_a_captured_match_replays_with_other_predictions_and_targets(kernel, tie
         used = sum(targets)
         result = captured._replace(query_idx=captured.query_idx[:, :used], target_duals=captured.target_duals[:, :used])
         assert_same_bits(result, expected, Match._fields)
-        assert (captured.query_idx[:, used:] == -1).all(), "a target that there is not has a query"
+        assert (captured.query_idx[:, used:] == -1).all(), "unused capacity has no query"
 
 
 def test_a_call_keeps_to_the_current_stream(kernel):

@@ -35,7 +35,7 @@ SHAPES = [(6, 4), (3, 2)]
 
 @pytest.fixture(autouse=True)
 def no_leftovers(monkeypatch):
-    """What a test puts into sys.modules is gone after it."""
+    """Remove what a test puts into sys.modules."""
     for name in (original.MODULE_NAME, "checkout", "groundingdino", "groundingdino._C"):
         monkeypatch.setitem(sys.modules, name, None)
         del sys.modules[name]

@@ -31,9 +31,9 @@ CASES += [(name, 2) for name in integration.CONVENTIONS if not name.startswith(B
 
 def find(name):
     """The class of that name in transformers.models, found through the model folders whose name it begins with."""
-    wanted = name.lower()
+    lower = name.lower()
     for folder in pkgutil.iter_modules(importlib.import_module("transformers.models").__path__):
-        if wanted.startswith(folder.name.replace("_", "")):
+        if lower.startswith(folder.name.replace("_", "")):
             module = importlib.import_module(f"transformers.models.{folder.name}.modeling_{folder.name}")
             if hasattr(module, name):
                 return getattr(module, name)

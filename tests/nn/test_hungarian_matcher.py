@@ -221,7 +221,7 @@ def test_masks_that_are_not_finite_are_matched_with_nothing() -> None:
 @pytest.mark.parametrize("preset", [*BOXES, "mask2former"])
 def test_16_bit_predictions_under_autocast_are_matched_in_float32(preset: str, dtype: torch.dtype) -> None:
     masks = preset == "mask2former"
-    # Where half the logits would round a cost away: 1e-8 is zero in fp16.
+    # Logits at which 16-bit costs would lose a term: 1e-8 is zero in fp16.
     outputs, targets = predictions(4, 25, masks=masks), ground_truth(*COUNTS, masks=masks)
     outputs["pred_logits"] = outputs["pred_logits"] * 4
     half = {name: value if name == "pred_boxes" else value.to(dtype) for name, value in outputs.items()}

@@ -1,4 +1,4 @@
-"""What the tests of `linear_sum_assignment` share: calls, and SciPy's answers."""
+"""Calls of `linear_sum_assignment`, and SciPy's results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sized(case: Any, backend: str) -> Any:
 
 
 def scipy_columns(matrix: Tensor, maximize: bool = False) -> Tensor:
-    """The column of each row, -1 where none, by SciPy in float64."""
+    """Return the column of each row by SciPy in float64, -1 if none."""
     rows, columns = scipy.optimize.linear_sum_assignment(matrix.double().cpu().numpy(), maximize)
     result = torch.full((matrix.shape[0],), -1)
     result[torch.from_numpy(rows)] = torch.from_numpy(columns)

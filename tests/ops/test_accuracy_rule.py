@@ -33,7 +33,7 @@ def rerun(inputs: dict[str, Any], **changes: Tensor) -> Result:
     return Result(result.output.to(inputs["value"].dtype), grads)
 
 
-def expect_complaint(inputs: dict[str, Any], result: Result, about: str) -> None:
+def expect_error(inputs: dict[str, Any], result: Result, about: str) -> None:
     with pytest.raises(AssertionError, match=about):
         assert_result_accurate(OP, inputs, result)
 
@@ -59,7 +59,7 @@ def test_one_percent_on_one_corner_of_one_sample_is_caught(dtype):
     extra = 0.01 * weight * inputs["value"][image, y * width + x, head].double()
     channels = slice(head * CASE.channels, (head + 1) * CASE.channels)
     result.output[image, query, channels] += extra.detach().to(dtype)
-    expect_complaint(inputs, result, "output")
+    expect_error(inputs, result, "output")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -67,14 +67,14 @@ def test_a_shift_of_two_hundredths_of_a_pixel_is_caught(dtype):
     inputs = classic_inputs(dtype)
     sizes = inputs["spatial_shapes"].flip(-1)[:, None]
     shifted = inputs["sampling_locations"].detach() + 0.02 / sizes
-    expect_complaint(inputs, rerun(inputs, sampling_locations=shifted), "output")
+    expect_error(inputs, rerun(inputs, sampling_locations=shifted), "output")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_positions_in_16_bit_are_caught(dtype):
     inputs = classic_inputs(dtype)
     rounded = inputs["sampling_locations"].detach().to(dtype)
-    expect_complaint(inputs, rerun(inputs, sampling_locations=rounded), "output")
+    expect_error(inputs, rerun(inputs, sampling_locations=rounded), "output")
 
 
 def missing_row(result: Result) -> str:
@@ -143,11 +143,11 @@ PLANTED += [zeroed(name) for name in ("value", "sampling_locations", "attention_
 def test_planted_gradient_errors_are_caught(plant, dtype):
     inputs = classic_inputs(dtype)
     result = rerun(inputs)
-    expect_complaint(inputs, result, plant(result))
+    expect_error(inputs, result, plant(result))
 
 
 def test_sums_rounded_to_bfloat16_after_each_addition_are_caught():
-    """What a kernel with 16-bit atomics would return for grad_value at a coarse level."""
+    """A kernel with 16-bit atomics would return this for grad_value at a coarse level."""
     case = Case("coarse", 1, 1300, 1, 16, ((2, 3),), (4,))
     inputs = sample_inputs(OP, case, torch.bfloat16)
     result = run(OP, inputs, "reference")
@@ -161,7 +161,7 @@ def test_sums_rounded_to_bfloat16_after_each_addition_are_caught():
     for share in shares:
         total += share
     result.grads["value"] = total[None]
-    expect_complaint(inputs, result, "grad_value level 0")
+    expect_error(inputs, result, "grad_value level 0")
 
 
 def test_a_wrong_scale_of_the_box_gradient_is_caught():

@@ -165,7 +165,7 @@ def test_packed_problems_give_what_each_alone_gives(matching_backend, device):
 
 @pytest.mark.parametrize("used", [0, 5, 14])
 def test_rows_of_unused_capacity_get_nothing(matching_backend, device, used):
-    """Whatever stands there."""
+    """Also if they hold NaN."""
     cost = torch.randn(2, 20, 9, generator=torch.Generator().manual_seed(1))
     cost[:, used:] = torch.tensor([torch.nan, -torch.inf, 0.0])[:, None].expand(3, 9).repeat(7, 1)[: 20 - used]
     offsets = torch.tensor([0, used // 2, used])
@@ -199,7 +199,7 @@ def test_costs_of_any_dtype_are_exact(matching_backend, device, dtype):
 
 
 def test_large_integers_are_exact(matching_backend, device):
-    """float32 could not tell them apart."""
+    """float32 would round them to equal numbers."""
     cost = 2**50 + torch.randint(0, 50, (2, 5, 7), generator=torch.Generator().manual_seed(4))
     columns = linear_sum_assignment(cost.to(device), ties="scipy", backend=matching_backend).cpu()
     assert torch.equal(columns, torch.stack([scipy_columns(matrix) for matrix in cost]))

@@ -1,7 +1,7 @@
-"""Random sizes, layouts, dtypes, tables and strides: 200 by default, `--fuzz 10000` for a long look.
+"""Random sizes, layouts, dtypes, tables and strides: 200 by default, `--fuzz 10000` for a long run.
 
-Of the emulated CUDA kernels a quarter of 200 or fewer; a long look is as long at them. Of the Triton kernels, which are
-interpreted, a few small calls; a long look has a twentieth.
+Of the emulated CUDA kernels a quarter of 200 or fewer; a long run has as many. Of the Triton kernels, which are
+interpreted, a few small calls; a long run has a twentieth.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ def library(request: pytest.FixtureRequest) -> str:
 def run_fuzz(
     request: pytest.FixtureRequest, library: str, check: Callable[..., None], **drawn: st.SearchStrategy
 ) -> None:
-    asked = int(request.config.getoption("--fuzz") or 1)
-    long_look = asked > 200
-    examples = asked if library == "cpu" or long_look else max(1, asked // 4)
+    requested = int(request.config.getoption("--fuzz") or 1)
+    long_run = requested > 200
+    examples = requested if library == "cpu" or long_run else max(1, requested // 4)
     if library == "interpreted":
-        examples = max(1, asked // 20)
+        examples = max(1, requested // 20)
         drawn["case"] = cases(small=True)
 
     def on_any_device(size: int, **rest: Any) -> None:
@@ -95,9 +95,9 @@ def run_fuzz(
     profile = settings(
         max_examples=examples,
         deadline=None,
-        derandomize=not long_look,  # the default run is the same everywhere; a long look is new each time
+        derandomize=not long_run,  # the default run is the same everywhere; a long run is new each time
         database=None,
-        print_blob=long_look,
+        print_blob=long_run,
         suppress_health_check=[HealthCheck.too_slow],
     )
     profile(given(**drawn)(on_any_device if library == "emulated" else check))()

@@ -17,7 +17,7 @@ from dino_kernels.ops.hungarian_match import Match
 from dino_kernels.testing import DTYPES, MATCHING_CASES, MatchingCase, assert_same_bits, matching_inputs
 from tests.ops.costs import CASE, INF, NAN, SLOW, sized
 
-# With one best matching that float32 tells from the others; DINO's own code needs queries and images.
+# With one best matching in float32; DINO's own code needs queries and images.
 REALISTIC = [
     case for case in MATCHING_CASES if case.stage not in ("repeated", "saturated") and case.queries and case.targets
 ]

@@ -272,7 +272,7 @@ def test_any_bits_are_survived(matching_kernel, device, dtype, ties):
 
 
 def test_another_number_of_targets_with_every_step(matching_kernel, device):
-    """What one size leaves behind must not reach the next."""
+    """No state of one size may reach the next call."""
     for targets in (3, 9, 0, 1, 12, 2, 7):
         cost = assignment_costs(AssignmentCase("step", 2, targets, 10, "integers"), device=device, seed=targets)
         assert_same(solve(cost, matching_kernel), solve(cost, "reference"))

@@ -1,7 +1,7 @@
-"""Random sizes, costs, predictions, dtypes and formulas of the matching ops: `--fuzz 10000` for a long look.
+"""Random sizes, costs, predictions, dtypes and formulas of the matching ops: `--fuzz 10000` for a long run.
 
-Of the emulated CUDA kernels a quarter of the examples, of Triton's interpreter a twentieth; a long look is as long at
-all of them.
+Of the emulated CUDA kernels a quarter of the examples, of Triton's interpreter a twentieth; a long run has as many
+of each.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from dino_kernels.testing import (
     matching_inputs,
 )
 
-OPS = ("matching_cost", "linear_sum_assignment", "hungarian_match")
 SHARE = {"reference": 1, "cpu": 1, "emulated": 4, "interpreted": 20}  # of the examples, one in so many
 NAN, INF = float("nan"), float("inf")
 SIZES = st.one_of(st.integers(0, 4), st.integers(0, 14))
@@ -57,14 +56,14 @@ def fuzzed_backend(request: pytest.FixtureRequest, require_matching: Callable[[s
 def run_fuzz(
     request: pytest.FixtureRequest, backend: str, check: Callable[..., None], **drawn: st.SearchStrategy
 ) -> None:
-    asked = int(request.config.getoption("--fuzz") or 1)
-    long_look = asked > 200
+    requested = int(request.config.getoption("--fuzz") or 1)
+    long_run = requested > 200
     profile = settings(
-        max_examples=asked if long_look else max(1, asked // SHARE[backend]),
+        max_examples=requested if long_run else max(1, requested // SHARE[backend]),
         deadline=None,
-        derandomize=not long_look,  # the default run is the same everywhere; a long look is new each time
+        derandomize=not long_run,  # the default run is the same everywhere; a long run is new each time
         database=None,
-        print_blob=long_look,
+        print_blob=long_run,
         suppress_health_check=[HealthCheck.too_slow],
     )
     profile(given(**drawn)(check))()
@@ -158,7 +157,7 @@ def test_any_finite_assignment_costs_what_scipys_does(fuzzed_backend, request):
 
 def test_any_assignment_is_certified_by_its_duals(fuzzed_backend, request):
     def check(cost: Tensor, ties: str, maximize: bool, dtype: torch.dtype, how: str) -> None:
-        # What is not finite forbids: the certificate knows one way to say so.
+        # What is not finite forbids a pair; the certificate takes one infinity for that.
         forbidden = -INF if maximize else INF
         cost = cost.where(cost.isfinite() & (cost.abs() < 1e30), forbidden)
         options: Any = {"ties": ties, "maximize": maximize, "full_output": True}

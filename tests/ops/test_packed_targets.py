@@ -1,4 +1,4 @@
-"""`PackedTargets`: the targets of a batch in one piece, of a fixed capacity where asked for."""
+"""`PackedTargets`: the targets of a batch in one piece, of a fixed capacity if requested."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_targets_may_have_no_boxes():
 
 
 def test_other_keys_are_found_by_name():
-    """As transformers calls them."""
+    """As in transformers."""
     given = [{"class_labels": target["labels"], "my_boxes": target["boxes"], "area": 1} for target in batch(*COUNTS)]
     packed = PackedTargets.pack(given, label_key="class_labels", box_key="my_boxes")
     assert_contents(packed, contents(PackedTargets.pack(batch(*COUNTS))))

@@ -134,9 +134,9 @@ def test_backward_checks_the_table_itself(make_inputs, op, kernel):
     arguments = ops()[op].prepare(**inputs)
     grad = torch.ones(CASE.batch, CASE.queries, CASE.heads * CASE.channels)
     backward = getattr(torch.ops.dino_kernels, f"{op}_backward")
-    wanted = [True] * (3 if op == "ms_deform_attn" else 4)
+    requested = [True] * (3 if op == "ms_deform_attn" else 4)
     with pytest.raises((ValueError, RuntimeError), match=OUT_OF_RANGE):
-        backward(grad, *arguments, wanted, kernel)
+        backward(grad, *arguments, requested, kernel)
 
 
 def test_a_level_without_points_may_have_any_place_in_the_list(make_inputs, op, kernel):

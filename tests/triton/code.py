@@ -1,4 +1,4 @@
-"""What Triton's compiler made of a kernel: instructions of a warp, and which addresses its lanes use together."""
+"""Compiled Triton kernels: instructions of a warp, and the addresses that its lanes use together."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _BINARY = {
 def lane_offsets(ptx: str, address: str, lanes: int = 32) -> list[int]:
     """Return by how many bytes a register's address differs between each lane and lane 0, for the same row.
 
-    What is loaded or shuffled counts as 0: it decides on the row, which is the same in all lanes that share one.
+    Loaded and shuffled numbers count as 0: they choose the row, which is the same in all lanes that share one.
     """
     sources: dict[str, tuple[str, list[str]]] = {}
     for line in ptx.splitlines():

@@ -1,4 +1,4 @@
-"""Calls of the matching ops that are hard in one way or another, for the tests of Triton's kernels."""
+"""Difficult calls of the matching ops, for the tests of Triton's kernels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS = (
 
 
 def drawn(kind: str, seed: int, *shape: int) -> Tensor:
-    """Costs that are hard in one way or another."""
+    """Return difficult costs."""
     generator = torch.Generator().manual_seed(seed)
     cost = torch.randn(shape, generator=generator, dtype=torch.float64)
     chance = torch.rand(shape, generator=generator)
@@ -103,7 +103,7 @@ def truth(counts: tuple[int, ...], classes: int = 40, capacity: int | None = Non
 
 
 def spoil(logits: list[Tensor], boxes: list[Tensor], targets: PackedTargets) -> None:
-    """Something that is not finite in every place where it can be."""
+    """Plant numbers that are not finite wherever a call may have them, in place."""
     label = int(targets.labels[0])
     logits[0][0, 0, 1, label] = NAN
     logits[0][0, 0, 2, label] = -INF

@@ -1,4 +1,4 @@
-"""Triton's kernels: what their threads and programs do to the same memory, as seen by its interpreter."""
+"""Conflicts between threads and programs of Triton's kernels over the same memory, found in its interpreter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from dino_kernels.ops._core import triton_support
 from dino_kernels.ops._matching import cost_arguments
 from dino_kernels.testing import Case, run
-from tests.conftest import INTERPRETED
+from tests.selection import INTERPRETED
 from tests.triton import interpreter
 from tests.triton.examples import INF, check_assignment, drawn, predictions, spoil, truth
 
@@ -22,7 +22,7 @@ ATTENTION = Case("attention", 2, 9, 2, 6, ((3, 4), (2, 2)), (2, 1), reference_co
 
 
 class Accesses:
-    """What a program does to memory; `conflicts` has what would be undefined on a GPU.
+    """The accesses of programs to memory; `conflicts` has those that are undefined on a GPU.
 
     Two accesses to the same element, of which one writes, need a barrier between them, and may not come from two
     programs. The threads that execute one access do so in any order, so it may not write an element twice.
@@ -138,7 +138,7 @@ def run_all_paths(modules: dict[str, ModuleType], ties: str) -> None:
 
 
 @pytest.mark.parametrize("ties", ["lowest", "scipy"])
-def test_threads_and_programs_wait_for_each_other_where_they_must(ties, interpreted_with_small_tiles, watched):
+def test_threads_and_programs_have_the_barriers_that_they_need(ties, interpreted_with_small_tiles, watched):
     accesses = watched()
     run_all_paths(interpreted_with_small_tiles, ties)
     assert accesses.barriers > 0
@@ -154,7 +154,7 @@ def test_a_missing_barrier_would_be_seen(ties, interpreted_with_small_tiles, wat
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("op", ["ms_deform_attn", "fused_ms_deform_attn"])
-def test_gradients_of_attention_wait_for_each_other_where_they_must(make_inputs, watched, op, dtype):
+def test_gradients_of_attention_have_the_barriers_that_they_need(make_inputs, watched, op, dtype):
     inputs = make_inputs(op, ATTENTION, dtype, INTERPRETED)
     accesses = watched()
     run(op, inputs, INTERPRETED)

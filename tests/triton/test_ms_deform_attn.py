@@ -17,7 +17,7 @@ from dino_kernels.ops._core.fixed_point import scale_of
 from dino_kernels.ops.ms_deform_attn import triton as backend
 from dino_kernels.testing import DTYPES, Case, Result, assert_accurate, assert_result_accurate, run
 from tests.comparison import assert_same_bits
-from tests.conftest import INTERPRETED
+from tests.selection import INTERPRETED
 
 pytest.importorskip("triton", reason=triton_support.MISSING)
 
@@ -117,11 +117,11 @@ def detached(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: each.detach() if isinstance(each, Tensor) else each for name, each in inputs.items()}
 
 
-@pytest.mark.parametrize("wanted", [(0,), (1,), (-1,), ()], ids=str)
-def test_any_subset_of_gradients_is_the_same(make_inputs, kernel, op, wanted):
+@pytest.mark.parametrize("requested", [(0,), (1,), (-1,), ()], ids=str)
+def test_any_subset_of_gradients_is_the_same(make_inputs, kernel, op, requested):
     inputs = make_inputs(op, SMALL, torch.bfloat16, kernel)
     everything = run(op, inputs, kernel)
-    names = [list(everything.grads)[i] for i in wanted]
+    names = [list(everything.grads)[i] for i in requested]
     some = detached(inputs)
     for name in names:
         some[name].requires_grad_()

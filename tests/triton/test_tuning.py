@@ -1,4 +1,4 @@
-"""When Triton's kernels of deformable attention are measured and when not, with a GPU of which only times are known."""
+"""When Triton's kernels of deformable attention are measured, with a stand-in GPU that has only times."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FASTEST = [("forward", 64), ("backward", 64)]
 
 @pytest.fixture
 def new_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Callable[[str], Callable[[], Launches]]:
-    """What two calls of a kind launch in the process of that name; with 64 queries a program they take half as long."""
+    """Return the launches of two calls of a kind in a named process; 64 queries a program take half as long as 32."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
 
@@ -93,5 +93,5 @@ def test_a_capture_measures_nothing_and_makes_no_choice(new_process, monkeypatch
     capturing = False
     assert calls() == MEASURED + FASTEST
     capturing = True
-    assert calls() == FASTEST * 2, "what is known is used"
-    assert new_process("second")() == DEFAULT * 2, "where it is not, neither is what another process has stored"
+    assert calls() == FASTEST * 2, "the stored choice is used"
+    assert new_process("second")() == DEFAULT * 2, "a choice that another process stored is not read"

@@ -1,6 +1,6 @@
-"""Compiles csrc/**/*.cu with a C++ compiler, for the CPU: `python tests/cuda/emulation/build.py [--sanitize]`.
+"""Compile csrc/**/*.cu with a C++ compiler, for the CPU: `python tests/cuda/emulation/build.py [--sanitize]`.
 
-Prints the library's path. Nothing is compiled again that did not change.
+Prints the library's path. Only changed sources are compiled again.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ FLAGS = [
     "-Wno-unknown-pragmas",
 ]
 OPTIMISED = ["-O2"]
-# -O1: unoptimised, the kernels would be too slow to be worth it.
+# -O1: unoptimised kernels are too slow.
 SANITIZED = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-fno-sanitize=vptr"]
 SANITIZED += ["-fsanitize=address,undefined,float-cast-overflow"]
 
 
 def sanitizer_runtime() -> str | None:
-    """For LD_PRELOAD, where Python itself is not sanitized; libstdc++ too, to see exceptions."""
+    """Return what LD_PRELOAD needs for a Python that is not sanitized; libstdc++ too, for exceptions."""
     paths = []
     for library in ("libasan.so", "libstdc++.so"):
         command = [*find_compiler(), f"-print-file-name={library}"]
@@ -51,7 +51,7 @@ def sanitizer_runtime() -> str | None:
 
 
 def plan(sanitize: bool) -> str:
-    """What ninja is to do."""
+    """Return the text of build.ninja."""
     mode = SANITIZED if sanitize else OPTIMISED
     torch_folder = Path(torch.__file__).parent
     includes = [f"-I{HERE}", f"-I{ROOT / 'csrc'}", "-isystem", str(torch_folder / "include")]
@@ -76,10 +76,10 @@ def plan(sanitize: bool) -> str:
 
 
 def build(library: str = "emulated", sanitize: bool = False) -> Path:
-    """The path of the compiled library: "emulated" or "test_kernels".
+    """Return the path of the compiled library: "emulated" or "test_kernels".
 
     Raises:
-        RuntimeError: the sources do not compile; the message has what the compiler said.
+        RuntimeError: the sources do not compile; the message has the compiler's output.
     """
     folder = ROOT / "build" / ("emulation-sanitized" if sanitize else "emulation")
     folder.mkdir(parents=True, exist_ok=True)

@@ -65,10 +65,10 @@ bool in_dynamic_shared(const void* address);
 // An address of four floats that no GPU could add to at once is an error.
 void check_four(const void* address);
 
-// What the compiler may assume has to be true.
+// Checks what the compiler may assume.
 void check_assumption(bool holds, const char* condition);
 
-// 0: threads and blocks take turns in order. Otherwise: in an order drawn from this seed, new at every turn,
+// 0: threads and blocks run in order. Otherwise: in an order drawn from this seed, new at every turn,
 // and an atomic operation may give way to other threads.
 void set_schedule(uint64_t seed);
 
@@ -123,7 +123,8 @@ T from_bits(uint64_t bits) {
   return value;
 }
 
-// What a lane reads from another. Of a lane that took no part CUDA promises nothing: all bits set here.
+// The value that a lane reads from another. Of a lane that took no part CUDA promises nothing: all bits set
+// here.
 template <class T>
 T read(const Round& round, int from) {
   return from_bits<T>(round.present >> from & 1 ? round.values[from] : ~uint64_t{0});
@@ -151,8 +152,8 @@ T reduce(uint32_t mask, T value, Combine combine) {
   return result;
 }
 
-// What an approximate instruction makes of `argument`: `exact`, wrong by as much as is documented, up or down
-// by the argument's bits. Subnormal results are 0.
+// The result of an approximate instruction for `argument`: `exact`, wrong by as much as is documented, up or
+// down by the argument's bits. Subnormal results are 0.
 inline float flush(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
 inline float approximate(float argument, float exact, float relative, float absolute) {
   const float error = exact * relative + absolute;
@@ -285,7 +286,7 @@ T atomicCAS(T* to, T expected, T v) {
   return emulation::atomic(to, [=](T x) { return x == expected ? v : x; });
 }
 
-// Static shared memory counts as global: its address does not tell.
+// Static shared memory counts as global: its address does not show where it is.
 inline bool __isGlobal(const void* address) { return !emulation::in_dynamic_shared(address); }
 #define __builtin_assume(condition) emulation::check_assumption(condition, #condition)
 

@@ -250,7 +250,7 @@ void check_four(const void* address) {
 }
 
 void check_assumption(bool holds, const char* condition) {
-  if (!holds) broken(std::string("the compiler was told to assume what is wrong: ") + condition);
+  if (!holds) broken(std::string("the compiler may assume what is not true: ") + condition);
 }
 
 void set_schedule(uint64_t seed) {

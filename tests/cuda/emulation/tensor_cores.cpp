@@ -1,4 +1,4 @@
-// What tensor cores do, for a warp of fibers: see csrc/common/mma.cuh for where each lane holds what.
+// Tensor cores for a warp of fibers; csrc/common/mma.cuh has the numbers of each lane.
 
 #include <algorithm>
 

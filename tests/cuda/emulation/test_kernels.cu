@@ -148,7 +148,7 @@ KERNEL(add_floats_in_shared_memory, float, float) {
 }
 KERNEL(add_doubles, double, double) { atomicAdd(out + threadIdx.x, in[threadIdx.x]); }
 template <bool kAtOnce>
-void add_fours(const float* in, float* out, int n) {  // n: rows that threads take turns to add to
+void add_fours(const float* in, float* out, int n) {  // n: rows, to which threads add in turn
   const float* const x = in + 4 * (blockIdx.x * blockDim.x + threadIdx.x);
   dino_kernels::add_four<kAtOnce>(out + 4 * (threadIdx.x % n), x[0], x[1], x[2], x[3]);
 }
@@ -292,7 +292,7 @@ KERNEL(ldmatrix_of_unaligned_rows, int, int) {
 
 // Wrong kernels.
 
-// Right where threads take turns in order: then in[t - 1] has been written.
+// Right if threads run in order: then in[t - 1] has been written.
 template <bool kBarrier>
 void left_neighbour(const int* in, int* out) {
   DYNAMIC_SHARED(int, shared);

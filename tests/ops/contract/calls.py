@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import dino_kernels
-from dino_kernels import PackedTargets
 from dino_kernels.ops._core.dispatch import ops
 from dino_kernels.testing import (
     AssignmentCase,
@@ -36,7 +35,7 @@ def attention_inputs(
     op: str, device: str, dtype: torch.dtype = torch.float32, batch: int = 2, queries: int = 23, heads: int = 4,
     channels: int = 16, levels: tuple[tuple[int, int], ...] = LEVELS, points: int = 4, coordinates: int | None = None,
 ) -> Inputs:  # fmt: skip
-    """Arguments of an attention op; the fused one has boxes and a mask, unless told otherwise."""
+    """Return arguments of an attention op; the fused one has boxes and a mask by default."""
     fused = op == "fused_ms_deform_attn"
     coordinates = coordinates or (4 if fused else 2)
     case = Case("contract", batch, queries, heads, channels, levels, (points,) * len(levels), coordinates, mask=fused)
@@ -47,7 +46,7 @@ def cost_inputs(
     op: str, device: str, dtype: torch.dtype = torch.float32, sets: int = 2, queries: int = 12, classes: int = 7,
     targets: tuple[int, ...] = (4, 0, 3), stage: str = "middle",
 ) -> Inputs:  # fmt: skip
-    """Arguments of `matching_cost` and `hungarian_match`, with an extra cost."""
+    """Return arguments of `matching_cost` and `hungarian_match`, with an extra cost."""
     inputs = matching_inputs(MatchingCase("contract", sets, queries, classes, targets, stage), dtype, device)
     extra = torch.rand(sets, sum(targets), queries, generator=torch.Generator().manual_seed(1))
     return inputs | {"extra_cost": extra.to(device)}
@@ -57,14 +56,14 @@ def assignment_inputs(
     op: str, device: str, dtype: torch.dtype = torch.float32, problems: int = 3, rows: int = 5, columns: int = 9,
     kind: str = "hostile",
 ) -> Inputs:  # fmt: skip
-    """Arguments of `linear_sum_assignment`: each matrix has two problems, and rows of unused capacity."""
+    """Return arguments of `linear_sum_assignment`: each matrix has two problems, and rows of unused capacity."""
     cost = assignment_costs(AssignmentCase("contract", problems, rows, columns, kind), dtype, device)
     return {"cost": cost, "offsets": torch.tensor([0, rows // 2, rows - rows // 4], device=device)}
 
 
 @dataclass(frozen=True)
 class Op:
-    """What the contract files know of an op.
+    """How the contract files call an op.
 
     `make` takes the op's name, a device, a dtype and sizes. `small` are sizes for Triton's interpreter, `large` ones
     that occupy several threads, `empty` ones of which nothing can be computed, and `steps` ones of calls that a
@@ -175,12 +174,12 @@ def tensors_of(op: str, inputs: Inputs) -> Iterator[tuple[str, Tensor]]:
 
 
 def options_of(op: str) -> dict[str, Any]:
-    """What a call takes besides, so that it returns everything that there is."""
+    """Return the options with which a call returns all its results."""
     return {"full_output": True} if op in ("linear_sum_assignment", "hungarian_match") else {}
 
 
 def call(op: str, inputs: Inputs, backend: str, **options: Any) -> Any:
-    """The public function's own results."""
+    """Call the public function with all its results."""
     return getattr(dino_kernels, op)(**inputs, **options_of(op), **options, backend=backend)
 
 
@@ -189,7 +188,7 @@ def named(op: str, returned: Any) -> Results:
 
 
 def perform(op: str, inputs: Inputs, backend: str, grad_output: Tensor | None = None) -> Results:
-    """All results of a call, gradients included."""
+    """Return all results of a call, gradients included."""
     if op in ATTENTION:
         return run(op, inputs, backend, grad_output).named()
     return named(op, call(op, inputs, backend))
@@ -200,7 +199,7 @@ def registered(op: str) -> Any:
 
 
 def prepared(op: str, inputs: Inputs, backend: str, **options: Any) -> tuple[Any, ...]:
-    """The arguments of the registered op."""
+    """Return the arguments of the registered op."""
     return (*ops()[op].prepare(**inputs, **options), backend)
 
 
@@ -228,11 +227,3 @@ def assert_close(results: Results, expected: Results, backend: str) -> None:
         torch.testing.assert_close(
             results[name], wanted, rtol=rtol, atol=atol, equal_nan=True, msg=lambda text, name=name: f"{name}: {text}"
         )
-
-
-def without_extra(inputs: Inputs) -> Inputs:
-    return {name: argument for name, argument in inputs.items() if name != "extra_cost"}
-
-
-def packed(labels: Tensor, boxes: Tensor, offsets: Tensor, max_targets: int) -> PackedTargets:
-    return PackedTargets(labels, boxes, offsets, max_targets)

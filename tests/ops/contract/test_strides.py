@@ -31,7 +31,7 @@ def stored_in_order(tensor: Tensor, *order: int) -> Tensor:
 
 
 def gap_of(tensor: Tensor) -> float | int | bool:
-    """What no kernel may read: NaN, or what shows in a result."""
+    """Return a number that no kernel may read: NaN, or one that shows in a result."""
     return float("nan") if tensor.is_floating_point() else 1
 
 
