@@ -1,4 +1,4 @@
-"""Every link, path and command named in the READMEs exists, and the front pages keep their form."""
+"""Every link, path and command named in the pages exists, the examples run, and the front pages keep their form."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -17,6 +18,8 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
 )
 CODE = (".py", ".cpp", ".cu", ".cuh", ".h")
+# Pages with examples that need nothing but this package and a second.
+EXAMPLES = ["README.md", *(page for page in PAGES if page.startswith("dino_kernels/ops/"))]
 FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 
 
@@ -103,6 +106,17 @@ def test_links_paths_and_commands_exist(page):
 )
 def test_the_check_catches(text):
     assert broken_links(ROOT / "page.md", text) + missing_paths(text) + missing_modules(text)
+
+
+@pytest.mark.parametrize("page", EXAMPLES)
+def test_examples_run(page):
+    predictions = {"pred_logits": torch.randn(2, 9, 91), "pred_boxes": torch.rand(2, 9, 4)}
+    targets = [{"labels": torch.arange(count), "boxes": torch.rand(count, 4)} for count in (1, 3)]
+    names = {"outputs": {**predictions, "aux_outputs": [predictions]}, "targets": targets}
+    examples = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    assert examples
+    for example in examples:
+        exec(compile(example, page, "exec"), names)
 
 
 def test_the_front_pages_share_their_code_and_tables():
