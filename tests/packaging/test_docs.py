@@ -128,6 +128,16 @@ def test_the_front_pages_share_their_code_and_tables():
     assert tables[0][0].count("\n|") <= 2 + 6, "the front page has at most six rows of speed"
 
 
+def test_the_guide_names_what_its_files_define():
+    rows = re.findall(r"^\| (?:a|an|the|which|what) .*", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    for row in rows:
+        words = re.findall(r"`([^` ]+)`", row)
+        files = [ROOT / word for word in words if (ROOT / word).is_file()]
+        missing = [w for w in words if w.isidentifier() and not any(w in file.read_text() for file in files)]
+        assert not missing, f"{row}: {missing}"
+    assert len(rows) == 10
+
+
 def test_the_guide_fits_two_screens():
     lines = (ROOT / "CONTRIBUTING.md").read_text().splitlines()
     assert len(lines) <= 112 and max(map(len, lines)) <= 120
