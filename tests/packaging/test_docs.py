@@ -1,4 +1,4 @@
-"""Every link, path and command named in the READMEs exists, and the front pages keep their form."""
+"""Every link, path and command named in the pages exists, the examples run, and the front pages keep their form."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -18,6 +19,8 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
 )
 CODE = (".py", ".cpp", ".cu", ".cuh", ".h")
+# Pages with examples that need nothing but this package and a second.
+EXAMPLES = ["README.md", *(page for page in PAGES if page.startswith("dino_kernels/ops/"))]
 FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 
 
@@ -106,6 +109,17 @@ def test_the_check_catches(text):
     assert broken_links(ROOT / "page.md", text) + missing_paths(text) + missing_modules(text)
 
 
+@pytest.mark.parametrize("page", EXAMPLES)
+def test_examples_run(page):
+    predictions = {"pred_logits": torch.randn(2, 9, 91), "pred_boxes": torch.rand(2, 9, 4)}
+    targets = [{"labels": torch.arange(count), "boxes": torch.rand(count, 4)} for count in (1, 3)]
+    names = {"outputs": {**predictions, "aux_outputs": [predictions]}, "targets": targets}
+    examples = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    assert examples
+    for example in examples:
+        exec(compile(example, page, "exec"), names)
+
+
 def test_the_front_pages_share_their_code_and_tables():
     english, chinese = ((ROOT / name).read_text() for name in ("README.md", "README.zh-CN.md"))
     blocks = [re.sub(r"#.*", "", "\n".join(FENCE.findall(text))) for text in (english, chinese)]
@@ -119,6 +133,16 @@ def test_the_tables_are_those_of_the_published_results():
     command = [sys.executable, "-m", "benchmarks.measure.report", "--check"]
     checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_guide_names_what_its_files_define():
+    rows = re.findall(r"^\| (?:a|an|the|which|what) .*", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    for row in rows:
+        words = re.findall(r"`([^` ]+)`", row)
+        files = [ROOT / word for word in words if (ROOT / word).is_file()]
+        missing = [w for w in words if w.isidentifier() and not any(w in file.read_text() for file in files)]
+        assert not missing, f"{row}: {missing}"
+    assert len(rows) == 10
 
 
 def test_the_guide_fits_two_screens():
