@@ -32,6 +32,10 @@ def small(seed: int = 0, **overrides: Any) -> Any:
     return model.eval()
 
 
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
 class RunsCode:
     def __init__(self, command: str) -> None:
         self.command = command
