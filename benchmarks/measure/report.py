@@ -183,8 +183,8 @@ def matching_op_table(document: Document, op: str) -> Table:
 FRONT: tuple[tuple[str, str, Callable[[Document], Table], str, tuple[int, int, int]], ...] = (
     ("attention, encoder, 800x1333", "`grid_sample`", speed_table, "encoder_800x1333_b1", (4, 5, 6)),
     ("attention, decoder, 900 queries", "`grid_sample`", speed_table, "decoder_q900_b1", (4, 5, 6)),
-    ("matching, batch of 2 COCO images", "DINO's matcher", matching_table, "coco_middle_b2", (7, 8, 9)),
-    ("matching, batch of 16 COCO images", "DINO's matcher", matching_table, "coco_middle_b16", (7, 8, 9)),
+    ("matching, COCO's numbers of boxes, batch of 2", "DINO's matcher", matching_table, "coco_middle_b2", (7, 8, 9)),
+    ("matching, COCO's numbers of boxes, batch of 16", "DINO's matcher", matching_table, "coco_middle_b16", (7, 8, 9)),
     ("DeformableDetr, forward + backward, 320x480", "transformers", whole_model_table, "DeformableDetr", (2, 3, 4)),
     ("dino_4scale_r50, inference, 800x1333", "`grid_sample`", detector_table, "whole", (1, 2, 4)),
 )
