@@ -135,6 +135,16 @@ def test_the_tables_are_those_of_the_published_results():
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+def test_the_guide_names_what_its_files_define():
+    rows = re.findall(r"^\| (?:a|an|the|which|what) .*", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    for row in rows:
+        words = re.findall(r"`([^` ]+)`", row)
+        files = [ROOT / word for word in words if (ROOT / word).is_file()]
+        missing = [w for w in words if w.isidentifier() and not any(w in file.read_text() for file in files)]
+        assert not missing, f"{row}: {missing}"
+    assert len(rows) == 10
+
+
 def test_the_guide_fits_two_screens():
     lines = (ROOT / "CONTRIBUTING.md").read_text().splitlines()
     assert len(lines) <= 112 and max(map(len, lines)) <= 120
