@@ -30,8 +30,8 @@ SMALL: dict[type, tuple[str, ...]] = {
     AssignmentCase: ("random_tall", "integers_square", "forbidden", "hostile"),
 }
 SHARED = {*CASES, *MATCHING_CASES, *ASSIGNMENT_CASES}
-# Variants of a test on a slow backend, and by Triton on a GPU, where each compiles for seconds.
-SLOW_VARIANTS, TRITON_VARIANTS = 4, 2
+# The most variants of a test of each kind; on a GPU each by Triton compiles for seconds.
+MOST = {INTERPRETED: 4, **dict.fromkeys(RARE_DTYPES, 2), "triton": 2}
 
 # The order on a GPU, by how paths begin. Files not named here follow; those that compile for long come last.
 GPU_ORDER = ("gpu/test_attention.py", "gpu/", "cuda/")
@@ -47,13 +47,13 @@ def select(items: list[pytest.Item], gpu: bool, everything: bool) -> list[pytest
         everything: all variants, also the slow ones.
     """
     if not everything:
-        items = _without(items, _slow_variants(items), SLOW_VARIANTS)
+        items = _without(items, _slow_variants(items))
     if not gpu:
         return items
     chosen = sorted((item for item in items if _strings(item) & {"cuda", "triton"}), key=_rank_on_a_gpu)
     if not everything:
         by_triton = {item: "triton" for item in chosen if "cuda" not in _strings(item)}
-        chosen = _without(chosen, by_triton, TRITON_VARIANTS)
+        chosen = _without(chosen, by_triton)
     return chosen
 
 
@@ -69,12 +69,12 @@ def _slow_variants(items: list[pytest.Item]) -> dict[pytest.Item, str]:
     return kinds
 
 
-def _without(items: list[pytest.Item], kinds: dict[pytest.Item, str], most: int) -> list[pytest.Item]:
-    """Leave out variants of the same test and kind beyond `most` representative ones."""
+def _without(items: list[pytest.Item], kinds: dict[pytest.Item, str]) -> list[pytest.Item]:
+    """Leave out variants of the same test and kind beyond MOST representative ones."""
     variants: dict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
     for item, kind in kinds.items():
         variants[item.nodeid.partition("[")[0], kind].append(item)
-    kept = {item for of_test in variants.values() for item in _representatives(of_test, most)}
+    kept = {item for (_, kind), each in variants.items() for item in _representatives(each, MOST[kind])}
     return [item for item in items if item not in kinds or item in kept]
 
 

@@ -12,6 +12,7 @@ from tests.comparison import ORDERED
 from tests.ops.contract.calls import (
     ATTENTION,
     OPS,
+    Inputs,
     assert_close,
     assert_same,
     attention_inputs,
@@ -20,6 +21,8 @@ from tests.ops.contract.calls import (
     put,
     tensors_of,
 )
+from tests.ops.contract.conftest import Subject
+from tests.selection import INTERPRETED
 
 EVERY_DTYPE = pytest.mark.parametrize("dtype", ["fp32", "fp64", "bf16", "fp16"])
 
@@ -81,13 +84,21 @@ VIEWS = [second_dimension_first, inside_a_wider_tensor, misaligned, last_dimensi
 VIEWS += [reversed_dimensions, every_second_row, every_second_element]
 
 
+def groups(subject: Subject, inputs: Inputs) -> list[list[tuple[str, Tensor]]]:
+    """Tensors whose addresses vary together: one after the other, or all at once where a call takes long."""
+    tensors = list(tensors_of(subject.op, inputs))
+    return [tensors] if subject.backend == INTERPRETED else [[each] for each in tensors]
+
+
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.__name__)
 def test_each_argument_may_have_any_strides(subject, view):
     op, inputs = subject.op, subject.inputs()
     expected = perform(op, inputs, subject.backend)
-    for path, tensor in tensors_of(op, inputs):
-        viewed = put(inputs, path, view(tensor.detach()))
-        torch.testing.assert_close(get(viewed, path), tensor, rtol=0, atol=0, equal_nan=True)  # the test's own claim
+    for together in groups(subject, inputs):
+        viewed = inputs
+        for path, tensor in together:
+            viewed = put(viewed, path, view(tensor.detach()))
+            torch.testing.assert_close(get(viewed, path), tensor, rtol=0, atol=0, equal_nan=True)  # the test's claim
         assert_close(perform(op, viewed, subject.backend), expected, subject.backend)
 
 
@@ -104,12 +115,17 @@ def test_all_arguments_may_have_any_strides_in_every_dtype(subject, view, dtype)
 
 def test_arguments_may_be_expanded(subject):
     op, inputs = subject.op, subject.inputs()
-    for path, tensor in tensors_of(op, inputs):
-        for dimension in range(tensor.dim() if tensor.is_floating_point() else 0):
-            expanded = tensor.detach().narrow(dimension, 0, 1).expand_as(tensor)
-            assert 0 in expanded.stride() or tensor.shape[dimension] == 1
-            result = perform(op, put(inputs, path, expanded), subject.backend)
-            assert_close(result, perform(op, put(inputs, path, expanded.clone()), subject.backend), subject.backend)
+    for together in groups(subject, inputs):
+        for dimension in range(max(tensor.dim() for _, tensor in together)):
+            viewed = copied = inputs
+            for path, tensor in together:
+                if tensor.is_floating_point() and dimension < tensor.dim():
+                    expanded = tensor.detach().narrow(dimension, 0, 1).expand_as(tensor)
+                    assert 0 in expanded.stride() or tensor.shape[dimension] == 1
+                    viewed, copied = put(viewed, path, expanded), put(copied, path, expanded.clone())
+            if viewed is not inputs:
+                result, expected = (perform(op, each, subject.backend) for each in (viewed, copied))
+                assert_close(result, expected, subject.backend)
 
 
 def odd_strides_at_size_one(tensor: Tensor) -> Tensor:
