@@ -16,3 +16,92 @@ SANITIZED_PYTEST = $(SANITIZED_PYTHON) -m pytest -q -p no:cacheprovider --captur
 # The emulated CUDA kernels take ten times as long as the CPU's: each kernel, access and table; float16 has the accesses
 # of bfloat16.
 SANITIZED_EMULATION := tests/cuda/test_emulation.py tests/cuda/test_kernels.py tests/ops/test_fuzz.py
+
+# The three GPU steps, each for one command of at most 9 minutes; benchmarks/README.md has them in order. What they find
+# goes into the folder of GPU_RESULTS.
+GPU_RESULTS ?= build/gpu/results.json
+GPU_COMMIT ?=
+# auto: install where no compiled libraries are here that run on this GPU; 1: always; 0: never.
+GPU_INSTALL ?= auto
+GPU_MEASURE_SECONDS ?= 500
+# What `make gpu` may take in all, and of that its tests; what they leave is for the measurements.
+GPU_SECONDS ?= 530
+GPU_TEST_SECONDS ?= 240
+GPU_OPTIONS ?=
+GPU_ARCH ?= 9.0
+# memcheck and racecheck, which finds races in shared memory; initcheck, reads of memory that nobody wrote.
+GPU_TOOLS ?= memcheck racecheck initcheck
+GPU_BUILD = TORCH_CUDA_ARCH_LIST=$(GPU_ARCH) PIP_DISABLE_PIP_VERSION_CHECK=1 \
+  $(PYTHON) -m pip install --no-build-isolation --no-deps -e .
+GPU_SUITE = $(PYTHON) -m benchmarks.gpu.suite --results $(GPU_RESULTS) --commit "$(GPU_COMMIT)" $(GPU_OPTIONS)
+
+.PHONY: help install test bench lint format types sanitize sanitized-library sanitize-cpu sanitize-cuda sanitize-cuda-matching gpu gpu-ready gpu-smoke gpu-measure gpu-peers gpu-sanitize
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install:  ## the package, editable, with everything to test, measure and develop it
+	$(PYTHON) -m pip install -e ".[bench,test,dev]"
+
+test:  ## all tests
+	$(PYTHON) -m pytest
+
+bench:  ## speed and memory of every kernel and installed peer
+	$(PYTHON) -m pytest benchmarks/
+
+lint:  ## style of Python and C++
+	ruff check .
+	ruff format --check .
+	clang-format --dry-run -Werror $(CSRC)
+
+format:  ## put style right
+	ruff check --fix .
+	ruff format .
+	clang-format -i $(CSRC)
+
+types:  ## pyright
+	pyright --pythonpath "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
+
+sanitize: sanitize-cuda sanitize-cpu sanitize-cuda-matching  ## op tests with AddressSanitizer and UBSan: CPU library, emulated CUDA kernels
+
+sanitized-library:
+	DINO_KERNELS_SANITIZE=address $(PYTHON) setup.py -q build --build-lib $(SANITIZED)
+	$(SANITIZED_PYTHON) -c 'from dino_kernels.ops._core import libraries; assert libraries.build_info()["sanitize"] == "address"'
+
+sanitize-cpu: sanitized-library
+	$(SANITIZED_PYTEST) -k "cpu and not emulated and not interpreted" --fuzz 60 $(SANITIZED_TESTS)
+
+sanitize-cuda: sanitized-library
+	$(SANITIZED_PYTEST) -k "(emulated or test_emulat or test_kernels) and not subset and not fp16 and not ((channels or hundreds) and bf16)" --fuzz 20 $(SANITIZED_EMULATION)
+
+sanitize-cuda-matching: sanitized-library
+	$(SANITIZED_PYTEST) -k "not fp16" tests/cuda/test_matching.py
+
+gpu-ready:  # fails with one line where there is no GPU; builds the libraries where they are missing
+	@code=0; $(PYTHON) -m benchmarks.gpu.ready || code=$$?; \
+	if [ $$code -ne 0 ] && [ $$code -ne 3 ]; then exit $$code; fi; \
+	if [ "$(GPU_INSTALL)" = 1 ] || { [ $$code -eq 3 ] && [ "$(GPU_INSTALL)" != 0 ]; }; then \
+	  echo '$(GPU_BUILD)'; $(GPU_BUILD); fi
+
+gpu-smoke: gpu-ready  ## on a machine with a GPU, in 2 minutes: does every kernel family work? each check in its own process
+	$(PYTHON) -m benchmarks.gpu.smoke --results $(dir $(GPU_RESULTS))smoke.json --commit "$(GPU_COMMIT)"
+
+gpu-measure: gpu-ready  ## in 9 minutes: the speed of kernels, candidates and peers into GPU_RESULTS; again: resume
+	$(GPU_SUITE) --budget $(GPU_MEASURE_SECONDS)
+
+# A failing or endless test does not cost the measurements; the exit code reports both.
+gpu: gpu-ready  ## in 9 minutes: all GPU tests in parallel, then what is not measured yet, into GPU_RESULTS
+	@end=$$(($$(date +%s) + $(GPU_SECONDS))); status=0; set -x; \
+	$(PYTHON) -m dino_kernels || status=$$?; \
+	$(PYTHON) -m benchmarks.gpu.tests --seconds $(GPU_TEST_SECONDS) || status=$$?; \
+	$(GPU_SUITE) --budget $$((end - $$(date +%s))) || status=$$?; \
+	exit $$status
+
+gpu-peers:  ## peers of the GPU suite into peers/site, to be carried to a machine without network
+	$(PYTHON) -m benchmarks.gpu.peers
+
+gpu-sanitize:  ## the CUDA kernels under compute-sanitizer, on the smallest cases
+	for tool in $(GPU_TOOLS); do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 --print-limit 20 \
+	    $(PYTHON) -m benchmarks.gpu.sanitize || exit 1; \
+	done
