@@ -179,7 +179,7 @@ def test_install_refuses_to_hide_another_module(monkeypatch):
     theirs = type(sys)(original.MODULE_NAME)
     theirs.__file__ = "/site-packages/MultiScaleDeformableAttention.so"
     monkeypatch.setitem(sys.modules, original.MODULE_NAME, theirs)
-    with pytest.raises(RuntimeError, match=r"imported already \(/site-packages/.*replace=True"):
+    with pytest.raises(RuntimeError, match=r"already imported \(/site-packages/.*replace=True"):
         original.install()
     assert sys.modules[original.MODULE_NAME] is theirs
     assert original.install(replace=True) is not theirs
