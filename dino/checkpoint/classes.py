@@ -1,10 +1,9 @@
-"""Which row of a checkpoint's class heads belongs to which class of the model."""
+"""The correspondence between the rows of a checkpoint's class heads and the classes of the model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dino.data.categories import NO_CATEGORY, Categories
@@ -13,12 +12,12 @@ CLASS_HEADS = tuple(
     f"{part}.class_head.{kind}" for part in ("decoder", "query_selection") for kind in ("weight", "bias")
 )
 LABEL_EMBED = "denoising.label_embed.weight"
-# Logit of a label that stands for no category: out of 300 detections none comes from it.
+# Logit of a label that stands for no category: low enough to keep it out of the 300 best detections.
 _NEVER = -10.0
 
 
 def coco_categories(num_classes: int) -> Categories | None:
-    """COCO's 80 categories in a row, or in the official 91 rows where the row is the category id; None otherwise."""
+    """Return COCO's categories for 80 classes or the official 91, whose labels are category ids; otherwise None."""
     official = Categories.official_coco()
     if num_classes == official.num_classes:
         return official
@@ -28,7 +27,7 @@ def coco_categories(num_classes: int) -> Categories | None:
 
 @dataclass(frozen=True)
 class ClassRows:
-    """Row of the checkpoint for each label of the model; -1 where it has none."""
+    """The row of the checkpoint for each label of the model; -1 if it has none."""
 
     rows: tuple[int, ...]
     gaps: tuple[int, ...]
@@ -45,7 +44,7 @@ class ClassRows:
 def match_classes(
     num_source: int, num_target: int, source: Categories | None, target: Categories | None
 ) -> ClassRows | None:
-    """Pair classes by name; without names, by row if there are equally many; otherwise None."""
+    """Pair classes by name. Without names, pair equally many by row; otherwise return None."""
     if source is None or target is None or source.names == target.names:
         if num_source != num_target:
             return None
@@ -58,13 +57,13 @@ def match_classes(
 
 
 def take_rows(name: str, own: Tensor, given: Tensor, classes: ClassRows) -> Tensor | None:
-    """`own` with the rows of `given` that belong there; None where the shapes do not allow it.
+    """Return `own` with the matching rows of `given`, or None if the shapes do not allow it.
 
     Args:
-        name: one of `CLASS_HEADS`, or `LABEL_EMBED`, which has a row more than there are classes (not so in detrex).
-        own: the model's tensor, whose remaining rows stay.
-        given: the checkpoint's.
-        classes: how they correspond.
+        name: one of `CLASS_HEADS`, or `LABEL_EMBED`, which has one row more than there are classes (not in detrex).
+        own: the model's tensor, whose other rows are kept.
+        given: the checkpoint's tensor.
+        classes: the correspondence of the two.
     """
     extra = given.shape[0] - classes.num_source
     if given.shape[1:] != own.shape[1:] or extra not in ((0, 1) if name == LABEL_EMBED else (0,)):
@@ -76,5 +75,5 @@ def take_rows(name: str, own: Tensor, given: Tensor, classes: ClassRows) -> Tens
         if extra == 1:
             taken[-1] = given[-1].to(own)
     elif classes.gaps:
-        taken[list(classes.gaps)] = torch.full_like(taken[list(classes.gaps)], _NEVER if own.ndim == 1 else 0.0)
+        taken[list(classes.gaps)] = _NEVER if own.ndim == 1 else 0.0
     return taken

@@ -13,22 +13,22 @@ from dino.data import Categories, EvalTransform
 from dino.model.config import model_config
 from dino.model.dino import DINO
 
-# Key in `extra` of a saved model: the arguments of EvalTransform.
+# Key in a saved model's `extra`: the arguments of EvalTransform.
 SIZE = "image_size"
-# Where a run keeps models, the preferred one first.
-_MODELS_OF_A_RUN = ("", "best", "final", "last")
+# Places of models in the folder of a run, in order of preference.
+_PLACES = ("", "best", "final", "last")
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model from a file."""
+    """A model loaded from a file."""
 
     model: DINO
     categories: Categories
     transform: EvalTransform
     file: Path
     report: LoadReport | None = None
-    """What was loaded from weights without a configuration."""
+    """The report of loading weights that came without a configuration."""
 
 
 def load_trained(path: str | Path, *, preset: str | None = None, **overrides: Any) -> TrainedModel:
@@ -41,58 +41,50 @@ def load_trained(path: str | Path, *, preset: str | None = None, **overrides: An
         overrides: fields of `ModelConfig` to replace in the preset, such as `num_classes=80`.
 
     Raises:
-        FileNotFoundError: nothing there.
-        CheckpointError: not a model, damaged, or it does not fit the preset.
+        FileNotFoundError: the path does not exist or holds no model.
+        CheckpointError: the file is not a model, is damaged, or does not fit the preset.
     """
-    path = Path(path)
     file = find_model(path)
     if preset is None:
         if file.suffix != ".safetensors":
             raise CheckpointError(
-                f"{file}: weights without a configuration. Name their model with preset, for example dino_4scale_r50"
+                f"{file}: weights without a configuration. Name the model they belong to with preset, for example "
+                f"dino_4scale_r50."
             )
         model, categories, extra = read_model(file)
-        return TrainedModel(
-            model, categories or default_categories(model.config.num_classes), _trained_size(file, extra), file
-        )
-    # No download of backbone weights that are about to be replaced.
-    model = DINO(model_config(preset, **overrides))
-    report = load_checkpoint(model, file)
-    return TrainedModel(model, default_categories(model.config.num_classes), EvalTransform(), file, report)
+        report, transform = None, EvalTransform()
+        if SIZE in extra:
+            try:
+                transform = EvalTransform(**extra[SIZE])
+            except (TypeError, ValueError) as error:
+                raise CheckpointError(f"{file}: {SIZE} is not a size of images: {error}") from error
+    else:
+        # Not build_model: it would download backbone weights that the checkpoint replaces.
+        model = DINO(model_config(preset, **overrides))
+        report, categories, transform = load_checkpoint(model, file), None, EvalTransform()
+    return TrainedModel(model, categories or default_categories(model.config.num_classes), transform, file, report)
 
 
 def find_model(path: str | Path) -> Path:
-    """Return the file of weights for a path: that file, or the best model in a folder.
+    """Return the file of weights that a path means: that file, or the preferred one in a folder.
 
     Raises:
-        FileNotFoundError: no such path, or a folder without a model.
+        FileNotFoundError: the path does not exist, or is a folder without a model.
     """
     path = Path(path)
     if path.is_file():
         return path
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {path}: no such file or folder")
-    found = next(
-        (path / place / MODEL_FILE for place in _MODELS_OF_A_RUN if (path / place / MODEL_FILE).is_file()), None
-    )
+    places = [Path(place) / MODEL_FILE for place in _PLACES]
+    found = next((path / place for place in places if (path / place).is_file()), None)
     if found is None:
-        places = ", ".join(str(Path(place) / MODEL_FILE) for place in _MODELS_OF_A_RUN)
-        raise FileNotFoundError(f"checkpoint {path}: has no model; looked for {places} in it")
+        raise FileNotFoundError(f"checkpoint {path}: has no model; looked for {', '.join(map(str, places))} in it")
     return found
 
 
 def default_categories(num_classes: int) -> Categories:
-    """Return COCO's categories for 91 classes, as in the published checkpoints; "class 0", "class 1", ... otherwise."""
+    """Return COCO's categories for 91 classes, as in the published checkpoints; otherwise "class 0", "class 1", ..."""
     if num_classes == 91:
         return Categories.official_coco()
     return Categories(tuple(range(num_classes)), tuple(f"class {label}" for label in range(num_classes)))
-
-
-def _trained_size(file: Path, extra: dict[str, Any]) -> EvalTransform:
-    """Return the image size of the evaluations in training; the published one if it is unknown."""
-    if SIZE not in extra:
-        return EvalTransform()
-    try:
-        return EvalTransform(**extra[SIZE])
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: {SIZE} is not a size of images: {error}") from error

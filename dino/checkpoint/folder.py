@@ -32,25 +32,25 @@ def save_model(
     *,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write a model to a directory, replacing an existing one. A crash leaves the old one or the new one.
+    """Write a model to a directory, replacing an existing one. A crash leaves either the old or the new model.
 
     Args:
         model: a `DINO`, not wrapped by DistributedDataParallel or torch.compile.
-        directory: created if missing.
-        categories: names of the classes.
-        extra: anything that JSON can hold: metrics, the step, the size of the images.
+        directory: created if it does not exist.
+        categories: names and ids of the classes.
+        extra: further values that JSON can hold: metrics, the step, the size of the images.
         tensors: the weights to write; the default is the model's own, which a sharded model does not have in full.
 
     Returns:
         The path of `model.safetensors`, which can also be used without the directory.
 
     Raises:
-        TypeError: a model without `config`.
+        TypeError: the model is not a `DINO`.
         ValueError: the number of categories is not the model's number of classes.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, ModelConfig):
-        raise TypeError(f"model must be a DINO, unwrapped (`.module`), got {type(model).__name__}")
+        raise TypeError(f"model must be a DINO, got {type(model).__name__}. Unwrap it (`.module`).")
     if categories is not None and categories.num_classes != config.num_classes:
         raise ValueError(f"categories must be the model's {config.num_classes}, got {categories.num_classes}")
     text = json.dumps(
@@ -66,7 +66,7 @@ def save_model(
     directory.mkdir(parents=True, exist_ok=True)
     tensors = model.state_dict() if tensors is None else tensors
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    # The header is what is read; the JSON is a copy for people, which must not outlive the model that it describes.
+    # The JSON is a copy for people. It must not outlive the model that it describes.
     (directory / JSON_FILE).unlink(missing_ok=True)
     write_whole(directory / MODEL_FILE, lambda path: save_file(tensors, path, {HEADER_KEY: text}))
     write_text_whole(directory / JSON_FILE, text + "\n")
@@ -74,7 +74,7 @@ def save_model(
 
 
 class SavedModel(NamedTuple):
-    """What `save_model` wrote."""
+    """The content of a file of `save_model`."""
 
     model: DINO
     categories: Categories | None
@@ -82,20 +82,20 @@ class SavedModel(NamedTuple):
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[DINO, Categories | None]:
-    """Return a model that `save_model` wrote, on the CPU and in training mode, and its classes.
+    """Load a model of `save_model`, on the CPU and in training mode, and its categories.
 
     Args:
-        path: the directory, or its `model.safetensors`.
+        path: the directory, or its `model.safetensors`. `model.json` is not read.
 
     Raises:
-        FileNotFoundError: no such file.
-        CheckpointError: a file that is damaged, from a newer version, or not one of `save_model`.
+        FileNotFoundError: the file does not exist.
+        CheckpointError: the file is damaged, from a newer version, or not written by `save_model`.
     """
     return read_model(path)[:2]
 
 
 def read_model(path: str | os.PathLike[str]) -> SavedModel:
-    """Return what `save_model` wrote, with `extra`. Arguments and errors as in `load_model`."""
+    """Load a model, its categories and its `extra`, reading the file once. See `load_model`."""
     file = read_tensors(path)
     description = _description(file)
     model = DINO(_config(file, description["model"]))
@@ -109,7 +109,7 @@ def read_model(path: str | os.PathLike[str]) -> SavedModel:
 
 
 def read_categories(file: TensorFile) -> Categories | None:
-    """Return the categories stored by `save_model`; None if there are none, also in files from elsewhere."""
+    """Return the categories that `save_model` stored in a file, or None if it has none."""
     records = None if file.header is None else _description(file)["categories"]
     try:
         return None if records is None else Categories.from_json(records)
@@ -118,16 +118,18 @@ def read_categories(file: TensorFile) -> Categories | None:
 
 
 def _description(file: TensorFile) -> dict[str, Any]:
+    """Return what `save_model` stored beside the tensors, checked."""
     if file.header is None:
         raise CheckpointError(
-            f"{file.where}: weights alone, without a configuration. Build the model and use load_checkpoint"
+            f"{file.where}: weights without a configuration. Build the model and use load_checkpoint."
         )
     found = file.header
     if not isinstance(found, dict) or not isinstance(found.get("format_version"), int):
         raise CheckpointError(f"{file.where}: not written by save_model: it has no format_version")
     if found["format_version"] > FORMAT_VERSION:
         raise CheckpointError(
-            f"{file.where}: format {found['format_version']}, and this version reads up to {FORMAT_VERSION}; upgrade"
+            f"{file.where}: has format {found['format_version']}, this version reads up to {FORMAT_VERSION}. Upgrade "
+            "dino-kernels."
         )
     if set(found) != _FIELDS:
         odd = sorted(set(found) ^ _FIELDS)
@@ -140,7 +142,9 @@ def _config(file: TensorFile, fields: Any) -> ModelConfig:
         raise CheckpointError(f"{file.where}: model must be a dict of configuration fields, got {fields!r}")
     unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(ModelConfig)})
     if unknown:
-        raise CheckpointError(f"{file.where}: unknown fields of the model's configuration: {shorten(unknown)}; upgrade")
+        raise CheckpointError(
+            f"{file.where}: unknown fields of the model's configuration: {shorten(unknown)}. Upgrade dino-kernels."
+        )
     try:
         return ModelConfig(**fields)
     except (TypeError, ValueError) as error:

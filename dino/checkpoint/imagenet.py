@@ -1,4 +1,4 @@
-"""ImageNet weights for a backbone, from a local file or the authors' own servers."""
+"""Build models, with ImageNet weights in the backbone from a local file or the authors' servers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dino.checkpoint.layouts import NEEDLESS
+from dino.checkpoint.layouts import IGNORED
 from dino.checkpoint.read import CheckpointError, read_tensors
 from dino.common.text import shorten
 from dino.model.config import ModelConfig, model_config
@@ -19,7 +19,7 @@ from dino.model.dino import DINO
 _SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
 _CONVNEXT = "https://dl.fbaipublicfiles.com/convnext/"
 _RESNET = "https://download.pytorch.org/models/"
-# Those that the official code starts from, or the same kind of the other sizes. torchvision's are IMAGENET1K_V1.
+# The official code's initial weights, or the same kind for other sizes. ResNets are torchvision's IMAGENET1K_V1.
 URLS = {
     "resnet18": _RESNET + "resnet18-f37072fd.pth",
     "resnet34": _RESNET + "resnet34-b627a593.pth",
@@ -36,54 +36,50 @@ URLS = {
     "convnext_xl": _CONVNEXT + "convnext_xlarge_22k_224.pth",
 }
 
-# Parameters of the classifier; the stage in the name of a parameter.
-_CLASSIFIER = re.compile(r"(fc|head|classifier|norm|layernorm)\.(weight|bias)")
+_CLASSIFIER = re.compile(r"(fc|head|norm)\.(weight|bias)")
+_OUTPUT_NORM = re.compile(r"norm\d\.")
 _STAGE = re.compile(r"(?:layer|layers\.|stages\.|downsample_layers\.)(\d+)\.(downsample\.)?")
 
 
-def load_backbone_weights(backbone: nn.Module, name: str, source: bool | str | os.PathLike[str] = True) -> None:
-    """Load ImageNet weights into a backbone. Norms of its outputs, which classifiers lack, keep their values.
+def load_backbone_weights(backbone: nn.Module, name: str, source: str | os.PathLike[str] | None = None) -> None:
+    """Load ImageNet weights into a backbone. The norms of its outputs, which classifiers lack, keep their values.
 
     Args:
-        backbone: of `build_backbone`.
+        backbone: a result of `build_backbone`.
         name: its name.
-        source: True for the authors' file, which is downloaded once, or a local copy of it. False keeps the random
-            weights.
+        source: a local copy of the authors' file; None downloads it once.
 
     Raises:
         ValueError: no weights were published for this name.
-        FileNotFoundError: no such local file.
+        FileNotFoundError: the local file does not exist.
         ConnectionError: the download failed.
-        CheckpointError: not the weights of this backbone, which is unchanged.
+        CheckpointError: the file does not fit this backbone, which is then unchanged.
     """
-    if source is False:
-        return
-    path = _download(name) if source is True else Path(source)
-    tensors = read_tensors(path).tensors
-    expected = {key: value for key, value in backbone.state_dict().items() if not NEEDLESS.fullmatch(key)}
+    path = _download(name) if source is None else Path(source)
+    expected = {key: value for key, value in backbone.state_dict().items() if not IGNORED.fullmatch(key)}
     last = max(_stage(key) for key in expected)
     given = {
         key: value
-        for key, value in tensors.items()
-        if not NEEDLESS.fullmatch(key) and not _CLASSIFIER.fullmatch(key) and _stage(key) <= last
+        for key, value in read_tensors(path).tensors.items()
+        if not IGNORED.fullmatch(key) and not _CLASSIFIER.fullmatch(key) and _stage(key) <= last
     }
-    missing = [key for key in expected if key not in given and not re.match(r"norm\d\.", key)]
-    unexpected = [key for key in given if key not in expected and not re.match(r"norm\d\.", key)]
-    shapes = [
-        f"{key} is {list(expected[key].shape)} in the backbone, {list(value.shape)} in the file"
-        for key, value in given.items()
-        if key in expected and value.shape != expected[key].shape
-    ]
-    if missing or unexpected or shapes:
-        found = [f"missing {shorten(missing)}"] if missing else []
-        found += [f"unexpected {shorten(unexpected)}"] if unexpected else []
-        found += [f"{shorten(shapes)}"] if shapes else []
-        raise CheckpointError(f"{path}: not the weights of {name}: " + "; ".join(found))
+    differences = {
+        "missing": [key for key in expected if key not in given and not _OUTPUT_NORM.match(key)],
+        "unexpected": [key for key in given if key not in expected and not _OUTPUT_NORM.match(key)],
+        "of another shape": [
+            f"{key} is {list(expected[key].shape)} in the backbone, {list(value.shape)} in the file"
+            for key, value in given.items()
+            if key in expected and value.shape != expected[key].shape
+        ],
+    }
+    if any(differences.values()):
+        found = "; ".join(f"{kind}: {shorten(keys)}" for kind, keys in differences.items() if keys)
+        raise CheckpointError(f"{path}: not the weights of {name}: {found}")
     backbone.load_state_dict(given, strict=False)
 
 
 def _stage(name: str) -> int:
-    """Return the stage of a parameter; merging patches belongs to the next stage, ResNet's shortcuts do not."""
+    """Return the stage of a parameter, from 0. Patch merging after a Swin stage belongs to the next stage."""
     match = _STAGE.match(name)
     if match is None:
         return 0
@@ -94,7 +90,7 @@ def _stage(name: str) -> int:
 def _download(name: str) -> Path:
     if name not in URLS:
         raise ValueError(
-            f"no ImageNet weights were published for {name}: pass pretrained_backbone=False to start from random ones"
+            f"no ImageNet weights were published for {name}. Start from random weights with pretrained_backbone=False."
         )
     url = URLS[name]
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
@@ -106,9 +102,9 @@ def _download(name: str) -> Path:
         torch.hub.download_url_to_file(url, str(path), digest and digest[1])
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise ConnectionError(
-            f"{name}: could not download its ImageNet weights from {url} ({error}). Put that file at {path}, or pass "
-            "its path as backbone_weights (--backbone-weights); pretrained_backbone=False "
-            "(--model.no-pretrained-backbone) starts from random weights instead"
+            f"{name}: could not download the ImageNet weights from {url} ({error}). Put that file at {path}, pass its "
+            "path as backbone_weights (--backbone-weights), or start from random weights with "
+            "pretrained_backbone=False (--model.no-pretrained-backbone)."
         ) from error
     return path
 
@@ -119,20 +115,19 @@ def build_model(
     backbone_weights: str | Path | None = None,
     **overrides: object,
 ) -> DINO:
-    """Build a model, with ImageNet weights in the backbone unless `pretrained_backbone=False`.
+    """Build a new model, with ImageNet weights in the backbone unless `pretrained_backbone=False`.
 
     Args:
         preset: a name of `dino.PRESETS`, or a configuration.
-        backbone_weights: a local file with the backbone's ImageNet weights, instead of the download.
+        backbone_weights: a local file with the backbone's ImageNet weights, in place of the download.
         overrides: fields of `ModelConfig` to replace.
 
     Raises:
-        ValueError: an unknown preset or field.
+        ValueError: a preset or field is unknown.
         FileNotFoundError, ConnectionError: the backbone weights are missing or could not be downloaded.
     """
     config = model_config(preset, **overrides)
     model = DINO(config)
     if config.pretrained_backbone or backbone_weights is not None:
-        source = True if backbone_weights is None else backbone_weights
-        load_backbone_weights(model.backbone, config.backbone, source)
+        load_backbone_weights(model.backbone, config.backbone, backbone_weights)
     return model

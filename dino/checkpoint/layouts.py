@@ -1,4 +1,4 @@
-"""Recognises whose parameter names a state dict has, and finds ours: official, detrex, mmdetection."""
+"""Recognise the parameter names of a state dict (official, detrex, mmdetection) and translate them to ours."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable
 
 from dino.checkpoint.names import HEAD_COPY, OURS_OFFICIAL, Table, canonical, count_layers, rename
 
-# What makes a state dict one of these; the first that has such a name.
+# A name with this beginning identifies a layout; the first match counts.
 SIGNATURES = {
     "mmdet": r"(bbox_head|memory_trans_fc|dn_query_generator)\.",
     "detrex": r"(transformer\.level_embeds$|neck\.convs\.|backbone\.(stem|res\d)\.)",
     "dino": r"(neck\.projections|query_selection|decoder\.(class|box)_head|denoising)\.",
     "official": r"(transformer|input_proj|label_enc|backbone\.0)\.",
 }
-# Counters, and buffers that follow from the configuration.
-NEEDLESS = re.compile(r"(.*\.)?(num_batches_tracked|relative_position_index|attn_mask)")
+# Counters, and buffers that follow from the configuration: neither loaded nor missed.
+IGNORED = re.compile(r"(.*\.)?(num_batches_tracked|relative_position_index|attn_mask)")
 
 
 def layout_of(names: Iterable[str]) -> str | None:
-    """Which of `SIGNATURES` a state dict is written in; None where it is none of them."""
+    """Return the key of `SIGNATURES` that fits the names of a state dict, or None."""
     names = list(names)
     for layout, signature in SIGNATURES.items():
         if any(re.match(signature, name) for name in names):
@@ -28,15 +28,15 @@ def layout_of(names: Iterable[str]) -> str | None:
 
 
 def to_ours(layout: str, names: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Find our names.
+    """Translate the names of a state dict to ours.
 
     Args:
         layout: one of `SIGNATURES`.
-        names: of a state dict in that layout.
+        names: the names of a state dict in that layout.
 
     Returns:
-        For each of our names the given ones that stand for it, and the given names that have no counterpart. Several
-        stand for one where a head is there under two names or once per decoder layer; the last layer's comes last.
+        The given names for each of ours, and the given names without a counterpart. A head has several given names if
+        it is stored under two names or once per decoder layer; the last layer's comes last.
     """
     names = list(names)
     table = None
@@ -60,13 +60,14 @@ def to_ours(layout: str, names: Iterable[str]) -> tuple[dict[str, list[str]], li
 
 
 def official_table(layout: str, num_decoder_layers: int, num_backbone_levels: int) -> Table:
-    """Official names beside those of "detrex" or "mmdet".
+    """Return the table of official names and those of "detrex" or "mmdet".
 
     Args:
         layout: one of the two.
-        num_decoder_layers: both number the encoder's head as if it were one more decoder layer's.
-        num_backbone_levels: both number further levels of the neck from 0.
+        num_decoder_layers: the number of the encoder's head, which both store as that of one more decoder layer.
+        num_backbone_levels: the number of the first extra level of the neck, which both count from 0.
     """
+    encoder_head = num_decoder_layers
     if layout == "detrex":
         stem, norm, ffn, attention = "transformer.", "norm", "ffns.0", ("attentions.0", "attentions.0", "attentions.1")
         backbone = (
@@ -75,7 +76,6 @@ def official_table(layout: str, num_decoder_layers: int, num_backbone_levels: in
             *(line for stage in (1, 2, 3, 4) for line in _detectron_stage(stage)),
             ("backbone.0.{rest}", "backbone.{rest}"),
         )
-        encoder_head = num_decoder_layers
         heads = (
             ("transformer.enc_out_{head}_embed.{rest}", f"transformer.decoder.{{head}}_embed.{encoder_head}.{{rest}}"),
             ("transformer.enc_out_{head}_embed.{rest}", f"{{head}}_embed.{encoder_head}.{{rest}}"),
@@ -90,7 +90,6 @@ def official_table(layout: str, num_decoder_layers: int, num_backbone_levels: in
     else:
         stem, norm, ffn, attention = "", "gn", "ffn", ("self_attn", "self_attn", "cross_attn")
         backbone = (("backbone.0.body.{resnet}", "backbone.{resnet}"),)
-        encoder_head = num_decoder_layers
         heads = (
             ("transformer.enc_out_class_embed.{rest}", f"bbox_head.cls_branches.{encoder_head}.{{rest}}"),
             ("transformer.decoder.class_embed.{i}.{rest}", "bbox_head.cls_branches.{i}.{rest}"),
@@ -128,7 +127,7 @@ def official_table(layout: str, num_decoder_layers: int, num_backbone_levels: in
         ("transformer.decoder.layers.{i}.cross_attn.{rest}", f"{decoder}.{attention[2]}.{{rest}}"),
         ("transformer.encoder.layers.{i}.norm1.{rest}", f"{encoder}.norms.0.{{rest}}"),
         ("transformer.encoder.layers.{i}.norm2.{rest}", f"{encoder}.norms.1.{{rest}}"),
-        # The official code numbers the norms by age: the one after self-attention is its second.
+        # In the official code norm2, not norm1, follows self-attention.
         ("transformer.decoder.layers.{i}.norm2.{rest}", f"{decoder}.norms.0.{{rest}}"),
         ("transformer.decoder.layers.{i}.norm1.{rest}", f"{decoder}.norms.1.{{rest}}"),
         ("transformer.decoder.layers.{i}.norm3.{rest}", f"{decoder}.norms.2.{{rest}}"),

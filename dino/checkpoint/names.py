@@ -1,6 +1,6 @@
-"""Parameter names of this package beside those of the official code.
+"""Translate parameter names between this package and the official code.
 
-Each table is a list of pairs of names, and is read in both directions: a name is matched against one column, and the
+Each table is a list of pairs of names and is read in both directions: a name is matched against one column, and the
 other column is filled in. `{i}` and `{j}` stand for a number, `{rest}` for anything.
 """
 
@@ -63,7 +63,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def rename(name: str, table: Table, *, back: bool = False) -> str | None:
-    """The name of the right column for one of the left column, or `back`; None where no line fits."""
+    """Translate a name from the left column to the right, or with `back` from right to left; None if no line fits."""
     for left, right in table:
         source, target = (right, left) if back else (left, right)
         if match := _pattern(source).fullmatch(name):
@@ -74,20 +74,20 @@ def rename(name: str, table: Table, *, back: bool = False) -> str | None:
 def to_official(
     tensors: Mapping[str, torch.Tensor], *, aliases: bool = False, num_decoder_layers: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """The same tensors, not copied, under the names of the official code.
+    """Return the same tensors, not copied, under the names of the official code.
 
     Args:
-        tensors: by our names: a state dict, or gradients, or a part of one.
-        aliases: also add what the official code's strict loading asks for: the heads under the names of every decoder
-            layer, and ConvNeXt's norms of stages that are not used.
-        num_decoder_layers: for the aliases; by default as many as `tensors` has.
+        tensors: a state dict or gradients, whole or in part, under our names.
+        aliases: also add the names that the official code's strict loading requires: the heads once per decoder layer,
+            and the norms of unused ConvNeXt stages.
+        num_decoder_layers: number of layers for the aliases; by default counted in `tensors`.
 
     Raises:
-        ValueError: a name that is none of ours, or None in place of a tensor.
+        ValueError: a name is not one of ours, or a value is None.
     """
     empty = [name for name, tensor in tensors.items() if tensor is None]
     if empty:
-        raise ValueError(f"to_official: every entry must be a tensor, got None for {shorten(empty)}; leave these out")
+        raise ValueError(f"to_official: every entry must be a tensor, got None for {shorten(empty)}. Leave these out.")
     official = {}
     unknown = []
     for ours, tensor in tensors.items():
@@ -101,7 +101,7 @@ def to_official(
     if aliases:
         layers = num_decoder_layers or count_layers(official, r"transformer\.decoder\.layers")
         if layers == 0:
-            raise ValueError("to_official: no decoder layer among the tensors to count; pass num_decoder_layers")
+            raise ValueError("to_official: no decoder layer among the tensors to count. Pass num_decoder_layers.")
         official.update(_aliases(official, layers))
     return official
 
@@ -122,11 +122,11 @@ def _aliases(official: Mapping[str, torch.Tensor], num_decoder_layers: int) -> d
 
 
 def canonical(official: str) -> str:
-    """The one of a head's official names that the tables know."""
+    """Return the name that the tables have for a head with several official names; other names as they are."""
     return HEAD_COPY.sub(r"transformer.decoder.\g<head>_embed.0.", official)
 
 
 def count_layers(names: Iterable[str], prefix: str) -> int:
-    """1 + the highest number after `prefix`."""
+    """Return 1 + the highest number after `prefix`, or 0."""
     matches = (re.match(rf"(?:.*\.)?{prefix}\.(\d+)\.", name) for name in names)
     return max((1 + int(match[1]) for match in matches if match), default=0)

@@ -1,4 +1,4 @@
-"""Reading tensors from files that strangers made."""
+"""Read tensors from files of unknown origin."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used. The text says which, why and what to do; nothing was loaded."""
+    """A checkpoint that cannot be used. The message names the file, the reason and the fix. No weights were loaded."""
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """Tensors by name, as found."""
+    """Tensors by name, as stored."""
 
     where: str
     tensors: dict[str, Tensor]
     header: dict[str, Any] | None
-    """What `save_model` stored beside the tensors; None in other files."""
+    """The description that `save_model` stores beside the tensors; None in other files."""
 
 
 def read_tensors(source: str | os.PathLike[str] | Mapping[str, Any]) -> TensorFile:
-    """The tensors of a .safetensors file, of any file of `torch.save`, of a directory of `save_model`, or of a dict.
+    """Read tensors from a .safetensors file, a file of `torch.save`, a directory of `save_model`, or a dict.
 
-    Takes them out of {"model": ...}, {"state_dict": ...} or {"ema_model": ...} and removes the prefixes of
-    DistributedDataParallel and torch.compile. A file is read without running code from it.
+    Unwraps {"model": ...}, {"state_dict": ...} and {"ema_model": ...}, and removes the prefixes of
+    DistributedDataParallel and torch.compile. No code from the file is run.
 
     Raises:
-        FileNotFoundError: no such file.
-        CheckpointError: a truncated or foreign file, one that asks for code, or anything else that is not tensors.
+        FileNotFoundError: the file does not exist.
+        CheckpointError: the file is truncated, would run code, or holds something other than tensors.
     """
     if isinstance(source, Mapping):
         return TensorFile("the state dict", _plain("the state dict", source), None)
@@ -67,23 +67,23 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | N
             header = (file.metadata() or {}).get(HEADER_KEY)
             return {name: file.get_tensor(name) for name in file.keys()}, header and json.loads(header)  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}); fetch it again") from error
+        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}). Fetch it again.") from error
 
 
 def _read_pickle(path: Path) -> Any:
     try:
-        # The official files hold the arguments of the training script beside the weights.
+        # The official files also hold the arguments of the training script.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes can end in any of pickle's, zipfile's and torch's errors
+    except Exception as error:  # damaged bytes can raise any error of pickle, zipfile or torch
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:
             raise CheckpointError(
-                f"{path}: refused: it holds {refused[1]}, and reading that may run code. If you trust whoever made the "
-                'file, take the weights out once: torch.save(torch.load(path, weights_only=False)["model"], new_path)'
+                f"{path}: holds {refused[1]}, which may run code when read. If you trust its origin, extract the "
+                'weights: torch.save(torch.load(path, weights_only=False)["model"], new_path)'
             ) from error
         raise CheckpointError(
-            f"{path}: damaged, or not a file of torch.save ({type(error).__name__}: {str(error)[:200]}); fetch it again"
+            f"{path}: damaged, or not from torch.save ({type(error).__name__}: {str(error)[:200]}). Fetch it again."
         ) from error
 
 

@@ -1,7 +1,8 @@
-"""Texts used by several commands."""
+"""Text for messages: long lists, percentages, suggestions."""
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable
 
@@ -14,10 +15,15 @@ def shorten(parts: Iterable[object], most: int = 8, separator: str = ", ") -> st
 
 
 def percent(value: float) -> str:
-    """Return a fraction in per cent with one decimal; "-" for NaN."""
+    """Return a fraction in percent with one decimal, without the sign; "-" for NaN."""
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def memory_advice(options: Iterable[str]) -> str:
     """Return what to do when memory is exhausted: one of `options`."""
     return f"To use less memory, pass {' or '.join(options)}"
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that `word` may be a misspelling of, or None."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)

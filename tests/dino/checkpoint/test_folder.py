@@ -1,4 +1,4 @@
-"""Saving and loading a whole model: round trips, interruptions, files that somebody edited."""
+"""Saving and loading a whole model: round trips, interruptions, damaged headers."""
 
 from __future__ import annotations
 
@@ -49,15 +49,13 @@ def test_a_model_comes_back_as_it_was(tmp_path, overrides):
         assert same_weights(model, loaded)
 
 
-def test_the_json_can_be_read_by_people_and_the_weights_do_without_it(tmp_path):
-    file = save_model(small(), tmp_path, CATEGORIES, {"step": 1200})
+def test_the_json_describes_the_model(tmp_path):
+    save_model(small(), tmp_path, CATEGORIES, {"step": 1200})
     described = json.loads((tmp_path / "model.json").read_text())
     assert described["format_version"] == 1
     assert described["model"]["hidden_dim"] == 64
     assert described["categories"] == [{"id": 3, "name": "cat"}, {"id": 17, "name": "Hund"}]
     assert described["extra"] == {"step": 1200}
-    (tmp_path / "model.json").unlink()
-    assert load_model(file)[1] == CATEGORIES
 
 
 def test_categories_are_optional(tmp_path):
@@ -65,7 +63,7 @@ def test_categories_are_optional(tmp_path):
     assert load_model(tmp_path)[1] is None
 
 
-def test_a_failed_save_leaves_the_old_model_and_no_rest(tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_old_model_and_no_temporary_file(tmp_path, monkeypatch):
     old = small()
     save_model(old, tmp_path, CATEGORIES)
 
@@ -126,45 +124,31 @@ def test_a_model_is_read_once(tmp_path, monkeypatch):
 
 
 HEADERS = {
-    "newer": (lambda d: d | {"format_version": 2}, r"format 2, and this version reads up to 1; upgrade"),
+    "newer": (lambda d: d | {"format_version": 2}, r"has format 2, this version reads up to 1\. Upgrade"),
     "versionless": (lambda d: {k: v for k, v in d.items() if k != "format_version"}, "no format_version"),
     "field": (lambda d: d | {"licence": "MIT"}, "unknown or missing: licence"),
     "list": (lambda d: [d], "no format_version"),
+    "model": (lambda d: d | {"model": [1]}, "must be a dict of configuration fields"),
+    "width": (lambda d: d | {"model": d["model"] | {"hidden_dim": 65}}, "hidden_dim must be"),
+    "text": (lambda d: d | {"model": d["model"] | {"hidden_dim": "wide"}}, ""),
+    "new field": (lambda d: d | {"model": d["model"] | {"new": 1}}, r"unknown fields .*: new\. Upgrade"),
+    "queries": (lambda d: d | {"model": d["model"] | {"num_queries": 10}}, "do not fit the configuration stored"),
+    "categories": (lambda d: d | {"categories": [{"id": 1}]}, 'expected {"id": 1, "name": "person"}'),
 }
 
 
-@pytest.mark.parametrize("edit", HEADERS)
-def test_a_header_that_save_model_did_not_write_is_refused(tmp_path, edit):
-    model = small()
-    file = save_model(model, tmp_path, CATEGORIES)
-    change, message = HEADERS[edit]
-    described = change(json.loads((tmp_path / "model.json").read_text()))
-    safetensors.torch.save_file(model.state_dict(), file, {"dino": json.dumps(described)})
-    with pytest.raises(CheckpointError, match=rf"model\.safetensors: .*{message}"):
-        load_model(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"hidden_dim": 65}, "hidden_dim must be"),
-        ({"hidden_dim": "wide"}, "model.safetensors: "),
-        ({"new_field": 1}, "unknown fields of the model's configuration: new_field; upgrade"),
-        ({"num_queries": 10}, "do not fit the configuration stored with them"),
-    ],
-    ids=str,
-)
-def test_a_header_that_does_not_describe_the_weights_is_refused(tmp_path, change, message):
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_header_that_does_not_describe_the_weights_is_refused(tmp_path, name):
+    change, message = HEADERS[name]
     model = small()
     file = save_model(model, tmp_path)
-    described = json.loads((tmp_path / "model.json").read_text())
-    described["model"] |= change
-    safetensors.torch.save_file(model.state_dict(), file, {"dino": json.dumps(described)})
-    with pytest.raises(CheckpointError, match=message):
+    header = json.loads((tmp_path / "model.json").read_text())
+    safetensors.torch.save_file(model.state_dict(), file, {"dino": json.dumps(change(header))})
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: .*{message}"):
         load_model(file)
 
 
-def test_weights_without_a_configuration_are_refused_with_what_to_do(tmp_path):
+def test_weights_without_a_configuration_are_refused(tmp_path):
     safetensors.torch.save_file(small().state_dict(), tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"without a configuration\. Build the model and use load_checkpoint"):
         load_model(tmp_path)
@@ -173,6 +157,6 @@ def test_weights_without_a_configuration_are_refused_with_what_to_do(tmp_path):
 def test_only_a_model_with_its_own_number_of_categories_is_saved(tmp_path):
     with pytest.raises(ValueError, match="categories must be the model's 3, got 2"):
         save_model(small(num_classes=3), tmp_path, CATEGORIES)
-    with pytest.raises(TypeError, match="must be a DINO, unwrapped"):
+    with pytest.raises(TypeError, match="must be a DINO, got DataParallel"):
         save_model(torch.nn.DataParallel(small()), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""ImageNet weights: every file format, and no network."""
+"""ImageNet weights: the authors' files, damaged files, and no network."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def random_weights(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def classifier_file(model: torch.nn.Module, name: str) -> dict:
-    """What the authors published: the backbone's tensors, a classifier, and this and that."""
+    """The authors' file: the backbone's tensors, a classifier, and other entries."""
     tensors = {key: value for key, value in model.state_dict().items() if not key.startswith("norm")}
     if name.startswith("resnet"):
         return tensors | {
@@ -95,7 +95,7 @@ def test_other_weights_are_refused_and_nothing_is_loaded(tmp_path, name, damage)
 
 @pytest.fixture
 def no_network(tmp_path, monkeypatch):
-    """An empty download cache, and every download fails; returns the attempts."""
+    """Empty the download cache and let every download fail; return the attempts."""
     attempts = []
 
     def download(url, path, hash_prefix=None, progress=True):
@@ -111,7 +111,7 @@ def no_network(tmp_path, monkeypatch):
 def test_without_network_the_error_says_where_the_file_belongs(no_network, tmp_path, name):
     place = tmp_path / "hub" / "checkpoints" / URLS[name].rpartition("/")[2]
     with pytest.raises(ConnectionError) as caught:
-        load_backbone_weights(torch.nn.Identity(), name, True)
+        load_backbone_weights(torch.nn.Identity(), name)
     for part in (name, URLS[name], f"Put that file at {place}", "backbone_weights", "pretrained_backbone=False"):
         assert part in str(caught.value)
     assert not place.exists()
@@ -133,19 +133,11 @@ def test_a_file_in_the_cache_is_not_downloaded_again(no_network, tmp_path):
     path = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
     path.parent.mkdir(parents=True)
     torch.save(classifier_file(source, "resnet18"), path)
-    load_backbone_weights(backbone, "resnet18", True)
+    load_backbone_weights(backbone, "resnet18")
     assert torch.equal(backbone.conv1.weight, source.get_parameter("conv1.weight"))
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"resnet18-f37072fd\.pth: damaged"):
-        load_backbone_weights(backbone, "resnet18", True)
-    assert no_network == []
-
-
-def test_false_keeps_the_random_weights(no_network):
-    backbone = small_swin()
-    before = backbone.patch_embed.proj.weight.clone()
-    load_backbone_weights(backbone, "swin_t", False)
-    assert torch.equal(backbone.patch_embed.proj.weight, before)
+        load_backbone_weights(backbone, "resnet18")
     assert no_network == []
 
 

@@ -1,4 +1,4 @@
-"""Loading: every source and wrapper, and everything that can be wrong with a file."""
+"""Loading weights: every source, wrapper and layout, and every choice of classes."""
 
 from __future__ import annotations
 

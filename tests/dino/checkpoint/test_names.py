@@ -1,4 +1,4 @@
-"""The name tables, against the key lists of the official models and the map to detrex and mmdetection."""
+"""The name tables against the key lists of the official models and the map to detrex and mmdetection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dino.checkpoint.layouts import NEEDLESS, layout_of, official_table, to_ours
+from dino.checkpoint.layouts import IGNORED, layout_of, official_table, to_ours
 from dino.checkpoint.names import OURS_OFFICIAL, canonical, rename, to_official
 from dino.model.config import ModelConfig, model_config
 from dino.model.dino import DINO
@@ -104,11 +104,11 @@ def test_a_layout_is_recognised_by_its_names(names, layout):
     assert layout_of(names) == layout
 
 
-def test_counters_and_derived_buffers_are_needless_and_weights_are_not():
-    assert NEEDLESS.fullmatch("backbone.layer1.0.bn1.num_batches_tracked")
-    assert NEEDLESS.fullmatch("layers.0.blocks.1.attn_mask")
+def test_counters_and_derived_buffers_are_ignored_and_weights_are_not():
+    assert IGNORED.fullmatch("backbone.layer1.0.bn1.num_batches_tracked")
+    assert IGNORED.fullmatch("layers.0.blocks.1.attn_mask")
     assert not any(
-        NEEDLESS.fullmatch(name)
+        IGNORED.fullmatch(name)
         for name in golden("keys_dino_4scale_r50")["keys"] | golden("keys_dino_4scale_convnext_xl")["keys"]
     )
 
@@ -137,7 +137,7 @@ def test_a_part_of_the_gradients_is_converted_without_copying():
     [
         ({"decoder.norm.weight": None}, {}, "got None for decoder.norm.weight"),
         ({"decoder.nrom.weight": torch.ones(1)}, {}, "not names of this package's models: decoder.nrom.weight"),
-        ({"decoder.class_head.bias": torch.ones(1)}, {"aliases": True}, "pass num_decoder_layers"),
+        ({"decoder.class_head.bias": torch.ones(1)}, {"aliases": True}, "Pass num_decoder_layers"),
     ],
     ids=["none", "foreign", "uncounted"],
 )

@@ -267,7 +267,7 @@ def test_official_weights_need_the_name_of_their_model(monkeypatch, picture, tmp
     monkeypatch.setitem(PRESETS, "dino_toy", config)
     model = tiny_model(config)
     torch.save({"model": to_official(model.state_dict(), aliases=True)}, tmp_path / "official.pth")
-    with pytest.raises(CheckpointError, match="say with preset which model"):
+    with pytest.raises(CheckpointError, match="without a configuration"):
         Detector.from_checkpoint(tmp_path / "official.pth")
     loaded = Detector.from_checkpoint(tmp_path / "official.pth", preset="dino_toy", device="cpu")
     assert loaded.categories == Categories.official_coco() and loaded.transform == EvalTransform(800, 1333)

@@ -211,7 +211,7 @@ OF_COST: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"boxes": [BOXES] * 2}, ValueError, ["boxes must have the shapes"]),
     ({"boxes": BOXES.int()}, TypeError, ["boxes must be", "int32"]),
     ({"boxes": BOXES.to("meta")}, ValueError, ["boxes", "meta", "cpu"]),
-    ({"boxes": None}, ValueError, ["boxes must be given", "weights"]),
+    ({"boxes": None}, ValueError, ["boxes is None", "weights"]),
     ({"targets": LABELS}, ValueError, ["targets", "boxes", "weights"]),
     ({"targets": []}, ValueError, ["targets has 0 images", "B = 3"]),
     ({"targets": TARGETS.to("meta")}, ValueError, ["targets is on meta", "to(logits.device)"]),
