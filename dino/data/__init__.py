@@ -1,4 +1,4 @@
-"""Detection data: validated COCO files, augmentation, and batches that a run can resume."""
+"""Detection data: validated COCO files, augmentation, resumable batches."""
 
 from dino.data.build import Datasets, build_datasets, build_eval_dataset
 from dino.data.categories import NO_CATEGORY, Categories

@@ -1,4 +1,4 @@
-"""The data sets of a folder, with categories that agree."""
+"""Build the data sets of a folder, with categories that agree."""
 
 from __future__ import annotations
 
@@ -31,20 +31,18 @@ def build_datasets(
     eval_transform: Transform | None = None,
     official_classes: bool = False,
     skip_invalid: bool = False,
-    strict: bool = False,
     seed: int = 0,
 ) -> Datasets:
-    """Training, validation and, where there is one, test data of a folder.
+    """Build the training, validation and, if present, test data of a folder.
 
     Args:
         data_root: a folder in one of the layouts of `find_splits`.
         train_transform: the default is `TrainTransform()`.
-        eval_transform: of the other splits; the default is `EvalTransform()`.
-        official_classes: labels are COCO's category ids, 91 classes, as in the published checkpoints. Otherwise the
+        eval_transform: transform of the other splits; the default is `EvalTransform()`.
+        official_classes: use COCO's category ids as labels, 91 classes, as in the published checkpoints. Otherwise the
             categories of the training file get the labels 0, 1, ... in the order of their ids.
         skip_invalid: leave invalid entries out (`dataset.index.describe_problems()` lists them) instead of raising.
-        strict: an image that cannot be read ends the run.
-        seed: of shuffling and augmentation.
+        seed: seed of shuffling and augmentation.
 
     Raises:
         DatasetError: a split is missing or invalid, the splits' categories differ, or there is no box to train on.
@@ -54,9 +52,7 @@ def build_datasets(
     categories = _official(train_index) if official_classes else train_index.categories
     if not any(len(train_index.training_boxes(i)[0]) for i in range(len(train_index))):
         raise DatasetError(f"{train_index.annotation_file}: has no box to train on.")
-    train = CocoDataset(
-        train_index, categories, train_transform or TrainTransform(), train=True, seed=seed, strict=strict
-    )
+    train = CocoDataset(train_index, categories, train_transform or TrainTransform(), train=True, seed=seed)
 
     def other(split: Split) -> CocoDataset:
         index = _load(split, skip_invalid)
@@ -65,7 +61,7 @@ def build_datasets(
         )
         if difference is not None:
             raise DatasetError(f"{layout.root}: the splits have different categories: {difference}.")
-        return CocoDataset(index, categories, eval_transform or EvalTransform(), train=False, seed=seed, strict=strict)
+        return CocoDataset(index, categories, eval_transform or EvalTransform(), train=False, seed=seed)
 
     valid = other(layout.require("valid"))
     return Datasets(train, valid, other(layout.test) if layout.test else None, categories)
@@ -79,10 +75,17 @@ def build_eval_dataset(
     skip_invalid: bool = False,
     strict: bool = False,
 ) -> CocoDataset:
-    """A split to evaluate a trained model on, whose `categories` come with its weights.
+    """Build a split to evaluate a trained model on.
+
+    Args:
+        split: images and annotations.
+        categories: the model's categories.
+        transform: the default is `EvalTransform()`.
+        skip_invalid: leave invalid entries out instead of raising.
+        strict: raise at an unreadable image instead of leaving it out.
 
     Raises:
-        DatasetError: the split is invalid, or has categories that the model lacks or knows by another name.
+        DatasetError: the split is invalid, or has categories that the model lacks or has under another name.
     """
     index = _load(split, skip_invalid)
     known = dict(zip(categories.ids, categories.names, strict=True))
@@ -93,7 +96,7 @@ def build_eval_dataset(
     ]
     if foreign:
         raise DatasetError(
-            f"{split.annotations}: the model has no categories {shorten(foreign, 10)}; its own are "
+            f"{split.annotations}: the model has no categories {shorten(foreign, 10)}. Its categories are "
             f"{shorten(known.items(), 10)}."
         )
     return CocoDataset(index, categories, transform or EvalTransform(), train=False, strict=strict)
@@ -109,8 +112,8 @@ def _official(index: CocoIndex) -> Categories:
         expected = official.names[category_id] if 0 <= category_id < official.num_classes else "no category"
         if name != expected:
             raise DatasetError(
-                f"{index.annotation_file}: official_classes needs COCO's own categories, but {category_id} is {name!r},"
-                f" which is {expected!r} in COCO; leave official_classes out to train on categories of your own."
+                f"{index.annotation_file}: official_classes needs COCO's categories, but {category_id} is {name!r},"
+                f" which is {expected!r} in COCO. Leave official_classes out to train on other categories."
             )
     return official
 

@@ -1,4 +1,4 @@
-"""Class labels of the model <-> category ids of a COCO annotation file."""
+"""Map class labels of the model to category ids of a COCO annotation file and back."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Categories:
 
     @classmethod
     def from_json(cls, records: Iterable[Mapping[str, Any]]) -> Categories:
-        """From a list of `{"id": 1, "name": "person"}`, in the order of the labels.
+        """Read a list of `{"id": 1, "name": "person"}`, in the order of the labels.
 
         Raises:
-            ValueError: a record without id or name, or with one that `Categories` does not allow.
+            ValueError: a record has no id or name, or one that `Categories` does not allow.
         """
         records = list(records)
         for record in records:
@@ -55,11 +55,11 @@ class Categories:
 
     @classmethod
     def official_coco(cls) -> Categories:
-        """The 91 classes of the published checkpoints: the label is COCO's category id, and 11 labels are unused."""
+        """Return the 91 classes of the published checkpoints: labels are COCO's category ids, and 11 are unused."""
         return cls(tuple(range(91)), tuple(_COCO_NAMES.get(category_id, NO_CATEGORY) for category_id in range(91)))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The list that `from_json` reads, which is also the `categories` of a COCO file."""
+        """Return the list that `from_json` reads, which is also the `categories` of a COCO file."""
         return [{"id": category_id, "name": name} for category_id, name in zip(self.ids, self.names, strict=True)]
 
     @property
@@ -67,7 +67,7 @@ class Categories:
         return len(self.ids)
 
     def category_id_of(self, label: int) -> int:
-        """The category id of a label.
+        """Return the category id of a label.
 
         Raises:
             ValueError: the label is not one of 0 .. num_classes - 1.
@@ -77,7 +77,7 @@ class Categories:
         return self.ids[label]
 
     def label_of(self, category_id: int) -> int:
-        """The label of a category id.
+        """Return the label of a category id.
 
         Raises:
             ValueError: the data set has no such category.
@@ -88,17 +88,17 @@ class Categories:
         return label
 
     def name_of(self, label: int) -> str:
-        """The name of a label; `NO_CATEGORY` where the label stands for none."""
+        """Return the name of a label; `NO_CATEGORY` if it stands for none."""
         self.category_id_of(label)
         return self.names[label]
 
     def difference(self, other: Categories, *, mine: str, theirs: str) -> str | None:
-        """What keeps `other` from meaning the same by every id that it has in common with this, or None.
+        """Describe how the categories differ from `other`, or return None if they are the same in any order.
 
         Args:
-            other: for example the categories of another split. Order does not matter.
-            mine: what to call this one in the text, for example its file name.
-            theirs: what to call the other.
+            other: for example the categories of another split.
+            mine: a name for these categories in the text, for example their file name.
+            theirs: a name for the others.
         """
         own = dict(zip(self.ids, self.names, strict=True))
         foreign = dict(zip(other.ids, other.names, strict=True))

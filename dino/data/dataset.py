@@ -11,12 +11,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dino.common.text import shorten
 from dino.data.categories import Categories
 from dino.data.coco.index import CocoIndex
 from dino.data.coco.problems import DatasetError
 from dino.data.images import ImageError, open_image
 
-# So many unreadable images one after another are not bad luck but a disk that went away.
+# More unreadable images in a row mean an unavailable disk, not damaged files.
 _MOST_REPLACEMENTS = 20
 
 
@@ -31,23 +32,23 @@ class Transform(Protocol):
 class CocoDataset(Dataset):
     """Normalised images with their boxes.
 
-    `dataset[i]` is `(image, target)`: image float32 [3, h, w], or None where it cannot be read; target with
+    `dataset[i]` is `(image, target)`: image float32 [3, h, w], or None if it cannot be read; target with
 
     - `boxes` float32 [T, 4], cxcywh in 0..1 of the augmented image, and `labels` int64 [T];
     - `image_id`, an int, and `size_hw` int64 [2], height and width of the original image;
-    - `problems`, a list of text, where an image could not be read.
+    - `problems`, a list of text, if an image could not be read.
 
-    What is random depends on the seed, the epoch and the index alone, so neither the number of workers nor the order
-    matters. `dataset[epoch, i]` names the epoch; this is how an epoch reaches workers that keep running.
+    The augmentation depends only on the seed, the epoch and the index, not on the number of workers or the order.
+    `dataset[epoch, i]` selects the epoch, also in workers that keep running; `dataset[i]` is epoch 0.
 
     Args:
         index: the annotations.
-        categories: which label a category id has.
-        transform: from an RGB image and pixel boxes to tensors.
-        train: an unreadable image is replaced by the next one that can be read. Otherwise its `image` is None, and
-            `collate` leaves it out.
-        seed: of the augmentation.
-        strict: an unreadable image raises ImageError instead.
+        categories: the label of each category id.
+        transform: turns an RGB image and pixel boxes into tensors.
+        train: replace an unreadable image by the next readable one. Otherwise its `image` is None, and `collate`
+            leaves it out.
+        seed: seed of the augmentation.
+        strict: raise ImageError at an unreadable image instead.
 
     Raises:
         DatasetError: an annotation has a category id that `categories` lacks.
@@ -66,8 +67,8 @@ class CocoDataset(Dataset):
         unknown = sorted(set(np.unique(index.category_ids).tolist()) - set(categories.ids))
         if unknown:
             raise DatasetError(
-                f"{index.annotation_file.name}: annotations have category ids {unknown[:10]}, but the model's"
-                f" categories are {list(categories.ids[:10])}{'...' if categories.num_classes > 10 else ''}."
+                f"{index.annotation_file.name}: annotations have category ids {shorten(unknown)}, but the model's"
+                f" categories are {shorten(categories.ids)}."
             )
         self.index = index
         self.categories = categories
@@ -75,17 +76,12 @@ class CocoDataset(Dataset):
         self.train = train
         self.seed = seed
         self.strict = strict
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch of `dataset[i]`; `dataset[epoch, i]` does not need it."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor | None, dict[str, Any]]:
-        epoch, position = key if isinstance(key, tuple) else (self.epoch, key)
+        epoch, position = key if isinstance(key, tuple) else (0, key)
         if not 0 <= position < len(self):
             raise IndexError(f"index must be one of 0..{len(self) - 1}, got {position}")
         problems: list[str] = []

@@ -1,4 +1,4 @@
-"""Opening image files of every kind that Pillow knows, with errors that name the file."""
+"""Open image files of every kind that Pillow reads, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ class ImageError(ValueError):
 
 
 def open_image(path: str | Path, *, image_id: int | None = None, size_wh: tuple[int, int] | None = None) -> Image.Image:
-    """Open an image, whole, as RGB.
+    """Open an image completely, as RGB.
 
-    COCO boxes are in the pixels as they are stored, so the orientation that a camera wrote into the file counts only
-    if the annotation file has the size of the turned picture. Without `size_wh` the picture is turned upright.
+    COCO boxes are in stored pixels, so the camera's orientation (EXIF) is applied only if the annotation file states
+    the size of the rotated image. Without `size_wh` the image is rotated upright.
 
     Args:
         path: the file.
         image_id: its id in the annotation file, for error messages.
-        size_wh: width and height that the annotation file states.
+        size_wh: width and height stated in the annotation file.
 
     Raises:
         ImageError: the file is missing, broken, absurdly large, or of another size than stated.
     """
     name = str(path) if image_id is None else f"{path} (image {image_id})"
     try:
-        # Pillow only warns about a picture of more than Image.MAX_IMAGE_PIXELS, which may be an attack on memory.
+        # Pillow only warns of more pixels than Image.MAX_IMAGE_PIXELS, which may be an attack on memory.
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
@@ -43,7 +43,7 @@ def open_image(path: str | Path, *, image_id: int | None = None, size_wh: tuple[
         raise ImageError(f"{name}: {error}. PIL.Image.MAX_IMAGE_PIXELS sets the limit.") from error
     except FileNotFoundError as error:
         raise ImageError(f"{name}: the file does not exist.") from error
-    # A broken file can make a decoder raise nearly anything: OSError, SyntaxError, struct.error, IndexError, ...
+    # Decoders raise nearly anything at a broken file: OSError, SyntaxError, struct.error, IndexError, ...
     except Exception as error:
         raise ImageError(f"{name}: cannot be read as an image: {str(error) or type(error).__name__}.") from error
     stated = f"{size_wh[0]}x{size_wh[1]}"
@@ -51,24 +51,24 @@ def open_image(path: str | Path, *, image_id: int | None = None, size_wh: tuple[
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB. Transparency is dropped, and 16-bit grey loses its lower 8 bits.
+    """Convert an image of any mode to RGB. Transparency is dropped, and 16-bit grey loses its lower 8 bits.
 
     Raises:
-        ImageError: pixels of a mode whose range of values is not known.
+        ImageError: the range of the pixel values is unknown (mode F).
     """
     if image.mode.startswith("I"):
         # Pillow would clip 16-bit grey at 255. Older versions read it as 32-bit "I".
         values = np.clip(np.asarray(image).astype(np.int64), 0, 0xFFFF)
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ImageError("pixels are decimal numbers of unknown range (mode F); convert the file to 8 or 16 bits")
+        raise ImageError("pixels are decimal numbers of unknown range (mode F). Convert the file to 8 or 16 bits")
     if image.mode in ("P", "PA"):
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")
 
 
 def _orient(image: Image.Image, size_wh: tuple[int, int] | None) -> Image.Image:
-    """Turn the picture as its EXIF data say, if there is no stated size or only the turned picture has it."""
+    """Rotate an image by its EXIF orientation, unless only the stored image has the stated size."""
     if size_wh is None:
         return ImageOps.exif_transpose(image)
     if image.size == tuple(size_wh) or image.size[::-1] != tuple(size_wh):

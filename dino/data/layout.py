@@ -1,10 +1,11 @@
-"""Where the images and annotations of each split lie in a folder of data."""
+"""Find the images and annotations of each split in a folder of data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from dino.common.text import shorten
 from dino.data.coco.problems import DatasetError
 
 # For each split, (images, annotations) relative to the root. The first three kinds are Roboflow's and COCO's layouts.
@@ -39,7 +40,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Layout:
-    """The splits that a folder has."""
+    """The splits of a folder."""
 
     root: Path
     train: Split | None
@@ -47,10 +48,10 @@ class Layout:
     test: Split | None
 
     def require(self, name: str) -> Split:
-        """The split "train", "valid" or "test".
+        """Return the split "train", "valid" or "test".
 
         Raises:
-            DatasetError: the folder does not have it; says what was looked for, and what is there.
+            DatasetError: the folder does not have it.
         """
         split: Split | None = getattr(self, name)
         if split is None:
@@ -61,11 +62,11 @@ class Layout:
 def find_splits(root: str | Path) -> Layout:
     """Find the splits below a folder.
 
-    Two layouts are known: `train/ valid/ test/`, each with `_annotations.coco.json` beside the images (`val/` as well),
-    and `annotations/instances_{train,val}2017.json` with `train2017/ val2017/` (also without the year).
+    There are two layouts: `train/ valid/ test/`, each with `_annotations.coco.json` beside the images (or `val/`), and
+    `annotations/instances_{train,val}2017.json` with `train2017/ val2017/` (also without the year).
 
     Raises:
-        DatasetError: no split was found, or two places hold the same one.
+        DatasetError: no split was found, or a split is in two places.
     """
     root = Path(root)
     if not root.is_dir():
@@ -84,17 +85,17 @@ def _find(root: Path, name: str) -> Split | None:
     ]
     if len(found) > 1:
         places = " and ".join(str(split.annotations.relative_to(root)) for split in found)
-        raise DatasetError(f"{root}: has more than one {name} split, {places}; keep one.")
+        raise DatasetError(f"{root}: has more than one {name} split, {places}. Keep one.")
     return found[0] if found else None
 
 
 def _not_found(root: Path, names: list[str]) -> str:
-    wanted = "; or ".join(
+    expected = "; or ".join(
         f"{annotations} with images in {images}/" for name in names for images, annotations in _PLACES[name]
     )
     entries = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir())
     nested = root / "annotations"
     if nested.is_dir():
         entries += sorted(f"annotations/{path.name}" for path in nested.iterdir())
-    there = ", ".join(entries[:20]) + (f", and {len(entries) - 20} more" if len(entries) > 20 else "")
-    return f"{root}: no {' or '.join(names)} split. Looked for {wanted}. The folder holds {there or 'nothing'}."
+    found = shorten(entries, 20) or "nothing"
+    return f"{root}: no {' or '.join(names)} split. Looked for {expected}. The folder holds {found}."

@@ -1,4 +1,4 @@
-"""The augmentation of DETR and DINO, and the transform of evaluation."""
+"""The augmentation of DETR and DINO, and the transform for evaluation."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Sample = tuple[Image.Image, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize and normalise. The generator is not used: there is nothing random here."""
+    """Resize and normalise. Nothing is random: the generator is not used."""
 
     short_side: int = 800
     """Pixels of the shorter side."""
     long_side: int | None = 1333
-    """The longer side is at most this, even if the shorter one is then below short_side."""
+    """Limit of the longer side, even if the shorter one is then below short_side."""
 
     def __post_init__(self) -> None:
         _check_sides("short_side", (self.short_side,), self.long_side)
@@ -36,13 +36,13 @@ class EvalTransform:
         labels: Tensor,  # [T] int64
         rng: random.Random | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the image float32 [3, h, w], boxes_cxcywh [T, 4] in 0..1 of that image, labels [T]."""
+        """Return the image float32 [3, h, w], boxes_cxcywh [T, 4] in 0..1 of that image, labels [T]."""
         return to_tensors(*resize((image, boxes_xyxy, labels), self.short_side, self.long_side))
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """A flip; then a resize, or as often a resize, a crop and a resize."""
+    """Random flip, then either resize, or (half the time) resize, crop and resize."""
 
     short_sides: tuple[int, ...] = tuple(range(480, 801, 32))
     """The shorter side of the result is one of these, pixels."""
@@ -53,9 +53,9 @@ class TrainTransform:
     crop_size: tuple[int, int] = (384, 600)
     """Least and largest width and height of a crop."""
     crop_probability: float = 0.5
-    """How often a picture is cropped."""
+    """Probability of a crop."""
     flip_probability: float = 0.5
-    """How often left and right change places; 0 for things that have a handedness, such as digits."""
+    """Probability of a horizontal flip; use 0 where mirroring changes the class (digits, text)."""
 
     def __post_init__(self) -> None:
         for name in ("short_sides", "crop_short_sides", "crop_size"):
@@ -78,9 +78,9 @@ class TrainTransform:
         labels: Tensor,  # [T] int64
         rng: random.Random,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the image float32 [3, h, w], boxes_cxcywh [T', 4] in 0..1 of that image, labels [T'].
+        """Return the image float32 [3, h, w], boxes_cxcywh [T', 4] in 0..1 of that image, labels [T'].
 
-        T' < T where boxes lie outside a crop.
+        T' < T if boxes lie outside a crop.
         """
         sample = (image, boxes_xyxy, labels)
         if rng.random() < self.flip_probability:
@@ -92,10 +92,10 @@ class TrainTransform:
 
 
 def resized_size(size_wh: tuple[int, int], short_side: int, long_side: int | None) -> tuple[int, int]:
-    """Width and height after `resize`; the rounding is the original's, and checkpoints are evaluated with it."""
+    """Return width and height after `resize`, rounded as in the original, with which checkpoints are evaluated."""
     shorter, longer = min(size_wh), max(size_wh)
     if long_side is not None and longer / shorter * short_side > long_side:
-        # At least 1: the original fails on pictures a thousand times as long as high.
+        # At least 1: the original fails on images a thousand times as long as high.
         short_side = max(1, round(long_side * shorter / longer))
     if shorter == short_side:
         return size_wh
@@ -106,7 +106,7 @@ def resized_size(size_wh: tuple[int, int], short_side: int, long_side: int | Non
 
 
 def resize(sample: Sample, short_side: int, long_side: int | None) -> Sample:
-    """Scale so that the shorter side is short_side, or less where the longer side would exceed long_side."""
+    """Scale the shorter side to short_side, or less if the longer side would exceed long_side."""
     image, boxes_xyxy, labels = sample
     resized = image.resize(resized_size(image.size, short_side, long_side), Image.Resampling.BILINEAR)
     scale_x, scale_y = resized.width / image.width, resized.height / image.height
@@ -114,7 +114,7 @@ def resize(sample: Sample, short_side: int, long_side: int | None) -> Sample:
 
 
 def flip(sample: Sample) -> Sample:
-    """Left and right change places."""
+    """Mirror horizontally."""
     image, boxes_xyxy, labels = sample
     x0, y0, x1, y1 = boxes_xyxy.unbind(-1)
     boxes_xyxy = torch.stack([image.width - x1, y0, image.width - x0, y1], -1)
@@ -122,14 +122,14 @@ def flip(sample: Sample) -> Sample:
 
 
 def random_region(rng: random.Random, size_wh: tuple[int, int], least: int, largest: int) -> tuple[int, int, int, int]:
-    """A region (x, y, width, height) of the image, with each side uniform in least .. min(side, largest)."""
+    """Draw a region (x, y, width, height) of the image, each side uniform in least .. min(side, largest)."""
     width = rng.randint(least, min(size_wh[0], largest))
     height = rng.randint(least, min(size_wh[1], largest))
     return rng.randint(0, size_wh[0] - width), rng.randint(0, size_wh[1] - height), width, height
 
 
 def crop(sample: Sample, x: int, y: int, width: int, height: int) -> Sample:
-    """Cut a region out. Boxes are clipped to it, and dropped if nothing of them is left."""
+    """Crop to a region. Boxes are clipped to it and dropped if nothing is left."""
     image, boxes_xyxy, labels = sample
     boxes_xyxy = boxes_xyxy - torch.tensor([x, y, x, y], dtype=torch.float32)
     limit = torch.tensor([width, height, width, height], dtype=torch.float32)
@@ -139,14 +139,14 @@ def crop(sample: Sample, x: int, y: int, width: int, height: int) -> Sample:
 
 
 def to_tensors(image: Image.Image, boxes_xyxy: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The normalised image [3, h, w], boxes_cxcywh [T, 4] in fractions of the image, labels [T]."""
+    """Return the normalised image [3, h, w], boxes_cxcywh [T, 4] in fractions of the image, labels [T]."""
     low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
     size = torch.tensor([image.width, image.height] * 2, dtype=torch.float32)
     return normalise(image), torch.cat([(low + high) / 2, high - low], -1) / size, labels
 
 
 def normalise(image: Image.Image | np.ndarray) -> Tensor:
-    """An RGB image, or uint8 [h, w, 3], as float32 [3, h, w] with ImageNet's mean and standard deviation removed."""
+    """Normalise an RGB image, or uint8 [h, w, 3], by ImageNet's mean and deviation; returns float32 [3, h, w]."""
     pixels = np.array(image, dtype=np.uint8)  # a copy: the tensor must not share memory with a read-only image
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"normalise: image must be RGB or uint8 [h, w, 3], got shape {list(pixels.shape)}")
@@ -156,7 +156,7 @@ def normalise(image: Image.Image | np.ndarray) -> Tensor:
 
 
 def denormalise(image: Tensor) -> np.ndarray:
-    """The inverse of `normalise`: a normalised image [3, h, w] as uint8 [h, w, 3]."""
+    """Invert `normalise`: return a normalised image [3, h, w] as uint8 [h, w, 3]."""
     mean, std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     pixels = (image.detach().to("cpu", torch.float32) * std + mean) * 255
     return pixels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()

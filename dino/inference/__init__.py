@@ -1,1 +1,1 @@
-"""Using a model."""
+"""Use a trained model."""

@@ -1,4 +1,4 @@
-"""What a detector found in one picture."""
+"""The detections of one image."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from dino.inference import draw
 
 @dataclass(frozen=True)
 class Detections:
-    """N detections of one picture, best score first. Tensors are on the CPU."""
+    """N detections of one image, best score first. Tensors are on the CPU."""
 
-    boxes_xyxy: Tensor  # [N, 4] float32, pixels of the original picture; may reach over its border
+    boxes_xyxy: Tensor  # [N, 4] float32, pixels of the original image; may reach over its border
     scores: Tensor  # [N] float32, falling
     labels: Tensor  # [N] int64, the model's own class indices 0..C-1
-    category_ids: list[int]  # [N] the classes' ids in the data set that the model was trained on
-    names: list[str]  # [N] the classes' names
-    size_hw: tuple[int, int]  # height and width of the original picture
-    image: Image.Image | None = field(default=None, repr=False, compare=False)  # the picture, in RGB
+    category_ids: list[int]  # [N] ids of the classes in the training data
+    names: list[str]  # [N] names of the classes
+    size_hw: tuple[int, int]  # height and width of the original image
+    image: Image.Image | None = field(default=None, repr=False, compare=False)  # the image in RGB
 
     def __len__(self) -> int:
         return len(self.names)
@@ -37,7 +37,7 @@ class Detections:
         return f"Detections({len(self)} in {width}x{height}: {found or 'nothing'}{more}{best})"
 
     def above(self, threshold: float) -> Detections:
-        """The detections with a score of at least `threshold`."""
+        """Return the detections with a score of at least `threshold`."""
         count = int((self.scores >= threshold).sum())
         return Detections(
             self.boxes_xyxy[:count],
@@ -50,7 +50,7 @@ class Detections:
         )
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Entries of a COCO result file: image_id, category_id, bbox (x, y, width, height in pixels), score."""
+        """Return entries of a COCO result file: image_id, category_id, bbox (x, y, width, height in pixels), score."""
         return coco_results(image_id, self.boxes_xyxy, self.scores, self.category_ids)
 
     def draw(
@@ -61,23 +61,23 @@ class Detections:
         width: int | None = None,
         scores: bool = True,
     ) -> Image.Image:
-        """The picture with boxes, class names and scores.
+        """Draw boxes, class names and scores.
 
         Args:
-            image: what to draw on, of the size of the original picture; by default that picture.
+            image: the image to draw on, a copy of it; by default the original image. Must have its size.
             font: a TrueType file for names that are not in Latin letters.
-            width: line width in pixels; by default it follows from the size of the picture.
+            width: line width in pixels; by default it depends on the size of the image.
             scores: whether the labels end with the score.
 
         Raises:
-            ValueError: no picture is kept and none is given, or one of another size.
+            ValueError: there is no image, or it has another size than the original.
         """
         image = self.image if image is None else image
         if image is None:
-            raise ValueError("draw: these detections keep no picture; pass one as image")
+            raise ValueError("draw: these detections hold no image. Pass one as image.")
         if image.size[::-1] != self.size_hw:
             raise ValueError(
-                f"draw: image must have the size of the original picture (height, width) {self.size_hw}, got "
+                f"draw: image must have the size of the original image (height, width) {self.size_hw}, got "
                 f"{image.size[::-1]}"
             )
         numbers = [f" {score:.2f}" if scores else "" for score in self.scores.tolist()]

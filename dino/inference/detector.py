@@ -1,4 +1,4 @@
-"""A trained detector for people: pictures in, detections out."""
+"""A trained detector: images in, detections out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dino.common.device import Amp, autocast, choose_device
 from dino.common.text import shorten
 from dino.data import NO_CATEGORY, Categories, EvalTransform, pad_images
 from dino.inference.detections import Detections
-from dino.inference.images import Picture, load_picture
+from dino.inference.images import ImageLike, load_image
 from dino.model.config import ModelConfig
 from dino.model.dino import DINO
 from dino.model.postprocess import postprocess
@@ -31,14 +31,14 @@ class Detector:
     >>> found.draw().save("cat_found.jpg")
 
     Args:
-        model: is put into evaluation mode and on the device.
+        model: a trained model; moved to the device and put into evaluation mode.
         categories: names and ids of the model's classes.
-        transform: resizes and normalises; use the sizes that the model was trained for.
-        device: None is a GPU where there is one.
+        transform: resizes and normalises; use the sizes that the model was trained with.
+        device: None is a GPU if there is one.
         amp: "bf16" or "fp16" run the model under autocast.
 
     Raises:
-        ValueError: the model has another number of classes than `categories`, or there is no such device.
+        ValueError: the number of `categories` is not the model's number of classes, or the device is unavailable.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Detector:
         if categories.num_classes != model.config.num_classes:
             raise ValueError(
                 f"Detector: the model has {model.config.num_classes} classes, but categories has "
-                f"{categories.num_classes}; pass the categories that it was trained on"
+                f"{categories.num_classes}. Pass the categories that it was trained on."
             )
         self.device = choose_device(device)
         self.model = model.to(self.device).eval()
@@ -73,18 +73,19 @@ class Detector:
         amp: Amp = "off",
         **overrides: Any,
     ) -> Detector:
-        """A detector from a file.
+        """Load a detector from a file.
 
         Args:
             path: the folder of a run, whose best model is taken; a folder with `model.safetensors`; that file; or a
                 file of weights alone, such as the official `.pth` files, which needs `preset`.
             preset: the model that weights alone belong to; a name of `dino.PRESETS`.
-            short_side, long_side: size of the images in pixels, if not as in training.
+            short_side, long_side: size of the images in pixels; by default as in training.
+            device, amp: see `Detector`.
             overrides: fields of `ModelConfig` to replace in the preset, such as `num_classes=80`.
 
         Raises:
-            FileNotFoundError: nothing there.
-            CheckpointError: not a model, damaged, or it does not fit the preset.
+            FileNotFoundError: the path does not exist or holds no model.
+            CheckpointError: the file is not a model, is damaged, or does not fit the preset.
         """
         found = load_trained(path, preset=preset, **overrides)
         transform = EvalTransform(short_side or found.transform.short_side, long_side or found.transform.long_side)
@@ -94,7 +95,7 @@ class Detector:
     def from_preset(
         cls, preset: str | ModelConfig, *, categories: Categories | None = None, **overrides: Any
     ) -> Detector:
-        """A detector that has not been trained: for trying things out.
+        """Build a detector that has not been trained, to try things out.
 
         Args:
             preset: a name of `dino.PRESETS`, or a configuration.
@@ -106,20 +107,20 @@ class Detector:
 
     @overload
     def predict(
-        self, images: Picture, threshold: float = 0.3, *, batch_size: int = 1, top_k: int = 300
+        self, images: ImageLike, threshold: float = 0.3, *, batch_size: int = 1, top_k: int = 300
     ) -> Detections: ...
 
     @overload
     def predict(
-        self, images: Sequence[Picture], threshold: float = 0.3, *, batch_size: int = 1, top_k: int = 300
+        self, images: Sequence[ImageLike], threshold: float = 0.3, *, batch_size: int = 1, top_k: int = 300
     ) -> list[Detections]: ...
 
     def predict(
-        self, images: Picture | Sequence[Picture], threshold: float = 0.3, *, batch_size: int = 1, top_k: int = 300
+        self, images: ImageLike | Sequence[ImageLike], threshold: float = 0.3, *, batch_size: int = 1, top_k: int = 300
     ) -> Detections | list[Detections]:
-        """Detect objects in one picture, or in each of a list.
+        """Detect objects in one image, or in each of a list.
 
-        A picture is one of:
+        An image is one of:
 
         - a file name, as `str` or `Path`;
         - a PIL image of any mode;
@@ -130,45 +131,45 @@ class Detector:
         Transparency is dropped.
 
         Args:
-            images: one picture, or a list of them.
-            threshold: the least score of a detection.
-            batch_size: pictures that go through the model together. More can be faster on a GPU, and changes the
-                detections a little, because all are padded to the size of the largest.
-            top_k: most detections of one picture, before the threshold.
+            images: one image, or a list of images.
+            threshold: lowest score of a detection.
+            batch_size: images per forward pass. More can be faster on a GPU and change the detections slightly,
+                because all are padded to the size of the largest.
+            top_k: largest number of detections of an image, before the threshold.
 
         Returns:
-            `Detections` for one picture, a list of them for a list. Each keeps its picture.
+            `Detections` for one image, a list of them for a list. Each holds its image.
 
         Raises:
-            ImageError: a file that cannot be read as a picture.
-            ValueError, TypeError: something that is not a picture, or an argument out of range.
+            ImageError: a file cannot be read as an image.
+            ValueError, TypeError: an input is not an image, or an argument is out of range.
         """
         if not 0 <= threshold <= 1:
             raise ValueError(f"predict: threshold must be in 0..1, got {threshold}")
         if batch_size < 1 or top_k < 1:
             raise ValueError(f"predict: batch_size and top_k must be at least 1, got {batch_size} and {top_k}")
         if not isinstance(images, list | tuple):
-            return self._predict([load_picture(images)], threshold, top_k)[0]  # type: ignore[arg-type]
+            return self._predict([load_image(images)], threshold, top_k)[0]  # type: ignore[arg-type]
         found: list[Detections] = []
         for start in range(0, len(images), batch_size):
-            pictures = [load_picture(image) for image in images[start : start + batch_size]]
-            found += self._predict(pictures, threshold, top_k)
+            batch = [load_image(image) for image in images[start : start + batch_size]]
+            found += self._predict(batch, threshold, top_k)
         return found
 
     @torch.inference_mode()
-    def _predict(self, pictures: list[Image.Image], threshold: float, top_k: int) -> list[Detections]:
+    def _predict(self, images: list[Image.Image], threshold: float, top_k: int) -> list[Detections]:
         nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
-        sizes = torch.tensor([picture.size[::-1] for picture in pictures])
-        images, mask = pad_images([self.transform(picture, *nothing)[0] for picture in pictures])
+        sizes = torch.tensor([image.size[::-1] for image in images])
+        padded, mask = pad_images([self.transform(image, *nothing)[0] for image in images])
         with autocast(self.device, self.amp)():
-            outputs = self.model(images.to(self.device), mask.to(self.device))
+            outputs = self.model(padded.to(self.device), mask.to(self.device))
         results = postprocess(outputs, sizes, top_k)
         return [
-            self._detections({key: value.cpu().clone() for key, value in result.items()}, picture, threshold)
-            for result, picture in zip(results, pictures, strict=True)
+            self._detections({key: value.cpu().clone() for key, value in result.items()}, image, threshold)
+            for result, image in zip(results, images, strict=True)
         ]
 
-    def _detections(self, result: dict[str, Tensor], picture: Image.Image, threshold: float) -> Detections:
+    def _detections(self, result: dict[str, Tensor], image: Image.Image, threshold: float) -> Detections:
         labels = result["labels"].tolist()
         return Detections(
             boxes_xyxy=result["boxes"].float(),
@@ -176,8 +177,8 @@ class Detector:
             labels=result["labels"],
             category_ids=[self.categories.category_id_of(label) for label in labels],
             names=[self.categories.name_of(label) for label in labels],
-            size_hw=(picture.height, picture.width),
-            image=picture,
+            size_hw=(image.height, image.width),
+            image=image,
         ).above(threshold)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Boxes with labels on a picture, by Pillow: colours that stay with a class, label tags that can be read."""
+"""Draw boxes with labels on an image: a constant colour per class, readable label tags."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 
-# Okabe and Ito's seven colours, then five of Paul Tol's that differ from them: told apart with any colour vision.
+# Okabe and Ito's seven colours, then five of Paul Tol's: distinguishable with any colour vision.
 PALETTE: tuple[Colour, ...] = tuple(
     ImageColor.getrgb(code)[:3]  # type: ignore[misc]
     for code in (
@@ -24,28 +24,26 @@ WHITE: Colour = (255, 255, 255)
 
 
 def class_colour(label: int) -> Colour:
-    """The colour of a class: the same label has the same colour in every picture; they repeat after twelve."""
+    """Return the colour of a class, the same in every image. Colours repeat after twelve classes."""
     return PALETTE[label % len(PALETTE)]
 
 
 def text_colour(background: Colour) -> Colour:
-    """Black or white, whichever has the higher contrast ratio (WCAG) on `background`."""
-    luminance = _luminance(background)
-    return BLACK if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else WHITE
-
-
-def _luminance(colour: Colour) -> float:
-    linear = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    """Return black or white, whichever has the higher contrast ratio (WCAG) on `background`."""
+    red, green, blue = (
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (p / 255 for p in background)
+    )
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return BLACK if (luminance + 0.05) ** 2 > 1.05 * 0.05 else WHITE
 
 
 @lru_cache(maxsize=64)
 def load_font(size: int, path: str | None = None) -> ImageFont.FreeTypeFont:
-    """A font of `size` pixels: Pillow's own, which has Latin letters only, or the TrueType file at `path`."""
+    """Load a font of `size` pixels: Pillow's own, which has Latin letters only, or the TrueType file at `path`."""
     if path is None:
         font = ImageFont.load_default(size=size)
         if not isinstance(font, ImageFont.FreeTypeFont):
-            raise RuntimeError("this Pillow was built without FreeType, so labels cannot be scaled; install its wheel")
+            raise RuntimeError("Pillow was built without FreeType and cannot scale labels. Install its wheel.")
         return font
     try:
         return ImageFont.truetype(path, size)
@@ -54,12 +52,12 @@ def load_font(size: int, path: str | None = None) -> ImageFont.FreeTypeFont:
 
 
 def line_width(size: tuple[int, int]) -> int:
-    """Line width in pixels that suits a picture of `size` (width, height)."""
+    """Return a line width in pixels for an image of `size` (width, height)."""
     return max(1, round(math.sqrt(size[0] * size[1]) * 0.004))
 
 
 def font_size(size: tuple[int, int]) -> int:
-    """Font size in pixels that suits a picture of `size` (width, height)."""
+    """Return a font size in pixels for an image of `size` (width, height)."""
     return max(10, round(math.sqrt(size[0] * size[1]) * 0.024))
 
 
@@ -72,36 +70,36 @@ def draw_boxes(
     font: str | None = None,
     width: int | None = None,
 ) -> Image.Image:
-    """A copy of `image` with boxes and their label tags.
+    """Draw boxes and their label tags on a copy of `image`.
 
-    Large boxes are drawn first, so that small ones stay visible; tags are placed in the order given, so that
-    the first boxes (the highest scores) get the best places.
+    Large boxes are drawn first, so that small ones stay visible. Tags are placed in the given order, so that the first
+    boxes (the highest scores) get the best places.
 
     Args:
-        boxes_xyxy: N boxes in pixels; parts outside the picture are cut off, an empty rest is not drawn.
+        boxes_xyxy: N boxes in pixels, clipped to the image; boxes outside are not drawn.
         colours: N colours.
         texts: N tags, or None for no tags; an empty text has no tag.
         font: a TrueType file for names that are not in Latin letters.
-        width: line width in pixels; by default it follows from the size of the picture.
+        width: line width in pixels; by default it depends on the size of the image.
 
     Returns:
         An RGB image of the same size.
     """
     if len(boxes_xyxy) != len(colours) or (texts is not None and len(texts) != len(boxes_xyxy)):
         counts = len(boxes_xyxy), len(colours), len(boxes_xyxy) if texts is None else len(texts)
-        raise ValueError(f"draw_boxes needs as many colours and texts as boxes, got {counts}")
-    picture = image.convert("RGB") if image.mode != "RGB" else image.copy()
-    pen = ImageDraw.Draw(picture, "RGBA")
-    width = line_width(picture.size) if width is None else width
-    boxes = [clip_box(box, picture.size) for box in boxes_xyxy]
+        raise ValueError(f"draw_boxes: boxes, colours and texts must be equally many, got {counts}")
+    drawn = image.convert("RGB") if image.mode != "RGB" else image.copy()
+    pen = ImageDraw.Draw(drawn, "RGBA")
+    width = line_width(drawn.size) if width is None else width
+    boxes = [clip_box(box, drawn.size) for box in boxes_xyxy]
     for i in sorted(range(len(boxes)), key=lambda i: -_area(boxes[i])):
         box = boxes[i]
         if box is not None:
             outline_box(pen, box, colours[i], width)
     if texts is not None:
         tagged = [(b, c, t) for b, c, t in zip(boxes, colours, texts, strict=True) if b is not None and t]
-        draw_tags(pen, tagged, picture.size, width=width, font=font)
-    return picture
+        draw_tags(pen, tagged, drawn.size, width=width, font=font)
+    return drawn
 
 
 def draw_tags(
@@ -112,7 +110,7 @@ def draw_tags(
     width: int,
     font: str | None = None,
 ) -> None:
-    """Label tags of boxes inside a picture of `size` (width, height), the first with the best places and on top."""
+    """Draw the label tags of boxes in an image of `size` (width, height), the first on top and best placed."""
     letters = load_font(font_size(size), font)
     places: list[Box] = []
     for box, _, text in tagged:
@@ -122,7 +120,7 @@ def draw_tags(
 
 
 def clip_box(box: Sequence[float], size: tuple[int, int]) -> Box | None:
-    """The part of a box inside a picture of `size` (width, height), or None where nothing is left of it."""
+    """Return the part of a box inside an image of `size` (width, height), or None if it is empty."""
     x0, y0, x1, y1 = (float(value) for value in box)
     if not all(math.isfinite(value) for value in (x0, y0, x1, y1)):
         return None
@@ -132,7 +130,7 @@ def clip_box(box: Sequence[float], size: tuple[int, int]) -> Box | None:
 
 
 def outline_box(pen: ImageDraw.ImageDraw, box: Box, colour: Colour, width: int, opacity: float = 1.0) -> None:
-    """A coloured line between two thin ones of the opposite lightness: visible on light and on dark ground."""
+    """Draw a box as a coloured line between two thin ones of contrasting lightness, visible on any ground."""
     alpha = round(255 * opacity)
     x0, y0, x1, y1 = (round(value) for value in box)
     pen.rectangle((x0, y0, x1, y1), outline=(*text_colour(colour), alpha * 3 // 5), width=width + 2)
@@ -144,7 +142,7 @@ def outline_box(pen: ImageDraw.ImageDraw, box: Box, colour: Colour, width: int, 
 
 
 def dashed_box(pen: ImageDraw.ImageDraw, box: Box, colour: Colour, width: int, dash: float | None = None) -> None:
-    """The outline of a box in dashes, of four line widths unless `dash` says how many pixels."""
+    """Draw a box in dashes of `dash` pixels, by default four line widths."""
     x0, y0, x1, y1 = box
     for start, end in (((x0, y0), (x1, y0)), ((x1, y0), (x1, y1)), ((x1, y1), (x0, y1)), ((x0, y1), (x0, y0))):
         length = math.dist(start, end)
@@ -158,7 +156,7 @@ def dashed_box(pen: ImageDraw.ImageDraw, box: Box, colour: Colour, width: int, d
 
 
 def _draw_tag(pen: ImageDraw.ImageDraw, place: Box, text: str, colour: Colour, font: ImageFont.FreeTypeFont) -> None:
-    """A filled rectangle with its text in black or white."""
+    """Draw a filled rectangle with its text in black or white."""
     pen.rectangle(place, fill=(*colour, 255), outline=(*BLACK, 150))
     middle = (place[1] + place[3]) / 2
     pen.text((place[0] + _padding(font), middle), text, fill=text_colour(colour), font=font, anchor="lm")
@@ -181,7 +179,7 @@ def _place_tag(
     size: tuple[int, int],
     taken: list[Box],
 ) -> Box:
-    """Above the box where that is free; else inside, below or at the right, whichever covers other tags least."""
+    """Return the first place that covers other tags least: above the box, inside, below, or at the right."""
     tag_width, tag_height = _tag_size(text, font)
     x0, y0, x1, y1 = box
     lefts = (x0, x1 - tag_width)

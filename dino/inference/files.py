@@ -1,4 +1,4 @@
-"""Detection in many files: which files, which ids, and what is written."""
+"""Detect in many files: find them, assign image ids, write images with boxes."""
 
 from __future__ import annotations
 
@@ -18,35 +18,34 @@ _KEPT_FORMATS = (".jpg", ".jpeg", ".png")
 
 @dataclass(frozen=True)
 class InputFile:
-    """A picture to look at."""
+    """An image to detect in."""
 
     path: Path
     name: Path
-    """Its path below the folder that was given, or its file name; output is named after it."""
+    """Its path below the given folder, or its file name; output files are named after it."""
 
 
 @dataclass
 class Prediction:
-    """What `predict_files` did."""
+    """The results of `predict_files`."""
 
     results: list[dict[str, Any]] = field(default_factory=list)
     """Entries of a COCO result file."""
     images: list[dict[str, Any]] = field(default_factory=list)
-    """`id`, `file_name`, `width`, `height` of each picture that could be read."""
+    """`id`, `file_name`, `width`, `height` of each image that could be read."""
     failures: list[str] = field(default_factory=list)
-    """A line for each file that could not."""
+    """A line for each file that could not be read."""
 
 
 def find_files(inputs: Sequence[str | Path], *, recursive: bool = False) -> list[InputFile]:
-    """The pictures that files, folders and glob patterns mean: each once, those of a folder sorted by name.
+    """List the images in files, folders and glob patterns: each once, those of a folder sorted by name.
 
     Args:
-        inputs: a file is taken whatever it is called; a folder, for the pictures in it; a pattern with `*`, `?` or `[`,
-            where `**` stands for any folders.
-        recursive: folders inside folders too.
+        inputs: files of any name, folders of images, or patterns with `*`, `?` or `[`; `**` matches any folders.
+        recursive: include folders inside folders.
 
     Raises:
-        FileNotFoundError: an input that is not there, a folder without pictures, or a pattern that nothing fits.
+        FileNotFoundError: an input does not exist, a folder has no images, or nothing matches a pattern.
     """
     found: dict[Path, InputFile] = {}
     for text in inputs:
@@ -72,16 +71,16 @@ def _expand(path: Path, recursive: bool) -> Iterator[InputFile]:
 
 def _why_nothing(path: Path, recursive: bool) -> str:
     if path.is_dir():
-        inside = "" if recursive else "; --recursive looks into the folders inside"
-        return f"no pictures in this folder ({', '.join(SUFFIXES)}){inside}"
-    return "no file fits this pattern" if glob.has_magic(str(path)) else "no such file or folder"
+        advice = "" if recursive else ". Pass --recursive to include the folders inside"
+        return f"no images in this folder ({', '.join(SUFFIXES)}){advice}"
+    return "no file matches this pattern" if glob.has_magic(str(path)) else "no such file or folder"
 
 
 def coco_ids(annotations: Path, files: Iterable[InputFile]) -> dict[Path, int]:
-    """Image ids of files by the `file_name`s of a COCO file: the same path below the folder, or the same file name.
+    """Return the image ids of files, found in a COCO file by the path below the folder or by the file name.
 
     Raises:
-        ValueError: a file that the COCO file does not have, or has more than once; or not a COCO file.
+        ValueError: the COCO file is invalid, or has an image not at all or more than once.
     """
     try:
         images = json.loads(annotations.read_text(encoding="utf-8"))["images"]
@@ -113,31 +112,31 @@ def predict_files(
     pictures: Path | None = None,
     font: str | None = None,
 ) -> Iterator[Prediction]:
-    """Detect in each file, one after the other. A file that cannot be read is noted, and does not end it.
+    """Detect in each file. Unreadable files are listed in the result.
 
     Args:
-        threshold: the least score of a detection.
-        top_k: most detections of one picture.
+        threshold: lowest score of a detection.
+        top_k: largest number of detections of an image.
         ids: image id by path; by default 1, 2, ... in the order of `files`.
-        pictures: folder for the pictures with boxes, which have the names of the inputs; None writes none.
+        pictures: folder for images with boxes, named after the inputs; None writes none.
         font: a TrueType file for class names that are not in Latin letters.
 
     Yields:
-        After each file the same object, with what there is so far.
+        After each file the same object, with the results so far.
     """
     done = Prediction()
     taken: set[Path] = set()
     for number, file in enumerate(files, start=1):
         image_id = number if ids is None else ids[file.path]
         try:
-            picture = open_image(file.path)
+            image = open_image(file.path)
         except ImageError as error:
             done.failures.append(str(error))
         else:
-            found = detector.predict(picture, threshold, top_k=top_k)
+            found = detector.predict(image, threshold, top_k=top_k)
             done.results += found.to_coco(image_id)
             done.images.append(
-                {"id": image_id, "file_name": str(file.name), "width": picture.width, "height": picture.height}
+                {"id": image_id, "file_name": str(file.name), "width": image.width, "height": image.height}
             )
             if pictures is not None:
                 target = pictures / output_name(file.name, taken)
@@ -147,11 +146,11 @@ def predict_files(
 
 
 def output_name(name: Path, taken: set[Path]) -> Path:
-    """A name that is not yet `taken`, in a format that can be written, for a picture made of an input."""
-    wanted = name if name.suffix.lower() in _KEPT_FORMATS else name.with_name(f"{name.name}.jpg")
-    unique, count = wanted, 1
+    """Return a name that is not `taken`, in a format that can be written, for the drawing of an input."""
+    preferred = name if name.suffix.lower() in _KEPT_FORMATS else name.with_name(f"{name.name}.jpg")
+    unique, count = preferred, 1
     while unique in taken:
         count += 1
-        unique = wanted.with_name(f"{wanted.stem}-{count}{wanted.suffix}")
+        unique = preferred.with_name(f"{preferred.stem}-{count}{preferred.suffix}")
     taken.add(unique)
     return unique

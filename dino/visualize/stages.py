@@ -1,4 +1,4 @@
-"""Pictures of how the model works on an image. Each function returns a PIL image with a caption below it."""
+"""Draw how the model works on an image. Each function returns a PIL image with a caption."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import Tensor
 
 from dino.inference.detector import Detector
 from dino.inference.draw import PALETTE, WHITE, Box, Colour, dashed_box, draw_tags, outline_box
-from dino.inference.images import Picture, load_picture
-from dino.model.boxes import cxcywh_to_xyxy, generalized_iou
+from dino.inference.images import ImageLike, load_image
+from dino.model.boxes import cxcywh_to_xyxy, generalized_iou, xyxy_to_cxcywh
 from dino.model.denoising import Noise
 from dino.visualize.caption import Key, add_caption
 from dino.visualize.view import View
-from dino.visualize.watch import Watched, watch
+from dino.visualize.watch import watch
 from dino_kernels import PackedTargets
 
 TRUTH, POSITIVE, NEGATIVE = WHITE, PALETTE[2], PALETTE[3]
-# From light to dark, so that the order is seen without telling the colours apart (viridis).
+# From light to dark (viridis), so that the order is visible with any colour vision.
 RAMP: tuple[Colour, ...] = (
     *((253, 231, 37), (159, 218, 58), (74, 193, 109), (31, 161, 135), (39, 127, 142), (54, 92, 141), (70, 50, 127)),
 )
@@ -25,32 +25,31 @@ RAMP: tuple[Colour, ...] = (
 
 def draw_denoising(
     detector: Detector,
-    image: Picture,
+    image: ImageLike,
     boxes_xyxy: Tensor,  # [T, 4] pixels of the image
     labels: Tensor,  # [T]
     *,
     seed: int = 0,
     most: int = 8,
 ) -> Image.Image:
-    """One group of denoising queries: every box with its positive and its negative.
+    """Draw one group of denoising queries: every box with its positive and its negative.
 
     Args:
-        boxes_xyxy, labels: the ground truth; of more than `most` boxes the largest are drawn.
-        seed: of the noise.
+        boxes_xyxy, labels: the ground truth; the largest `most` boxes are drawn.
+        seed: seed of the noise.
 
     Raises:
-        ValueError: the model was made without denoising, or there is no box.
+        ValueError: the model has no denoising, or there is no box.
     """
     denoising = detector.model.denoising
     if denoising is None:
         raise ValueError('draw_denoising: this model has denoising="off"')
     if len(boxes_xyxy) == 0:
-        raise ValueError("draw_denoising: there is no box to put noise on")
-    picture = load_picture(image)
-    size = torch.tensor([picture.width, picture.height] * 2, dtype=torch.float32)
-    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+        raise ValueError("draw_denoising: there is no box. Pass at least one.")
+    rgb = load_image(image)
+    size = torch.tensor([rgb.width, rgb.height] * 2, dtype=torch.float32)
     count, config = len(labels), denoising.config
-    target = {"boxes": torch.cat([(low + high) / 2, high - low], 1) / size, "labels": labels}
+    target = {"boxes": xyxy_to_cxcywh(boxes_xyxy) / size, "labels": labels}
     target = {key: value.to(detector.device) for key, value in target.items()}
     layout = denoising.layout(count)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -59,8 +58,8 @@ def draw_denoising(
         queries = denoising(PackedTargets.pack([target]), noise)
     noised = cxcywh_to_xyxy(queries.anchors[0].float().sigmoid()).cpu()
     redrawn = noise.p < 0.5 * config.label_noise
-    view = View(picture)
-    shown = ((high - low).prod(1)).argsort(descending=True)[:most].tolist()
+    view = View(rgb)
+    shown = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1).argsort(descending=True)[:most].tolist()
     tagged: list[tuple[Box, Colour, str]] = []
     for number, k in enumerate(shown, start=1):
         truth = view.box(boxes_xyxy[k] / size)
@@ -83,25 +82,23 @@ def draw_denoising(
         "Denoising queries, one group" + (f", {len(shown)} of {count} boxes" if count > len(shown) else ""),
         f"In training the decoder also gets noised copies of the true boxes; this is 1 of {layout.num_groups} groups. "
         f"Equal numbers belong together. The sides of a positive move by up to {50 * config.box_noise:.0f} % of the "
-        f"box's size, those of a negative by {50 * config.box_noise:.0f} to {100 * config.box_noise:.0f} % (turned "
-        f"inside out, it is a line). {50 * config.label_noise:.0f} % of the labels are redrawn: as another class.",
+        f"box's size, those of a negative by {50 * config.box_noise:.0f} to {100 * config.box_noise:.0f} % (an "
+        f"inverted box is a line). {50 * config.label_noise:.0f} % of the labels are redrawn (as another class).",
         legend,
     )
 
 
-def draw_query_selection(
-    detector: Detector, image: Picture, *, most: int = 100, watched: Watched | None = None
-) -> Image.Image:
-    """The boxes that the encoder proposes and query selection picks, by level, the more opaque the higher their score.
+def draw_query_selection(detector: Detector, image: ImageLike, *, most: int = 100) -> Image.Image:
+    """Draw the encoder's boxes that query selection picks: colour for the level, opacity for the score.
 
     Args:
-        most: how many of the best to draw; of the others the centre alone.
+        most: number of the best boxes to draw; of the others only the centre is drawn.
 
     Raises:
-        ValueError: a model with static queries.
+        ValueError: the model has static queries.
     """
-    picture = load_picture(image)
-    seen = watched or watch(detector, picture)
+    rgb = load_image(image)
+    seen = watch(detector, rgb)
     outputs = seen.outputs
     if outputs.selected_indices is None or outputs.encoder_logits is None or outputs.encoder_boxes_cxcywh is None:
         raise ValueError('draw_query_selection: this model has query_selection="static" and selects nothing')
@@ -109,7 +106,7 @@ def draw_query_selection(
     boxes = cxcywh_to_xyxy(outputs.encoder_boxes_cxcywh[0].float()).cpu()
     ends = torch.tensor([rows * columns for rows, columns in seen.level_shapes]).cumsum(0)
     levels = torch.searchsorted(ends, outputs.selected_indices[0].cpu(), right=True)
-    view = View(picture)
+    view = View(rgb)
     radius = max(1.5, view.line * 0.8)
     for q in reversed(range(len(scores))):
         x, y = view.points((boxes[q, :2] + boxes[q, 2:]) / 2).tolist()
@@ -126,26 +123,24 @@ def draw_query_selection(
     return add_caption(
         view.image,
         "Query selection",
-        f"Of {int(ends[-1]):,} tokens the encoder scores, the {len(scores)} best become the decoder's first anchors. "
-        f"Dots: their centres. Boxes: the best {count}, opaque for a high score (the highest is {scores.max():.2f}). "
-        f"Colour: the level that a token is from, with their number.",
+        f"The {len(scores)} best of the encoder's {int(ends[-1]):,} tokens become the decoder's first anchors. Dots: "
+        f"their centres. Boxes: the best {count}, opaque for a high score (the highest is {scores.max():.2f}). Colour: "
+        f"level of the token, with the number of anchors from it.",
         legend,
     )
 
 
-def draw_refinement(
-    detector: Detector, image: Picture, *, most: int = 3, watched: Watched | None = None
-) -> Image.Image:
-    """How the boxes of the best detections change from the first anchor through the decoder's layers."""
-    picture = load_picture(image)
-    seen = watched or watch(detector, picture)
+def draw_refinement(detector: Detector, image: ImageLike) -> Image.Image:
+    """Draw how the boxes of the best three detections change from the anchor through the decoder's layers."""
+    rgb = load_image(image)
+    seen = watch(detector, rgb)
     outputs = seen.outputs
     probabilities = outputs.logits[:, 0].float().sigmoid().cpu()  # [layers, Q, C]
     layers = len(probabilities)
     steps = torch.cat([seen.anchors_cxcywh[None], outputs.boxes_cxcywh[:, 0].float().cpu()])
     boxes = cxcywh_to_xyxy(steps)  # [1 + layers, Q, 4]
-    best = _of_different_objects(boxes[-1], probabilities[-1].max(-1).values, most)
-    view = View(picture, around=boxes[:, best].reshape(-1, 2))
+    best = _of_different_objects(boxes[-1], probabilities[-1].max(-1).values, 3)
+    view = View(rgb, around=boxes[:, best].reshape(-1, 2))
     colours = [WHITE, *(RAMP[round(i * (len(RAMP) - 1) / max(1, layers - 1))] for i in range(layers))]
     tagged = []
     for q in best:
@@ -167,15 +162,15 @@ def draw_refinement(
     return add_caption(
         view.image,
         "Box refinement",
-        f"Each of the {layers} decoder layers moves the box that it gets from the one before, from the anchor that "
-        f"query selection chose (dashed) to the detection (thick). Tags: the class, and its score in the first and the "
-        f"last layer. Shown are the {len(best)} best queries with boxes apart from each other.",
+        f"Each of the {layers} decoder layers refines the box of the previous one, from the anchor of query selection "
+        f"(dashed) to the detection (thick). Tags: class, and its score in the first and the last layer. Shown are the "
+        f"{len(best)} best queries whose boxes differ.",
         legend,
     )
 
 
 def _of_different_objects(boxes_xyxy: Tensor, scores: Tensor, most: int) -> list[int]:
-    """The best queries of which no two boxes have a generalised IoU above 0.5."""
+    """Return the best queries such that no two boxes have a generalised IoU above 0.5."""
     chosen: list[int] = []
     for q in scores.argsort(descending=True).tolist():
         if len(chosen) == most:

@@ -1,4 +1,4 @@
-"""The part of a picture that a drawing shows, faded, with pixels for places in it."""
+"""The part of an image that a drawing shows: faded, with pixel positions."""
 
 from __future__ import annotations
 
@@ -13,43 +13,42 @@ _LEAST_SHARE = 0.3
 
 
 class View:
-    """A picture, or a part of it, at a size that has room for marks, with less colour and contrast under them.
+    """An image or a part of it, scaled to have room for marks, with reduced colour and contrast.
 
     Args:
-        picture: in RGB.
-        around: points [N, 2] in 0..1 of the picture; only the part around them is shown, but at least 30 % of each
-            side, so that one sees where it is. None shows the whole picture.
+        image: in RGB.
+        around: points [N, 2] in 0..1 of the image; shows the part around them, at least 30 % of each side. None shows
+            the whole image.
     """
 
-    def __init__(self, picture: Image.Image, around: Tensor | None = None) -> None:
+    def __init__(self, image: Image.Image, around: Tensor | None = None) -> None:
         self.corner, self.share = torch.zeros(2), 1.0
         if around is not None:
             low, high = around.clamp(0, 1).aminmax(dim=0)
             self.share = min(1.0, max(_LEAST_SHARE, 1.3 * float((high - low).max())))
             self.corner = ((low + high) / 2 - self.share / 2).clamp(0, 1 - self.share)
-        self.size = display_size(picture.size)
-        left, top = (self.corner * torch.tensor(picture.size)).tolist()
-        cut = (left, top, left + self.share * picture.width, top + self.share * picture.height)
-        self.image = _faded(picture.resize(self.size, Image.Resampling.BICUBIC, box=cut))
+        self.size = display_size(image.size)
+        left, top = (self.corner * torch.tensor(image.size)).tolist()
+        cut = (left, top, left + self.share * image.width, top + self.share * image.height)
+        self.image = _faded(image.resize(self.size, Image.Resampling.BICUBIC, box=cut))
         self.pen = ImageDraw.Draw(self.image, "RGBA")
         self.line = line_width(self.size)
 
     def points(self, points: Tensor) -> Tensor:
-        """Pixels [..., 2] of points [..., 2] in 0..1 of the picture."""
+        """Return the pixels [..., 2] of points [..., 2] in 0..1 of the image."""
         return (points - self.corner) * torch.tensor(self.size) / self.share
 
     def box(self, box_xyxy: Tensor) -> Box | None:
-        """Pixels of a box [4] in 0..1 of the picture, cut at the border; None where it is not seen."""
+        """Return the pixels of a box [4] in 0..1 of the image, clipped to the view; None if nothing is left."""
         return clip_box(self.points(box_xyxy.view(2, 2)).flatten().tolist(), self.size)
 
 
-def display_size(size: tuple[int, int], least: int = 960, most: int = 1280) -> tuple[int, int]:
-    """A picture's (width, height) scaled so that its longer side is within `least` and `most` pixels."""
-    longer = max(size)
-    scale = min(max(longer, least), most) / longer
+def display_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Return (width, height) scaled so that the longer side has 960 to 1280 pixels."""
+    scale = min(max(*size, 960), 1280) / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _faded(picture: Image.Image) -> Image.Image:
-    grey = Image.blend(picture, picture.convert("L").convert("RGB"), 0.6)
-    return Image.blend(grey, Image.new("RGB", picture.size, GROUND), 0.35)
+def _faded(image: Image.Image) -> Image.Image:
+    grey = Image.blend(image, image.convert("L").convert("RGB"), 0.6)
+    return Image.blend(grey, Image.new("RGB", image.size, GROUND), 0.35)

@@ -1,4 +1,4 @@
-"""Watching a model at work on one picture: what it selected, where it looked, how its boxes moved."""
+"""Record a model's forward pass on one image: selected anchors, sampling points, boxes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from dino_kernels.nn import MSDeformAttn
 
 @dataclass(frozen=True)
 class Attention:
-    """Where the queries of one deformable attention looked, M heads, K samples each, level by level."""
+    """Samples of one deformable attention: M heads with K samples each, level by level."""
 
-    locations: Tensor  # [Q, M, K, 2] x, y in 0..1 of the picture
+    locations: Tensor  # [Q, M, K, 2] x, y in 0..1 of the image
     weights: Tensor  # [Q, M, K], their sum over K is 1
     levels: Tensor  # [K] the level of each sample
     references: Tensor  # [Q, 2] x, y or [Q, 4] cxcywh, at the first level
@@ -28,35 +28,35 @@ class Attention:
 
 @dataclass
 class Watched:
-    """One picture's way through the model. Everything is on the CPU, without the batch dimension."""
+    """The forward pass on one image. Tensors are on the CPU, without the batch dimension."""
 
     outputs: DetectionOutput
-    """As the model returned it, on its device."""
-    anchors_cxcywh: Tensor = field(default_factory=lambda: torch.zeros(0, 4))  # [Q, 4] what the decoder started from
+    """The model's output with the batch dimension, on its device."""
+    anchors_cxcywh: Tensor = field(default_factory=lambda: torch.zeros(0, 4))  # [Q, 4] input of the decoder
     level_shapes: list[tuple[int, int]] = field(default_factory=list)
     """(H, W) of each level."""
     strides: list[int] = field(default_factory=list)
-    """About how many pixels of the model's input a pixel of each level spans."""
+    """Stride of each level, in pixels of the model's input."""
     attentions: dict[str, Attention] = field(default_factory=dict)
     """By the module's name, such as "decoder.layers.0.cross_attn"."""
 
 
 @torch.no_grad()
-def watch(detector: Detector, picture: Image.Image, attentions: Sequence[str] = ()) -> Watched:
-    """Run a detector on an RGB picture, and keep what goes on inside.
+def watch(detector: Detector, image: Image.Image, attentions: Sequence[str] = ()) -> Watched:
+    """Run a detector on an RGB image and record its internals.
 
     Args:
-        attentions: names of the `MSDeformAttn` modules whose samples to keep.
+        attentions: names of the `MSDeformAttn` modules whose samples to record.
 
     Raises:
-        ValueError: a name that is not one of them.
+        ValueError: a name is not one of these modules.
     """
     modules = {n: module for n, module in detector.model.named_modules() if isinstance(module, MSDeformAttn)}
     unknown = [name for name in attentions if name not in modules]
     if unknown:
         raise ValueError(f"attentions must be among {list(modules)}, got {unknown}")
     nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
-    images, mask = pad_images([detector.transform(picture, *nothing)[0]])
+    images, mask = pad_images([detector.transform(image, *nothing)[0]])
     seen: dict[str, Any] = {}
     looked: dict[str, Attention] = {}
 
@@ -89,7 +89,7 @@ def attention_of(
     reference_points: Tensor,  # [1, Q, L, 2] or [1, Q, L, 4]
     level_shapes: Any,  # [L] (H, W)
 ) -> Attention:
-    """The samples that a deformable attention takes for its inputs, as its kernel computes them."""
+    """Return the samples of a deformable attention for its inputs, as its kernel computes them."""
     shapes = [(int(height), int(width)) for height, width in level_shapes]
     points = module.n_points if isinstance(module.n_points, list) else [module.n_points] * module.n_levels
     levels = torch.repeat_interleave(torch.arange(len(points)), torch.tensor(points)).to(query.device)

@@ -1,1 +1,1 @@
-"""Files in COCO format: read, checked, indexed."""
+"""Read, check and index files in COCO format."""

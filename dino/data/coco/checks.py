@@ -1,4 +1,4 @@
-"""The checks of single entries of a COCO file. Each answers with (kind, what is wrong) or None."""
+"""Check single entries of a COCO file. Each check returns (kind, what is wrong) or None."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dino.data.coco.problems import shown
 
 Finding = tuple[str, str]
 _LARGEST_ID = 2**63 - 1
-# Pixels. Beyond this nothing is a picture, and floats of 32 bits are too coarse.
+# Pixels. No image is larger, and 32-bit floats are too coarse beyond.
 _LARGEST_NUMBER = 1e9
 
 
 def check_id(entry: Mapping[str, Any], key: str) -> Finding | None:
-    """Whether entry[key] is an integer of 64 bits."""
+    """Check that entry[key] is a 64-bit integer."""
     if key not in entry:
         return f"no {key}", f"has no {key!r}"
     value = entry[key]
@@ -28,7 +28,7 @@ def check_id(entry: Mapping[str, Any], key: str) -> Finding | None:
 
 
 def check_category(entry: Any, seen: Container[int]) -> Finding | None:
-    """A category: an id that is new, and a name."""
+    """Check a category: a new id, and a name."""
     finding = _check_entry(entry, seen)
     if finding is not None:
         return finding
@@ -39,7 +39,7 @@ def check_category(entry: Any, seen: Container[int]) -> Finding | None:
 
 
 def check_image(entry: Any, seen: Container[int]) -> Finding | None:
-    """An image: an id that is new, a file name inside the folder, and a size."""
+    """Check an image: a new id, a file name inside the folder, and a size."""
     finding = _check_entry(entry, seen)
     if finding is not None:
         return finding
@@ -60,7 +60,7 @@ def check_annotation(
     dropped_images: Container[int],
     categories: Container[int],
 ) -> Finding | None:
-    """An annotation: an id that is new, an image, a category, a box that meets the image, `iscrowd` and `area`."""
+    """Check an annotation: a new id, an image, a category, a box that overlaps the image, `iscrowd` and `area`."""
     finding = _check_entry(entry, seen) or check_id(entry, "image_id") or check_id(entry, "category_id")
     if finding is not None:
         return finding
@@ -107,7 +107,7 @@ def _check_box(box: Any, size_wh: tuple[int, int]) -> Finding | None:
     if type(box) is not list or len(box) != 4:
         return "bbox not 4 numbers", f"bbox must be 4 numbers [x, y, width, height], got {shown(box)}"
     for value in box:
-        # One comparison passes every good number; only the others are looked at more closely.
+        # One comparison accepts every good number; only the others need closer inspection.
         if type(value) not in (int, float) or not -_LARGEST_NUMBER < value < _LARGEST_NUMBER:
             return _describe_number(box, value)
     x, y, width, height = box
@@ -115,7 +115,7 @@ def _check_box(box: Any, size_wh: tuple[int, int]) -> Finding | None:
         return "negative width", f"bbox {shown(box)} has negative width"
     if height < 0:
         return "negative height", f"bbox {shown(box)} has negative height"
-    # A box of no extent is dropped in training wherever it lies, as in the official code.
+    # A box without extent is dropped in training wherever it lies, as in the official code.
     if width and height and (x >= size_wh[0] or y >= size_wh[1] or x + width <= 0 or y + height <= 0):
         return "bbox outside", f"bbox {shown(box)} lies outside its image of {size_wh[0]}x{size_wh[1]} pixels"
     return None

@@ -1,4 +1,4 @@
-"""A validated index of a COCO detection file, small enough to live in every worker."""
+"""A validated index of a COCO detection file, small enough for a copy in every worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dino.data.coco.reader import COLLECTIONS, CocoReader, read_document
 
 @dataclass(frozen=True, eq=False)
 class CocoIndex:
-    """Images sorted by id, and their annotations as arrays. Made by `CocoIndex.load`."""
+    """Images sorted by id, and their annotations as arrays. Built by `CocoIndex.load`."""
 
     annotation_file: Path
     images_dir: Path
@@ -27,7 +27,7 @@ class CocoIndex:
     first_annotation: np.ndarray  # [N + 1] int64: image i has annotations first[i] to first[i + 1]
     boxes_xywh: np.ndarray  # [A, 4] float64, as in the file
     category_ids: np.ndarray  # [A] int64
-    areas: np.ndarray  # [A] float64; width * height where the file has none
+    areas: np.ndarray  # [A] float64; width * height if the file has none
     crowds: np.ndarray  # [A] bool
     problems: tuple[Problem, ...]
     """Entries that were skipped, in the order of the file; empty unless loaded with skip_invalid."""
@@ -38,16 +38,16 @@ class CocoIndex:
     def load(cls, annotation_file: str | Path, images_dir: str | Path, *, skip_invalid: bool = False) -> CocoIndex:
         """Read and check a COCO file.
 
-        Images without annotations stay. Boxes that are crowds or have no extent stay for `ground_truth` and are left
-        out of `training_boxes`.
+        Images without annotations are kept. Crowds and boxes without extent are in `ground_truth`, but not in
+        `training_boxes`.
 
         Args:
             annotation_file: JSON with `images`, `annotations` and `categories`.
             images_dir: the folder that `file_name` is relative to.
-            skip_invalid: leave invalid entries out, and list them in `problems`, instead of raising.
+            skip_invalid: leave invalid entries out and list them in `problems`, instead of raising.
 
         Raises:
-            DatasetError: a line for each kind of problem; always if the file as a whole cannot be used.
+            DatasetError: an entry is invalid and `skip_invalid` is off, or the file as a whole cannot be used.
         """
         annotation_file, images_dir = Path(annotation_file), Path(images_dir)
         document = read_document(annotation_file)
@@ -78,11 +78,11 @@ class CocoIndex:
         return len(self.image_ids)
 
     def image_path(self, position: int) -> Path:
-        """Where the image at a position of the index is stored."""
+        """Return the path of the image at a position of the index."""
         return self.images_dir / self.file_names[position]
 
     def training_boxes(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes to train on: no crowds, clipped to the image, none without extent.
+        """Return the boxes to train on: without crowds, clipped to the image, none without extent.
 
         Returns:
             boxes_xyxy float32 [T, 4], pixels; category ids int64 [T].
@@ -96,9 +96,9 @@ class CocoIndex:
         return boxes[keep], self.category_ids[here][keep]
 
     def ground_truth(self) -> dict[str, Any]:
-        """The valid entries as a COCO document for the evaluator, crowds and boxes without extent included.
+        """Return the valid entries as a COCO document for the evaluator, with crowds and boxes without extent.
 
-        Annotation ids are new, from 1: evaluators take a match with annotation 0, which files do contain, for none.
+        Annotations are renumbered from 1: evaluators read a match with annotation 0 as no match.
         """
         images = [
             {"id": int(image_id), "file_name": name, "width": int(width), "height": int(height)}
@@ -118,7 +118,7 @@ class CocoIndex:
         return {"info": {}, "images": images, "annotations": annotations, "categories": self.categories.to_json()}
 
     def describe_problems(self) -> list[str]:
-        """A line for each kind of entry that was skipped."""
+        """Return a line for each kind of entry that was skipped."""
         return describe(self.annotation_file, self.problems, self.totals, advice=False)
 
 

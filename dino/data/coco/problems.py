@@ -1,4 +1,4 @@
-"""What is wrong with an annotation file, in lines that a person can act on."""
+"""Describe what is wrong with an annotation file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Problem:
     collection: str
     """"images", "annotations" or "categories"."""
     kind: str
-    """Problems of one kind are counted together, for example "negative width"."""
+    """Problems of a kind are counted together, for example "negative width"."""
     where: str
     """The entry, for example "annotation 4711 (image 12, cat.jpg)"."""
     what: str
@@ -28,22 +28,26 @@ class Problem:
 
 
 def describe(file: str | Path, problems: Iterable[Problem], totals: Mapping[str, int], *, advice: bool) -> list[str]:
-    """One line for each kind of problem, with its first case and its count; at most ten and a line about the rest.
+    """Return a line for each kind of problem, with its first case and its count: at most ten, and a line for the rest.
 
     Args:
         file: the annotation file; its name begins each line.
-        problems: in the order of the file.
-        totals: entries in each collection.
-        advice: whether each line says what to do.
+        problems: the problems in the order of the file.
+        totals: number of entries in each collection.
+        advice: whether each line ends with how to fix it.
     """
     groups: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
         groups.setdefault((problem.collection, problem.kind), []).append(problem)
     lines = []
     for (collection, _), group in list(groups.items())[:_MAX_LINES]:
-        advised = "Fix it or pass --skip-invalid" if advice else "Skipped"
-        count = f"found {len(group)} such of {totals[collection]}"
-        lines.append(f"{Path(file).name}: {group[0].where}: {group[0].what}. {advised} ({count}).")
+        count = f"{len(group)} of {totals[collection]} {collection}"
+        end = (
+            f"{count}. Fix {'it' if len(group) == 1 else 'them'} or pass --skip-invalid"
+            if advice
+            else f"Skipped {count}"
+        )
+        lines.append(f"{Path(file).name}: {group[0].where}: {group[0].what}. {end}.")
     if len(groups) > _MAX_LINES:
         rest = sum(len(group) for group in list(groups.values())[_MAX_LINES:])
         lines.append(f"{Path(file).name}: and {rest} problems of {len(groups) - _MAX_LINES} other kinds.")
@@ -51,6 +55,6 @@ def describe(file: str | Path, problems: Iterable[Problem], totals: Mapping[str,
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """A value of the file as text, cut to a readable length."""
+    """Return a value of the file as text, cut to a readable length."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

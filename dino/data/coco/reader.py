@@ -1,4 +1,4 @@
-"""Reading a COCO file: what is valid, and what is wrong with the rest."""
+"""Read a COCO file: collect the valid entries and the problems of the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLLECTIONS = ("images", "annotations", "categories")
 
 
 def read_document(path: Path) -> dict[str, list[Any]]:
-    """The document, with its three collections known to be lists."""
+    """Return the document after checking that its three collections are lists."""
     try:
         with _garbage_collection_paused():
             document = json.loads(path.read_bytes())
@@ -45,7 +45,7 @@ def read_document(path: Path) -> dict[str, list[Any]]:
 
 @contextmanager
 def _garbage_collection_paused() -> Iterator[None]:
-    # Parsing makes millions of objects of which none is garbage; looking for it takes longer than the parsing.
+    # Parsing makes millions of objects, none of them garbage; collecting would take longer than parsing.
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -56,7 +56,7 @@ def _garbage_collection_paused() -> Iterator[None]:
 
 
 class CocoReader:
-    """Goes through the collections of a document, keeps what is valid and notes what is not."""
+    """The valid entries of a document, and the problems of the others."""
 
     def __init__(self, document: dict[str, list[Any]]) -> None:
         self.document = document
@@ -121,7 +121,7 @@ class CocoReader:
 
 
 class _Files:
-    """Which files exist, by one listing of each folder: a question per image is slow on a network file system."""
+    """The existing files, from one listing of each folder: a query per image is slow on a network file system."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

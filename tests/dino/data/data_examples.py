@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dino.data import CocoIndex
+
 DOCUMENT: dict[str, Any] = {
     "images": [
         {"id": 12, "file_name": "cat.jpg", "width": 64, "height": 48},
@@ -38,6 +40,12 @@ def write_images(folder: Path, images: list[dict[str, Any]]) -> None:
         rng = np.random.default_rng(image["id"])
         pixels = rng.integers(0, 256, (image["height"], image["width"], 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / image["file_name"])
+
+
+def load_coco(folder: Path, content: dict[str, Any], **options: bool) -> CocoIndex:
+    """Write a COCO file beside `images/` and load it."""
+    (folder / "train.json").write_text(json.dumps(content))
+    return CocoIndex.load(folder / "train.json", folder / "images", **options)
 
 
 def write_split(folder: Path, content: dict[str, Any] | None = None) -> Path:

@@ -12,22 +12,11 @@ from typing import Any
 import pytest
 
 from dino.data import CocoIndex, DatasetError
-from tests.dino.data.data_examples import DOCUMENT, document, write_images
+from tests.dino.data.data_examples import DOCUMENT, document, load_coco
 
 Change = Callable[[dict[str, Any]], object]
 ANNOTATION = "annotation 4711 (image 12, cat.jpg): "
 IMAGE = "image 12 (cat.jpg): "
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_images(tmp_path / "images", DOCUMENT["images"])
-    return tmp_path
-
-
-def load(folder: Path, content: dict[str, Any], **options: bool) -> CocoIndex:
-    (folder / "train.json").write_text(json.dumps(content))
-    return CocoIndex.load(folder / "train.json", folder / "images", **options)
 
 
 def put(collection: str, **fields: Any) -> Change:
@@ -249,10 +238,10 @@ def test_an_invalid_entry_is_answered_by_one_line(name: str, folder: Path) -> No
     content = document()
     change(content)
     with pytest.raises(DatasetError) as caught:
-        load(folder, content)
+        load_coco(folder, content)
     first = str(caught.value).splitlines()[0]
     assert first.startswith("train.json: " + line)
-    end = f". Fix it or pass --skip-invalid (found 1 such of {len(content[collection])})."
+    end = f". 1 of {len(content[collection])} {collection}. Fix it or pass --skip-invalid."
     assert first.endswith(end)
     # Other lines are only about annotations that lost their image or category.
     for other in str(caught.value).splitlines()[1:]:
@@ -264,11 +253,11 @@ def test_skip_invalid_leaves_out_the_entry_and_reports_it(name: str, folder: Pat
     change, collection, line = ENTRIES[name]
     content = document()
     change(content)
-    index = load(folder, content, skip_invalid=True)
+    index = load_coco(folder, content, skip_invalid=True)
     assert index.problems[0].collection == collection
     first = index.describe_problems()[0]
     assert first.startswith("train.json: " + line) and first.endswith(
-        f". Skipped (found 1 such of {len(content[collection])})."
+        f". Skipped 1 of {len(content[collection])} {collection}."
     )
     kept = {"images": len(index), "annotations": len(index.areas), "categories": index.categories.num_classes}
     skipped = {key: sum(problem.collection == key for problem in index.problems) for key in kept}
@@ -282,12 +271,12 @@ def test_problems_are_grouped_by_kind_with_counts(folder: Path) -> None:
     content["annotations"][1]["category_id"] = 1
     content["annotations"][3]["bbox"] = [4, 9, -1, 5]
     with pytest.raises(DatasetError) as caught:
-        load(folder, content)
+        load_coco(folder, content)
     assert str(caught.value).splitlines() == [
         "train.json: annotation 4711 (image 12, cat.jpg): bbox [3, 9, -2, 5] has negative width."
-        " Fix it or pass --skip-invalid (found 2 such of 4).",
+        " 2 of 4 annotations. Fix them or pass --skip-invalid.",
         "train.json: annotation 4712 (image 3, dog.jpg): category_id 1 is not among the categories."
-        " Fix it or pass --skip-invalid (found 1 such of 4).",
+        " 1 of 4 annotations. Fix it or pass --skip-invalid.",
     ]
 
 
@@ -304,11 +293,11 @@ def test_at_most_ten_kinds_are_listed(folder: Path) -> None:
             content["annotations"].append(entry)
             damaged += 1
     with pytest.raises(DatasetError) as caught:
-        load(folder, content)
+        load_coco(folder, content)
     lines = str(caught.value).splitlines()
     assert len(lines) == 11
     assert re.fullmatch(r"train\.json: and \d+ problems of \d+ other kinds\.", lines[-1])
-    assert len(load(folder, content, skip_invalid=True).problems) == damaged
+    assert len(load_coco(folder, content, skip_invalid=True).problems) == damaged
 
 
 @pytest.mark.parametrize(

@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from dino.data import CocoIndex
-from tests.dino.data.data_examples import DOCUMENT, document, write_images
-
-Change = Callable[[dict[str, Any]], object]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_images(tmp_path / "images", DOCUMENT["images"])
-    return tmp_path
-
-
-def load(folder: Path, content: dict[str, Any], **options: bool) -> CocoIndex:
-    (folder / "train.json").write_text(json.dumps(content))
-    return CocoIndex.load(folder / "train.json", folder / "images", **options)
+from tests.dino.data.data_examples import DOCUMENT, document, load_coco, write_images
 
 
 def test_images_are_sorted_by_id_and_keep_their_annotations(folder: Path) -> None:
-    index = load(folder, document())
+    index = load_coco(folder, document())
     assert index.image_ids.tolist() == [3, 12, 700]
     assert index.file_names == ("dog.jpg", "cat.jpg", "nothing.png")
     assert index.sizes_wh.tolist() == [[50, 70], [64, 48], [40, 40]]
@@ -39,7 +23,7 @@ def test_images_are_sorted_by_id_and_keep_their_annotations(folder: Path) -> Non
 
 
 def test_training_boxes_are_clipped_corners_without_crowds(folder: Path) -> None:
-    index = load(folder, document())
+    index = load_coco(folder, document())
     boxes, category_ids = index.training_boxes(1)
     assert boxes.dtype == np.float32 and category_ids.dtype == np.int64
     # The third annotation is a crowd; the fourth reaches over the right and lower edge of 64x48.
@@ -53,7 +37,7 @@ def test_training_boxes_are_clipped_corners_without_crowds(folder: Path) -> None
 def test_boxes_without_extent_are_for_evaluation_only(folder: Path, box: list[float]) -> None:
     content = document()
     content["annotations"][0]["bbox"] = box
-    index = load(folder, content)
+    index = load_coco(folder, content)
     assert len(index.training_boxes(1)[0]) == 1
     assert [a["bbox"] for a in index.ground_truth()["annotations"]].count(box) == 1
 
@@ -61,7 +45,7 @@ def test_boxes_without_extent_are_for_evaluation_only(folder: Path, box: list[fl
 def test_ground_truth_fills_in_area_and_crowd_and_numbers_from_one(folder: Path) -> None:
     content = document()
     content["annotations"][0]["id"] = 0
-    truth = load(folder, content).ground_truth()
+    truth = load_coco(folder, content).ground_truth()
     assert truth["annotations"] == [
         {"id": 1, "image_id": 3, "category_id": 18, "bbox": [10.5, 20.25, 30, 40], "area": 1200, "iscrowd": 0},
         {"id": 2, "image_id": 12, "category_id": 17, "bbox": [3, 9, 20, 5], "area": 90, "iscrowd": 0},
@@ -76,7 +60,7 @@ def test_evaluator_gives_the_ground_truth_itself_full_marks(folder: Path) -> Non
     faster_coco_eval = pytest.importorskip("faster_coco_eval")
     content = document()
     content["annotations"][0]["id"] = 0  # evaluated as it is, an object with this id can never be found
-    truth = load(folder, content).ground_truth()
+    truth = load_coco(folder, content).ground_truth()
     detections = [
         {key: annotation[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
         for annotation in truth["annotations"]
@@ -95,4 +79,4 @@ def test_images_in_nested_folders_are_found(folder: Path) -> None:
         image["file_name"] = f"a/../part one/./{image['file_name']}"
     write_images(folder / "images" / "part one", DOCUMENT["images"])
     (folder / "images" / "a").mkdir()
-    assert len(load(folder, content)) == 3
+    assert len(load_coco(folder, content)) == 3

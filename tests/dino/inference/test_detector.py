@@ -1,4 +1,4 @@
-"""The Python API: what counts as a picture, what comes back, and where models are found."""
+"""The Python API: accepted images, results, and models on disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dino.checkpoint import CheckpointError, save_model, to_official
 from dino.checkpoint.find import SIZE, find_model, load_trained
 from dino.data import Categories, EvalTransform, ImageError, pad_images
 from dino.inference.detector import Detector
-from dino.inference.images import load_picture
+from dino.inference.images import load_image
 from dino.model.config import PRESETS, model_config
 from dino.model.postprocess import postprocess
 from tests.dino.tools_toys import CATEGORIES, TINY, noise_picture, tiny_detector, tiny_model
@@ -89,14 +89,14 @@ def test_grey_is_three_equal_channels(picture):
     grey = np.asarray(picture.convert("L"))
     expected = np.repeat(grey[..., None], 3, 2)
     for given in (grey, grey[..., None], torch.from_numpy(grey.copy()), torch.from_numpy(grey.copy())[None]):
-        assert np.array_equal(np.asarray(load_picture(given)), expected)
-    assert np.array_equal(np.asarray(load_picture(picture.convert("L"))), expected)
+        assert np.array_equal(np.asarray(load_image(given)), expected)
+    assert np.array_equal(np.asarray(load_image(picture.convert("L"))), expected)
 
 
 def test_floating_point_is_rounded_to_the_nearest_of_256():
     given = np.full((4, 4, 3), 100.6 / 255)
-    assert (np.asarray(load_picture(given)) == 101).all()
-    assert (np.asarray(load_picture(torch.full((3, 4, 4), 100.4 / 255))) == 100).all()
+    assert (np.asarray(load_image(given)) == 101).all()
+    assert (np.asarray(load_image(torch.full((3, 4, 4), 100.4 / 255))) == 100).all()
 
 
 def test_files_are_read_by_str_and_path(detector, picture, tmp_path):
@@ -171,7 +171,7 @@ def test_drawing_leaves_the_picture_alone_and_needs_its_size(detector, picture):
     assert drawn.size == picture.size and drawn.mode == "RGB"
     assert (np.asarray(drawn) != before).any() and (np.asarray(found.image) == before).all()
     assert (np.asarray(found.draw(scores=False)) != np.asarray(drawn)).any()
-    with pytest.raises(ValueError, match="size of the original picture"):
+    with pytest.raises(ValueError, match="size of the original image"):
         found.draw(picture.resize((30, 30)))
     nothing = detector.predict(picture, 1.0)
     assert np.array_equal(np.asarray(nothing.draw()), before)

@@ -53,9 +53,9 @@ def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("missing.jpg", "no such file or folder"), ("*.bmp", "no file fits"), ("deep", "no pictures.*--recursive")],
+    [("missing.jpg", "no such file or folder"), ("*.bmp", "no file matches"), ("deep", "no images.*--recursive")],
 )
-def test_an_input_without_pictures_is_named(album, given, message):
+def test_an_input_without_images_is_named(album, given, message):
     with pytest.raises(FileNotFoundError, match=f"{Path(given).name.replace('*', '.*')}: .*{message}"):
         find_files([album / "a.JPG", album / given])
 

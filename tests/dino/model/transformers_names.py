@@ -26,6 +26,7 @@ OFFICIAL_TRANSFORMERS: Table = (
     ("stages.{i}.{j}.norm.{rest}", "encoder.stages.{i}.layers.{j}.layernorm.{rest}"),
     ("stages.{i}.{j}.gamma", "encoder.stages.{i}.layers.{j}.layer_scale_parameter"),
     ("stages.{i}.{j}.{rest}", "encoder.stages.{i}.layers.{j}.{rest}"),
+    ("norm.{rest}", "layernorm.{rest}"),
     *((f"norm{stage}.{{rest}}", f"hidden_states_norms.stage{stage + 1}.{{rest}}") for stage in range(4)),
 )  # fmt: skip
 

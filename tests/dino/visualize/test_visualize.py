@@ -152,15 +152,6 @@ def test_selection_shows_a_box_for_each_of_the_best(detector, picture):
     assert 0 < few.sum() < many.sum()
 
 
-def test_a_model_that_was_watched_before_is_not_run_again(detector, picture):
-    seen = watch(detector, picture)
-    expected = pixels(draw_refinement(detector, picture)), pixels(draw_query_selection(detector, picture))
-    blind = tiny_detector()
-    blind.model.forward = lambda *arguments: 1 / 0  # type: ignore[method-assign]
-    assert np.array_equal(pixels(draw_refinement(blind, picture, watched=seen)), expected[0])
-    assert np.array_equal(pixels(draw_query_selection(blind, picture, watched=seen)), expected[1])
-
-
 def test_every_picture_has_its_caption_below(detector, picture):
     drawings = [
         draw_refinement(detector, picture),
