@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dino.commands.exit_codes import USER_ERROR, run
 from dino.common.text import closest
 
-# Name: module, its function, what it does. Modules are imported on use: help must not wait for torch.
+# Name: module, its function, what it does. Modules are imported on use, so that help does not import torch.
 COMMANDS = {
     "demo": ("dino.commands.demo", "main", "Train a small model on digits, from nothing; minutes on a CPU."),
     "train": ("dino.commands.train", "train_command", "Train on data in COCO format; resumes a stopped run."),
