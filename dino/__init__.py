@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         postprocess,
     )
 
-# Module: its public names. Imported on first use: `python -m dino --help` should not wait for torch.
+# Module: its public names. Imported on first use, so that `python -m dino --help` does not import torch.
 _PUBLIC = {
     "dino.checkpoint": "build_model load_checkpoint load_model save_model",
     "dino.inference.detections": "Detections",
@@ -41,8 +41,7 @@ _NEEDED = {"PIL": "pillow", "safetensors": "safetensors", "faster_coco_eval": "f
 _NEEDED |= {"tqdm": "tqdm", "tyro": "tyro"}
 if missing := [package for module, package in _NEEDED.items() if find_spec(module) is None]:
     raise ImportError(
-        f"dino needs {', '.join(missing)}, which dino_kernels does without. Install the detector's packages: "
-        'pip install "dino-kernels[detector]"'
+        f'dino needs {", ".join(missing)}. Install the detector\'s packages: pip install "dino-kernels[detector]"'
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dino.checkpoint.folder import read_model
-from dino.checkpoint.load import LoadReport, load_checkpoint
+from dino.checkpoint.load import load_checkpoint
 from dino.checkpoint.read import MODEL_FILE, CheckpointError
 from dino.data import Categories, EvalTransform
 from dino.model.config import model_config
@@ -27,8 +27,6 @@ class TrainedModel:
     categories: Categories
     transform: EvalTransform
     file: Path
-    report: LoadReport | None = None
-    """The report of loading weights that came without a configuration."""
 
 
 def load_trained(path: str | Path, *, preset: str | None = None, **overrides: Any) -> TrainedModel:
@@ -52,17 +50,16 @@ def load_trained(path: str | Path, *, preset: str | None = None, **overrides: An
                 f"dino_4scale_r50."
             )
         model, categories, extra = read_model(file)
-        report, transform = None, EvalTransform()
-        if SIZE in extra:
-            try:
-                transform = EvalTransform(**extra[SIZE])
-            except (TypeError, ValueError) as error:
-                raise CheckpointError(f"{file}: {SIZE} is not a size of images: {error}") from error
+        try:
+            transform = EvalTransform(**extra.get(SIZE, {}))
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{file}: {SIZE} is not a size of images: {error}") from error
     else:
         # Not build_model: it would download backbone weights that the checkpoint replaces.
         model = DINO(model_config(preset, **overrides))
-        report, categories, transform = load_checkpoint(model, file), None, EvalTransform()
-    return TrainedModel(model, categories or default_categories(model.config.num_classes), transform, file, report)
+        load_checkpoint(model, file)
+        categories, transform = None, EvalTransform()
+    return TrainedModel(model, categories or default_categories(model.config.num_classes), transform, file)
 
 
 def find_model(path: str | Path) -> Path:

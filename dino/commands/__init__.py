@@ -1,1 +1,68 @@
-"""The commands of python -m dino."""
+"""The commands of `python -m dino`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from dino.commands.exit_codes import USER_ERROR, run
+from dino.common.text import closest
+
+# Name: module, its function, what it does. Modules are imported on use, so that help does not import torch.
+COMMANDS = {
+    "demo": ("dino.commands.demo", "main", "Train a small model on digits, from nothing; minutes on a CPU."),
+    "train": ("dino.commands.train", "train_command", "Train on data in COCO format; resumes a stopped run."),
+    "evaluate": ("dino.commands.evaluate", "evaluate_command", "Score a model: COCO's average precision."),
+    "predict": ("dino.commands.predict", "predict_command", "Find objects in images, folders of images, or a glob."),
+    "visualize": ("dino.commands.visualize", "visualize_command", "Draw how the model works on an image."),
+    "summary": ("dino.commands.summary", "summary_command", "List a model's parts, parameters and operations."),
+}
+
+HELP = f"""DINO, a detector (arXiv 2203.03605): train it, measure it, use it.
+
+usage: python -m dino COMMAND [options]
+
+commands:
+{chr(10).join(f"  {name:<10} {what}" for name, (_, _, what) in COMMANDS.items())}
+
+a first session, without data of your own:
+  python -m dino demo
+
+with your own images in DATA/train/ and DATA/valid/, and their boxes in
+_annotations.coco.json in each folder (COCO's own layout works too):
+  python -m dino train --data DATA --output runs/mine
+  python -m dino evaluate --checkpoint runs/mine --data DATA
+  python -m dino predict --checkpoint runs/mine photo.jpg album/ --output found
+
+what they write:
+  runs/mine/best/         the best model, which --checkpoint runs/mine selects
+  runs/mine/last/         the newest checkpoint, to resume from
+  runs/mine/log.csv       losses and metrics; plotted in curves.png
+  found/pictures/         the images with boxes
+  found/predictions.json  the boxes, in COCO's result format
+
+to resume a stopped run:
+  python -m dino train --output runs/mine --resume
+
+to list the options of a command: python -m dino COMMAND --help
+to see the full traceback of an error, add --traceback
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 1 for a partial failure, 2 for wrong input, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0 if arguments else USER_ERROR
+    name, *rest = arguments
+    if name not in COMMANDS:
+        meant = closest(name, COMMANDS)
+        hint = f" Perhaps you meant {meant!r}." if meant else ""
+        print(f"error: no command {name!r}.{hint} The commands are {', '.join(COMMANDS)}.", file=sys.stderr)
+        return USER_ERROR
+    show_traceback = "--traceback" in rest
+    rest = [argument for argument in rest if argument != "--traceback"]
+    module, function, _ = COMMANDS[name]
+    return run(lambda: getattr(importlib.import_module(module), function)(rest), show_traceback=show_traceback)

@@ -24,17 +24,17 @@ class EvaluateOptions(ModelOptions):
     data: Annotated[Path, arg(metavar="FOLDER")]
     """A data set in COCO format."""
     split: Literal["train", "valid", "test"] = "valid"
-    """Which of its images."""
+    """Split of the data set."""
     results: OptionalFile = None
     """Write the detections to this file, in COCO's result format."""
     metrics: OptionalFile = None
-    """Write the numbers to this file, as JSON."""
+    """Write the metrics to this file, as JSON."""
     batch_size: Number = 1
-    """Images at a time. More than 1 pads them to the largest, which changes AP a little: keep 1 to report AP."""
+    """Images per forward pass. With more than 1, padding to the largest changes AP slightly: report AP with 1."""
     workers: Number = 2
     """Processes that load images; 0 loads them in this one."""
     skip_invalid: bool = False
-    """Leave out invalid annotations and unreadable images, and list them, instead of stopping at them."""
+    """List invalid annotations and unreadable images, and leave them out, instead of stopping."""
 
 
 def evaluate_command(argv: Sequence[str]) -> None:

@@ -16,10 +16,10 @@ from dino.commands.parsing import ModelOptions, Number, OptionalFile, parse
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(ModelOptions):
-    """Find objects in pictures.
+    """Find objects in images.
 
     Writes to the output folder: predictions.json (COCO's result format), images.json (the id of each file), and
-    pictures/ with the boxes drawn. A file that cannot be read is named at the end, and the exit code is then 1.
+    pictures/ with the boxes drawn. Unreadable files are listed at the end, and the exit code is then 1.
     """
 
     inputs: Positional[Annotated[tuple[str, ...], arg(metavar="INPUT [INPUT ...]", help_behavior_hint="")]]
@@ -27,13 +27,13 @@ class PredictOptions(ModelOptions):
     output: Annotated[Path, arg(metavar="FOLDER")] = Path("predictions")
     """Where to write."""
     threshold: Annotated[float, arg(metavar="SCORE")] = 0.3
-    """The least score of a detection, 0 to 1; use 0 for results that are to be scored."""
+    """Lowest score of a detection, 0 to 1; use 0 to compute metrics from the results."""
     top_k: Number = 300
-    """Most detections of one picture."""
+    """Largest number of detections of an image."""
     recursive: bool = False
-    """Look into the folders inside of folders too."""
+    """Include the folders inside folders."""
     annotations: OptionalFile = None
-    """A COCO file to take the image ids from, by file name; by default they are 1, 2, ..."""
+    """A COCO file with the image ids, found by file name; by default they are 1, 2, ..."""
     no_pictures: bool = False
     """Write the two JSON files only."""
     font: OptionalFile = None
@@ -41,10 +41,10 @@ class PredictOptions(ModelOptions):
 
 
 def predict_command(argv: Sequence[str]) -> int:
-    """Predict; the exit code is 1 if a file could not be read."""
+    """Predict and return the exit code: 1 if a file could not be read."""
     options = parse(PredictOptions, "predict", argv)
     if not options.inputs:
-        raise ValueError("predict: no INPUT; give files, folders or patterns")
+        raise ValueError("predict: no INPUT. Pass files, folders or patterns.")
     from dino.common.console import Console
     from dino.inference.files import Prediction, coco_ids, find_files, predict_files
 
@@ -62,12 +62,12 @@ def predict_command(argv: Sequence[str]) -> int:
         font=None if options.font is None else str(options.font),
     )
     done = Prediction()
-    for state in Console(sys.stderr).bar(progress, "predict", "picture", total=len(files)):
+    for state in Console(sys.stderr).bar(progress, "predict", "image", total=len(files)):
         done = state
     for name, content in (("predictions.json", done.results), ("images.json", done.images)):
         (options.output / name).write_text(json.dumps(content), encoding="utf-8")
     drawn = " and pictures/" if done.images and not options.no_pictures else ""
-    print(f"{len(done.results)} detections in {len(done.images)} pictures")
+    print(f"{len(done.results)} detections in {len(done.images)} images")
     print(f"wrote predictions.json, images.json{drawn} to {options.output}")
     for failure in done.failures:
         print(f"left out: {failure}", file=sys.stderr)

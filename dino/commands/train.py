@@ -1,4 +1,4 @@
-"""The options of `python -m dino train`, made of `TrainConfig`."""
+"""`python -m dino train`, with options generated from `TrainConfig`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DEFAULT_PRESET = "dino_4scale_r50"
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions(ModelConfig):
-    # The data say how many classes there are.
+    # The number of classes is that of the data.
     num_classes: Annotated[int, tyro.conf.Suppress] = 91
 
 
@@ -34,13 +34,13 @@ class Options(TrainConfig):
     finetune: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     backbone_weights: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     lr_drop_epochs: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="[INT [INT ...]]")] = None
-    # Last, so that it stands above the model's own options, whose defaults it chooses.
+    # Last, so that help lists it above the model's own options, whose defaults it sets.
     preset: Literal[tuple(PRESETS)] = _DEFAULT_PRESET  # pyright: ignore[reportInvalidTypeForm]
-    """Model whose values the options below have if they are not given."""
+    """Model with the default values of the options below."""
 
 
 def train_command(argv: Sequence[str]) -> int:
-    """Run `python -m dino train` with some arguments; its exit code is 128 + a signal's number after a stop."""
+    """Train, and return the exit code: 128 + the signal's number if a signal stopped the run."""
     from dino.training.train import train
 
     stopped_by = train(parse(argv)).stopped_by
@@ -48,7 +48,7 @@ def train_command(argv: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> TrainConfig:
-    """The configuration that some arguments ask for; ends the process at --help and at a wrong option."""
+    """Parse arguments into a configuration. Exits after --help and at a wrong option."""
     defaults = _defaults(list(arguments))
     options = tyro.cli(Options, args=arguments, default=defaults, prog="python -m dino train")
     fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)}
@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
 
 
 def _defaults(arguments: list[str]) -> Options:
-    """What holds for options that are not given: the preset's model, or the options of the run to resume."""
+    """Return the defaults of the options: the preset's model, or the options of the run to resume."""
     preset = _given(arguments, "--preset")
     fields: dict[str, object] = {"data": tyro.MISSING}
     model = PRESETS.get(preset or _DEFAULT_PRESET, PRESETS[_DEFAULT_PRESET])
@@ -72,7 +72,7 @@ def _defaults(arguments: list[str]) -> Options:
 
 
 def _given(arguments: list[str], option: str) -> str | None:
-    """The value of an option, read before all options are known."""
+    """Return the value of an option, read before the full parse."""
     for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if argument == option:
             return following

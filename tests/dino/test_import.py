@@ -23,6 +23,13 @@ def test_the_detector_names_the_extra(run_python):
     assert 'pip install "dino-kernels[detector]"' in printed
 
 
+def test_a_single_missing_package_is_named_and_no_other(run_python):
+    program = (
+        "import sys; sys.modules['tyro'] = None\ntry: import dino.commands\nexcept ImportError as error: print(error)"
+    )
+    assert run_python(program).startswith("dino needs tyro. Install the detector's packages")
+
+
 def test_every_public_name_exists():
     import dino
 

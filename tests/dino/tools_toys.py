@@ -1,4 +1,4 @@
-"""Models of a few thousand weights, pictures and batches for the tests of evaluation, prediction and drawing."""
+"""Models of a few thousand weights, images and batches for the tests of evaluation, prediction and drawing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m dino demo`: from no data to a working detector in minutes, on a CPU and without a network."""
+"""`python -m dino demo`: train a working detector in minutes, on a CPU, without data or network."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from dino.checkpoint import build_model
 from dino.commands.demo.digits import make_digits_dataset
 from dino.commands.parsing import parse
+from dino.common.text import percent
 from dino.data import Datasets, EvalTransform, build_datasets, build_loader, open_image
 from dino.evaluation.coco_metrics import CocoMetrics
 from dino.evaluation.evaluate import evaluate
@@ -22,38 +23,38 @@ from dino.training.config import TrainConfig
 from dino.training.train import TrainResult, train
 
 IMAGE_SIZE = 160
-_PICTURES = 8
+_SHOWN = 8
 _ZOOM = 2
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Train a small DINO to find handwritten digits in photographs, and show what it has learned.
+    """Train a small DINO to find handwritten digits in photographs, and draw its detections.
 
     The digits and the photographs come with scikit-learn: nothing is downloaded. The model starts from random weights.
-    The validation pictures show digits by other hands on another part of a photograph.
+    The validation images show digits by other writers on another part of a photograph.
     """
 
     output: Path = Path("runs/demo")
-    """Folder for everything: data/ (the pictures), run/ (the trained model), detections.png."""
+    """Output folder: data/ (the images), run/ (the trained model), detections.png."""
     epochs: int = 4
-    """Passes over the training pictures, 250 steps each; 12 give a better model in three times the time."""
+    """Passes over the training images, 250 steps each; 12 give a better model in three times the time."""
     train_images: int = 2000
-    """Training pictures to make."""
+    """Number of training images."""
     valid_images: int = 200
-    """Validation pictures to make."""
+    """Number of validation images."""
     threshold: float = 0.3
-    """Least score of a detection in the picture."""
+    """Lowest score of a detection in detections.png."""
     seed: int = 0
-    """The same seed gives the same pictures, and on the same machine the same model."""
+    """The same seed gives the same images and, on the same machine, the same model."""
     resume: bool = False
-    """Go on where an earlier demo was stopped; with more epochs, train it longer."""
+    """Resume a stopped demo; with more epochs, train it longer."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `python -m dino demo` with some arguments; returns the exit code."""
+    """Run the demo and return its exit code."""
     options = parse(DemoOptions, "demo", arguments)
-    print(f"1. Making {options.train_images:,} pictures for training and {options.valid_images:,} for validation")
+    print(f"1. Making {options.train_images:,} images for training and {options.valid_images:,} for validation")
     config = demo_config(options)
     make_digits_dataset(
         config.data,
@@ -66,26 +67,26 @@ def main(arguments: Sequence[str]) -> int:
 
     print("2. Before training")
     before = untrained_metrics(config)
-    print(f"   AP {100 * before.AP:.1f}, AP50 {100 * before.AP50:.1f}: random weights know nothing")
+    print(f"   AP {percent(before.AP)}, AP50 {percent(before.AP50)}: random weights")
 
     print("3. Training")
     result = train(config)
     if result.stopped_by is not None or result.final_model is None:
-        print("Stopped. Go on with --resume.")
+        print("Stopped. Resume with --resume.")
         return 1
 
     print("4. After training")
     for name in ("AP", "AP50"):
-        print(f"   {name:<4} {100 * getattr(before, name):4.1f} -> {100 * result.history[-1][name]:4.1f}")
-    picture = options.output / "detections.png"
-    detections_picture(config, result.final_model, options.threshold).save(picture)
-    print(f"   {picture}: what it finds in validation pictures (top: the truth, below: the detections)")
+        print(f"   {name:<4} {percent(getattr(before, name)):>4} -> {percent(result.history[-1][name]):>4}")
+    path = options.output / "detections.png"
+    draw_detections(config, result.final_model, options.threshold).save(path)
+    print(f"   {path}: validation images (top: true boxes, below: detections)")
     print(_next_steps(config, result, options))
     return 0
 
 
 def demo_config(options: DemoOptions) -> TrainConfig:
-    """The training run of the demo. A learning rate ten times the paper's, for a model trained from nothing."""
+    """Return the training run of the demo, at ten times the paper's learning rate: the weights are random."""
     return TrainConfig(
         data=options.output / "data",
         output=options.output / "run",
@@ -109,12 +110,12 @@ def demo_config(options: DemoOptions) -> TrainConfig:
 
 
 def demo_datasets(config: TrainConfig) -> Datasets:
-    """The demo's data, as it is evaluated."""
+    """Return the demo's data, with the transform for evaluation."""
     return build_datasets(config.data, eval_transform=EvalTransform(IMAGE_SIZE, IMAGE_SIZE))
 
 
 def untrained_metrics(config: TrainConfig) -> CocoMetrics:
-    """What a model with random weights scores."""
+    """Return the metrics of a model with random weights."""
     data = demo_datasets(config)
     torch.manual_seed(config.seed)
     model = build_model(config.model, num_classes=data.categories.num_classes)
@@ -122,31 +123,31 @@ def untrained_metrics(config: TrainConfig) -> CocoMetrics:
     return evaluate(model, loader, data.valid.index, data.categories, device="cpu")
 
 
-def detections_picture(config: TrainConfig, checkpoint: Path, threshold: float) -> Image.Image:
-    """The validation pictures with most digits in pairs: with their true boxes, and below with the detections."""
+def draw_detections(config: TrainConfig, checkpoint: Path, threshold: float) -> Image.Image:
+    """Draw the validation images with most digits in pairs: with true boxes, and below with detections."""
     detector = Detector.from_checkpoint(checkpoint)
     index, categories = demo_datasets(config).valid.index, detector.categories
     fullest = sorted(range(len(index)), key=lambda position: -len(index.training_boxes(position)[0]))
     pairs = []
-    for position in fullest[:_PICTURES]:
-        picture = open_image(index.image_path(position))
+    for position in fullest[:_SHOWN]:
+        image = open_image(index.image_path(position))
         boxes, ids = index.training_boxes(position)
         labels = [categories.label_of(int(i)) for i in ids]
-        found = detector.predict(picture, threshold)
+        found = detector.predict(image, threshold)
         scored = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores.tolist(), strict=True)]
-        truth = _drawn(picture, boxes.tolist(), labels, [categories.name_of(label) for label in labels])
-        pairs.append((truth, _drawn(picture, found.boxes_xyxy.tolist(), found.labels.tolist(), scored)))
+        truth = _drawn(image, boxes.tolist(), labels, [categories.name_of(label) for label in labels])
+        pairs.append((truth, _drawn(image, found.boxes_xyxy.tolist(), found.labels.tolist(), scored)))
     return _sheet(pairs)
 
 
-def _drawn(picture: Image.Image, boxes: list[list[float]], labels: list[int], texts: list[str]) -> Image.Image:
-    large = picture.resize((_ZOOM * picture.width, _ZOOM * picture.height), Image.Resampling.BICUBIC)
+def _drawn(image: Image.Image, boxes: list[list[float]], labels: list[int], texts: list[str]) -> Image.Image:
+    large = image.resize((_ZOOM * image.width, _ZOOM * image.height), Image.Resampling.BICUBIC)
     boxes = [[_ZOOM * x for x in box] for box in boxes]
     return draw_boxes(large, boxes, [class_colour(label) for label in labels], texts)
 
 
 def _sheet(pairs: list[tuple[Image.Image, Image.Image]]) -> Image.Image:
-    """Pairs of square pictures, one above the other, four to a row, each row with its caption."""
+    """Arrange pairs of square images, one above the other, four to a row, each row with a caption."""
     tile, gap, caption = _ZOOM * IMAGE_SIZE, 8, 36
     row = caption + 2 * (tile + gap)
     sheet = Image.new("RGB", (4 * (tile + gap) + gap, (len(pairs) + 3) // 4 * row + gap), "white")
@@ -154,9 +155,9 @@ def _sheet(pairs: list[tuple[Image.Image, Image.Image]]) -> Image.Image:
     for place, pair in enumerate(pairs):
         left, top = gap + place % 4 * (tile + gap), gap + place // 4 * row
         if place % 4 == 0:
-            pen.text((left, top), "above: the truth; below: what the detector finds, with scores", "black", font)
-        for line, picture in enumerate(pair):
-            sheet.paste(picture, (left, top + caption + line * (tile + gap)))
+            pen.text((left, top), "above: true boxes; below: detections with scores", "black", font)
+        for line, image in enumerate(pair):
+            sheet.paste(image, (left, top + caption + line * (tile + gap)))
     return sheet
 
 

@@ -1,4 +1,4 @@
-"""The demo's data: real handwritten digits on real photographs, as a COCO data set that needs no download."""
+"""Write the demo's data: handwritten digits on photographs, as a COCO data set, without a download."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dino.commands.demo.digit_pictures import Sources, compose, load_sources
+from dino.commands.demo.digit_images import Sources, compose, load_sources
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _CONFIG_FILE = "digits.json"
-# Change it when the same configuration would make other pictures: directories of an older version are not reused.
+# Increased when a configuration gives other images: directories of an older version are not reused.
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class DigitsConfig:
-    """What `make_digits_dataset` writes."""
+    """The data set of `make_digits_dataset`."""
 
     train_images: int = 2000
-    """Pictures in `train/`."""
+    """Images in `train/`."""
     valid_images: int = 200
-    """Pictures in `valid/`: other digits, by other hands, on another photograph's part."""
+    """Images in `valid/`: other digits by other writers, on another part of a photograph."""
     image_size: int = 160
-    """Width and height of a picture, pixels."""
+    """Width and height of an image in pixels."""
     digit_size: tuple[int, int] = (24, 48)
-    """Smallest and largest longer side of a digit, pixels."""
+    """Smallest and largest longer side of a digit in pixels."""
     max_digits: int = 5
-    """A picture holds 1 to max_digits digits, which do not overlap."""
+    """An image has 1 to max_digits digits, which do not overlap."""
     seed: int = 0
-    """The same configuration writes the same pictures."""
+    """The same configuration gives the same images."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "digit_size", tuple(self.digit_size))
@@ -51,13 +51,13 @@ class DigitsConfig:
 
 
 def make_digits_dataset(directory: str | Path, config: DigitsConfig | None = None, **overrides: Any) -> Path:
-    """Write `train/` and `valid/`, each with its pictures and `_annotations.coco.json`.
+    """Write `train/` and `valid/`, each with its images and `_annotations.coco.json`.
 
-    The directory appears whole or not at all. One that was written with the same configuration is reused as it is.
-    Category ids are 1 to 10 (named "zero" to "nine"), deliberately not the labels 0 to 9.
+    The directory appears complete or not at all. An existing one with the same configuration is reused. Category ids
+    are 1 to 10 (named "zero" to "nine"), deliberately not the labels 0 to 9.
 
     Args:
-        directory: created; its parents too.
+        directory: created, with its parents.
         config: the default is `DigitsConfig()`.
         overrides: fields of `DigitsConfig` that replace the configuration's.
 
@@ -66,7 +66,7 @@ def make_digits_dataset(directory: str | Path, config: DigitsConfig | None = Non
 
     Raises:
         ImportError: scikit-learn is missing.
-        FileExistsError: the directory holds something else.
+        FileExistsError: the directory holds other files.
     """
     directory = Path(directory)
     config = dataclasses.replace(config or DigitsConfig(), **overrides)
@@ -83,7 +83,7 @@ def make_digits_dataset(directory: str | Path, config: DigitsConfig | None = Non
         try:
             temporary.rename(directory)
         except OSError:
-            # Somebody else may have finished the same directory first; anything else is an error.
+            # Another process may have finished the same directory first; anything else is an error.
             if not _is_complete(directory, config):
                 raise
     finally:
@@ -96,7 +96,7 @@ def _write_split(folder: Path, split: str, count: int, config: DigitsConfig, sou
     images, annotations = [], []
     for index in range(count):
         rng = random.Random(f"{config.seed}/{split}/{index}")
-        picture, digits = compose(
+        image, digits = compose(
             rng,
             sources,
             image_size=config.image_size,
@@ -104,7 +104,7 @@ def _write_split(folder: Path, split: str, count: int, config: DigitsConfig, sou
             max_digits=config.max_digits,
         )
         file_name = f"{split}_{index:05d}.jpg"
-        picture.save(folder / file_name, quality=95, subsampling=0)
+        image.save(folder / file_name, quality=95, subsampling=0)
         image_id = index + 1
         images.append({"id": image_id, "file_name": file_name, "width": config.image_size, "height": config.image_size})
         for value, (x, y, width, height) in digits:
@@ -128,7 +128,7 @@ def _description(config: DigitsConfig) -> dict[str, Any]:
 
 
 def _is_complete(directory: Path, config: DigitsConfig) -> bool:
-    """True if the directory holds this data set, False if it can be written, else an error."""
+    """Return True if the directory holds this data set, False if it can be written; otherwise raise."""
     if not directory.exists() or (directory.is_dir() and not os.listdir(directory)):
         return False
     found = json.loads((directory / _CONFIG_FILE).read_text()) if (directory / _CONFIG_FILE).is_file() else None
@@ -136,5 +136,5 @@ def _is_complete(directory: Path, config: DigitsConfig) -> bool:
         return True
     what = f"a digits data set of another configuration ({found})" if found else "other files"
     raise FileExistsError(
-        f"{directory} holds {what}; asked for {_description(config)}. Choose another directory, or delete it"
+        f"{directory} holds {what}, requested is {_description(config)}. Choose another directory, or delete it."
     )

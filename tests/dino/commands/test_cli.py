@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 
-from dino import __main__ as command_line
+from dino import commands as command_line
 from dino.checkpoint import save_model
 from dino.commands import exit_codes
 from dino.data import DatasetError
@@ -28,7 +28,7 @@ def main(*arguments):
 
 @pytest.fixture
 def plain(monkeypatch):
-    """A terminal of 80 columns, and no wish for tracebacks."""
+    """A terminal of 80 columns, without tracebacks."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv(exit_codes.TRACEBACK_VARIABLE, raising=False)
 
@@ -222,7 +222,7 @@ def test_predict_writes_results_that_can_be_scored(plain, capsys, run_folder):
     valid, found = run_folder / "data" / "valid", run_folder / "found"
     arguments = ["--checkpoint", run_folder / "run", valid, "--output", found, "--threshold", 0, "--device", "cpu"]
     assert main("predict", *arguments, "--annotations", valid / "_annotations.coco.json") == 0
-    assert "180 detections in 3 pictures" in capsys.readouterr().out
+    assert "180 detections in 3 images" in capsys.readouterr().out
     results = json.loads((found / "predictions.json").read_text())
     assert {result["image_id"] for result in results} == {100, 101, 102}
     from dino.evaluation.coco_metrics import score
@@ -242,11 +242,11 @@ def test_predict_names_broken_files_and_ends_with_1(plain, capsys, run_folder):
     assert not (found / "pictures").exists()
 
 
-def test_visualize_writes_a_picture_of_each_kind(plain, capsys, run_folder):
+def test_visualize_writes_an_image_of_each_kind(plain, capsys, run_folder):
     valid, out = run_folder / "data" / "valid", run_folder / "out"
     arguments = ["--checkpoint", run_folder / "run", valid / "0.png", "--output", out, "--device", "cpu"]
     assert main("visualize", *arguments) == 0
-    assert "no picture of denoising" in capsys.readouterr().err
+    assert "denoising is not drawn" in capsys.readouterr().err
     kinds = {"refinement", "sampling", "query_selection", "encoder_sampling"}
     assert {path.name for path in out.iterdir()} == {f"0_{kind}.png" for kind in kinds}
     assert main("visualize", *arguments, "--annotations", valid / "_annotations.coco.json", "--layer", 0) == 0

@@ -1,4 +1,4 @@
-"""The demo from nothing to a picture, in small; and the variants of the ablation that is trained on its data."""
+"""The demo from nothing to an image, in small; and the variants of the ablation that is trained on its data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_the_demo_leaves_data_a_model_and_a_picture(finished: Path) -> None:
+def test_the_demo_leaves_data_a_model_and_an_image(finished: Path) -> None:
     assert len(list((finished / "data/train").glob("*.jpg"))) == 16
     detector = dino.Detector.from_checkpoint(finished / "run")
     assert detector.categories.names[0] == "zero" and detector.transform.short_side == 160

@@ -14,7 +14,7 @@ from PIL import Image
 
 pytest.importorskip("sklearn")
 
-from dino.commands.demo import digit_pictures
+from dino.commands.demo import digit_images
 from dino.commands.demo.digits import DIGIT_NAMES, DigitsConfig, make_digits_dataset
 from dino.data import build_datasets
 
@@ -57,8 +57,8 @@ def test_digits_lie_inside_and_apart(digits: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(25))
 def test_digits_stay_apart_where_there_is_hardly_room(seed: int) -> None:
-    sources = digit_pictures.load_sources()["train"]
-    picture, digits = digit_pictures.compose(
+    sources = digit_images.load_sources()["train"]
+    picture, digits = digit_images.compose(
         random.Random(seed), sources, image_size=72, digit_size=(24, 36), max_digits=9
     )
     assert picture.size == (72, 72) and 1 <= len(digits) <= 9
@@ -137,7 +137,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_validation_uses_other_digits_and_another_part_of_the_photographs() -> None:
-    sources = digit_pictures.load_sources()
+    sources = digit_images.load_sources()
     train, valid = sources["train"], sources["valid"]
     assert (len(train.values), len(valid.values)) == (1437, 360)
     assert not {digit.tobytes() for digit in train.digits} & {digit.tobytes() for digit in valid.digits}
@@ -150,7 +150,7 @@ def test_validation_uses_other_digits_and_another_part_of_the_photographs() -> N
 
 def test_a_missing_scikit_learn_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r'needs scikit-learn: .*pip install -e "\.\[demo\]"'):
+    with pytest.raises(ImportError, match=r'needs scikit-learn\. .*pip install "dino-kernels\[demo\]"'):
         make_digits_dataset(tmp_path / "d", CONFIG)
     assert list(tmp_path.iterdir()) == []
 

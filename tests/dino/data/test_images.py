@@ -102,7 +102,7 @@ def test_boxes_in_stored_pixels_ignore_the_orientation_of_the_camera(orientation
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_the_picture_is_turned_where_only_then_it_has_the_stated_size(orientation: int, tmp_path: Path) -> None:
+def test_the_image_is_turned_where_only_then_it_has_the_stated_size(orientation: int, tmp_path: Path) -> None:
     save_turned(tmp_path / "a.jpg", orientation)
     image = open_image(tmp_path / "a.jpg", size_wh=(HEIGHT, WIDTH))
     assert image.size == (HEIGHT, WIDTH)
@@ -118,7 +118,7 @@ def test_an_orientation_that_keeps_the_size_does_not_excuse_another_size(orienta
         open_image(tmp_path / "a.jpg", size_wh=(HEIGHT, WIDTH))
 
 
-def test_without_a_stated_size_the_picture_is_upright(tmp_path: Path) -> None:
+def test_without_a_stated_size_the_image_is_upright(tmp_path: Path) -> None:
     save_turned(tmp_path / "a.jpg", 6)
     assert open_image(tmp_path / "a.jpg").size == (HEIGHT, WIDTH)
     save_turned(tmp_path / "b.jpg", 3)

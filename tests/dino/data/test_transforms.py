@@ -150,7 +150,7 @@ def test_crop_regions_reach_every_size_and_place_that_is_allowed() -> None:
     assert {(y, height) for _, y, _, height in regions} == {(y, h) for h in range(5, 8) for y in range(7 - h + 1)}
 
 
-def test_half_of_the_pictures_are_flipped_and_half_are_cropped() -> None:
+def test_half_of_the_images_are_flipped_and_half_are_cropped() -> None:
     boxes, labels = torch.tensor([[0.0, 0, 20, 64]]), torch.zeros(1, dtype=torch.int64)
     image = Image.new("RGB", (64, 64))
     transform = TrainTransform(short_sides=(64,), long_side=None, crop_short_sides=(64,), crop_size=(32, 33))

@@ -37,7 +37,7 @@ def same(found, expected):
 def test_detections_are_those_of_the_model_in_pixels_of_the_original(detector, picture):
     found = detector.predict(picture, 0.0)
     image, _, _ = detector.transform(picture, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    assert image.shape[1:] == (96, 128)  # the picture itself has 60x80
+    assert image.shape[1:] == (96, 128)  # the image itself has 60x80
     images, mask = pad_images([image])
     with torch.no_grad():
         expected = postprocess(detector.model(images, mask), torch.tensor([[60, 80]]))[0]
@@ -79,8 +79,8 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_picture_gives_the_same_detections(detector, picture, kind):
-    if kind == "tensor_bfloat16":  # 8 bits of precision: compare with what they leave of the picture
+def test_every_kind_of_image_gives_the_same_detections(detector, picture, kind):
+    if kind == "tensor_bfloat16":  # 8 bits of precision: compare with what they leave of the image
         picture = Image.fromarray((KINDS[kind](picture).float() * 255).round().byte().permute(1, 2, 0).numpy())
     assert same(detector.predict(KINDS[kind](picture), 0.0), detector.predict(picture, 0.0))
 
@@ -135,7 +135,7 @@ def test_a_list_gives_a_list_in_its_order(detector):
         ("https://example.com/cat.jpg", "local files"),
     ],
 )
-def test_what_is_not_a_picture_is_named(detector, given, message):
+def test_what_is_not_an_image_is_named(detector, given, message):
     with pytest.raises(ValueError, match=message):
         detector.predict(given)
 
@@ -164,7 +164,7 @@ def test_to_coco_has_the_fields_of_a_result_file(detector, picture):
     assert json.loads(json.dumps(results)) == results
 
 
-def test_drawing_leaves_the_picture_alone_and_needs_its_size(detector, picture):
+def test_drawing_leaves_the_image_alone_and_needs_its_size(detector, picture):
     found = detector.predict(picture, 0.0)
     before = np.array(found.image)
     drawn = found.draw()

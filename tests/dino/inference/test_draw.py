@@ -1,4 +1,4 @@
-"""Boxes and label tags: inside the picture, readable, apart from each other, and in the class's colour."""
+"""Boxes and label tags: inside the image, readable, apart from each other, and in the class's colour."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_small_box_stays_visible_on_a_large_one():
     "box",
     [[-50, -50, -10, -10], [300, 10, 320, 30], [60, 50, 40, 70], [math.nan, 0, 10, 10], [0, 0, math.inf, 10]],
 )
-def test_a_box_that_is_not_in_the_picture_is_not_drawn(box):
+def test_a_box_that_is_not_in_the_image_is_not_drawn(box):
     assert (pixels(draw.draw_boxes(GREY, [box], [draw.BLACK], ["text"])) == 128).all()
 
 
@@ -92,7 +92,7 @@ box_strategy = corners_and_sizes.map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(box_strategy, min_size=1, max_size=12))
-def test_tags_stay_inside_the_picture(boxes):
+def test_tags_stay_inside_the_image(boxes):
     for x0, y0, x1, y1 in places(boxes, ["person 0.93"] * len(boxes), (640, 640)):
         assert 0 <= x0 < x1 <= 640 and 0 <= y0 < y1 <= 640
 
@@ -109,7 +109,7 @@ def test_a_tag_stands_above_its_box_where_there_is_room():
     assert (x0, y1) == (200.0, 200.0)
 
 
-def test_lines_and_letters_grow_with_the_picture():
+def test_lines_and_letters_grow_with_the_image():
     assert draw.line_width((64, 64)) == 1 and draw.font_size((64, 64)) == 10
     assert draw.line_width((640, 480)) < draw.line_width((2400, 1600))
     assert draw.font_size((640, 480)) < draw.font_size((2400, 1600))
@@ -129,7 +129,7 @@ def test_a_file_that_is_no_font_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
-def test_pictures_of_every_mode_become_rgb(mode):
+def test_images_of_every_mode_become_rgb(mode):
     assert draw.draw_boxes(GREY.convert(mode), [[5, 5, 50, 50]], [draw.BLACK]).mode == "RGB"
 
 

@@ -20,7 +20,7 @@ def detector():
 
 @pytest.fixture
 def album(tmp_path):
-    """Three pictures, one of them in a folder inside, and a text."""
+    """Three images, one of them in a folder inside, and a text."""
     for name in ("b.png", "a.JPG", "deep/er/c.webp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         noise_picture().save(tmp_path / name)
@@ -32,7 +32,7 @@ def names(files):
     return [str(file.name) for file in files]
 
 
-def test_a_folder_means_its_pictures_in_order(album):
+def test_a_folder_means_its_images_in_order(album):
     assert names(find_files([album])) == ["a.JPG", "b.png"]
     assert names(find_files([album], recursive=True)) == ["a.JPG", "b.png", "deep/er/c.webp"]
 

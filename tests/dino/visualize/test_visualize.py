@@ -1,4 +1,4 @@
-"""What the pictures show is what the model does."""
+"""What the images show is what the model does."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pixels(image):
 
 
 def changed(drawn, picture):
-    """The part of a drawing above its caption, and where it differs from the faded picture."""
+    """The part of a drawing above its caption, and where it differs from the faded image."""
     size = display_size(picture.size)
     ground = pixels(View(picture).image)
     shown = pixels(drawn)[: size[1], : size[0]]
@@ -152,7 +152,7 @@ def test_selection_shows_a_box_for_each_of_the_best(detector, picture):
     assert 0 < few.sum() < many.sum()
 
 
-def test_every_picture_has_its_caption_below(detector, picture):
+def test_every_image_has_its_caption_below(detector, picture):
     drawings = [
         draw_refinement(detector, picture),
         draw_query_selection(detector, picture),
@@ -211,14 +211,14 @@ def test_a_view_holds_what_it_is_around_and_keeps_the_shape(picture):
     assert whole.box(torch.tensor([1.25, 0.5, 2.0, 0.75])) is None
 
 
-def test_a_part_shows_that_part_of_the_picture():
+def test_a_part_shows_that_part_of_the_image():
     picture = noise_picture(100, 100)
     picture.paste((255, 0, 0), (50, 50, 100, 100))
     part = pixels(View(picture, around=torch.tensor([[0.6, 0.6], [0.9, 0.9]])).image)
     assert (part[..., 0] > part[..., 1]).mean() > 0.95
 
 
-def test_small_pictures_are_enlarged_and_large_ones_reduced():
+def test_small_images_are_enlarged_and_large_ones_reduced():
     assert display_size((160, 80)) == (960, 480)
     assert display_size((1000, 500)) == (1000, 500)
     assert display_size((5000, 2500)) == (1280, 640)

@@ -1,4 +1,4 @@
-"""The pictures of the demo's data: a digit's strokes, painted on a piece of a photograph."""
+"""Paint digits on pieces of photographs: the images of the demo's data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter, ImageOps
 Box = tuple[int, int, int, int]
 """x, y, width, height, pixels."""
 
-# scikit-learn's digits come writer after writer, so the last fifth is by hands that training never saw.
+# scikit-learn's digits are sorted by writer, so the last fifth is by writers unseen in training.
 _TRAINING_DIGITS = 1437
 
 
@@ -28,7 +28,7 @@ def load_sources() -> dict[str, Sources]:
         from sklearn.datasets import load_digits, load_sample_image
     except ImportError as error:
         raise ImportError(
-            'the digits data set needs scikit-learn: pip install scikit-learn, or pip install -e ".[demo]"'
+            'the digits data set needs scikit-learn. Install it: pip install "dino-kernels[demo]"'
         ) from error
     data: Any = load_digits()
     china = Image.fromarray(load_sample_image("china.jpg"))
@@ -45,18 +45,18 @@ def load_sources() -> dict[str, Sources]:
 def compose(
     rng: random.Random, sources: Sources, *, image_size: int, digit_size: tuple[int, int], max_digits: int
 ) -> tuple[Image.Image, list[tuple[int, Box]]]:
-    """One picture, and the value and box of each digit on it. The sizes are those of `DigitsConfig`."""
-    picture = _background(rng, image_size, sources.photographs)
+    """Return an image, and the value and box of each digit on it. The sizes are those of `DigitsConfig`."""
+    image = _background(rng, image_size, sources.photographs)
     digits: list[tuple[int, Box]] = []
     for _ in range(rng.randint(1, max_digits)):
         index = rng.randrange(len(sources.values))
         stencil = _stencil(sources.digits[index], rng.randint(*digit_size))
         place = _free_place(rng, image_size, stencil.size, [box for _, box in digits])
         if place is None:
-            continue  # no room for this one; the first always finds room
-        _draw(rng, picture, stencil, place)
+            continue  # no room left; the first digit always finds room
+        _draw(rng, image, stencil, place)
         digits.append((int(sources.values[index]), (*place, *stencil.size)))
-    return picture, digits
+    return image, digits
 
 
 def _background(rng: random.Random, size: int, photographs: tuple[Image.Image, ...]) -> Image.Image:
@@ -70,8 +70,8 @@ def _background(rng: random.Random, size: int, photographs: tuple[Image.Image, .
 
 
 def _stencil(digit: np.ndarray, longer_side: int) -> Image.Image:
-    """The ink of a digit as an opacity map that its ink touches on all four sides."""
-    # Padded, so that the strokes at the border of the 8x8 image fade out as the others do.
+    """Return the ink of a digit as an opacity map, cropped to the ink on all four sides."""
+    # Padded, so that strokes at the border of the 8x8 image fade out like the others.
     padded = np.pad(np.clip(digit * (255 / 16), 0, 255).astype(np.uint8), 2)
     ink = Image.fromarray(padded)
     box = _ink_box(ink.resize((ink.width * 16, ink.height * 16), Image.Resampling.BICUBIC))
@@ -79,7 +79,7 @@ def _stencil(digit: np.ndarray, longer_side: int) -> Image.Image:
     scale = longer_side / max(right - left, bottom - top)
     size = (max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale)))
     smooth = ink.resize(size, Image.Resampling.BICUBIC, box=(left, top, right, bottom))
-    # Steeper edges: eight pixels blown up to forty are otherwise a blur.
+    # Steeper edges: eight pixels enlarged to forty are otherwise blurred.
     return smooth.point([min(255, max(0, round((level - 80) * 2.2))) for level in range(256)])
 
 
@@ -101,22 +101,22 @@ def _free_place(rng: random.Random, image_size: int, size: tuple[int, int], take
     return None
 
 
-def _draw(rng: random.Random, picture: Image.Image, stencil: Image.Image, place: tuple[int, int]) -> None:
-    """Paint the digit in a random colour that is far from the brightness of what lies under it."""
+def _draw(rng: random.Random, image: Image.Image, stencil: Image.Image, place: tuple[int, int]) -> None:
+    """Paint the digit in a random colour whose brightness contrasts with the ground."""
     x, y = place
     box = (x, y, x + stencil.width, y + stencil.height)
-    red, green, blue = np.asarray(picture.crop(box)).reshape(-1, 3).mean(0)
+    red, green, blue = np.asarray(image.crop(box)).reshape(-1, 3).mean(0)
     # A soft halo of the mean colour keeps thin strokes readable on leaves and roof tiles. It follows the strokes: a
-    # rectangle would draw the answer into the picture.
+    # rectangle would draw the answer into the image.
     margin = 8
     halo = ImageOps.expand(stencil, margin).filter(ImageFilter.MaxFilter(5)).filter(ImageFilter.GaussianBlur(3))
     halo = halo.point([round(level * 0.6) for level in range(256)])
-    picture.paste((round(red), round(green), round(blue)), (x - margin, y - margin), halo)
+    image.paste((round(red), round(green), round(blue)), (x - margin, y - margin), halo)
     brightness = _luma(red, green, blue)
     target = brightness + rng.uniform(110, 160) * (-1 if brightness > 127 else 1)
     tint = [rng.uniform(-40, 40) for _ in range(3)]
     ink = [min(255, max(0, round(target + part - _luma(*tint)))) for part in tint]
-    picture.paste((ink[0], ink[1], ink[2]), box, stencil)
+    image.paste((ink[0], ink[1], ink[2]), box, stencil)
 
 
 def _luma(red: float, green: float, blue: float) -> float:
