@@ -117,14 +117,8 @@ def load_checkpoint(
     if not draft.tensors or (strict and (draft.missing or draft.unexpected or draft.problems)):
         raise CheckpointError(_misfit(file.where, layout, draft))
     model.load_state_dict(draft.tensors, strict=False)
-    return LoadReport(
-        layout,
-        tuple(draft.tensors),
-        tuple(draft.reinitialised),
-        tuple(draft.missing),
-        tuple(draft.unexpected),
-        tuple(draft.notes),
-    )
+    outcomes = draft.tensors, draft.reinitialised, draft.missing, draft.unexpected, draft.notes
+    return LoadReport(layout, *map(tuple, outcomes))
 
 
 def _by_our_names(file: TensorFile, layout: str, expected: Mapping[str, Tensor], draft: _Draft) -> dict[str, Tensor]:
