@@ -1,4 +1,4 @@
-"""The messages of a run: start, progress, end, and what to do when training cannot continue."""
+"""Write the messages of a run: its start, progress and end, and advice when training cannot continue."""
 
 from __future__ import annotations
 
