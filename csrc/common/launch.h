@@ -1,27 +1,21 @@
-// The one place that launches kernels: device guard, current stream, shared memory limit, launch check.
-// Without nvcc, the same sources run under tests/cuda/emulation.
+// The one place that launches kernels: current stream, shared memory limit, launch check. Without nvcc, the
+// same sources run under tests/cuda/emulation.
+//
+// Files with kernels include this and nothing of torch's tensors, which take longer to compile than they do.
 #pragma once
 
 #include <cuda_runtime.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
 
 #include "current_stream.h"
 
 #if defined(__CUDACC__)
-
-#define DINO_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(dino_kernels_native, CUDA, m)
 #define DINO_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
-
 #else
-
-#define DINO_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(dino_kernels_emulated, CPU, m)
 #define DINO_DYNAMIC_SHARED(name) \
   unsigned char* const name = static_cast<unsigned char*>(emulation::dynamic_shared())
-
 #endif
 
 namespace dino_kernels {
@@ -53,8 +47,6 @@ inline int chosen_candidate = 0;
 inline void check_cuda(const char* op, cudaError_t status) {
   STD_TORCH_CHECK(status == cudaSuccess, op, ": ", cudaGetErrorString(status));
 }
-
-inline bool on_kernel_device(const torch::stable::Tensor& tensor) { return tensor.is_cuda(); }
 
 // Facts of the device that a guard has made current.
 inline DeviceFacts device_facts(const char* op, int device) {
@@ -113,8 +105,6 @@ void launch(const LaunchShape& shape, int device, void (*kernel)(Parameters...),
 
 #else
 
-inline bool on_kernel_device(const torch::stable::Tensor& tensor) { return tensor.is_cpu(); }
-
 inline DeviceFacts device_facts(const char*, int) {
   return {assumed_multiprocessors > 0 ? assumed_multiprocessors : 1, 96 << 10};
 }
@@ -127,21 +117,5 @@ void launch(const LaunchShape& shape, int, void (*kernel)(Parameters...), const 
 }
 
 #endif
-
-// Makes a tensor's device current for its lifetime.
-class OnDevice {
- public:
-#if defined(__CUDACC__)
-  explicit OnDevice(const torch::stable::Tensor& tensor)
-      : index(tensor.get_device_index()), guard_(tensor.get_device_index()) {}
-  const int index;
-
- private:
-  torch::stable::accelerator::DeviceGuard guard_;
-#else
-  explicit OnDevice(const torch::stable::Tensor&) {}
-  const int index = 0;
-#endif
-};
 
 }  // namespace dino_kernels

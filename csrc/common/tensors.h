@@ -26,6 +26,12 @@ inline DType dtype_of(const char* op, const char* name, const Tensor& tensor) {
   }
 }
 
+// Where the CPU library's tensors must be; see OnCuda in device.h.
+struct OnCpu {
+  static constexpr const char* kHere = "the CPU";
+  static bool is_here(const Tensor& tensor) { return tensor.is_cpu(); }
+};
+
 // A `Call` is one library's half of an op: its name, and where its tensors must be.
 template <class Call>
 void check_place(const Call& call, const char* name, const Tensor& tensor) {

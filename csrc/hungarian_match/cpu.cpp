@@ -15,10 +15,7 @@ constexpr int64_t kPairsOfThread = 8192;
 
 int64_t round_up_to_line(int64_t n) { return (n + 63) / 64 * 64; }
 
-struct CpuMatchCall {
-  static constexpr const char* kHere = "the CPU";
-  static bool is_here(const Tensor& tensor) { return tensor.is_cpu(); }
-
+struct CpuMatchCall : OnCpu {
   MatchingCostParams cost_params{};
   AssignmentParams assignment_params{};
   std::vector<PredictionSource> sources;

@@ -1,5 +1,6 @@
 // CUDA entry point: the costs, then the assignment, in two launches on one stream. The second starts early:
 // its blocks read the offsets while the costs are still being written.
+#include "../common/device.h"
 #include "../common/launch.h"
 #include "../linear_sum_assignment/cuda.h"
 #include "../matching_cost/cuda.h"
@@ -8,10 +9,7 @@
 namespace dino_kernels {
 namespace {
 
-struct CudaMatchCall {
-  static constexpr const char* kHere = "a CUDA device";
-  static bool is_here(const Tensor& tensor) { return on_kernel_device(tensor); }
-
+struct CudaMatchCall : OnCuda {
   MatchingCostParams cost_params{};
   AssignmentParams assignment_params{};
   std::vector<PredictionSource> sources;

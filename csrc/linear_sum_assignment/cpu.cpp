@@ -11,10 +11,7 @@ namespace {
 // Below this many costs, starting a thread costs more than it saves.
 constexpr int64_t kCostsOfThread = 32768;
 
-struct CpuAssignmentCall {
-  static constexpr const char* kHere = "the CPU";
-  static bool is_here(const Tensor& tensor) { return tensor.is_cpu(); }
-
+struct CpuAssignmentCall : OnCpu {
   AssignmentParams assignment_params{};
   const char* op;
 

@@ -1,6 +1,7 @@
 // CUDA entry point: which solver, how many threads, where its state is.
 #include <algorithm>
 
+#include "../common/device.h"
 #include "arguments.h"
 #include "cuda.h"
 #include "cuda_kernel.cuh"
@@ -69,10 +70,7 @@ void launch_assignment(const char* op, int device, const AssignmentParams& param
 
 namespace {
 
-struct CudaAssignmentCall {
-  static constexpr const char* kHere = "a CUDA device";
-  static bool is_here(const Tensor& tensor) { return on_kernel_device(tensor); }
-
+struct CudaAssignmentCall : OnCuda {
   AssignmentParams assignment_params{};
   const char* op;
   const OnDevice device;

@@ -12,10 +12,7 @@ namespace {
 // Below this many pairs of targets and queries, starting a thread costs more than it saves.
 constexpr int64_t kPairsOfThread = 16384;
 
-struct CpuCostCall {
-  static constexpr const char* kHere = "the CPU";
-  static bool is_here(const Tensor& tensor) { return tensor.is_cpu(); }
-
+struct CpuCostCall : OnCpu {
   MatchingCostParams cost_params{};
   std::vector<PredictionSource> sources;
   const char* op;

@@ -1,6 +1,7 @@
 // CUDA entry point: the table of sources by value, one launch for all sets and images.
 #include <algorithm>
 
+#include "../common/device.h"
 #include "arguments.h"
 #include "cuda.h"
 #include "cuda_kernel.cuh"
@@ -50,10 +51,7 @@ std::tuple<Tensor, Tensor> launch_matching_cost(const char* op, int device, cons
 
 namespace {
 
-struct CudaCostCall {
-  static constexpr const char* kHere = "a CUDA device";
-  static bool is_here(const Tensor& tensor) { return on_kernel_device(tensor); }
-
+struct CudaCostCall : OnCuda {
   MatchingCostParams cost_params{};
   std::vector<PredictionSource> sources;
   const char* op;

@@ -90,48 +90,45 @@ bool in_value_dtype(const Call& call, const char* name, const Tensor& tensor, co
   return true;
 }
 
-// Arguments shared by both ops and directions.
+// The arguments of both ops and directions. Without reference points, positions are sampling locations and
+// weights are attention weights; with them, raw offsets and logits.
+struct Inputs {
+  const Tensor& value;
+  const LevelArguments levels;
+  const Tensor &positions, &weights;
+  const std::optional<Tensor>&reference_points, &value_mask;
+};
+
 template <class Call>
-void set_inputs(Call& call, const Tensor& value, const LevelArguments& levels, const Tensor& positions,
-                const Tensor& weights) {
+void set_inputs(Call& call, const Inputs& given) {
+  const Tensor& value = given.value;
   set_value(call, value);
-  call.set_levels(levels);
+  call.set_levels(given.levels);
   MSDeformAttnParams& p = call.params;
-  p.Q = positions.size(1);
-  p.positions = rows_of(call, "positions", positions, p.Q, p.M * p.K * 2);
-  p.weights = rows_of(call, "weights", weights, p.Q, p.M * p.K);
-  p.positions_as_value = in_value_dtype(call, "positions", positions, value);
-  p.weights_as_value = in_value_dtype(call, "weights", weights, value);
-}
-
-template <class Call>
-void set_reference(Call& call, const Tensor& value, const Tensor& reference_points,
-                   const std::optional<Tensor>& value_mask) {
-  MSDeformAttnParams& p = call.params;
-  check_place(call, "reference_points", reference_points);
-  STD_TORCH_CHECK(reference_points.is_contiguous() && reference_points.dim() == 4 &&
-                      reference_points.size(0) == p.B && reference_points.size(1) == p.Q &&
-                      reference_points.size(2) == p.L &&
-                      (reference_points.size(3) == 2 || reference_points.size(3) == 4) &&
-                      is_compute_dtype(reference_points.scalar_type(), value.scalar_type()),
-                  call.op, ": reference_points must be a contiguous [B, Q, L, 2 or 4] in the compute dtype");
-  p.reference_points = reference_points.const_data_ptr();
-  p.reference_coordinates = reference_points.size(3);
-  if (value_mask) {
-    check_place(call, "value_mask", *value_mask);
-    STD_TORCH_CHECK(value_mask->is_contiguous() && value_mask->dim() == 2 && value_mask->size(0) == p.B &&
-                        value_mask->size(1) == p.S && value_mask->scalar_type() == ScalarType::Bool,
-                    call.op, ": value_mask must be a contiguous bool [B, S]");
-    p.value_mask = static_cast<const bool*>(value_mask->const_data_ptr());
+  p.Q = given.positions.size(1);
+  p.positions = rows_of(call, "positions", given.positions, p.Q, p.M * p.K * 2);
+  p.weights = rows_of(call, "weights", given.weights, p.Q, p.M * p.K);
+  p.positions_as_value = in_value_dtype(call, "positions", given.positions, value);
+  p.weights_as_value = in_value_dtype(call, "weights", given.weights, value);
+  if (given.reference_points) {
+    const Tensor& points = *given.reference_points;
+    check_place(call, "reference_points", points);
+    STD_TORCH_CHECK(
+        points.is_contiguous() && points.dim() == 4 && points.size(0) == p.B && points.size(1) == p.Q &&
+            points.size(2) == p.L && (points.size(3) == 2 || points.size(3) == 4) &&
+            is_compute_dtype(points.scalar_type(), value.scalar_type()),
+        call.op, ": reference_points must be a contiguous [B, Q, L, 2 or 4] in the compute dtype");
+    p.reference_points = points.const_data_ptr();
+    p.reference_coordinates = points.size(3);
   }
-}
-
-template <class Call>
-void set_grad_output(Call& call, const Tensor& grad_output, const Tensor& value) {
-  MSDeformAttnParams& p = call.params;
-  STD_TORCH_CHECK(grad_output.scalar_type() == value.scalar_type(), call.op,
-                  ": grad_output must have value's dtype");
-  p.grad_output = rows_of(call, "grad_output", grad_output, p.Q, p.M * p.D);
+  if (given.value_mask) {
+    const Tensor& mask = *given.value_mask;
+    check_place(call, "value_mask", mask);
+    STD_TORCH_CHECK(mask.is_contiguous() && mask.dim() == 2 && mask.size(0) == p.B && mask.size(1) == p.S &&
+                        mask.scalar_type() == ScalarType::Bool,
+                    call.op, ": value_mask must be a contiguous bool [B, S]");
+    p.value_mask = static_cast<const bool*>(mask.const_data_ptr());
+  }
 }
 
 // A new gradient like `tensor`, or an empty one if it is not requested.
@@ -143,76 +140,51 @@ inline void* data_if(bool wanted, const Tensor& tensor) {
   return wanted && tensor.numel() > 0 ? tensor.mutable_data_ptr() : nullptr;
 }
 
+inline const char* op_of(const std::optional<Tensor>& reference_points) {
+  return reference_points ? "fused_ms_deform_attn" : "ms_deform_attn";
+}
+
 template <class Call>
 Tensor ms_deform_attn_forward(const Tensor& value, const std::optional<Tensor>& spatial_shapes,
                               std::vector<int64_t> level_sizes,
                               const std::optional<Tensor>& level_start_index, std::vector<int64_t> num_points,
-                              const Tensor& sampling_locations, const Tensor& attention_weights) {
-  Call call("ms_deform_attn", value);
-  set_inputs(call, value, {spatial_shapes, level_sizes, level_start_index, num_points}, sampling_locations,
-             attention_weights);
+                              const Tensor& positions, const Tensor& weights,
+                              const std::optional<Tensor>& reference_points,
+                              const std::optional<Tensor>& value_mask) {
+  Call call(op_of(reference_points), value);
+  const LevelArguments levels{spatial_shapes, level_sizes, level_start_index, num_points};
+  set_inputs(call, {value, levels, positions, weights, reference_points, value_mask});
   return call.run_forward(value);
 }
 
+// Returns the gradients of value, positions, weights and reference points, empty unless `wanted`.
 // `sum_bound`: on CUDA, requests sums that do not depend on their order; see cuda_grad_value.cuh.
 template <class Call>
-std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_backward(
     const Tensor& grad_output, const Tensor& value, const std::optional<Tensor>& spatial_shapes,
     std::vector<int64_t> level_sizes, const std::optional<Tensor>& level_start_index,
-    std::vector<int64_t> num_points, const Tensor& sampling_locations, const Tensor& attention_weights,
+    std::vector<int64_t> num_points, const Tensor& positions, const Tensor& weights,
+    const std::optional<Tensor>& reference_points, const std::optional<Tensor>& value_mask,
     std::vector<bool> wanted, const std::optional<Tensor>& sum_bound) {
-  Call call("ms_deform_attn", value);
-  set_inputs(call, value, {spatial_shapes, level_sizes, level_start_index, num_points}, sampling_locations,
-             attention_weights);
-  set_grad_output(call, grad_output, value);
-  Tensor grad_locations = gradient_of(sampling_locations, wanted[1]);
-  Tensor grad_weights = gradient_of(attention_weights, wanted[2]);
-  call.params.grad_positions = data_if(wanted[1], grad_locations);
-  call.params.grad_weights = data_if(wanted[2], grad_weights);
-  return {call.run_backward(value, wanted[0], sum_bound), grad_locations, grad_weights};
-}
-
-template <class Call>
-Tensor fused_ms_deform_attn_forward(const Tensor& value, const std::optional<Tensor>& spatial_shapes,
-                                    std::vector<int64_t> level_sizes,
-                                    const std::optional<Tensor>& level_start_index,
-                                    std::vector<int64_t> num_points, const Tensor& reference_points,
-                                    const Tensor& sampling_offsets, const Tensor& attention_logits,
-                                    const std::optional<Tensor>& value_mask) {
-  Call call("fused_ms_deform_attn", value);
-  set_inputs(call, value, {spatial_shapes, level_sizes, level_start_index, num_points}, sampling_offsets,
-             attention_logits);
-  set_reference(call, value, reference_points, value_mask);
-  return call.run_forward(value);
-}
-
-template <class Call>
-std::tuple<Tensor, Tensor, Tensor, Tensor> fused_ms_deform_attn_backward(
-    const Tensor& grad_output, const Tensor& value, const std::optional<Tensor>& spatial_shapes,
-    std::vector<int64_t> level_sizes, const std::optional<Tensor>& level_start_index,
-    std::vector<int64_t> num_points, const Tensor& reference_points, const Tensor& sampling_offsets,
-    const Tensor& attention_logits, const std::optional<Tensor>& value_mask, std::vector<bool> wanted,
-    const std::optional<Tensor>& sum_bound) {
-  Call call("fused_ms_deform_attn", value);
-  set_inputs(call, value, {spatial_shapes, level_sizes, level_start_index, num_points}, sampling_offsets,
-             attention_logits);
-  set_reference(call, value, reference_points, value_mask);
-  set_grad_output(call, grad_output, value);
+  Call call(op_of(reference_points), value);
+  const LevelArguments levels{spatial_shapes, level_sizes, level_start_index, num_points};
+  set_inputs(call, {value, levels, positions, weights, reference_points, value_mask});
   MSDeformAttnParams& p = call.params;
-  Tensor grad_reference_points = call.gradient_of_reference_points(reference_points, wanted[1]);
-  Tensor grad_offsets = gradient_of(sampling_offsets, wanted[2]);
-  Tensor grad_logits = gradient_of(attention_logits, wanted[3]);
-  p.grad_reference_points = data_if(wanted[1], grad_reference_points);
-  p.grad_positions = data_if(wanted[2], grad_offsets);
-  p.grad_weights = data_if(wanted[3], grad_logits);
-  return {call.run_backward(value, wanted[0], sum_bound), grad_reference_points, grad_offsets, grad_logits};
+  STD_TORCH_CHECK(grad_output.scalar_type() == value.scalar_type(), call.op,
+                  ": grad_output must have value's dtype");
+  p.grad_output = rows_of(call, "grad_output", grad_output, p.Q, p.M * p.D);
+  Tensor grad_positions = gradient_of(positions, wanted[1]), grad_weights = gradient_of(weights, wanted[2]);
+  Tensor grad_references = reference_points ? call.gradient_of_reference_points(*reference_points, wanted[3])
+                                            : gradient_of(value, false);
+  p.grad_positions = data_if(wanted[1], grad_positions);
+  p.grad_weights = data_if(wanted[2], grad_weights);
+  p.grad_reference_points = data_if(wanted[3], grad_references);
+  return {call.run_backward(value, wanted[0], sum_bound), grad_positions, grad_weights, grad_references};
 }
 
 }  // namespace dino_kernels
 
 // Registers one library's entry points, inside a STABLE_TORCH_LIBRARY_IMPL block.
-#define DINO_IMPLEMENT_MS_DEFORM_ATTN(m, Call)                                                          \
-  m.impl("ms_deform_attn_forward", TORCH_BOX(&dino_kernels::ms_deform_attn_forward<Call>));             \
-  m.impl("ms_deform_attn_backward", TORCH_BOX(&dino_kernels::ms_deform_attn_backward<Call>));           \
-  m.impl("fused_ms_deform_attn_forward", TORCH_BOX(&dino_kernels::fused_ms_deform_attn_forward<Call>)); \
-  m.impl("fused_ms_deform_attn_backward", TORCH_BOX(&dino_kernels::fused_ms_deform_attn_backward<Call>))
+#define DINO_IMPLEMENT_MS_DEFORM_ATTN(m, Call)                                              \
+  m.impl("ms_deform_attn_forward", TORCH_BOX(&dino_kernels::ms_deform_attn_forward<Call>)); \
+  m.impl("ms_deform_attn_backward", TORCH_BOX(&dino_kernels::ms_deform_attn_backward<Call>))

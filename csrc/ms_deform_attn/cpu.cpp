@@ -11,20 +11,17 @@ namespace dino_kernels {
 namespace {
 
 // The widest vectors that divide the channels of a head: a partial vector costs more than a narrower one.
-const CpuKernels& kernels_for(int64_t channels, int64_t compute_bytes) {
+const CpuKernels& kernels_for(const CpuParams& p) {
   constexpr const CpuKernels* kVariants[] = DINO_CPU_VARIANTS(ms_deform_attn);
-  const int64_t widest = widest_variant();
+  const int64_t widest = widest_variant(), compute_bytes = p.dtype == DType::float64 ? 8 : 4;
   for (int64_t variant = widest; variant >= 0; --variant) {
-    if (channels % (kVariants[variant]->vector_bytes / compute_bytes) == 0) return *kVariants[variant];
+    if (p.D % (kVariants[variant]->vector_bytes / compute_bytes) == 0) return *kVariants[variant];
   }
   return *kVariants[widest];
 }
 
 // One call's parameters and the data they point to.
-struct CpuCall {
-  static constexpr const char* kHere = "the CPU";
-  static bool is_here(const Tensor& tensor) { return tensor.is_cpu(); }
-
+struct CpuCall : OnCpu {
   CpuParams params{};
   std::vector<Level> levels;
   std::vector<LevelGroup> groups;
@@ -94,10 +91,6 @@ void run(const CpuParams& p, const CpuKernel& kernel, int64_t tasks, int64_t gra
   if (tasks == 0) return;
   run_ranges(tasks, grain, kernel.scratch_bytes(p),
              [&](int64_t begin, int64_t end, void* scratch) { kernel.run(p, begin, end, scratch); });
-}
-
-const CpuKernels& kernels_for(const CpuParams& p) {
-  return kernels_for(p.D, p.dtype == DType::float64 ? 8 : 4);
 }
 
 // Minimum number of queries per task: below it, starting a thread costs more than the work.

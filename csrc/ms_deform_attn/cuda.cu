@@ -1,4 +1,5 @@
 // CUDA entry points: level table, sums of grad_value, one launch per dtype of value.
+#include "../common/device.h"
 #include "../common/dispatch.cuh"
 #include "arguments.h"
 #include "cuda_calls.h"
@@ -7,10 +8,7 @@ namespace dino_kernels {
 namespace {
 
 // One call's parameters.
-struct CudaCall {
-  static constexpr const char* kHere = "a CUDA device";
-  static bool is_here(const Tensor& tensor) { return on_kernel_device(tensor); }
-
+struct CudaCall : OnCuda {
   CudaParams params{};
   const char* op;
   const OnDevice device;

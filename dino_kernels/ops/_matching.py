@@ -8,11 +8,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple, TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
 
+from dino_kernels.ops._core.arguments import MatchingCostArguments
 from dino_kernels.ops._core.dtypes import FLOATING
 from dino_kernels.targets import PackedTargets
 
@@ -93,20 +94,6 @@ def formula_of(op: str, preset: str, options: Mapping[str, object]) -> CostFormu
     return formula
 
 
-class CostArguments(NamedTuple):
-    """Predictions and targets as backends take them: checked, in lists, on one device."""
-
-    logits: list[Tensor]  # each [G_i, B, Q_i, C]; their G_i add up to G
-    boxes: list[Tensor]  # each [G_i, B, Q_i, 4], or empty
-    labels: Tensor  # [N] int64
-    target_boxes: Tensor | None  # [N, 4] float32
-    offsets: Tensor  # [B + 1] int64
-    extra_cost: Tensor | None  # [G or 1, N, Q] float32
-    max_targets: int  # of an image
-    class_cost: str
-    formula: list[float]  # CostFormula.numbers()
-
-
 COST_SCHEMA = (
     "Tensor[] logits, Tensor[] boxes, Tensor labels, Tensor? target_boxes, Tensor offsets, Tensor? extra_cost, "
     "SymInt max_targets, str class_cost, float[] formula"
@@ -140,7 +127,7 @@ def cost_arguments(
     preset: str,
     extra_cost: Tensor | None,
     options: Mapping[str, object],
-) -> CostArguments:
+) -> MatchingCostArguments:
     """Check the arguments of a cost and return them in the form that backends take."""
     formula = formula_of(op, preset, options)
     all_logits = _sources(op, "logits", logits, "C")
@@ -185,17 +172,9 @@ def cost_arguments(
             )
         _check_device(op, "extra_cost", extra_cost, first)
         extra_cost = extra_cost.detach().float()
-    return CostArguments(
-        all_logits,
-        all_boxes,
-        targets.labels,
-        targets.boxes_cxcywh if needs_boxes else None,
-        targets.offsets,
-        extra_cost,
-        targets.max_targets,
-        formula.class_cost,
-        formula.numbers(),
-    )
+    truth = targets.labels, targets.boxes_cxcywh if needs_boxes else None, targets.offsets
+    numbers = targets.max_targets, formula.class_cost, formula.numbers()
+    return MatchingCostArguments(all_logits, all_boxes, *truth, extra_cost, *numbers)
 
 
 def _which(number: int, sources: list[Tensor]) -> str:

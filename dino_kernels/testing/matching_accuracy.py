@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dino_kernels.ops._matching import INCOMPLETE, CostArguments
+from dino_kernels.ops._core.arguments import MatchingCostArguments
+from dino_kernels.ops._matching import INCOMPLETE
 from dino_kernels.ops.linear_sum_assignment import Assignment
 from dino_kernels.ops.matching_cost import prepare
 from dino_kernels.ops.matching_cost.reference import cost_and_status
@@ -31,7 +32,7 @@ def assert_cost_accurate(inputs: dict[str, Any], cost: Tensor, label: str = "ker
         label: name of the kernel in messages.
     """
     arguments = prepare(**inputs)
-    exact, torchs = (_formula(arguments, dtype) for dtype in (torch.float64, torch.float32))
+    exact, torchs = (cost_and_status(arguments, dtype)[0] for dtype in (torch.float64, torch.float32))
     if cost.shape != exact.shape or cost.dtype != torch.float32:
         raise AssertionError(f"matching_cost by {label}: {cost.dtype} {list(cost.shape)}, not {list(exact.shape)}")
     assert_same_bits([_not_finite(cost)], [_not_finite(torchs)], [f"the infinite costs by {label}"])
@@ -39,7 +40,7 @@ def assert_cost_accurate(inputs: dict[str, Any], cost: Tensor, label: str = "ker
     # Costs that overflow only in float32 are not compared.
     cost, exact, torchs = (tensor.double().where(finite, 0) for tensor in (cost, exact, torchs))
     generator = torch.Generator().manual_seed(4321)
-    rounded = [_formula(_moved(arguments, generator), torch.float64).where(finite, 0) for _ in range(DRAWS)]
+    rounded = [cost_and_status(_moved(arguments, generator), torch.float64)[0].where(finite, 0) for _ in range(DRAWS)]
     unit = torch.finfo(torch.float32).eps / 2
     problems = []
     for index, (got, expected, other) in enumerate(zip(cost, exact, torchs, strict=True)):
@@ -113,18 +114,12 @@ def assert_optimal(cost: Tensor, result: Assignment, maximize: bool = False, tie
             assert not larger.numel() or larger.max() <= eps, f"problem {problem}: a dual is {float(larger.max())}"
 
 
-def _formula(arguments: CostArguments, dtype: torch.dtype) -> Tensor:
-    logits, boxes, labels, target_boxes, offsets, extra_cost, _, class_cost, formula = arguments
-    cost, _ = cost_and_status(logits, boxes, labels, target_boxes, offsets, extra_cost, class_cost, formula, dtype)
-    return cost
-
-
 def _not_finite(cost: Tensor) -> Tensor:
     """Return the infinite and NaN costs; 0 elsewhere."""
     return cost.masked_fill(cost.isfinite(), 0)
 
 
-def _moved(arguments: CostArguments, generator: torch.Generator) -> CostArguments:
+def _moved(arguments: MatchingCostArguments, generator: torch.Generator) -> MatchingCostArguments:
     """Return every input moved by half an epsilon of float32, up or down at random."""
     half = torch.finfo(torch.float32).eps / 2
 

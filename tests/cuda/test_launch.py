@@ -1,7 +1,7 @@
 """The path from Python to a kernel's launch, without a GPU: stand-ins for libtorch_cuda.so and for the CUDA runtime.
 
-Lines of csrc/common/launch.h that exist only for nvcc are compiled, linked to a CUDA runtime that prints its calls, and
-run.
+Lines of launch.h and device.h in csrc/common that exist only for nvcc are compiled, linked to a CUDA runtime that
+prints its calls, and run.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ int32_t aoti_torch_delete_device_guard(void* guard) {
 PROGRAM = r"""
 #include <cstdio>
 #include <stdexcept>
+#include "common/device.h"
 #include "common/launch.h"
 using namespace dino_kernels;
 extern int ptx_version;
@@ -140,7 +141,7 @@ int main(int, char** arguments) {
   for (const size_t number : {3, 100}) {
     const torch::stable::Tensor tensor(reinterpret_cast<AtenTensorHandle>(number));
     const OnDevice device(tensor);
-    printf("{\"current\": %d, \"for kernels\": %d}\n", device.index, on_kernel_device(tensor));
+    printf("{\"current\": %d, \"for kernels\": %d}\n", device.index, OnCuda::is_here(tensor));
   }
 }
 """

@@ -135,8 +135,7 @@ def test_the_status_of_the_reference_names_what_was_wrong():
     inputs["boxes"][1, 0, 3, 0] = NAN
     inputs["boxes"][0, 1, 3, 0] = NAN  # an image without targets needs none
     inputs["targets"].labels[-1] = 99
-    logits, boxes, labels, truth, offsets, extra, _, kind, formula = prepare(**inputs)
-    _, status = cost_and_status(logits, boxes, labels, truth, offsets, extra, kind, formula)
+    _, status = cost_and_status(prepare(**inputs))
     assert status.tolist() == [[0, 0, INVALID_TARGET], [NONFINITE_PREDICTION, 0, INVALID_TARGET]]
 
 

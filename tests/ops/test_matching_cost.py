@@ -20,9 +20,7 @@ from tests.ops.costs import CASE, FORMULAS, NAN, assert_same_cost, formula_cost,
 
 def exact_cost(inputs: dict[str, Any], **options: Any) -> tuple[Tensor, Tensor]:
     """The reference in float64, and the status."""
-    arguments = prepare(**inputs, **options)
-    logits, boxes, labels, truth, offsets, extra, _, kind, formula = arguments
-    return cost_and_status(logits, boxes, labels, truth, offsets, extra, kind, formula, torch.float64)
+    return cost_and_status(prepare(**inputs, **options), torch.float64)
 
 
 @pytest.mark.parametrize("stage", ["middle", "saturated"])

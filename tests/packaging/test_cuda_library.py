@@ -9,13 +9,12 @@ import torch
 
 from dino_kernels import explain, fused_ms_deform_attn
 from dino_kernels.ops._core import libraries
+from dino_kernels.ops._core.dispatch import ops
 from dino_kernels.ops._core.libraries import CudaLibrary, unsupported_gpu
 from dino_kernels.ops.ms_deform_attn.native import unsupported_sizes
 from dino_kernels.testing import Case, sample_inputs
 
-NATIVE_OPS = [
-    f"{op}_{direction}" for op in ("ms_deform_attn", "fused_ms_deform_attn") for direction in ("forward", "backward")
-]
+NATIVE_OPS = sorted({name for each in ops().values() for name in each.modules["cuda"].native_ops})
 
 
 @pytest.fixture

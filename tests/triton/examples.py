@@ -8,6 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from dino_kernels.ops._core.arguments import LinearSumAssignmentArguments
 from dino_kernels.ops.linear_sum_assignment import reference
 from dino_kernels.targets import PackedTargets
 
@@ -72,8 +73,8 @@ def check_assignment(
     maximize: bool = False,
     ties: str = "lowest",
 ) -> None:
-    arguments = (cost, offsets, sizes, cost.shape[1], maximize, ties, True)
-    assert_same_bits(module.forward(*arguments), reference.forward(*arguments))
+    arguments = LinearSumAssignmentArguments(cost, offsets, sizes, cost.shape[1], maximize, ties, True)
+    assert_same_bits(module.forward(arguments), reference.forward(arguments))
 
 
 def predictions(

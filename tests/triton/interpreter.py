@@ -11,8 +11,7 @@ from fnmatch import fnmatch
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from torch import Tensor
-
+from dino_kernels.ops._core.dispatch import device_of
 from tests.second_copy import second_copy
 
 NAME = "interpreted"
@@ -30,9 +29,9 @@ def modules() -> dict[str, ModuleType]:
         cost_kernels = _constant(_copy("matching_cost").kernels())
         assignment_kernels = _constant(_copy("linear_sum_assignment").kernels())
         attention_kernels = _constant(_untuned(_copy("ms_deform_attn").kernels()))
-    cost = _copy("matching_cost", kernels=cost_kernels, unsupported=_unsupported_cost)
+    cost = _copy("matching_cost", kernels=cost_kernels, unsupported=_unsupported)
     assignment = _copy("linear_sum_assignment", kernels=assignment_kernels, unsupported=_unsupported)
-    match = _copy("hungarian_match", cost=cost, assignment=assignment)
+    match = _copy("hungarian_match", cost=cost, assignment=assignment, unsupported=_unsupported)
     classic = _copy("ms_deform_attn", kernels=attention_kernels, unsupported=_unsupported)
     return {
         "ms_deform_attn": classic,
@@ -51,12 +50,9 @@ def _untuned(kernels: ModuleType) -> ModuleType:
     return kernels
 
 
-def _unsupported(tensor: Tensor, *rest: object) -> str | None:
-    return None if tensor.device.type == "cpu" else f"the interpreter runs on CPU tensors, got {tensor.device}"
-
-
-def _unsupported_cost(logits: list[Tensor], *rest: object) -> str | None:
-    return _unsupported(logits[0])
+def _unsupported(arguments: Any) -> str | None:
+    device = device_of(arguments)
+    return None if device.type == "cpu" else f"the interpreter runs on CPU tensors, got {device}"
 
 
 def _constant(value: Any) -> Any:

@@ -82,10 +82,9 @@ COSTS = {
 
 def checked_cost(module: ModuleType, arguments: Any) -> tuple[Tensor, Tensor]:
     """Cost and status by the kernel, after a comparison with the reference."""
-    inputs: Any = (*arguments[:6], *arguments[7:])  # all but max_targets
-    cost, notes = module.cost_and_notes(*inputs)
-    single, status = cost_reference.cost_and_status(*inputs)
-    exact, _ = cost_reference.cost_and_status(*inputs, dtype=torch.float64)
+    cost, notes = module.cost_and_notes(arguments)
+    single, status = cost_reference.cost_and_status(arguments)
+    exact, _ = cost_reference.cost_and_status(arguments, torch.float64)
     assert torch.equal(cost.isnan(), single.isnan()) and torch.equal(cost.isinf(), single.isinf())
     assert torch.equal(cost[cost.isinf()], single[single.isinf()])
     where = single.isfinite() & exact.isfinite() & (single.abs() < 1e30)

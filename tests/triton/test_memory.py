@@ -127,7 +127,7 @@ def run_all_paths(modules: dict[str, ModuleType], ties: str) -> None:
     targets = truth((9, 0, 2), capacity=14)
     spoil(logits, boxes, targets)
     arguments = cost_arguments("matching_cost", logits, boxes, targets, "dino", None, {})
-    modules["matching_cost"].forward(*arguments)
+    modules["matching_cost"].forward(arguments)
     assignment = modules["linear_sum_assignment"]
     for kind in ("collapsed", "ties", "infinities", "forbidden_lines"):
         check_assignment(assignment, drawn(kind, 6, 1, 6, 9), ties=ties)

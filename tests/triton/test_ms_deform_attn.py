@@ -165,18 +165,18 @@ def test_levels_with_rows_between_them(make_inputs, kernel, op):
 def test_a_table_that_does_not_fit_reads_nothing_and_gives_nan(make_inputs, kernel, op, shapes, starts):
     inputs = make_inputs(op, SMALL, torch.float32, kernel)
     # Past the public function, which checks tables on a CPU.
-    value, _, _, _, *others = detached_all(ops()[op].prepare(**inputs))
-    arguments = value, torch.tensor(shapes), [], None if starts is None else torch.tensor(starts), *others
+    arguments: Any = ops()[op].prepare(**detached(inputs))
+    arguments = arguments._replace(
+        spatial_shapes=torch.tensor(shapes),
+        level_sizes=[],
+        level_start_index=None if starts is None else torch.tensor(starts),
+    )
     module = ops()[op].modules[kernel]
-    output = module.forward(*arguments)
+    output = module.forward(arguments)
     assert output.isnan().all()
     gradients = 3 if op == "ms_deform_attn" else 4
-    grad_value = module.backward(torch.ones_like(output), *arguments, [True] * gradients)[0]
+    grad_value = module.backward(torch.ones_like(output), arguments, [True] * gradients)[0]
     assert (grad_value == 0).all()
-
-
-def detached_all(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(each.detach() if isinstance(each, Tensor) else each for each in arguments)
 
 
 def misaligned(tensor: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Backends:
 
     Args:
         op: name of the public function.
-        prepare: checks the public function's arguments and returns the tuple that backends take.
+        prepare: checks the public function's arguments and returns the named tuple that backends take.
         **modules: backends by name; "auto" takes the first one that supports a call. CUDA before Triton is a guess:
             no GPU has compared them.
     """
@@ -53,7 +53,7 @@ class Backends:
         """Return why a backend cannot run this call, or None."""
         if name not in self.modules:
             return f"{self.op} has no backend {name!r}"
-        return None if name == REFERENCE else self.modules[name].unsupported(*arguments)
+        return None if name == REFERENCE else self.modules[name].unsupported(arguments)
 
     def resolve(self, requested: str, arguments: tuple[Any, ...]) -> str:
         """Return the name of the backend that runs this call.

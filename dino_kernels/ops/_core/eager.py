@@ -7,6 +7,7 @@ gradient formula directly.
 
 from __future__ import annotations
 
+import functools
 import marshal
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -38,6 +39,11 @@ def exactly(*numbers: Any) -> bytes | None:
         return marshal.dumps(numbers, 2)
     except ValueError:
         return None
+
+
+def maker_of(arguments: type[Any]) -> Callable[[Sequence[Any]], Any]:
+    """Return a function that makes the named tuple of its fields' values, without a call of Python."""
+    return functools.partial(tuple.__new__, arguments)
 
 
 class SeenCalls:
@@ -76,6 +82,7 @@ class DifferentiableOp:
 
     Args:
         backends: the op's; `prepare` checks arguments and converts their dtypes.
+        arguments: named tuple of the arguments.
         convert: converts the dtypes of checked arguments.
         op: the registered op; takes the result of `prepare` and the name of a backend.
         gradient_kernel: the kernel of the gradient op.
@@ -85,17 +92,19 @@ class DifferentiableOp:
     def __init__(
         self,
         backends: Backends,
-        convert: Callable[..., tuple[Any, ...]],
+        arguments: type[Any],
+        convert: Callable[[Any], Any],
         op: torch._ops.OpOverload,
         gradient_kernel: Callable[..., Any],
         setup_context: Callable[..., None],
         backward: Callable[..., Any],
     ) -> None:
         self._backends = backends
+        self._arguments = maker_of(arguments)
         self._convert = convert
         self._op = op
         self._seen = SeenCalls()
-        self._apply = _differentiable(backends, op, gradient_kernel, setup_context, backward)
+        self._apply = _differentiable(backends, arguments, op, gradient_kernel, setup_context, backward)
 
     def __call__(self, given: Sequence[Any], num_points: Sequence[int] | None, backend: str) -> Tensor:
         """Return the op's result for value, spatial_shapes, level_start_index and the samples' tensors.
@@ -113,11 +122,11 @@ class DifferentiableOp:
         if seen is not None:
             sizes, counts, name, as_given, differentiable = seen
             value, shapes, starts, *samples = given
-            arguments = (value, None if sizes else shapes, sizes, starts, counts, *samples)
+            arguments = self._arguments((value, None if sizes else shapes, sizes, starts, counts, *samples))
             if not as_given:
-                arguments = self._convert(*arguments)
+                arguments = self._convert(arguments)
             module = self._backends.modules.get(name)
-            if module and module.unsupported(*arguments) is None:
+            if module and module.unsupported(arguments) is None:
                 return self._run(name, arguments, differentiable)
         name, arguments = self._check(given, num_points, backend)
         if name == REFERENCE:
@@ -141,7 +150,7 @@ class DifferentiableOp:
     def _run(self, name: str, arguments: tuple[Any, ...], differentiable: bool) -> Tensor:
         if differentiable and torch.is_grad_enabled():
             return self._apply(*arguments, name)
-        return self._backends.modules[name].forward(*arguments)
+        return self._backends.modules[name].forward(arguments)
 
 
 def _have_same_elements(given: Tensor | None, converted: Tensor | None) -> bool:
@@ -157,20 +166,19 @@ class UndifferentiableOp:
     Args:
         backends: the op's.
         op: the registered op; takes the result of `backends.prepare` and the name of a backend.
-        kernel: the kernel of `op`.
     """
 
-    def __init__(self, backends: Backends, op: torch._ops.OpOverload, kernel: Callable[..., Any]) -> None:
+    def __init__(self, backends: Backends, op: torch._ops.OpOverload) -> None:
         self._backends = backends
         self._op = op
-        self._kernel = kernel
         self._seen = SeenCalls(any_sizes=True)
 
     def __call__(self, arguments: tuple[Any, ...], backend: str) -> Any:
         """Return the op's result for the result of `backends.prepare`."""
         name = self._backends.resolve(backend, arguments)
+        module = self._backends.modules[name]
         if name == REFERENCE:
-            return self._backends.modules[name].forward(*arguments)
+            return module.forward(arguments)
         if is_observed():
             return self._op(*arguments, name)
         tensors = [x for y in arguments for x in (y if isinstance(y, list) else (y,)) if isinstance(x, Tensor)]
@@ -179,11 +187,12 @@ class UndifferentiableOp:
             if is_differentiable(tensors) or not are_ordinary(tensors):
                 return self._op(*arguments, name)
             self._seen.add(key, tensors, True)
-        return self._kernel(*arguments, name)
+        return module.forward(arguments)
 
 
 def _differentiable(
     backends: Backends,
+    arguments: type[Any],
     op: torch._ops.OpOverload,
     gradient_kernel: Callable[..., Any],
     setup_context: Callable[..., None],
@@ -191,11 +200,11 @@ def _differentiable(
 ) -> Callable[..., Tensor]:
     """Return a function that computes the same as the op, and records the same gradient, without calling the op."""
     ordinary_gradients = SeenCalls(any_sizes=True)
+    make = maker_of(arguments)
 
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *inputs, name = arguments
-        output = backends.modules[name].forward(*inputs)
-        setup_context(ctx, arguments, output)
+    def forward(ctx: Any, *inputs_and_backend: Any) -> Tensor:
+        output = backends.modules[inputs_and_backend[-1]].forward(make(inputs_and_backend[:-1]))
+        setup_context(ctx, inputs_and_backend, output)
         return output
 
     def direct_backward(ctx: Any, grad_output: Tensor) -> Any:

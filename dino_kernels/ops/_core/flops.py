@@ -35,8 +35,9 @@ def _forward(value: torch.Size, *rest: Any, out_shape: Any = None) -> int:
 
 
 def _backward(grad_output: torch.Size, value: torch.Size, *rest: Any, out_shape: Any = None) -> int:
-    """Twice the forward pass: one for the gradient of value, one for those of locations and weights."""
-    return 2 * _forward(value, *rest)
+    """Return a forward pass for the gradient of value, and one for those of locations and weights."""
+    of_value, *of_samples = rest[-2]
+    return (of_value + any(of_samples)) * _forward(value, *rest)
 
 
 def _register() -> None:

@@ -43,7 +43,7 @@ class NativeBackend:
         ops = getattr(torch.ops, self.library.namespace)
         return tuple(getattr(ops, name).default for name in self.native_ops)
 
-    def unsupported(self, *arguments: Any) -> str | None:
+    def unsupported(self, arguments: Any) -> str | None:
         """Return why the kernels cannot run this call, or None."""
         library, first = self.library, arguments[0]
         device = (first[0] if isinstance(first, list) else first).device
@@ -55,8 +55,8 @@ class NativeBackend:
             missing = libraries.CUDA_MISSING or libraries.unsupported_gpu(device.index)
             if missing is not None:
                 return missing
-        return self.exceeded_limit(*arguments)
+        return self.exceeded_limit(arguments)
 
-    def exceeded_limit(self, *arguments: Any) -> str | None:
+    def exceeded_limit(self, arguments: Any) -> str | None:
         """Return which limit of the CUDA kernels a call exceeds, or None."""
         return None

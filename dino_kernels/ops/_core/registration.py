@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dino_kernels.ops._core.dispatch import Backends
-from dino_kernels.ops._core.eager import DifferentiableOp, UndifferentiableOp
+from dino_kernels.ops._core.eager import DifferentiableOp, UndifferentiableOp, maker_of
 
 NAMESPACE = "dino_kernels"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -23,7 +23,7 @@ def define_differentiable(
     *,
     fake: Callable[[Any], Tensor],
     differentiable: Sequence[str],
-    convert: Callable[..., tuple[Any, ...]],
+    convert: Callable[[Any], Any],
 ) -> DifferentiableOp:
     """Register an op with one output, and its gradient as a second op `<op>_backward`.
 
@@ -40,11 +40,12 @@ def define_differentiable(
         The op for eager calls.
     """
     name, count = backends.op, len(arguments._fields)
+    make = maker_of(arguments)
     positions = [arguments._fields.index(field) for field in differentiable]
 
     def gradient_kernel(grad_output: Tensor, *inputs_requested_backend: Any) -> Any:
-        *inputs, backend = inputs_requested_backend
-        return backends.modules[backend].backward(grad_output, *inputs)
+        *inputs, requested, backend = inputs_requested_backend
+        return backends.modules[backend].backward(grad_output, make(inputs), requested)
 
     def gradient_fake(grad_output: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
         tensors = [inputs[position] for position in positions]
@@ -81,12 +82,12 @@ def define_differentiable(
 
     op = define(
         f"{name}({schema}, str backend) -> Tensor",
-        _kernel_of(backends),
+        _kernel_of(backends, arguments),
         _fake_of(arguments, fake),
         setup_context=setup_context,
         backward=backward,
     )
-    return DifferentiableOp(backends, convert, op, gradient_kernel, setup_context, backward)
+    return DifferentiableOp(backends, arguments, convert, op, gradient_kernel, setup_context, backward)
 
 
 def define_undifferentiable(
@@ -101,16 +102,17 @@ def define_undifferentiable(
     Returns:
         The op for eager calls.
     """
-    kernel = _kernel_of(backends)
     schema = f"{backends.op}({schema}, str backend) -> {results}"
-    op = define(schema, kernel, _fake_of(arguments, fake), backward=not_differentiable(backends.op))
-    return UndifferentiableOp(backends, op, kernel)
+    kernel, fake = _kernel_of(backends, arguments), _fake_of(arguments, fake)
+    return UndifferentiableOp(backends, define(schema, kernel, fake, backward=not_differentiable(backends.op)))
 
 
-def _kernel_of(backends: Backends) -> Callable[..., Any]:
+def _kernel_of(backends: Backends, arguments: type[Any]) -> Callable[..., Any]:
+    make = maker_of(arguments)
+
     def kernel(*inputs_and_backend: Any) -> Any:
         *inputs, backend = inputs_and_backend
-        return backends.modules[backend].forward(*inputs)
+        return backends.modules[backend].forward(make(inputs))
 
     return kernel
 

@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dino_kernels.ops import _attention as check
+from dino_kernels.ops._core.arguments import FusedMSDeformAttnArguments as Arguments
 from dino_kernels.ops._core.dispatch import Backends
 from dino_kernels.ops._core.registration import define_differentiable
 from dino_kernels.ops.fused_ms_deform_attn import native, reference, triton
 
 OP = "fused_ms_deform_attn"
-
-
-class Arguments(NamedTuple):
-    """The arguments as backends take them: checked, in the dtypes of backends, samples flattened.
-
-    Calls that skip the registered op may leave the sample dimensions as L, P instead of K.
-    """
-
-    value: Tensor  # [B, S, M, D]
-    spatial_shapes: Tensor | None  # [L, 2] (H, W), or None if level_sizes has them
-    level_sizes: list[int]  # [H0, W0, H1, W1, ...], or empty
-    level_start_index: Tensor | None  # [L]; None means the exclusive cumulative sum of H * W
-    num_points: list[int]  # [L], sum is K
-    reference_points: Tensor  # [B, Q, L, 2] (x, y) or [B, Q, L, 4] (cx, cy, w, h), in [0, 1]
-    sampling_offsets: Tensor  # [B, Q, M, K, 2], (x, y) in pixels or in units of the box
-    attention_logits: Tensor  # [B, Q, M, K]
-    value_mask: Tensor | None  # [B, S] bool, True = padding
 
 
 def prepare(
@@ -76,39 +59,20 @@ def prepare(
         if value_mask.dtype != torch.bool:
             raise TypeError(f"{OP}: value_mask must be bool, True = padding, got {value_mask.dtype}")
         check.check_device(OP, "value_mask", value_mask, value)
-    return convert(value, table, sizes, level_start_index, counts, reference_points, offsets, logits, value_mask)
+    samples = reference_points, offsets, logits, value_mask
+    return convert(Arguments(value, table, sizes, level_start_index, counts, *samples))
 
 
-def convert(
-    value: Tensor,
-    spatial_shapes: Tensor | None,
-    level_sizes: list[int],
-    level_start_index: Tensor | None,
-    num_points: list[int],
-    reference_points: Tensor,
-    sampling_offsets: Tensor,
-    attention_logits: Tensor,
-    value_mask: Tensor | None,
-) -> Arguments:
+def convert(given: Arguments) -> Arguments:
     """Convert samples to the dtypes, and expand reference points to the levels, that backends take."""
-    offsets = check.to_sample_dtype(sampling_offsets, value)
-    logits = check.to_sample_dtype(attention_logits, value)
+    value, *_, reference_points, offsets, logits, value_mask = given
+    offsets, logits = check.to_sample_dtype(offsets, value), check.to_sample_dtype(logits, value)
     if offsets.dtype != logits.dtype:
         offsets, logits = check.to_compute_dtype(offsets, value), check.to_compute_dtype(logits, value)
     reference_points = check.to_compute_dtype(reference_points, value)
-    if reference_points.shape[2] != len(num_points):
-        reference_points = reference_points.expand(-1, -1, len(num_points), -1)
-    return Arguments(
-        value,
-        spatial_shapes,
-        level_sizes,
-        level_start_index,
-        num_points,
-        reference_points,
-        offsets,
-        logits,
-        value_mask,
-    )
+    if reference_points.shape[2] != len(given.num_points):
+        reference_points = reference_points.expand(-1, -1, len(given.num_points), -1)
+    return Arguments(*given[:5], reference_points, offsets, logits, value_mask)
 
 
 backends = Backends(OP, prepare, cuda=native.cuda, triton=triton, cpu=native.cpu, reference=reference)

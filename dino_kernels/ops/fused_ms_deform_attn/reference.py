@@ -5,29 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dino_kernels.ops._core.arguments import FusedMSDeformAttnArguments as Arguments
+from dino_kernels.ops._core.arguments import MSDeformAttnArguments
 from dino_kernels.ops._core.dtypes import compute_dtype
 from dino_kernels.ops.ms_deform_attn import reference as classic
 
 
-def forward(
-    value: Tensor,  # [B, S, M, D]
-    spatial_shapes: Tensor | None,  # [L, 2]
-    level_sizes: list[int],  # [H0, W0, H1, W1, ...], or empty
-    level_start_index: Tensor | None,  # [L]
-    num_points: list[int],  # [L]
-    reference_points: Tensor,  # [B, Q, L, 2] or [B, Q, L, 4]
-    sampling_offsets: Tensor,  # [B, Q, M, K, 2]
-    attention_logits: Tensor,  # [B, Q, M, K]
-    value_mask: Tensor | None,  # [B, S]
-) -> Tensor:
+def forward(arguments: Arguments) -> Tensor:
     """Return the weighted sum of samples, [B, Q, M * D]; see `dino_kernels.fused_ms_deform_attn`."""
+    value, spatial_shapes, level_sizes, starts, num_points, reference_points, offsets, logits, value_mask = arguments
     compute = compute_dtype(value.dtype)
     if value_mask is not None:
         value = value.masked_fill(value_mask[:, :, None, None], 0.0)
-    weights = attention_logits.to(compute).softmax(-1)
+    weights = logits.to(compute).softmax(-1)
     shapes = classic.host_shapes(spatial_shapes, level_sizes)
-    locations = sampling_locations(shapes, num_points, reference_points, sampling_offsets.to(compute))
-    return classic.forward(value, spatial_shapes, level_sizes, level_start_index, num_points, locations, weights)
+    locations = sampling_locations(shapes, num_points, reference_points, offsets.to(compute))
+    levels = spatial_shapes, level_sizes, starts, num_points
+    return classic.forward(MSDeformAttnArguments(value, *levels, locations, weights))
 
 
 def sampling_locations(

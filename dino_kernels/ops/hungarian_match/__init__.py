@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 from torch import Tensor
 
+from dino_kernels.ops._core.arguments import HungarianMatchArguments as Arguments
 from dino_kernels.ops._core.dispatch import Backends
 from dino_kernels.ops._core.registration import define_undifferentiable
 from dino_kernels.ops._matching import (
@@ -35,22 +36,6 @@ class Match(NamedTuple):
     objective: Tensor | None  # [G, B] float64: sum of the matched costs
     target_duals: Tensor | None  # [G, N] float64
     query_duals: Tensor | None  # [G, B, Q] float64; cost - target_duals - query_duals is never negative
-
-
-class Arguments(NamedTuple):
-    """The arguments as backends take them; see `CostArguments`."""
-
-    logits: list[Tensor]  # each [G_i, B, Q_i, C]
-    boxes: list[Tensor]  # each [G_i, B, Q_i, 4], or empty
-    labels: Tensor  # [N] int64
-    target_boxes: Tensor | None  # [N, 4] float32
-    offsets: Tensor  # [B + 1] int64
-    extra_cost: Tensor | None  # [G or 1, N, Q] float32
-    max_targets: int
-    class_cost: str
-    formula: list[float]
-    ties: str
-    full: bool
 
 
 def prepare(
@@ -108,17 +93,8 @@ def hungarian_match(
         ValueError, TypeError: an argument is malformed; with check="raise", a status is not 0.
         UnsupportedError: no backend, or not the requested one, can run the call.
     """
-    arguments = prepare(
-        logits,
-        boxes,
-        targets,
-        preset=preset,
-        extra_cost=extra_cost,
-        ties=ties,
-        check=check,
-        full_output=full_output,
-        **formula,
-    )
+    cost: dict[str, Any] = {"preset": preset, "extra_cost": extra_cost, **formula}
+    arguments = prepare(logits, boxes, targets, ties=ties, check=check, full_output=full_output, **cost)
     outputs = _op(arguments, backend)
     report_status(OP, outputs[1], check)
     return Match(*outputs) if full_output else Match(outputs[0], outputs[1], None, None, None)

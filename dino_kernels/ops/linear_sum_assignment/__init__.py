@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
+from dino_kernels.ops._core.arguments import LinearSumAssignmentArguments as Arguments
 from dino_kernels.ops._core.dispatch import Backends
 from dino_kernels.ops._core.registration import define_undifferentiable
 from dino_kernels.ops._matching import ASSIGNMENT_RESULTS, Check, Ties, check_choices, empty_assignment, report_status
@@ -30,22 +31,6 @@ class Assignment(NamedTuple):
     # [B, T] float64. cost - row_duals - column_duals is never negative (with maximize: never positive), and the duals
     # add up to the objective, which proves it optimal. If the status is not 0, this holds for the allowed pairs.
     column_duals: Tensor
-
-
-class Arguments(NamedTuple):
-    """One tensor of problems, as backends take it.
-
-    Without offsets each of the G matrices is a problem. With offsets the rows of each matrix are those of B problems,
-    one after the other, which share the columns.
-    """
-
-    cost: Tensor  # [G, R, C] float32 or float64, any strides
-    offsets: Tensor | None  # [B + 1] int64: first row of each problem
-    sizes: Tensor | None  # [G, 2] int64: rows and columns in use, without offsets
-    max_rows: int  # the most rows of a problem
-    maximize: bool
-    ties: str
-    full: bool
 
 
 def prepare(

@@ -9,22 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dino_kernels.ops._core.arguments import LinearSumAssignmentArguments as Arguments
+
 INVALID_COST, INCOMPLETE = 4, 8
 
 
-def forward(
-    cost: Tensor,  # [G, R, C]
-    offsets: Tensor | None,  # [B + 1]
-    sizes: Tensor | None,  # [G, 2]
-    max_rows: int,
-    maximize: bool,
-    ties: str,
-    full: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return columns [G, R], status [G, B], objective [G, B], duals [G, R] and [G, B, C]; B is 1 without offsets.
 
     Copies costs on a GPU to the host, which synchronises.
     """
+    cost, offsets, sizes, _, maximize, ties, full = arguments
     groups, rows, columns = cost.shape
     problems = 1 if offsets is None else len(offsets) - 1
     assigned = np.full((groups, rows), -1)

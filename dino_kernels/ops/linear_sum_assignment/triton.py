@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dino_kernels.ops._core import triton_support
+from dino_kernels.ops._core.arguments import LinearSumAssignmentArguments as Arguments
 
 TILE_ROWS = 8
 TILE_COLUMNS = 256
@@ -22,24 +23,20 @@ def kernels() -> tuple[ModuleType, ModuleType]:
     return triton_kernel, triton_scratch
 
 
-def unsupported(cost: Tensor, *rest: object) -> str | None:
+def unsupported(arguments: Arguments) -> str | None:
     """Return why the Triton kernel cannot run this call, or None."""
+    cost = arguments.cost
     if cost.shape[1] > MAX_SIDE or cost.shape[2] > MAX_SIDE:
         return f"it has room for {MAX_SIDE} rows and columns, got {list(cost.shape)}"
     return triton_support.unsupported("cost", cost)
 
 
 def forward(
-    cost: Tensor,  # [G, R, C]
-    offsets: Tensor | None,  # [B + 1]
-    sizes: Tensor | None,  # [G, 2]
-    max_rows: int,
-    maximize: bool,
-    ties: str,
-    full: bool,
+    arguments: Arguments,
     notes: Tensor | None = None,  # [G, B, n]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return columns [G, R], status [G, B], objective [G, B], duals [G, R] and [G, B, C]; B is 1 without offsets."""
+    cost, offsets, sizes, max_rows, maximize, ties, full = arguments
     groups, rows, columns = cost.shape
     problems = 1 if offsets is None else len(offsets) - 1
     kernel, scratch = kernels()

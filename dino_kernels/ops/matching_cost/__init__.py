@@ -7,11 +7,11 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from dino_kernels.ops._core.arguments import MatchingCostArguments as Arguments
 from dino_kernels.ops._core.dispatch import Backends
 from dino_kernels.ops._core.registration import define_undifferentiable
 from dino_kernels.ops._matching import (
     COST_SCHEMA,
-    CostArguments,
     FormulaOptions,
     Predictions,
     Targets,
@@ -31,7 +31,7 @@ def prepare(
     preset: str = "dino",
     extra_cost: Tensor | None = None,
     **formula: Unpack[FormulaOptions],
-) -> CostArguments:
+) -> Arguments:
     """Check the arguments and return them in the form that backends take."""
     return cost_arguments(OP, logits, boxes, targets, preset, extra_cost, formula)
 
@@ -83,9 +83,9 @@ def matching_cost(
     return _op(prepare(logits, boxes, targets, preset=preset, extra_cost=extra_cost, **formula), backend)
 
 
-def _fake(arguments: CostArguments) -> Tensor:
+def _fake(arguments: Arguments) -> Tensor:
     sets, queries = sizes_of(arguments.logits)
     return arguments.labels.new_empty((sets, arguments.labels.shape[0], queries), dtype=torch.float32)
 
 
-_op = define_undifferentiable(backends, CostArguments, COST_SCHEMA, "Tensor", fake=_fake)
+_op = define_undifferentiable(backends, Arguments, COST_SCHEMA, "Tensor", fake=_fake)

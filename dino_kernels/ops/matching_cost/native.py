@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dino_kernels.ops._core.arguments import MatchingCostArguments as Arguments
 from dino_kernels.ops._core.layout import contiguous, dense_last
 from dino_kernels.ops._core.native import CPU, CUDA, NativeBackend
 
@@ -17,40 +18,24 @@ class MatchingBackend(NativeBackend):
 
     first_argument = "logits"
 
-    def exceeded_limit(self, *arguments: Any) -> str | None:
-        if len(arguments[0]) <= MAX_SOURCES:
+    def exceeded_limit(self, arguments: Any) -> str | None:
+        if len(arguments.logits) <= MAX_SOURCES:
             return None
-        return f"it takes up to {MAX_SOURCES} tensors of predictions, got {len(arguments[0])}: stack them into one"
+        return f"it takes up to {MAX_SOURCES} tensors of predictions, got {len(arguments.logits)}: stack them into one"
+
+    def for_kernel(self, arguments: Any) -> tuple[Any, ...]:
+        """Return the arguments with the strides that kernels take."""
+        logits, boxes, labels, target_boxes, offsets, extra_cost, *options = arguments
+        targets = labels.contiguous(), contiguous(target_boxes), offsets.contiguous()
+        return dense_last(logits), dense_last(boxes), *targets, contiguous(extra_cost), *options
 
 
 class MatchingCost(MatchingBackend):
     native_ops = ("matching_cost",)
 
-    def forward(
-        self,
-        logits: list[Tensor],  # each [G_i, B, Q_i, C]
-        boxes: list[Tensor],  # each [G_i, B, Q_i, 4], or none
-        labels: Tensor,  # [N]
-        target_boxes: Tensor | None,  # [N, 4]
-        offsets: Tensor,  # [B + 1]
-        extra_cost: Tensor | None,  # [G or 1, N, Q]
-        max_targets: int,
-        class_cost: str,
-        formula: list[float],
-    ) -> Tensor:
+    def forward(self, arguments: Arguments) -> Tensor:
         """Return the cost of every target with every query of its image, [G, N, Q] float32."""
-        cost, _ = self.kernels[0](
-            dense_last(logits),
-            dense_last(boxes),
-            labels.contiguous(),
-            contiguous(target_boxes),
-            offsets.contiguous(),
-            contiguous(extra_cost),
-            max_targets,
-            class_cost,
-            formula,
-        )
-        return cost
+        return self.kernels[0](*self.for_kernel(arguments))[0]
 
 
 cpu, cuda = MatchingCost(CPU), MatchingCost(CUDA)

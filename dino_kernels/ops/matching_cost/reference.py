@@ -8,37 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dino_kernels.ops._core.arguments import HungarianMatchArguments
+from dino_kernels.ops._core.arguments import MatchingCostArguments as Arguments
+
 NONFINITE_PREDICTION, INVALID_TARGET = 1, 2
 
 
-def forward(
-    logits: list[Tensor],  # each [G_i, B, Q_i, C]
-    boxes: list[Tensor],  # each [G_i, B, Q_i, 4], or none
-    labels: Tensor,  # [N]
-    target_boxes: Tensor | None,  # [N, 4]
-    offsets: Tensor,  # [B + 1]
-    extra_cost: Tensor | None,  # [G or 1, N, Q]
-    max_targets: int,
-    class_cost: str,
-    formula: list[float],
-) -> Tensor:
+def forward(arguments: Arguments) -> Tensor:
     """Return the cost of every target with every query of its image, [G, N, Q] float32."""
-    cost, _ = cost_and_status(logits, boxes, labels, target_boxes, offsets, extra_cost, class_cost, formula)
-    return cost
+    return cost_and_status(arguments)[0]
 
 
 def cost_and_status(
-    logits: list[Tensor],
-    boxes: list[Tensor],
-    labels: Tensor,
-    target_boxes: Tensor | None,
-    offsets: Tensor,
-    extra_cost: Tensor | None,
-    class_cost: str,
-    formula: list[float],
-    dtype: torch.dtype = torch.float32,
+    arguments: Arguments | HungarianMatchArguments, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     """Return the cost computed in `dtype`, and the status of each problem, [G, B] int32."""
+    logits, boxes, labels, target_boxes, offsets, extra_cost, _, class_cost, formula, *_ = arguments
     sets, queries = sum(len(source) for source in logits), max(source.shape[2] for source in logits)
     starts = offsets.tolist()
     cost = torch.full((sets, len(labels), queries), torch.inf, dtype=dtype, device=labels.device)

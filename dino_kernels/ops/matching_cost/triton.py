@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dino_kernels.ops._core import triton_support
+from dino_kernels.ops._core.arguments import HungarianMatchArguments
+from dino_kernels.ops._core.arguments import MatchingCostArguments as Arguments
 
 # The most tensors that one launch reads. A table of addresses on the device would not be limited, but each call would
 # copy it there, from memory that a CUDA graph reads again at every replay.
@@ -25,38 +28,19 @@ def kernels() -> ModuleType:
     return triton_kernel
 
 
-def unsupported(logits: list[Tensor], *rest: object) -> str | None:
+def unsupported(arguments: Any) -> str | None:
     """Return why the Triton kernel cannot run this call, or None."""
-    return triton_support.unsupported("logits", logits[0])
+    return triton_support.unsupported("logits", arguments.logits[0])
 
 
-def forward(
-    logits: list[Tensor],  # each [G_i, B, Q_i, C]
-    boxes: list[Tensor],  # each [G_i, B, Q_i, 4], or none
-    labels: Tensor,  # [N]
-    target_boxes: Tensor | None,  # [N, 4]
-    offsets: Tensor,  # [B + 1]
-    extra_cost: Tensor | None,  # [G or 1, N, Q]
-    max_targets: int,
-    class_cost: str,
-    formula: list[float],
-) -> Tensor:
+def forward(arguments: Arguments) -> Tensor:
     """Return the cost of every target with every query of its image, [G, N, Q] float32."""
-    cost, _ = cost_and_notes(logits, boxes, labels, target_boxes, offsets, extra_cost, class_cost, formula)
-    return cost
+    return cost_and_notes(arguments)[0]
 
 
-def cost_and_notes(
-    logits: list[Tensor],
-    boxes: list[Tensor],
-    labels: Tensor,
-    target_boxes: Tensor | None,
-    offsets: Tensor,
-    extra_cost: Tensor | None,
-    class_cost: str,
-    formula: list[float],
-) -> tuple[Tensor, Tensor]:
+def cost_and_notes(arguments: Arguments | HungarianMatchArguments) -> tuple[Tensor, Tensor]:
     """Return the cost and bits of the status, [G, B, n] int32, to be joined over n."""
+    logits, boxes, labels, target_boxes, offsets, extra_cost, _, class_cost, formula, *_ = arguments
     logits = [_dense_rows(source) for source in logits]
     boxes = [_dense_rows(source) for source in boxes]
     sets, queries = sum(len(source) for source in logits), max(source.shape[2] for source in logits)

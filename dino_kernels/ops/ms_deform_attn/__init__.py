@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 
 from dino_kernels.ops import _attention as check
+from dino_kernels.ops._core.arguments import MSDeformAttnArguments as Arguments
 from dino_kernels.ops._core.dispatch import Backends
 from dino_kernels.ops._core.registration import define_differentiable
 from dino_kernels.ops.ms_deform_attn import native, reference, triton
 
 OP = "ms_deform_attn"
-
-
-class Arguments(NamedTuple):
-    """The arguments as backends take them: checked, in the dtypes of backends, samples flattened.
-
-    Calls that skip the registered op may leave the sample dimensions as L, P instead of K.
-    """
-
-    value: Tensor  # [B, S, M, D]
-    spatial_shapes: Tensor | None  # [L, 2] (H, W), or None if level_sizes has them
-    level_sizes: list[int]  # [H0, W0, H1, W1, ...], or empty
-    level_start_index: Tensor | None  # [L]; None means the exclusive cumulative sum of H * W
-    num_points: list[int]  # [L], sum is K
-    sampling_locations: Tensor  # [B, Q, M, K, 2], (x, y) in [0, 1] of the level
-    attention_weights: Tensor  # [B, Q, M, K]
 
 
 def prepare(
@@ -51,28 +36,13 @@ def prepare(
     batch, _, heads, _ = value.shape
     check.check_sample_tensor(OP, "sampling_locations", locations, batch, None, heads, sum(counts))
     check.check_sample_tensor(OP, "attention_weights", weights, batch, locations.shape[1], heads, sum(counts))
-    return convert(value, table, sizes, level_start_index, counts, locations, weights)
+    return convert(Arguments(value, table, sizes, level_start_index, counts, locations, weights))
 
 
-def convert(
-    value: Tensor,
-    spatial_shapes: Tensor | None,
-    level_sizes: list[int],
-    level_start_index: Tensor | None,
-    num_points: list[int],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-) -> Arguments:
+def convert(given: Arguments) -> Arguments:
     """Convert samples to the dtypes that backends take."""
-    return Arguments(
-        value,
-        spatial_shapes,
-        level_sizes,
-        level_start_index,
-        num_points,
-        check.to_compute_dtype(sampling_locations, value),
-        check.to_sample_dtype(attention_weights, value),
-    )
+    value, *_, locations, weights = given
+    return Arguments(*given[:5], check.to_compute_dtype(locations, value), check.to_sample_dtype(weights, value))
 
 
 backends = Backends(OP, prepare, cuda=native.cuda, triton=triton, cpu=native.cpu, reference=reference)

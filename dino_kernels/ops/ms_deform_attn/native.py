@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dino_kernels.ops._core.arguments import MSDeformAttnArguments as Arguments
 from dino_kernels.ops._core.fixed_point import sum_bound
 from dino_kernels.ops._core.layout import heads, like, rows
 from dino_kernels.ops._core.native import CPU, CUDA, NativeBackend
@@ -24,67 +25,47 @@ def unsupported_sizes(num_points: list[int]) -> str | None:
 
 
 class AttentionBackend(NativeBackend):
-    """The part that both attention ops share."""
+    """The part that both attention ops share, whose `for_kernel` differs."""
 
+    native_ops = ("ms_deform_attn_forward", "ms_deform_attn_backward")
     first_argument = "value"
 
-    def exceeded_limit(self, *arguments: Any) -> str | None:
-        return unsupported_sizes(arguments[4])
+    def exceeded_limit(self, arguments: Any) -> str | None:
+        return unsupported_sizes(arguments.num_points)
+
+    def for_kernel(self, arguments: Any) -> tuple[Any, ...]:
+        """Return the arguments in the order and with the strides that kernels take."""
+        raise NotImplementedError
+
+    def forward(self, arguments: Any) -> Tensor:
+        """Return the weighted sum of samples, [B, Q, M * D]."""
+        return self.kernels[0](*self.for_kernel(arguments))
 
 
 class MSDeformAttn(AttentionBackend):
-    native_ops = ("ms_deform_attn_forward", "ms_deform_attn_backward")
-
-    def forward(
-        self,
-        value: Tensor,  # [B, S, M, D]
-        spatial_shapes: Tensor | None,  # [L, 2]
-        level_sizes: list[int],  # [H0, W0, H1, W1, ...], or empty
-        level_start_index: Tensor | None,  # [L]
-        num_points: list[int],  # [L]
-        sampling_locations: Tensor,  # [B, Q, M, K, 2]
-        attention_weights: Tensor,  # [B, Q, M, K]
-    ) -> Tensor:
-        """Return the weighted sum of samples, [B, Q, M * D]."""
-        return self.kernels[0](
-            heads(value),
-            None if spatial_shapes is None else spatial_shapes.contiguous(),
-            level_sizes,
-            None if level_start_index is None else level_start_index.contiguous(),
-            num_points,
-            rows(sampling_locations),
-            rows(attention_weights),
-        )
+    def for_kernel(self, arguments: Arguments) -> tuple[Any, ...]:
+        value, shapes, sizes, starts, counts, locations, weights = arguments
+        # Without `contiguous`, whose calls are a twentieth of the time on the host.
+        shapes = None if shapes is None else shapes.contiguous()
+        starts = None if starts is None else starts.contiguous()
+        return heads(value), shapes, sizes, starts, counts, rows(locations), rows(weights), None, None
 
     def backward(
         self,
         grad_output: Tensor,  # [B, Q, M * D]
-        value: Tensor,
-        spatial_shapes: Tensor | None,
-        level_sizes: list[int],
-        level_start_index: Tensor | None,
-        num_points: list[int],
-        sampling_locations: Tensor,
-        attention_weights: Tensor,
+        arguments: Arguments,
         requested: list[bool],  # [3]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of value, sampling_locations and attention_weights; empty if not requested."""
-        grad_value, grad_locations, grad_weights = self.kernels[1](
-            rows(grad_output),
-            heads(value),
-            None if spatial_shapes is None else spatial_shapes.contiguous(),
-            level_sizes,
-            None if level_start_index is None else level_start_index.contiguous(),
-            num_points,
-            rows(sampling_locations),
-            rows(attention_weights),
-            requested,
-            sum_bound(grad_output, attention_weights) if requested[0] and self.library.is_cuda else None,
+        *_, locations, weights = arguments
+        bound = sum_bound(grad_output, weights) if requested[0] and self.library.is_cuda else None
+        grad_value, grad_locations, grad_weights, _ = self.kernels[1](
+            rows(grad_output), *self.for_kernel(arguments), [*requested, False], bound
         )
         if requested[1]:
-            grad_locations = like(grad_locations, sampling_locations)
+            grad_locations = like(grad_locations, locations)
         if requested[2]:
-            grad_weights = like(grad_weights, attention_weights)
+            grad_weights = like(grad_weights, weights)
         return grad_value, grad_locations, grad_weights
 
 

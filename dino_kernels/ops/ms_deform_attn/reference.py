@@ -6,23 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dino_kernels.ops._core.arguments import MSDeformAttnArguments as Arguments
 from dino_kernels.ops._core.dtypes import compute_dtype
 
 
-def forward(
-    value: Tensor,  # [B, S, M, D]
-    spatial_shapes: Tensor | None,  # [L, 2]
-    level_sizes: list[int],  # [H0, W0, H1, W1, ...], or empty
-    level_start_index: Tensor | None,  # [L]
-    num_points: list[int],  # [L]
-    sampling_locations: Tensor,  # [B, Q, M, K, 2]
-    attention_weights: Tensor,  # [B, Q, M, K]
-) -> Tensor:
+def forward(arguments: Arguments) -> Tensor:
     """Return the weighted sum of samples, [B, Q, M * D]; see `dino_kernels.ms_deform_attn`.
 
     Synchronises with a GPU if `spatial_shapes` is a tensor there, because `grid_sample` needs the sizes on the host;
     the kernels do not. Differentiable any number of times.
     """
+    value, spatial_shapes, level_sizes, level_start_index, num_points, sampling_locations, weights = arguments
     dtype = value.dtype
     compute = compute_dtype(dtype)
     value = value.to(compute)
@@ -38,7 +32,7 @@ def forward(
     for (height, width), level, grid in zip(shapes, levels, grids.split(num_points, dim=2), strict=True):
         level = level.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
         sampled.append(F.grid_sample(level, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
-    weights = attention_weights.to(compute).transpose(1, 2).reshape(batch * heads, 1, queries, samples)
+    weights = weights.to(compute).transpose(1, 2).reshape(batch * heads, 1, queries, samples)
     output = (torch.cat(sampled, dim=-1) * weights).sum(-1)  # [B * M, D, Q]
     return output.view(batch, heads * channels, queries).transpose(1, 2).to(dtype).contiguous()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dino_kernels.ops._core import triton_support
+from dino_kernels.ops._core.arguments import MSDeformAttnArguments as Arguments
 from dino_kernels.ops._core.dtypes import compute_dtype
 from dino_kernels.ops._core.fixed_point import scale_of, sum_bound
 from dino_kernels.ops._core.layout import contiguous, heads, rows
@@ -25,9 +26,27 @@ def kernels() -> ModuleType:
     return triton_tuned
 
 
-def unsupported(value: Tensor, *rest: Any) -> str | None:
+class Call(NamedTuple):
+    """The arguments of either op."""
+
+    value: Tensor  # [B, S, M, D]
+    spatial_shapes: Tensor | None  # [L, 2]
+    level_sizes: list[int]  # [H0, W0, H1, W1, ...], or empty
+    level_start_index: Tensor | None  # [L]
+    num_points: list[int]  # [L]
+    reference_points: Tensor | None  # [B, Q, L, 2 or 4]
+    positions: Tensor  # [B, Q, M, K, 2]: sampling locations, or offsets around reference points
+    weights: Tensor  # [B, Q, M, K]: attention weights, or logits with reference points
+    value_mask: Tensor | None  # [B, S]
+
+    def dense(self) -> Call:
+        """Return the call with the strides that kernels take."""
+        return self._replace(value=heads(self.value), positions=rows(self.positions), weights=rows(self.weights))
+
+
+def unsupported(arguments: Any) -> str | None:
     """Return why the Triton kernels cannot run this call, or None."""
-    return triton_support.unsupported("value", value) or unsupported_number(value)
+    return triton_support.unsupported("value", arguments.value) or unsupported_number(arguments.value)
 
 
 def unsupported_number(value: Tensor) -> str | None:
@@ -37,78 +56,45 @@ def unsupported_number(value: Tensor) -> str | None:
     return None
 
 
-def forward(
-    value: Tensor,  # [B, S, M, D]
-    spatial_shapes: Tensor | None,  # [L, 2]
-    level_sizes: list[int],  # [H0, W0, H1, W1, ...], or empty
-    level_start_index: Tensor | None,  # [L]
-    num_points: list[int],  # [L]
-    sampling_locations: Tensor,  # [B, Q, M, K, 2]
-    attention_weights: Tensor,  # [B, Q, M, K]
-) -> Tensor:
+def forward(arguments: Arguments) -> Tensor:
     """Return the weighted sum of samples, [B, Q, M * D]."""
-    levels = spatial_shapes, level_sizes, level_start_index, num_points
-    return run_forward(value, levels, sampling_locations, attention_weights)
+    return run_forward(_call(arguments))
 
 
 def backward(
     grad_output: Tensor,  # [B, Q, M * D]
-    value: Tensor,
-    spatial_shapes: Tensor | None,
-    level_sizes: list[int],
-    level_start_index: Tensor | None,
-    num_points: list[int],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
+    arguments: Arguments,
     requested: list[bool],  # [3]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of value, sampling_locations and attention_weights; empty if not requested."""
-    levels = spatial_shapes, level_sizes, level_start_index, num_points
-    bound = sum_bound(grad_output, attention_weights) if requested[0] else None
-    of_all = [requested[0], False, *requested[1:]]
-    grads = run_backward(grad_output, value, levels, sampling_locations, attention_weights, of_all, bound)
+    bound = sum_bound(grad_output, arguments.attention_weights) if requested[0] else None
+    grads = run_backward(grad_output, _call(arguments), [requested[0], False, *requested[1:]], bound)
     return grads[0], grads[2], grads[3]
 
 
-Levels = tuple[Tensor | None, list[int], Tensor | None, list[int]]
+def _call(arguments: Arguments) -> Call:
+    return Call(*arguments[:5], None, *arguments[5:], None)
 
 
-def run_forward(
-    value: Tensor,
-    levels: Levels,
-    positions: Tensor,  # [B, Q, M, K, 2]: sampling locations, or offsets around reference points
-    weights: Tensor,  # [B, Q, M, K]: attention weights, or logits with reference points
-    reference_points: Tensor | None = None,  # [B, Q, L, 2 or 4]
-    value_mask: Tensor | None = None,  # [B, S]
-) -> Tensor:
+def run_forward(call: Call) -> Tensor:
     """Return the weighted sum of samples of either op, [B, Q, M * D]."""
-    value, positions, weights = heads(value), rows(positions), rows(weights)
+    call = call.dense()
+    value, queries = call.value, call.positions.shape[1]
     batch, _, heads_, channels = value.shape
-    launch = _launch("forward", value, positions, levels)
+    launch = _launch("forward", call)
     if launch is None:
-        return value.new_zeros(batch, positions.shape[1], heads_ * channels)
-    output = value.new_empty(batch, positions.shape[1], heads_ * channels)
+        return value.new_zeros(batch, queries, heads_ * channels)
+    output = value.new_empty(batch, queries, heads_ * channels)
     with triton_support.on_device_of(value):
-        launch(
-            *_tensors(value, levels, positions, weights, reference_points, value_mask),
-            output,
-            *_sizes(value, positions, weights),
-            **_constants(value, levels, positions, reference_points),
-            PACKED=_packed(value),
-        )
+        launch(*_tensors(call), output, *_sizes(call), **_constants(call), PACKED=_packed(value))
     return output
 
 
 def run_backward(
-    grad_output: Tensor,
-    value: Tensor,
-    levels: Levels,
-    positions: Tensor,
-    weights: Tensor,
+    grad_output: Tensor,  # [B, Q, M * D]
+    call: Call,
     requested: list[bool],  # [4]: value, reference points, positions, weights
     bound: Tensor | None,
-    reference_points: Tensor | None = None,
-    value_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the requested gradients of either op; empty tensors for the others.
 
@@ -119,8 +105,9 @@ def run_backward(
         Gradients of value, reference points by head [B, Q, M, L, 2 or 4], positions and weights.
     """
     of_value, of_references, of_positions, of_weights = requested
+    value, positions, weights, reference_points = call.value, call.positions, call.weights, call.reference_points
     compute = compute_dtype(value.dtype)
-    launch = _launch("backward", value, positions, levels)
+    launch = _launch("backward", call)
     new = torch.zeros_like if launch is None else torch.empty_like
     grad_positions = new(positions, memory_format=torch.contiguous_format) if of_positions else None
     grad_weights = new(weights, memory_format=torch.contiguous_format) if of_weights else None
@@ -133,26 +120,26 @@ def run_backward(
         of_heads = reference_points[:, :, None].expand(-1, -1, value.shape[2], -1, -1)
         grad_references = new(of_heads, memory_format=torch.contiguous_format)
 
-    value, positions, weights, grad_output = heads(value), rows(positions), rows(weights), rows(grad_output)
+    call, grad_output = call.dense(), rows(grad_output)
     sums = scale = grad_value = None
     if of_value:
         dtype = compute if bound is None else torch.int64
-        sums = torch.zeros_like(value, dtype=dtype, memory_format=torch.contiguous_format)
-        scale = None if bound is None else scale_of(bound, positions.shape[1] * sum(levels[3]))
-    packed = _packed(value) and _packed(grad_output)
+        sums = torch.zeros_like(call.value, dtype=dtype, memory_format=torch.contiguous_format)
+        scale = None if bound is None else scale_of(bound, positions.shape[1] * sum(call.num_points))
+    packed = _packed(call.value) and _packed(grad_output)
     if launch is not None:
         with triton_support.on_device_of(value):
             launch(
                 grad_output,
-                *_tensors(value, levels, positions, weights, reference_points, value_mask),
+                *_tensors(call),
                 sums,
                 scale,
                 grad_positions,
                 grad_attention,
                 None if reference_points is None else grad_weights,
                 grad_references,
-                *_sizes(value, positions, weights, grad_output),
-                **_constants(value, levels, positions, reference_points),
+                *_sizes(call, grad_output),
+                **_constants(call),
                 PACKED=packed,
             )
     if sums is not None:
@@ -162,12 +149,12 @@ def run_backward(
     return first, second, third, fourth
 
 
-def _launch(direction: str, value: Tensor, positions: Tensor, levels: Levels) -> Any:
+def _launch(direction: str, call: Call) -> Any:
     """Return the launcher of a program per head, image and tile of queries; None if there is nothing to compute."""
-    batch, _, heads_, _ = value.shape
-    queries = positions.shape[1]
+    batch, _, heads_, _ = call.value.shape
+    queries = call.positions.shape[1]
     items = batch * queries * heads_
-    if items == 0 or value.numel() == 0 or sum(levels[3]) == 0:
+    if items == 0 or call.value.numel() == 0 or sum(call.num_points) == 0:
         return None
     kernel = getattr(kernels(), f"{direction}_{'few' if items < FEW_ITEMS else 'many'}")
     return kernel[lambda meta: (-(-queries // tile_size(meta["BLOCK_Q"], meta["LANES"])) * batch * heads_,)]
@@ -178,38 +165,32 @@ def tile_size(block: int, lanes: int) -> int:
     return max(block * 4 // lanes, 1)
 
 
-def _tensors(
-    value: Tensor,
-    levels: Levels,
-    positions: Tensor,
-    weights: Tensor,
-    reference_points: Tensor | None,
-    value_mask: Tensor | None,
-) -> tuple[Any, ...]:
-    shapes, sizes, starts, _ = levels
+def _tensors(call: Call) -> tuple[Any, ...]:
+    shapes, mask = call.spatial_shapes, call.value_mask
     # Triton compiles a variant for each pattern of ones and multiples of 16 in a tuple; 32 n + 17 is neither.
     return (
-        value,
-        positions,
-        weights,
-        contiguous(reference_points),
-        None if value_mask is None else value_mask.contiguous().view(torch.uint8),
+        call.value,
+        call.positions,
+        call.weights,
+        contiguous(call.reference_points),
+        None if mask is None else mask.contiguous().view(torch.uint8),
         contiguous(shapes),
-        contiguous(starts),
-        tuple(32 * size + 17 for size in sizes) if shapes is None else None,
+        contiguous(call.level_start_index),
+        tuple(32 * size + 17 for size in call.level_sizes) if shapes is None else None,
     )
 
 
-def _sizes(value: Tensor, positions: Tensor, weights: Tensor, grad_output: Tensor | None = None) -> tuple[int, ...]:
-    strided = (value, positions, weights) if grad_output is None else (grad_output, value, positions, weights)
-    return positions.shape[1], value.shape[1], *(stride for each in strided for stride in each.stride()[:2])
+def _sizes(call: Call, *first: Tensor) -> tuple[int, ...]:
+    strides = [stride for x in (*first, call.value, call.positions, call.weights) for stride in x.stride()[:2]]
+    return call.positions.shape[1], call.value.shape[1], *strides
 
 
-def _constants(value: Tensor, levels: Levels, positions: Tensor, reference_points: Tensor | None) -> dict[str, Any]:
+def _constants(call: Call) -> dict[str, Any]:
     from triton import language as tl
     from triton import next_power_of_2
 
-    channels, points = value.shape[3], levels[3]
+    value, positions, reference_points, points = call.value, call.positions, call.reference_points, call.num_points
+    channels = value.shape[3]
     padded_half = next_power_of_2((channels + 1) // 2)
     return {
         "M": value.shape[2],
