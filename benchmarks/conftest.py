@@ -20,7 +20,7 @@ from benchmarks.matching.stage import MatchingStage
 from benchmarks.matching.workloads import EFFORTS, MatchingEffort, MatchingStep
 from benchmarks.measure import plot, report
 from benchmarks.measure.machine import slug
-from benchmarks.measure.results import FILE_NAME, LATEST, RESULTS, Results
+from benchmarks.measure.results import FILE_NAME, LATEST, RESULTS, Results, write_json
 from benchmarks.measure.stage import Contestant, Outcome, measure
 from dino_kernels.testing import Case
 
@@ -188,7 +188,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     path = config.getoption("--results") or RESULTS / LATEST / FILE_NAME
     if config.getoption("--publish"):
         path = RESULTS / slug(results.document["machine"]) / FILE_NAME
-    results.save(path)
+    write_json(path, results.document)
     terminalreporter.section("dino_kernels benchmarks")
     terminalreporter.write_line(report.summary(results.document))
     terminalreporter.write_line(f"\nwritten: {path}")

@@ -32,24 +32,18 @@ SECOND_LEVEL_TB = 5.5  # a second, what an H100's second-level cache delivers
 
 @dataclass(frozen=True)
 class Kernel:
-    """A program of `warps` warps: each has 8 * `parallel` queries at once, `parts` times in a row.
-
-    The queries of a program are consecutive. `stride` 132 renumbers the programs: those that lie 132 apart, which start
-    on the same multiprocessor, then have neighbouring queries.
-    """
+    """A program of `warps` warps: each has 8 queries at once, `parts` times in a row; all of them consecutive."""
 
     name: str
     warps: int
     resident: int  # programs a multiprocessor
-    parallel: int = 1
     parts: int = 1
     shared_kb: int = 0  # taken from the cache
-    stride: int = 1
     own_queue: bool = False  # each multiprocessor has its own consecutive programs
 
     @property
     def queries(self) -> int:
-        return 8 * self.parallel * self.warps * self.parts
+        return 8 * self.warps * self.parts
 
 
 # Programs a multiprocessor: by registers, of which a multiprocessor has 65,536; at most 32 programs.
@@ -58,7 +52,6 @@ KERNELS = (
     Kernel("Triton forward, 64 registers: 1 warp x 8", 1, 32),
     Kernel("1 warp x 8, two times in turn", 1, 32, parts=2),
     Kernel("1 warp x 8, eight times in turn", 1, 32, parts=8),
-    Kernel("1 warp x 8, numbers dealt out so that neighbours are 132 apart", 1, 32, stride=MULTIPROCESSORS),
     Kernel("1 warp x 8, a queue of programs for each multiprocessor", 1, 32, own_queue=True),
     Kernel("2 warps x 8", 2, 16),
     Kernel("4 warps x 8", 4, 8),
@@ -143,32 +136,21 @@ def schedule(kernel: Kernel, programs: int, seed: int = 0) -> list[list[list[int
             program = processor * share + taken[processor]
             taken[processor] += 1
         else:
-            program = _dealt(number, programs, kernel.stride * kernel.resident) if kernel.stride > 1 else number
+            program = number
         places[processor][place].append(program)
         heapq.heappush(free, (time + durations[number], place, processor))
     return places
 
 
-def _dealt(number: int, programs: int, wave: int) -> int:
-    """Make numbers that lie 132 apart neighbours, in each full wave."""
-    first = number // wave * wave
-    if first + wave > programs:
-        return number
-    resident = wave // MULTIPROCESSORS
-    processor, place = (number - first) % MULTIPROCESSORS, (number - first) // MULTIPROCESSORS
-    return first + processor * resident + place
-
-
 def sector_reads(kernel: Kernel, program: int, warp: int, rows: np.ndarray, order: np.ndarray) -> Iterator[list[int]]:
-    """Yield the addresses that each step of a warp reads: one sample each of 8 queries or more."""
+    """Yield the addresses that each step of a warp reads: one sample each of 8 queries."""
     tiles = -(-len(order) // kernel.queries)
     head, tile = divmod(program, tiles)
-    of_warp = 8 * kernel.parallel
     samples = rows.shape[2]
     beyond = len(order) * HEADS * ROW  # positions and weights follow value
     for part in range(kernel.parts):
-        first = tile * kernel.queries + part * of_warp * kernel.warps + warp * of_warp
-        queries = order[first : first + of_warp]
+        first = tile * kernel.queries + (part * kernel.warps + warp) * 8
+        queries = order[first : first + 8]
         for sample in range(samples):
             read = rows[queries, head, sample].ravel()
             addresses = ((read[read >= 0].astype(np.int64) * HEADS + head) * ROW).tolist()

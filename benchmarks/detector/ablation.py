@@ -18,7 +18,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.measure import machine
-from benchmarks.measure.results import LATEST, RESULTS
+from benchmarks.measure.results import LATEST, RESULTS, write_json
 from benchmarks.measure.tables import as_text
 from dino.commands.demo import IMAGE_SIZE, DemoOptions, demo_config
 from dino.commands.demo.digits import make_digits_dataset
@@ -93,8 +93,7 @@ def main() -> None:
             print(f"\n{name}, seed {seed}")
             output = options.output / f"variant{number}-seed{seed}-epochs{options.epochs}"
             document["runs"].append(run_one(name, seed, options.epochs, data, output))
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / FILE_NAME).write_text(json.dumps(document, indent=1) + "\n")
+            write_json(folder / FILE_NAME, document)
             print(f"\n{as_text(table(document))}\n{folder / FILE_NAME}")
 
 

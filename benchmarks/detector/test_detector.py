@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,22 +93,17 @@ class PartTimer:
             hook.remove()
 
 
-def clock_of(device: str) -> Any:
-    import time
-
-    def now() -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    return now
+def now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def profile(model: DINO, name: str, images: torch.Tensor, mask: torch.Tensor, device: str) -> dict[str, float]:
     """Return the milliseconds of every part, the medians of three passes."""
     passes = []
     for _ in range(3):
-        timer = PartTimer(model, clock_of(device))
+        timer = PartTimer(model, partial(now, device))
         detect(model, name, images, mask)
         timer.remove()
         passes.append(timer.seconds)

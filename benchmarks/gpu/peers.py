@@ -18,6 +18,8 @@ from benchmarks.measure.machine import ROOT
 
 FOLDER = ROOT / "peers"
 PEERS = ("deformops==3.0.1", "torch-linear-assignment==0.1.0", "lapx==0.11.1")
+# `import dino` requires these, and tests/gpu/test_criterion.py imports it.
+DETECTOR = ("pillow", "safetensors", "faster-coco-eval", "tqdm", "tyro")
 # pip matches names exactly, so the older ones are listed too.
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
@@ -41,7 +43,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default="3.12", metavar="VERSION", help="of the machine with the GPU (3.12)")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="target folder (peers/)")
-    parser.add_argument("peer", nargs="*", default=list(PEERS), help=f"NAME==VERSION ({' '.join(PEERS)})")
+    parser.add_argument("peer", nargs="*", default=[*PEERS, *DETECTOR], help="NAME[==VERSION]")
     options = parser.parse_args()
     for command in commands(options.python, options.peer, options.folder):
         finished = subprocess.run(command, check=False)

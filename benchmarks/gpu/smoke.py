@@ -8,7 +8,6 @@ A check that crashes or hangs costs its step and nothing else. Exits with 1 if a
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -24,7 +23,7 @@ from benchmarks.gpu import session
 from benchmarks.gpu.isolated import Part, Record, new_record, run
 from benchmarks.gpu.smoke_checks import checks
 from benchmarks.measure import machine
-from dino.common.files import write_text_whole
+from benchmarks.measure.results import write_json
 from dino_kernels.ops._core import libraries
 
 DEFAULT_RESULTS = Path("build/gpu/smoke.json")
@@ -37,11 +36,10 @@ def run_all(parts: Sequence[Part], document: dict[str, Any], path: Path, seconds
     records: dict[str, Record] = document["checks"]
     records |= {part.name: new_record() for part in parts}
     until, lock = time.time() + seconds, threading.Lock()
-    path.parent.mkdir(parents=True, exist_ok=True)
 
     def save() -> None:
         with lock:
-            write_text_whole(path, json.dumps(document, indent=1) + "\n")
+            write_json(path, document)
 
     save()
     with ThreadPoolExecutor(max_workers=jobs) as pool:

@@ -23,30 +23,14 @@ from benchmarks.gpu.tools import find
 from benchmarks.measure import tools
 from benchmarks.measure.race import Call
 from dino_kernels import hungarian_match, linear_sum_assignment, matching_cost
-from dino_kernels.testing import (
-    CASES,
-    MATCHING_CASES,
-    Case,
-    assignment_costs,
-    matching_inputs,
-    sample_inputs,
-)
+from dino_kernels.testing import CASES, MATCHING_CASES, Case, assignment_costs, matching_inputs, sample_inputs
 
 # Tiles, rows, the common layouts of samples, channels without a specialised kernel, borders.
 NAMES = ("encoder_masked", "decoder", "rtdetr", "levels_5", "channels_36", "hostile")
 FEW_NAMES = ("encoder_masked", "decoder")
 # Large on an H100 as it is: more than 1024 threads for each of 132 multiprocessors, also in 16 bit.
-NATURALLY_LARGE = Case(
-    "naturally_large",
-    2,
-    3190,
-    8,
-    32,
-    ((40, 60), (20, 30), (10, 15), (5, 8)),
-    (4, 4, 4, 4),
-    mask=True,
-    layout="local",
-)
+LEVELS = ((40, 60), (20, 30), (10, 15), (5, 8))
+NATURALLY_LARGE = Case("naturally_large", 2, 3190, 8, 32, LEVELS, (4, 4, 4, 4), mask=True, layout="local")
 SANITIZER_S = 100.0
 
 

@@ -36,7 +36,7 @@ from benchmarks.gpu import tools as gpu_tools
 from benchmarks.gpu.isolated import Part, run
 from benchmarks.gpu.table import COUNTERS_PART, RED_PART, summary, targets
 from benchmarks.measure.machine import ROOT
-from dino.common.files import write_text_whole
+from benchmarks.measure.results import write_json
 
 DEFAULT_RESULTS = Path("build/gpu/results.json")
 # Two runs may share a file if these are the same.
@@ -174,9 +174,8 @@ def opened(path: Path, facts: dict[str, Any], fresh: bool) -> dict[str, Any]:
 def measure(parts: list[Part], document: dict[str, Any], path: Path, budget: float) -> None:
     def save() -> None:
         document["targets"] = targets(document)
-        write_text_whole(path, json.dumps(document, indent=1) + "\n")
+        write_json(path, document)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     run(parts, document["parts"], time.time() + budget, save)
     save()
 

@@ -113,7 +113,6 @@ def matchers() -> dict[str, Matcher]:
         Matcher("dino", False, (COST, MATCHER), _dino, _dino_answer, _always),
         Matcher("scipy", False, (ASSIGNMENT,), _scipy_as_dino, _pairs_answer, _always),
         Matcher("scipy-float64", False, (ASSIGNMENT,), _scipy_float64, _rows_answer, _always),
-        Matcher("lapx-lapjv", False, (ASSIGNMENT,), _lapjv, _columns_answer, _lapx_unsupported),
         Matcher("lapx-lapjvh", False, (ASSIGNMENT,), _lapjvh, _rows_answer, _lapx_unsupported),
         Matcher("torch-linear-assignment", False, (ASSIGNMENT,), _tla, _padded_answer, _needs(TLA)),
         Matcher("tla-unchecked", False, (ASSIGNMENT,), _tla_unchecked, _padded_answer, _tla_unchecked_unsupported),
@@ -271,19 +270,8 @@ def _rows_answer(op: str, inputs: MatchingInputs, pairs: Sequence[Pairs]) -> Ten
     return columns
 
 
-def _columns_answer(op: str, inputs: MatchingInputs, columns: Sequence[np.ndarray]) -> Tensor:
-    """Convert the queries of each problem's targets."""
-    return torch.from_numpy(np.concatenate(columns).astype(np.int64)).view(inputs.step.sets, -1)
-
-
-def _lapjv(op: str, inputs: MatchingInputs) -> list[np.ndarray]:
-    """Solve with the usual solver of lapx, which pads to a square."""
-    lapjv = importlib.import_module("lap").lapjv
-    return [lapjv(matrix, extend_cost=True, return_cost=False)[0] for matrix in inputs.float64_matrices]
-
-
 def _lapjvh(op: str, inputs: MatchingInputs) -> list[Pairs]:
-    """Solve with a newer solver of lapx, the fastest on few rows."""
+    """Solve with the solver of lapx that is the fastest on few rows; its usual one, lapjv, pads to a square."""
     lapjvh = importlib.import_module("lap").lapjvh
     return [lapjvh(matrix, extend_cost=True, return_cost=False) for matrix in inputs.float64_matrices]
 

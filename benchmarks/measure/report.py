@@ -207,9 +207,8 @@ def summary(document: Document) -> str:
     reasons: dict[str, list[str]] = {}
     for contestant, reason in document["not_run"].items():
         reasons.setdefault(reason, []).append(contestant)
-    parts += (
-        ["\n".join(f"not run: {', '.join(names)}: {reason}" for reason, names in reasons.items())] if reasons else []
-    )
+    if reasons:
+        parts.append("\n".join(f"not run: {', '.join(names)}: {reason}" for reason, names in reasons.items()))
     parts += [f"WRONG, not timed: {message}" for message in dict.fromkeys(document["wrong"])]
     return "\n\n".join(parts)
 

@@ -41,9 +41,13 @@ class Results:
         self.document[part].append(row)
         return row
 
-    def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.document, indent=1) + "\n")
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Replace a JSON file in one step: a run that is ended leaves a complete one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(document, indent=1) + "\n")
+    temporary.replace(path)
 
 
 def compared(which: str, contestant: Contestant, outcome: Outcome) -> dict[str, Any]:

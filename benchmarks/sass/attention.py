@@ -168,9 +168,8 @@ def sample_inputs(case: Case, fused: bool) -> Inputs:
     Q = len(centers)
     reference = np.broadcast_to(centers[None, :, None], (B, Q, L, 2))
     if case.coordinates == 4:
-        reference = np.concatenate(
-            [reference, np.broadcast_to(random.uniform(0.05, 0.5, (1, Q, 1, 2)), reference.shape)], -1
-        )
+        sizes = np.broadcast_to(random.uniform(0.05, 0.5, (1, Q, 1, 2)), reference.shape)
+        reference = np.concatenate([reference, sizes], -1)
     offsets = rays(case) + random.normal(0, case.spread, (B, Q, M, K, 2))
     logits = random.normal(0, 1, (B, Q, M, K))
     value = random.normal(0, 1, (B, case.rows, M, CHANNELS))
@@ -242,18 +241,16 @@ def prepare(kernel: Kernel, name: str, case: Case, blocks: int = 3) -> Attention
         "weights": put(narrow(inputs.weights, given)),
         "output": memory.allocate(B * Q * M * CHANNELS * unit[dtype]),
     }
-    parameters: dict[str, Any] = {
-        "B": B,
-        "S": S,
-        "M": M,
-        "D": CHANNELS,
-        "Q": Q,
-        "L": L,
-        "K": K,
+
+    def strided(name: str, rows: int, row: int) -> dict[str, int]:
+        return {"data": at[name], "batch_stride": rows * row, "row_stride": row}
+
+    parameters: dict[str, Any] = {"B": B, "S": S, "M": M, "D": CHANNELS, "Q": Q, "L": L, "K": K}
+    parameters |= {
         "dtype": DTYPE[dtype],
-        "value": {"data": at["value"], "batch_stride": S * M * CHANNELS, "row_stride": M * CHANNELS},
-        "positions": {"data": at["positions"], "batch_stride": Q * M * K * 2, "row_stride": M * K * 2},
-        "weights": {"data": at["weights"], "batch_stride": Q * M * K, "row_stride": M * K},
+        "value": strided("value", S, M * CHANNELS),
+        "positions": strided("positions", Q, M * K * 2),
+        "weights": strided("weights", Q, M * K),
         "positions_as_value": as_value,
         "weights_as_value": as_value,
         "output": at["output"],
@@ -271,17 +268,8 @@ def prepare(kernel: Kernel, name: str, case: Case, blocks: int = 3) -> Attention
         at["sums"] = memory.allocate(B * S * M * CHANNELS * wide)
         at["grad_positions"] = memory.allocate(B * Q * M * K * 2 * unit[given])
         at["grad_weights"] = memory.allocate(B * Q * M * K * unit[given])
-        parameters |= {
-            "grad_output": {
-                "data": at["grad_output"],
-                "batch_stride": Q * M * CHANNELS,
-                "row_stride": M * CHANNELS,
-            },
-            "sums": at["sums"],
-            "grad_value": at["sums"],
-            "grad_positions": at["grad_positions"],
-            "grad_weights": at["grad_weights"],
-        }
+        parameters |= {name: at[name] for name in ("sums", "grad_positions", "grad_weights")}
+        parameters |= {"grad_value": at["sums"], "grad_output": strided("grad_output", Q, M * CHANNELS)}
     written = "grad_weights" if family.backward else "output"
     width = (K if family.backward else CHANNELS) * unit[given if family.backward else dtype]
     begin = at[written] - GLOBAL

@@ -91,39 +91,25 @@ def cost(kernel: Kernel, dtype: str = "fp32") -> Launch:
     memory = Memory("global", 1 << 22, GLOBAL)
     at = {"cost": memory.allocate(TARGETS * Q * 4), "notes": memory.allocate(tiles * 4)}
     stored = narrow(logits.astype(np.float64), dtype)
-    source = {
-        "logits": memory.put(stored),
-        "boxes": memory.put(boxes.astype(np.float32)),
-        "logits_set_stride": Q * C,
-        "logits_batch_stride": Q * C,
-        "logits_row_stride": C,
-        "boxes_set_stride": Q * 4,
-        "boxes_batch_stride": Q * 4,
-        "boxes_row_stride": 4,
-        "sets": 1,
-        "Q": Q,
+    source = {"logits": memory.put(stored), "boxes": memory.put(boxes.astype(np.float32)), "sets": 1, "Q": Q}
+    for name, row in (("logits", C), ("boxes", 4)):
+        source |= {f"{name}_set_stride": Q * row, f"{name}_batch_stride": Q * row, f"{name}_row_stride": row}
+    formula = {
+        "class_weight": 2.0,
+        "l1_weight": 5.0,
+        "giou_weight": 2.0,
+        "alpha": 0.25,
+        "gamma": 2.0,
+        "class_eps": 1e-8,
     }
-    parameters = {
-        "G": 1,
-        "B": 1,
-        "Q": Q,
-        "C": C,
-        "N": TARGETS,
-        "max_targets": TARGETS,
-        "num_sources": 1,
+    sizes = {"G": 1, "B": 1, "Q": Q, "C": C, "N": TARGETS, "max_targets": TARGETS, "num_sources": 1}
+    parameters = sizes | {
         "logits_dtype": DTYPE[dtype],
         "boxes_dtype": DTYPE["fp32"],
         "labels": memory.put(labels.astype(np.int64)),
         "target_boxes": memory.put(targets.astype(np.float32)),
         "offsets": memory.put(np.array([0, TARGETS], np.int64)),
-        "formula": {
-            "class_weight": 2.0,
-            "l1_weight": 5.0,
-            "giou_weight": 2.0,
-            "alpha": 0.25,
-            "gamma": 2.0,
-            "class_eps": 1e-8,
-        },
+        "formula": formula,
         "table": [source],
         "tiles": tiles,
         "logit_bytes": stored.itemsize,
@@ -148,12 +134,8 @@ def assignment(kernel: Kernel, label: str, costs: str = "early") -> Launch:
     memory = Memory("global", 1 << 22, GLOBAL)
     double = label.endswith("fp64")
     at = {"columns": memory.allocate(8 * T), "status": memory.allocate(4)}
-    parameters = {
-        "G": 1,
-        "R": T,
-        "C": Q,
-        "B": 1,
-        "max_rows": T,
+    sizes = {"G": 1, "R": T, "C": Q, "B": 1, "max_rows": T, "solver_rows": T, "solver_columns": Q}
+    parameters = sizes | {
         "cost_float64": double,
         "cost": memory.put(matrix.astype(np.float64 if double else np.float32)),
         "group_stride": T * Q,
@@ -163,8 +145,6 @@ def assignment(kernel: Kernel, label: str, costs: str = "early") -> Launch:
         "offsets": memory.put(np.array([0, T], np.int64)),
         "columns": at["columns"],
         "status": at["status"],
-        "solver_rows": T,
-        "solver_columns": Q,
     }
     threads = FEW_THREADS if Q <= SHORT_ROWS else kernel.max_threads
     if "small" in label:

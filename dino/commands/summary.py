@@ -263,7 +263,7 @@ _SELECTION = {
 }
 
 
-def _grid_sample_flops(input_shape: Any, grid_shape: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
+def _grid_sample_flops(*_: Any, out_shape: Any = None, **options: Any) -> int:
     """Return what `dino_kernels` counts for the same samples."""
     batch, channels, height, width = out_shape
     return batch * height * width * 4 * (2 * channels + 2)

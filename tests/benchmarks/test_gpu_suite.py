@@ -74,6 +74,13 @@ def test_the_smoke_run_passes_only_what_was_checked_and_finished(tmp_path, monke
     assert smoke.outcome(new_record() | {"status": "done", "not_run": {"ncu": "no"}}) == ("not run", "no")
 
 
+def test_the_suite_needs_none_of_the_detectors_packages(run_python):
+    blocked = "import sys\nsys.modules |= dict.fromkeys(('PIL', 'safetensors', 'faster_coco_eval', 'tqdm', 'tyro'))\n"
+    modules = [f"benchmarks.gpu.{path.stem}" for path in (ROOT / "benchmarks/gpu").glob("[!_]*.py")]
+    assert len(modules) > 10
+    assert run_python(f"{blocked}import {', '.join(sorted(modules))}\nassert 'dino' not in sys.modules") == ""
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("target", ["gpu-smoke", "gpu"])
 def test_without_a_gpu_make_stops_with_one_line(target):
