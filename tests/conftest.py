@@ -51,6 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(lanes.LaneTimes())
+    os.environ.pop("PYTEST_ADDOPTS", None)  # for this pytest, not for those that tests start
     # Most tests need one configuration of a Triton kernel; tests/triton/test_ms_deform_attn.py has all.
     os.environ.setdefault("DINO_KERNELS_TRITON_TUNE", "0")
     if "libasan" in os.environ.get("LD_PRELOAD", "") and not emulation.SANITIZED:

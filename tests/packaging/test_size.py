@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SUFFIXES = {".py", ".pyi", ".cpp", ".h", ".cu", ".cuh"}
 MOST_LINES_OF_A_FILE = 400
-# The source had 36,385 lines before it moved into rooms; the goal is 1,000 fewer. Raising a limit needs a reason.
-MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 35_760, "tests": 22_900}
+# The source had 36,385 lines before it moved into rooms, 1,000 more than now. Raising a limit needs a reason.
+MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 35_385, "tests": 22_600}
 
 
 def lines_of(folders: str) -> dict[str, int]:
