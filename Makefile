@@ -15,7 +15,8 @@ SANITIZED_PYTEST = $(SANITIZED_PYTHON) -m pytest -q -p no:cacheprovider --captur
   -o "pythonpath=$(SANITIZED) ."
 # The emulated CUDA kernels take ten times as long as the CPU's: each kernel, access and table; float16 has the accesses
 # of bfloat16.
-SANITIZED_EMULATION := tests/cuda/test_emulation.py tests/cuda/test_kernels.py tests/ops/test_fuzz.py
+SANITIZED_EMULATION := tests/cuda/test_emulation.py tests/cuda/test_kernels.py
+SANITIZED_VARIANTS := not subset and not fp16 and not ((channels or hundreds) and bf16)
 
 # The three GPU steps, each for one command of at most 9 minutes; benchmarks/README.md has them in order. What they find
 # goes into the folder of GPU_RESULTS.
@@ -35,7 +36,7 @@ GPU_BUILD = TORCH_CUDA_ARCH_LIST=$(GPU_ARCH) PIP_DISABLE_PIP_VERSION_CHECK=1 \
   $(PYTHON) -m pip install --no-build-isolation --no-deps -e .
 GPU_SUITE = $(PYTHON) -m benchmarks.gpu.suite --results $(GPU_RESULTS) --commit "$(GPU_COMMIT)" $(GPU_OPTIONS)
 
-.PHONY: help install test bench lint format types sanitize sanitized-library sanitize-cpu sanitize-cuda sanitize-cuda-matching gpu gpu-ready gpu-smoke gpu-measure gpu-peers gpu-sanitize
+.PHONY: help install test bench lint format types sanitize sanitized-library sanitize-cpu sanitize-cuda sanitize-cuda-fused sanitize-cuda-others gpu gpu-ready gpu-smoke gpu-measure gpu-peers gpu-sanitize
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -62,7 +63,7 @@ format:  ## put style right
 types:  ## pyright
 	pyright --pythonpath "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
 
-sanitize: sanitize-cuda sanitize-cpu sanitize-cuda-matching  ## op tests with AddressSanitizer and UBSan: CPU library, emulated CUDA kernels
+sanitize: sanitize-cuda sanitize-cuda-fused sanitize-cpu sanitize-cuda-others  ## op tests with AddressSanitizer and UBSan: CPU library, emulated CUDA kernels
 
 sanitized-library:
 	DINO_KERNELS_SANITIZE=address $(PYTHON) setup.py -q build --build-lib $(SANITIZED)
@@ -72,10 +73,13 @@ sanitize-cpu: sanitized-library
 	$(SANITIZED_PYTEST) -k "cpu and not emulated and not interpreted" --fuzz 60 $(SANITIZED_TESTS)
 
 sanitize-cuda: sanitized-library
-	$(SANITIZED_PYTEST) -k "(emulated or test_emulat or test_kernels) and not subset and not fp16 and not ((channels or hundreds) and bf16)" --fuzz 20 $(SANITIZED_EMULATION)
+	$(SANITIZED_PYTEST) -k "not fused_ms and $(SANITIZED_VARIANTS)" $(SANITIZED_EMULATION)
 
-sanitize-cuda-matching: sanitized-library
-	$(SANITIZED_PYTEST) -k "not fp16" tests/cuda/test_matching.py
+sanitize-cuda-fused: sanitized-library
+	$(SANITIZED_PYTEST) -k "fused_ms and $(SANITIZED_VARIANTS)" $(SANITIZED_EMULATION)
+
+sanitize-cuda-others: sanitized-library
+	$(SANITIZED_PYTEST) -k "(test_matching or emulated) and not fp16" --fuzz 20 tests/cuda/test_matching.py tests/ops/test_fuzz.py
 
 gpu-ready:  # fails with one line where there is no GPU; builds the libraries where they are missing
 	@code=0; $(PYTHON) -m benchmarks.gpu.ready || code=$$?; \

@@ -5,6 +5,7 @@ Prints the library's path. Only changed sources are compiled again.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import subprocess
@@ -83,16 +84,18 @@ def build(library: str = "emulated", sanitize: bool = False) -> Path:
     """
     folder = ROOT / "build" / ("emulation-sanitized" if sanitize else "emulation")
     folder.mkdir(parents=True, exist_ok=True)
-    torch_library = folder / "torch"  # a name that stays, for linking
-    torch_library.unlink(missing_ok=True)
-    torch_library.symlink_to(Path(torch.__file__).parent / "lib")
-    file, text = folder / "build.ninja", plan(sanitize)
-    if not file.is_file() or file.read_text() != text:
-        file.write_text(text)
-    command = [find_ninja(), "-C", str(folder), f"{library}.so"]
-    # A sanitizer that is loaded into this process is not for the compiler.
-    environment = {name: setting for name, setting in os.environ.items() if name != "LD_PRELOAD"}
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several processes of pytest-xdist or make build at the same time
+        torch_library = folder / "torch"  # a name that stays, for linking
+        torch_library.unlink(missing_ok=True)
+        torch_library.symlink_to(Path(torch.__file__).parent / "lib")
+        file, text = folder / "build.ninja", plan(sanitize)
+        if not file.is_file() or file.read_text() != text:
+            file.write_text(text)
+        command = [find_ninja(), "-C", str(folder), f"{library}.so"]
+        # A sanitizer that is loaded into this process is not for the compiler.
+        environment = {name: setting for name, setting in os.environ.items() if name != "LD_PRELOAD"}
+        finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if finished.returncode != 0:
         raise RuntimeError(f"{library} did not compile under tests/cuda/emulation:\n{finished.stdout}{finished.stderr}")
     return folder / f"{library}.so"
