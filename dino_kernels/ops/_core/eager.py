@@ -7,7 +7,6 @@ gradient formula directly.
 
 from __future__ import annotations
 
-import functools
 import marshal
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -39,11 +38,6 @@ def exactly(*numbers: Any) -> bytes | None:
         return marshal.dumps(numbers, 2)
     except ValueError:
         return None
-
-
-def maker_of(arguments: type[Any]) -> Callable[[Sequence[Any]], Any]:
-    """Return a function that makes the named tuple of its fields' values, without a call of Python."""
-    return functools.partial(tuple.__new__, arguments)
 
 
 class SeenCalls:
@@ -82,7 +76,7 @@ class DifferentiableOp:
 
     Args:
         backends: the op's; `prepare` checks arguments and converts their dtypes.
-        arguments: named tuple of the arguments.
+        make: makes the named tuple of the arguments from their values.
         convert: converts the dtypes of checked arguments.
         op: the registered op; takes the result of `prepare` and the name of a backend.
         gradient_kernel: the kernel of the gradient op.
@@ -92,7 +86,7 @@ class DifferentiableOp:
     def __init__(
         self,
         backends: Backends,
-        arguments: type[Any],
+        make: Callable[[Sequence[Any]], Any],
         convert: Callable[[Any], Any],
         op: torch._ops.OpOverload,
         gradient_kernel: Callable[..., Any],
@@ -100,11 +94,11 @@ class DifferentiableOp:
         backward: Callable[..., Any],
     ) -> None:
         self._backends = backends
-        self._arguments = maker_of(arguments)
+        self._make = make
         self._convert = convert
         self._op = op
         self._seen = SeenCalls()
-        self._apply = _differentiable(backends, arguments, op, gradient_kernel, setup_context, backward)
+        self._apply = _differentiable(backends, make, op, gradient_kernel, setup_context, backward)
 
     def __call__(self, given: Sequence[Any], num_points: Sequence[int] | None, backend: str) -> Tensor:
         """Return the op's result for value, spatial_shapes, level_start_index and the samples' tensors.
@@ -122,7 +116,7 @@ class DifferentiableOp:
         if seen is not None:
             sizes, counts, name, as_given, differentiable = seen
             value, shapes, starts, *samples = given
-            arguments = self._arguments((value, None if sizes else shapes, sizes, starts, counts, *samples))
+            arguments = self._make((value, None if sizes else shapes, sizes, starts, counts, *samples))
             if not as_given:
                 arguments = self._convert(arguments)
             module = self._backends.modules.get(name)
@@ -192,7 +186,7 @@ class UndifferentiableOp:
 
 def _differentiable(
     backends: Backends,
-    arguments: type[Any],
+    make: Callable[[Sequence[Any]], Any],
     op: torch._ops.OpOverload,
     gradient_kernel: Callable[..., Any],
     setup_context: Callable[..., None],
@@ -200,7 +194,6 @@ def _differentiable(
 ) -> Callable[..., Tensor]:
     """Return a function that computes the same as the op, and records the same gradient, without calling the op."""
     ordinary_gradients = SeenCalls(any_sizes=True)
-    make = maker_of(arguments)
 
     def forward(ctx: Any, *inputs_and_backend: Any) -> Tensor:
         output = backends.modules[inputs_and_backend[-1]].forward(make(inputs_and_backend[:-1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dino_kernels.ops._core.dispatch import Backends
-from dino_kernels.ops._core.eager import DifferentiableOp, UndifferentiableOp, maker_of
+from dino_kernels.ops._core.eager import DifferentiableOp, UndifferentiableOp
 
 NAMESPACE = "dino_kernels"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -40,7 +41,7 @@ def define_differentiable(
         The op for eager calls.
     """
     name, count = backends.op, len(arguments._fields)
-    make = maker_of(arguments)
+    make = functools.partial(tuple.__new__, arguments)  # what `_make` does, without a call of Python
     positions = [arguments._fields.index(field) for field in differentiable]
 
     def gradient_kernel(grad_output: Tensor, *inputs_requested_backend: Any) -> Any:
@@ -82,12 +83,12 @@ def define_differentiable(
 
     op = define(
         f"{name}({schema}, str backend) -> Tensor",
-        _kernel_of(backends, arguments),
-        _fake_of(arguments, fake),
+        _kernel_of(backends, make),
+        _fake_of(make, fake),
         setup_context=setup_context,
         backward=backward,
     )
-    return DifferentiableOp(backends, arguments, convert, op, gradient_kernel, setup_context, backward)
+    return DifferentiableOp(backends, make, convert, op, gradient_kernel, setup_context, backward)
 
 
 def define_undifferentiable(
@@ -103,13 +104,12 @@ def define_undifferentiable(
         The op for eager calls.
     """
     schema = f"{backends.op}({schema}, str backend) -> {results}"
-    kernel, fake = _kernel_of(backends, arguments), _fake_of(arguments, fake)
+    make = functools.partial(tuple.__new__, arguments)
+    kernel, fake = _kernel_of(backends, make), _fake_of(make, fake)
     return UndifferentiableOp(backends, define(schema, kernel, fake, backward=not_differentiable(backends.op)))
 
 
-def _kernel_of(backends: Backends, arguments: type[Any]) -> Callable[..., Any]:
-    make = maker_of(arguments)
-
+def _kernel_of(backends: Backends, make: Callable[[Sequence[Any]], Any]) -> Callable[..., Any]:
     def kernel(*inputs_and_backend: Any) -> Any:
         *inputs, backend = inputs_and_backend
         return backends.modules[backend].forward(make(inputs))
@@ -117,8 +117,8 @@ def _kernel_of(backends: Backends, arguments: type[Any]) -> Callable[..., Any]:
     return kernel
 
 
-def _fake_of(arguments: type[Any], fake: Callable[[Any], Any]) -> Callable[..., Any]:
-    return lambda *inputs_and_backend: fake(arguments(*inputs_and_backend[:-1]))
+def _fake_of(make: Callable[[Sequence[Any]], Any], fake: Callable[[Any], Any]) -> Callable[..., Any]:
+    return lambda *inputs_and_backend: fake(make(inputs_and_backend[:-1]))
 
 
 def define(

@@ -15,12 +15,17 @@ from dino_kernels.ops.ms_deform_attn.native import AttentionBackend
 
 class FusedMSDeformAttn(AttentionBackend):
     def for_kernel(self, arguments: Arguments) -> tuple[Any, ...]:
+        """Return the arguments in the order and with the strides that kernels take."""
         value, shapes, sizes, starts, counts, references, offsets, logits, mask = arguments
         shapes = None if shapes is None else shapes.contiguous()
         starts = None if starts is None else starts.contiguous()
         mask = None if mask is None else mask.contiguous()
         samples = rows(offsets), rows(logits), references.contiguous(), mask
         return heads(value), shapes, sizes, starts, counts, *samples
+
+    def forward(self, arguments: Arguments) -> Tensor:
+        """Return the weighted sum of samples, [B, Q, M * D]."""
+        return self.kernels[0](*self.for_kernel(arguments))
 
     def backward(
         self,

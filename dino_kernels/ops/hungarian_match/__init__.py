@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 from torch import Tensor
 
@@ -93,8 +93,17 @@ def hungarian_match(
         ValueError, TypeError: an argument is malformed; with check="raise", a status is not 0.
         UnsupportedError: no backend, or not the requested one, can run the call.
     """
-    cost: dict[str, Any] = {"preset": preset, "extra_cost": extra_cost, **formula}
-    arguments = prepare(logits, boxes, targets, ties=ties, check=check, full_output=full_output, **cost)
+    arguments = prepare(
+        logits,
+        boxes,
+        targets,
+        preset=preset,
+        extra_cost=extra_cost,
+        ties=ties,
+        check=check,
+        full_output=full_output,
+        **formula,
+    )
     outputs = _op(arguments, backend)
     report_status(OP, outputs[1], check)
     return Match(*outputs) if full_output else Match(outputs[0], outputs[1], None, None, None)

@@ -25,7 +25,7 @@ def unsupported_sizes(num_points: list[int]) -> str | None:
 
 
 class AttentionBackend(NativeBackend):
-    """The part that both attention ops share, whose `for_kernel` differs."""
+    """The part that both attention ops share."""
 
     native_ops = ("ms_deform_attn_forward", "ms_deform_attn_backward")
     first_argument = "value"
@@ -33,22 +33,19 @@ class AttentionBackend(NativeBackend):
     def exceeded_limit(self, arguments: Any) -> str | None:
         return unsupported_sizes(arguments.num_points)
 
-    def for_kernel(self, arguments: Any) -> tuple[Any, ...]:
-        """Return the arguments in the order and with the strides that kernels take."""
-        raise NotImplementedError
-
-    def forward(self, arguments: Any) -> Tensor:
-        """Return the weighted sum of samples, [B, Q, M * D]."""
-        return self.kernels[0](*self.for_kernel(arguments))
-
 
 class MSDeformAttn(AttentionBackend):
     def for_kernel(self, arguments: Arguments) -> tuple[Any, ...]:
+        """Return the arguments in the order and with the strides that kernels take."""
         value, shapes, sizes, starts, counts, locations, weights = arguments
         # Without `contiguous`, whose calls are a twentieth of the time on the host.
         shapes = None if shapes is None else shapes.contiguous()
         starts = None if starts is None else starts.contiguous()
         return heads(value), shapes, sizes, starts, counts, rows(locations), rows(weights), None, None
+
+    def forward(self, arguments: Arguments) -> Tensor:
+        """Return the weighted sum of samples, [B, Q, M * D]."""
+        return self.kernels[0](*self.for_kernel(arguments))
 
     def backward(
         self,
