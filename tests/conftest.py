@@ -61,13 +61,22 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    everything = int(config.getoption("--fuzz") or 1) > 200
-    chosen = selection.select(items, gpu=bool(config.getoption("--gpu")), everything=everything)
+    chosen = selection.select(items, gpu=bool(config.getoption("--gpu")), everything=_everything(config))
     if not config.getoption("--gpu"):
         chosen.sort(key=lambda item: lanes.lane_of(item.nodeid) == lanes.SLOW)
     kept = set(chosen)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = chosen
+
+
+def _everything(config: pytest.Config) -> bool:
+    return int(config.getoption("--fuzz") or 1) > 200
+
+
+@pytest.fixture
+def everything(pytestconfig: pytest.Config) -> bool:
+    """Whether a long run was asked for, which leaves nothing out."""
+    return _everything(pytestconfig)
 
 
 @pytest.fixture(params=("ms_deform_attn", "fused_ms_deform_attn"))
@@ -285,10 +294,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for report in terminalreporter.stats.get("skipped", []):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         reasons[reason.removeprefix("Skipped: ")] += 1
-    if reasons:
-        terminalreporter.section("not tested here, and why")
-        for reason, count in reasons.most_common():
-            terminalreporter.line(f"{count:6} {reason}")
+    terminalreporter.section("not tested here, and why")
+    if not torch.cuda.is_available():
+        terminalreporter.line("   all variants on a GPU (cuda, triton): PyTorch finds none")
+    for reason, count in reasons.most_common():
+        terminalreporter.line(f"{count:6} {reason}")
 
 
 @pytest.hookimpl(wrapper=True)

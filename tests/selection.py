@@ -1,4 +1,4 @@
-"""Which variants of a test run: with --gpu, and of the slow backends.
+"""Which variants of a test run: with --gpu, without a GPU, and of the slow backends.
 
 Slow variants are those of Triton's interpreter, which takes a thousand times as long, and of emulated CUDA kernels in
 dtypes that are instantiations of another's templates. --fuzz of more than 200 runs all of them.
@@ -10,6 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import torch
 
 from dino_kernels.testing import (
     ASSIGNMENT_CASES,
@@ -22,6 +23,7 @@ from dino_kernels.testing import (
 )
 
 EMULATED, INTERPRETED = "emulated", "interpreted"
+ON_A_GPU = {"cuda", "triton"}
 RARE_DTYPES = ("fp16", "fp64")  # of emulated kernels
 # The cases of the shared tables that slow variants run: each loop and each kind of input once.
 SMALL: dict[type, tuple[str, ...]] = {
@@ -31,7 +33,7 @@ SMALL: dict[type, tuple[str, ...]] = {
 }
 SHARED = {*CASES, *MATCHING_CASES, *ASSIGNMENT_CASES}
 # The most variants of a test of each kind; on a GPU each by Triton compiles for seconds.
-MOST = {INTERPRETED: 4, **dict.fromkeys(RARE_DTYPES, 2), "triton": 2}
+MOST = {INTERPRETED: 2, **dict.fromkeys(RARE_DTYPES, 2), "triton": 2}
 
 # The order on a GPU, by how paths begin. Files not named here follow; those that compile for long come last.
 GPU_ORDER = ("gpu/test_attention.py", "gpu/", "cuda/")
@@ -43,14 +45,15 @@ def select(items: list[pytest.Item], gpu: bool, everything: bool) -> list[pytest
 
     Args:
         items: all tests.
-        gpu: only those with a parameter "cuda" or "triton": a machine with a GPU runs what no other can.
+        gpu: only those with a parameter "cuda" or "triton": a machine with a GPU runs what no other can. Without this
+            and without a GPU, all but those.
         everything: all variants, also the slow ones.
     """
     if not everything:
         items = _without(items, _slow_variants(items))
     if not gpu:
-        return items
-    chosen = sorted((item for item in items if _strings(item) & {"cuda", "triton"}), key=_rank_on_a_gpu)
+        return items if torch.cuda.is_available() else [item for item in items if not _strings(item) & ON_A_GPU]
+    chosen = sorted((item for item in items if _strings(item) & ON_A_GPU), key=_rank_on_a_gpu)
     if not everything:
         by_triton = {item: "triton" for item in chosen if "cuda" not in _strings(item)}
         chosen = _without(chosen, by_triton)

@@ -1,7 +1,7 @@
 """Random sizes, layouts, dtypes, tables and strides: 200 by default, `--fuzz 10000` for a long run.
 
 Of the emulated CUDA kernels a quarter of 200 or fewer; a long run has as many. Of the Triton kernels, which are
-interpreted, a few small calls; a long run has a twentieth.
+interpreted, a few small calls, a fortieth.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def run_fuzz(
     long_run = requested > 200
     examples = requested if library == "cpu" or long_run else max(1, requested // 4)
     if library == "interpreted":
-        examples = max(1, requested // 20)
+        examples = max(1, requested // 40)
         drawn["case"] = cases(small=True)
 
     def on_any_device(size: int, **rest: Any) -> None:

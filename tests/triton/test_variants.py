@@ -140,7 +140,7 @@ def one_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
 
 
 def compile_all(arch: int | str, kernels: Sequence[Launches], launch: Callable[[], object]) -> None:
-    """Compile all variants for sm_90, and two of each kernel for another GPU."""
+    """Compile all variants for sm_90, and one of each kernel for another GPU."""
     from triton.backends import backends
 
     if gpu(arch).backend not in {name.replace("nvidia", "cuda").replace("amd", "hip") for name in backends}:
@@ -148,7 +148,7 @@ def compile_all(arch: int | str, kernels: Sequence[Launches], launch: Callable[[
     launch()
     for of_kernel in kernels:
         assert len(of_kernel.cache_keys(gpu(arch))) == len(of_kernel.calls)
-        for call in range(len(of_kernel.calls))[: None if arch == 90 else 2]:
+        for call in range(len(of_kernel.calls))[: None if arch == 90 else 1]:
             compiled = of_kernel.compile(call, gpu(arch))
             if isinstance(arch, int):
                 assert f".target sm_{arch}" in compiled["ptx"] and of_kernel.kernel.__name__ in compiled["ptx"]
@@ -206,7 +206,7 @@ VARIANTS = [
 @pytest.mark.parametrize("arch", [80, 90, "gfx942"], ids=str)
 def test_every_variant_of_attention_compiles_for_a_gpu(arch, attention):
     for launches in attention:
-        launches.configs = launches.configs[:1]  # all of them: the test of warps, below
+        launches.configs = launches.configs[:1]  # all of them: the test of warps, below, in a long run
     compile_all(arch, attention, lambda: [call_attention(*each) for each in VARIANTS])
 
 
@@ -234,10 +234,12 @@ CEILINGS = {
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp32"])
-def test_warps_share_nothing_stay_within_counted_instructions_and_add_whole_sectors(attention, name, tmp_path):
+def test_warps_share_nothing_stay_within_counted_instructions_and_add_whole_sectors(
+    attention, everything, name, tmp_path
+):
     """No conversion through shared memory, whose barriers would tie a program's warps together."""
     for launches in attention:
-        launches.configs = launches.configs if name == "bf16" else launches.configs[:1]
+        launches.configs = launches.configs if everything else launches.configs[:1]
     case = Case("encoder", 1, 111, 8, 32, ((9, 9), (5, 5), (2, 2), (1, 1)), (4, 4, 4, 4), layout="local")
     call_attention("fused_ms_deform_attn", case, DTYPES[name])
     for direction, launches in zip(("forward", "backward"), attention, strict=True):

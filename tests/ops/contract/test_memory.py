@@ -88,8 +88,7 @@ def peaks(make_inputs, run_python) -> Callable[..., dict[str, int]]:
     return measure
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("layout", ["local", "uniform"])
+@pytest.mark.parametrize(("dtype", "layout"), [("float32", "local"), ("bfloat16", "uniform")])
 def test_the_fused_op_keeps_nothing_of_the_size_of_its_samples(peaks, dtype, layout):
     peak = peaks("fused_ms_deform_attn", dtype, layout)
     assert peak["forward"] <= peak["output"] + 4 * MEGABYTE, peak
