@@ -40,11 +40,13 @@ class Options(TrainConfig):
 
 
 def train_command(argv: Sequence[str]) -> int:
-    """Train, and return the exit code: 128 + the signal's number if a signal stopped the run."""
+    """Train, and return the exit code: 128 + the signal's number if a signal stopped the run, 1 if something failed."""
     from dino.training.train import train
 
-    stopped_by = train(parse(argv)).stopped_by
-    return 0 if stopped_by is None else 128 + signal.Signals[stopped_by].value
+    result = train(parse(argv))
+    if result.stopped_by is not None:
+        return 128 + signal.Signals[result.stopped_by].value
+    return 1 if result.failures else 0
 
 
 def parse(arguments: Sequence[str]) -> TrainConfig:

@@ -21,6 +21,11 @@ class Console:
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is written."""
+        return self._stream is None
+
     def log(self, text: str) -> None:
         """Write lines, above the bars of a terminal."""
         if self._stream is not None:

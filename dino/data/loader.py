@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from dino.data.coco.problems import DatasetError
 from dino.data.dataset import CocoDataset
+from dino.data.images import ImageError
 from dino.data.sampler import ResumableSampler
+from dino.data.workers import end_with_parent, end_workers, started
 from dino_kernels import PackedTargets
 
 _TENSORS = ("images", "mask", "sizes_hw")
@@ -74,10 +76,15 @@ def collate(samples: Sequence[tuple[Tensor | None, dict[str, Any]]]) -> Batch:
     )
 
 
+class LoaderError(RuntimeError):
+    """A process that loads images has ended."""
+
+
 class Loader:
     """Iterates over batches; `batches` starts at any image of any epoch.
 
-    A batch without a readable image is not yielded.
+    A batch without a readable image is not yielded. Its processes end with `close`, at the end of a `with` block, and
+    with this process, however that ends.
 
     Attributes:
         problems: images that could not be read so far, each with its file and id.
@@ -93,7 +100,7 @@ class Loader:
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=end_with_parent,
             pin_memory=pin_memory,
             # DataLoader draws a number at the start of each iteration. From the global generator, this would make
             # a resumed run differ from an uninterrupted one.
@@ -108,18 +115,47 @@ class Loader:
         return self.batches()
 
     def batches(self, epoch: int = 0, images_done: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch that follow its first `images_done` images, of all ranks together."""
+        """Yield the batches of an epoch that follow its first `images_done` images, of all ranks together.
+
+        Raises:
+            ImageError: an image cannot be read, and the data set is strict.
+            DatasetError: too many images in a row cannot be read.
+            LoaderError: a worker has ended.
+        """
         self.sampler.seek(epoch, images_done)
-        for batch in self._loader:
-            self.problems += batch.problems
-            if len(batch) > 0:
-                yield batch
+        try:
+            iterator = iter(self._loader)
+            started(self)
+            for batch in iterator:
+                self.problems += batch.problems
+                if len(batch) > 0:
+                    yield batch
+        except (ImageError, DatasetError) as error:
+            raise _without_traceback(error) from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise LoaderError(
+                f"a process that loads images has ended: {str(error).splitlines()[0]} The machine may be out of "
+                "memory, or of shared memory (/dev/shm). Pass fewer --workers; 0 loads the images in this process"
+            ) from error
+
+    def close(self) -> None:
+        """End the processes of the loader. A later iteration starts new ones."""
+        end_workers(self._loader)
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
-def _ignore_signals(_worker: int) -> None:
-    """Ignore signals sent to the process group: the trainer handles them and shuts workers down."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _without_traceback(error: ImageError | DatasetError) -> ImageError | DatasetError:
+    """Return the error as it was raised in a worker, whose traceback the DataLoader puts before its message."""
+    kind = type(error)
+    _, found, message = str(error).rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")
+    return kind(message.rstrip()) if found else error
 
 
 def build_loader(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -63,10 +64,23 @@ def save_checkpoint(run: Run) -> Path:
 
 
 def save_named(run: Run, name: str, **extra: Any) -> None:
-    """Write the model as it is now to a folder of the run. Collective."""
+    """Write the model as it is now to a folder of the run. Collective.
+
+    Raises:
+        TrainingError: it cannot be written.
+    """
     weights = full_model_state(run.model)
-    if run.ranks.first:
-        _write_model(run, run.folder.path / name, weights, step=run.state.step, epoch=run.fraction_of_epochs, **extra)
+    folder, extra = run.folder.path / name, {"step": run.state.step, "epoch": run.fraction_of_epochs, **extra}
+
+    def write() -> None:
+        try:
+            _write_model(run, folder, weights, **extra)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"{folder} could not be written: {error}. Free some space and continue with --resume"
+            ) from error
+
+    run.ranks.on_first(write)
 
 
 def restore(run: Run, checkpoint: Path) -> None:

@@ -17,7 +17,9 @@ _TUPLES = ("short_sides", "lr_drop_epochs")
 _CHOICES = {"amp": ("off", "bf16", "fp16"), "strategy": ("ddp", "fsdp2")}
 _AT_LEAST = {
     **dict.fromkeys(("epochs", "batch_size", "accumulate", "keep_checkpoints", "log_every", "long_side"), 1),
-    **dict.fromkeys(("max_steps", "warmup_steps", "workers", "seed", "evaluate_every", "checkpoint_every"), 0),
+    **dict.fromkeys(
+        ("max_steps", "warmup_steps", "workers", "seed", "evaluate_every", "checkpoint_every", "patience"), 0
+    ),
     **dict.fromkeys(("lr", "backbone_lr", "weight_decay", "ema_decay", "checkpoint_minutes"), 0),
 }
 
@@ -90,6 +92,8 @@ class TrainConfig:
 
     evaluate_every: int = 1
     """Epochs between evaluations on the validation images; 0: never."""
+    patience: int = 0
+    """Stop after this number of evaluations without a higher AP; 0: never."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: only by time and at the end of each epoch."""
     checkpoint_minutes: float = 15.0

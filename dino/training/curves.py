@@ -34,7 +34,7 @@ def draw_curves(folder: Path, title: str = "") -> Path:
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: the log has no row of a step.
+        ValueError: the log has no row.
     """
     try:
         from matplotlib.figure import Figure
@@ -42,8 +42,8 @@ def draw_curves(folder: Path, title: str = "") -> Path:
         raise ImportError('curves need matplotlib. Install it: pip install -e ".[plots]"') from error
     rows = read_log(folder / "log.csv")
     steps = [row for row in rows if "loss" in row]
-    if not steps:
-        raise ValueError(f"{folder / 'log.csv'} has no rows of steps yet. Draw the curves after the first step")
+    if not rows:
+        raise ValueError(f"{folder / 'log.csv'} has no rows yet. Draw the curves after the first step")
     evaluations = [row for row in rows if "AP" in row]
 
     figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
@@ -64,12 +64,15 @@ def draw_curves(folder: Path, title: str = "") -> Path:
 
 
 def _draw_losses(axes: Any, steps: Sequence[dict[str, float]]) -> None:
+    axes.set_ylabel("training loss")
+    if not steps:
+        _say(axes, "no finite losses yet")
+        return
     epochs = [row["epoch"] for row in steps]
     losses = [row["loss"] for row in steps]
     thin = max(1, len(steps) // _MOST_POINTS)
     axes.plot(epochs[::thin], losses[::thin], color=_BLUE, alpha=0.25, linewidth=0.8)
     axes.plot(epochs[::thin], _smooth(losses)[::thin], color=_BLUE, linewidth=1.8, label="loss, smoothed")
-    axes.set_ylabel("training loss")
     # The first losses are far above all others and would flatten the rest of the curve.
     ordered = sorted(losses)
     axes.set_ylim(0, 1.15 * ordered[min(len(ordered) - 1, int(0.98 * len(ordered)))])
@@ -84,7 +87,7 @@ def _draw_precision(axes: Any, evaluations: Sequence[dict[str, float]]) -> None:
     axes.set_ylabel("validation, per cent")
     axes.set_ylim(0, 100)
     if not evaluations:
-        axes.text(0.5, 0.5, "not evaluated yet", transform=axes.transAxes, ha="center", va="center", color=_GREY)
+        _say(axes, "not evaluated yet")
         return
     lines = (
         ("AP", "AP", _BLUE, "-"),
@@ -100,6 +103,10 @@ def _draw_precision(axes: Any, evaluations: Sequence[dict[str, float]]) -> None:
     highest = max(100 * row[column] for row in evaluations for column, *_ in lines if column in row)
     axes.set_ylim(0, min(100, max(5, 1.15 * highest)))
     _legend(axes, "best")
+
+
+def _say(axes: Any, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=_GREY)
 
 
 def _legend(axes: Any, place: str) -> None:

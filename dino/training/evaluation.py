@@ -35,17 +35,24 @@ def validate(run: Run, stop: StopRequest) -> dict[str, float]:
     before = rng_state(run.ranks.device)
     state = run.state
     entry: dict[str, float] = {"step": state.step, "epoch": run.fraction_of_epochs}
-    for suffix in ("", "_ema") if run.ema is not None else ("",):
-        with run.ema.in_model() if run.ema is not None and suffix else nullcontext():
-            metrics = _evaluate(run, stop).summary()
-            entry |= {f"{name}{suffix}": value for name, value in metrics.items()}
-            if state.best is None or _ap(metrics) >= _ap(state.best):
-                state.best = {**metrics, "step": state.step, "epoch": entry["epoch"], "averaged": bool(suffix)}
-                save_named(run, "best", AP=metrics["AP"])
+    try:
+        for suffix in ("", "_ema") if run.ema is not None else ("",):
+            with run.ema.in_model() if run.ema is not None and suffix else nullcontext():
+                metrics = _evaluate(run, stop).summary()
+                entry |= {f"{name}{suffix}": value for name, value in metrics.items()}
+                if state.best is None or _ap(metrics) >= _ap(state.best):
+                    best = {**metrics, "step": state.step, "epoch": entry["epoch"], "averaged": bool(suffix)}
+                    run.attempt("saving the best model", lambda: _keep(run, best))  # noqa: B023
+    finally:
+        set_rng_state(*before, run.ranks.device)
     state.history.append(entry)
     state.evaluated_step = state.step
-    set_rng_state(*before, run.ranks.device)
     return entry
+
+
+def _keep(run: Run, best: dict[str, Any]) -> None:
+    save_named(run, "best", AP=best["AP"])
+    run.state.best = best
 
 
 def _evaluate(run: Run, stop: StopRequest) -> CocoMetrics:
@@ -60,17 +67,20 @@ def _evaluate(run: Run, stop: StopRequest) -> CocoMetrics:
         pin_memory=ranks.device.type == "cuda",
     )
     count = -(-len(data) // ranks.size)
-    # One of several processes cannot leave: the others would wait for its results.
-    batches = _until_stopped(loader, stop) if ranks.size == 1 else _padded(loader, count)
-    return evaluate(
-        run.model,
-        run.console.bar(batches, "evaluate", "images", total=count, leave=False),
-        data.index,
-        run.data.categories,
-        device=ranks.device,
-        amp=run.config.amp,
-        progress=False,
-    )
+    with loader:
+        # One of several processes cannot leave: the others would wait for its results.
+        batches = _until_stopped(loader, stop) if ranks.size == 1 else _padded(loader, count)
+        metrics = evaluate(
+            run.model,
+            run.console.bar(batches, "evaluate", "images", total=count, leave=False),
+            data.index,
+            run.data.categories,
+            device=ranks.device,
+            amp=run.config.amp,
+            progress=False,
+        )
+    run.leave_out("validation", loader.problems)
+    return metrics
 
 
 def _until_stopped(loader: Loader, stop: StopRequest) -> Iterator[Batch]:
@@ -90,7 +100,10 @@ def _padded(loader: Loader, count: int) -> Iterator[Batch]:
         count -= 1
         yield batch
     if batch is None:
-        raise TrainingError("evaluation: a process has no validation image that can be read. Use fewer processes")
+        raise TrainingError(
+            "a process has no validation image that can be read. Use fewer processes, or mend the images: "
+            f"{loader.problems[0] if loader.problems else 'there are fewer images than processes'}"
+        )
     for _ in range(count):
         yield batch
 

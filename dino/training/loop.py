@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tqdm import tqdm
 
@@ -14,8 +14,10 @@ from dino.training import report
 from dino.training.checkpoint import save_checkpoint
 from dino.training.curves import draw_curves, matplotlib_is_installed
 from dino.training.evaluation import EvaluationStopped, validate
+from dino.training.hooks import Hook
 from dino.training.log import Log
 from dino.training.optimizer import learning_rate_factor, set_learning_rates
+from dino.training.pace import Pace
 from dino.training.run import Run
 from dino.training.signals import StopRequest
 from dino.training.step import LOSS_PARTS, StepReport, TrainingError
@@ -31,12 +33,15 @@ class Loop:
         run: a run at its start or at a checkpoint.
         log: where rows are written; only on the first process.
         stop: read in each step.
+        hooks: called on the first process.
     """
 
-    def __init__(self, run: Run, log: Log | None, stop: StopRequest) -> None:
+    def __init__(self, run: Run, log: Log | None, stop: StopRequest, hooks: Sequence[Hook] = ()) -> None:
         self.run = run
         self.log = log
         self.stop = stop
+        self.hooks = hooks if run.ranks.first else ()
+        self._pace = Pace()
         self.stopped: str | None = None
         """The signal that ended the run early."""
         steps = run.state.step + run.steps_left
@@ -65,8 +70,8 @@ class Loop:
                     if run.steps_left == 0 or self.stopped is not None:
                         break
                 run.finish_epoch()
-                self._write_row()
                 self._save()
+                self._write_row()
                 if self.stopped is None:
                     self._between_epochs()
 
@@ -74,8 +79,7 @@ class Loop:
         """Yield the batches of each step, from the run's position to the end of the epoch."""
         loader, batches = self.run.loader, []
         for batch in loader.batches(self.run.state.epoch, self.run.state.images):
-            while loader.problems:
-                self.run.console.log(f"left out: {loader.problems.pop(0)}")
+            self.run.leave_out("training", loader.problems)
             batches.append(batch)
             if len(batches) == self.run.config.accumulate:
                 yield batches
@@ -103,11 +107,15 @@ class Loop:
                 run.ema.update()
         else:
             self._skip(done)
+        for hook in self.hooks:
+            run.attempt("a hook", lambda: hook.step(state.step, run.fraction_of_epochs, done.losses))  # noqa: B023
         if state.step % run.config.log_every == 0:
             self._write_row()
         self._bar.set_description_str(f"epoch {state.epoch + 1}/{run.config.epochs}", refresh=False)
         self._bar.set_postfix_str(report.status(run, self._means(len(self._recent))), refresh=False)
         self._bar.update()
+        if advice := self._pace.advice(run.ranks.device):
+            run.console.log(advice)
 
         stop_requested, checkpoint_is_due = done.flags
         if stop_requested:
@@ -134,6 +142,14 @@ class Loop:
         is_due = every > 0 and ((at_end_of_epoch and state.epoch % every == 0) or run.steps_left == 0)
         if not is_due or state.evaluated_step == state.step:
             return
+        if run.ranks.size == 1:
+            run.attempt("the evaluation", self._evaluate)
+        else:  # the others would wait for a process that went on
+            self._evaluate()
+        self._step_ended = time.monotonic()
+
+    def _evaluate(self) -> None:
+        run, state = self.run, self.run.state
         try:
             entry = validate(run, self.stop)
         except EvaluationStopped:
@@ -141,28 +157,40 @@ class Loop:
             return
         is_best = state.best is not None and state.best["step"] == state.step and state.best["AP"] > 0
         run.console.log(report.evaluation_line(entry, is_best))
+        metrics = {name: value for name, value in entry.items() if name not in ("step", "epoch")}
         if self.log is not None:
-            metrics = {name: value for name, value in entry.items() if name not in ("step", "epoch")}
-            self.log.write(state.step, entry["epoch"], metrics)
+            log = self.log
+            run.attempt("log.csv", lambda: log.write(state.step, entry["epoch"], metrics))
+            run.attempt("the checkpoint", lambda: run.folder.update(state.step, run=dataclasses.asdict(state)))
             self.draw()
-            run.folder.update(state.step, run=dataclasses.asdict(state))
+        for hook in self.hooks:
+            run.attempt("a hook", lambda: hook.evaluation(state.step, entry["epoch"], metrics))  # noqa: B023
+        if run.out_of_patience:
+            run.console.log(report.out_of_patience(run))
         run.ranks.wait()
-        self._step_ended = time.monotonic()
 
     def draw(self) -> None:
         """Draw the curves if matplotlib is installed."""
         if self.log is not None and matplotlib_is_installed() and self.run.state.step > 0:
-            draw_curves(self.run.folder.path, title=str(self.run.folder.path))
+            folder = self.run.folder.path
+            self.run.attempt("curves.png", lambda: draw_curves(folder, title=str(folder)))
 
     def _save(self) -> None:
+        """Write a checkpoint. Where that fails the run goes on, unless it is about to stop, and tries again later."""
         run = self.run
         # Checkpoints of weights that no longer give finite steps would displace the last good one.
         is_doubtful = self._in_a_row >= DOUBTFUL_SKIPPED_IN_A_ROW and self.stopped is None
         if run.state.step == self._saved_step or is_doubtful:
             return
-        save_checkpoint(run)
-        self._saved_step = run.state.step
         self._saved_at = time.monotonic()
+        try:
+            save_checkpoint(run)
+            self._saved_step = run.state.step
+        except TrainingError as error:
+            if self.stopped is not None:
+                raise
+            run.failures.append(str(error))
+            run.console.log(f"{error}. The training continues")
 
     def _checkpoint_is_due(self) -> bool:
         minutes = self.run.config.checkpoint_minutes
@@ -171,8 +199,9 @@ class Loop:
     def _write_row(self) -> None:
         count, self._since_row = self._since_row, 0
         if self.log is not None and count > 0:
-            values = {"lr": self.run.optimizer.param_groups[0]["lr"], "skipped": self.run.state.skipped}
-            self.log.write(self.run.state.step, self.run.fraction_of_epochs, values | self._means(count))
+            run, log = self.run, self.log
+            values = {"lr": run.optimizer.param_groups[0]["lr"], "skipped": run.state.skipped} | self._means(count)
+            run.attempt("log.csv", lambda: log.write(run.state.step, run.fraction_of_epochs, values))
 
     def _means(self, count: int) -> dict[str, float]:
         """Return the means of losses, gradient norm and speed over the last `count` steps."""

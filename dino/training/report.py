@@ -49,8 +49,11 @@ def changes(run: Run, saved: dict[str, Any]) -> list[str]:
 
 
 def status(run: Run, values: Mapping[str, float]) -> str:
-    """Describe loss, speed and memory for the progress bar."""
+    """Describe loss, AP, speed and memory for the progress bar."""
     parts = [f"loss {values['loss']:.2f}"] if "loss" in values else []
+    if run.state.history and run.state.best is not None:
+        last = max(run.state.history[-1]["AP"], run.state.history[-1].get("AP_ema", 0.0))
+        parts.append(f"AP {percent(last)} (best {percent(run.state.best['AP'])})")
     parts.append(f"{values['images_per_second']:.1f} images/s")
     if run.ranks.device.type == "cuda":
         parts.append(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
@@ -79,11 +82,35 @@ def closing(run: Run) -> str:
     lines += [
         f"final model: {path / 'final'}",
         f"also written: {', '.join(files)}; checkpoints to resume from: {path / 'last'}",
+        *problems(run),
         "next:",
         f"  python -m dino predict --checkpoint {path} IMAGES",
         f"  python -m dino evaluate --checkpoint {path} --data {run.config.data}",
     ]
     return "\n".join(lines)
+
+
+def problems(run: Run) -> list[str]:
+    """Describe what was left out, and what failed beside the training."""
+    lines = [f"left out of {use}: {len(images)} images, named above" for use, images in run.left_out.items() if images]
+    return lines + [f"failed: {failure}" for failure in run.failures]
+
+
+def out_of_patience(run: Run) -> str:
+    """Describe an end before the last epoch."""
+    assert run.state.best is not None
+    return (
+        f"stopping early: {run.config.patience} evaluations without an AP above {percent(run.state.best['AP'])}, of "
+        f"epoch {run.state.best['epoch']:g} (--patience)"
+    )
+
+
+def stopping(run: Run) -> str:
+    """Answer the first Ctrl-C."""
+    return (
+        f"stopping after this step, with a checkpoint in {run.folder.path}. To continue later: "
+        f"{resume_command(run.folder, run.ranks)}\nCtrl-C again stops at once, without this checkpoint"
+    )
 
 
 def resume_command(folder: RunFolder, ranks: Ranks) -> str:
@@ -95,7 +122,8 @@ def resume_command(folder: RunFolder, ranks: Ranks) -> str:
 def stopped(run: Run, signal: str) -> str:
     """Describe a stop on request."""
     where = f"at step {run.state.step}; its checkpoint is {run.folder.path / 'last'}"
-    return f"stopped by {signal} {where}\nresume with: {resume_command(run.folder, run.ranks)}"
+    lines = [f"stopped by {signal} {where}", *problems(run), f"resume with: {resume_command(run.folder, run.ranks)}"]
+    return "\n".join(lines)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

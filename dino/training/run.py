@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,29 @@ class Run:
     step: Step
     ema: MovingAverage | None
     state: RunState = field(default_factory=RunState)
+    left_out: dict[str, set[str]] = field(default_factory=dict)
+    """Images that could not be read, by use: "training", "validation"."""
+    failures: list[str] = field(default_factory=list)
+    """What went wrong beside the training: an evaluation, a file that could not be written."""
+
+    def leave_out(self, use: str, images: list[str]) -> None:
+        """Note images that could not be read, and name each once; `images` is emptied."""
+        known = self.left_out.setdefault(use, set())
+        for image in images:
+            if image not in known:
+                known.add(image)
+                self.console.log(f"left out of {use}: {image}")
+        images.clear()
+
+    def attempt(self, what: str, action: Callable[[], object]) -> None:
+        """Do something that the training does not need: a failure is noted, once, and does not end the run."""
+        try:
+            action()
+        except Exception as error:
+            failure = f"{what} failed: {type(error).__name__}: {error}"
+            if failure not in self.failures:
+                self.failures.append(failure)
+                self.console.log(f"{failure}. The training continues")
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -86,9 +110,18 @@ class Run:
             self.state.images = 0
 
     @property
+    def out_of_patience(self) -> bool:
+        """Whether the last `patience` evaluations were no better than the best before; an AP of 0 does not count."""
+        patience = self.config.patience
+        aps = [max(entry["AP"], entry.get("AP_ema", 0.0)) for entry in self.state.history]
+        return 0 < patience < len(aps) and max(aps[-patience:]) <= max(aps[:-patience]) > 0
+
+    @property
     def steps_left(self) -> int:
         """Steps until the end of the run."""
         config, state = self.config, self.state
+        if self.out_of_patience:
+            return 0
         this_epoch = (len(self.data.train) - state.images) // self.images_per_step
         left = (
             this_epoch + (config.epochs - state.epoch - 1) * self.steps_per_epoch if state.epoch < config.epochs else 0

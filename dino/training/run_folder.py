@@ -34,30 +34,33 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
 
-    def prepare(self, *, resume: bool, overwrite: bool) -> Path | None:
-        """Prepare the folder for a run.
-
-        Returns:
-            The checkpoint to resume from; None for a new run.
+    def checkpoint(self, *, resume: bool, overwrite: bool) -> Path | None:
+        """Return the checkpoint to resume from; None for a new run. Nothing is changed.
 
         Raises:
             ValueError: the folder holds an earlier run with a checkpoint or model, and neither `resume` nor `overwrite`
                 is set.
         """
-        found = [name for name in _OWN if os.path.lexists(self.path / name)]
+        found = self._found()
         has_run = bool(set(found) & {"best", "final"} or self._all())
         if has_run and not resume and not overwrite:
             raise ValueError(
                 f"output: {self.path} holds an earlier run ({', '.join(found)}). Pass --resume to continue it, "
                 "--overwrite to delete it, or another --output"
             )
+        return self.last_complete() if resume else None
+
+    def prepare(self, *, overwrite: bool) -> None:
+        """Make the folder; delete what a killed run left unfinished, and with `overwrite` an earlier run."""
         if overwrite:
-            for name in found:
+            for name in self._found():
                 _delete(self.path / name)
         self.path.mkdir(parents=True, exist_ok=True)
         for unfinished in self.checkpoints.glob(f"{_UNFINISHED}*"):
             _delete(unfinished)
-        return self.last_complete() if resume else None
+
+    def _found(self) -> list[str]:
+        return [name for name in _OWN if os.path.lexists(self.path / name)]
 
     def last_complete(self) -> Path | None:
         """Return the checkpoint of the highest step whose files all have their full size."""
@@ -78,6 +81,21 @@ class RunFolder:
             TrainingError: the checkpoint cannot be written.
         """
         final = self._of(step)
+        try:
+            try:
+                self._write(final, write_files, state)
+            except (OSError, SafetensorError):
+                self.keep_last(1)  # the disk may be full
+                self._write(final, write_files, state)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"the checkpoint of step {step} could not be written to {self.checkpoints}: {error}. Free some space; "
+                "an earlier one is complete, from which --resume continues"
+            ) from error
+        self.keep_last(keep)
+        return final
+
+    def _write(self, final: Path, write_files: Callable[[Path], None], state: dict[str, Any]) -> None:
         unfinished = self.checkpoints / f"{_UNFINISHED}{final.name}"
         try:
             _delete(unfinished)
@@ -95,14 +113,9 @@ class RunFolder:
             os.rename(unfinished, final)
             flush(self.checkpoints)
             self._link_last(final)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError):
             _delete(unfinished)
-            raise TrainingError(
-                f"the checkpoint of step {step} could not be written to {self.checkpoints}: {error}. Earlier ones "
-                "are complete: free some space and continue with --resume"
-            ) from error
-        self.keep_last(keep)
-        return final
+            raise
 
     def keep_last(self, count: int) -> None:
         """Delete all complete checkpoints but the last `count`, at least 1."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from dino.training import report
 from dino.training.checkpoint import restore, save_named
 from dino.training.config import TrainConfig
 from dino.training.curves import matplotlib_is_installed
+from dino.training.hooks import Hook
 from dino.training.log import Log, tensorboard_is_installed
 from dino.training.loop import Loop
 from dino.training.run import Run, assemble
@@ -24,7 +26,7 @@ from dino.training.run_folder import RunFolder
 from dino.training.signals import StopRequest
 from dino.training.step import TrainingError
 
-__all__ = ["TrainConfig", "TrainResult", "TrainingError", "train"]
+__all__ = ["Hook", "TrainConfig", "TrainResult", "TrainingError", "train"]
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,21 @@ class TrainResult:
     """Steps whose loss or gradient was not finite."""
     stopped_by: str | None
     """The signal that stopped the run before its end."""
+    failures: tuple[str, ...] = ()
+    """What went wrong beside the training: an evaluation, a file that could not be written."""
 
 
-def train(config: TrainConfig, *, quiet: bool = False) -> TrainResult:
+def train(config: TrainConfig, *, quiet: bool = False, hooks: Sequence[Hook] = ()) -> TrainResult:
     """Train a detector. Under torchrun every process calls this.
 
-    SIGINT and SIGTERM end the run after the current step, with a checkpoint; a run resumed from it ends with the same
-    weights as an uninterrupted one. A run that is already complete returns at once.
+    SIGINT, SIGTERM and SIGHUP end the run after the current step, with a checkpoint; a run resumed from it ends with
+    the same weights as an uninterrupted one. A run that is already complete returns at once. What the training does not
+    need (an evaluation, the log, a drawing, a periodic checkpoint, a hook) does not end it when it fails.
 
     Args:
         config: options of the run.
         quiet: print nothing; otherwise the first process prints the progress.
+        hooks: told of each step, each evaluation and the end; see `Hook`.
 
     Raises:
         ValueError: the output folder holds another run, or the training images are fewer than one step needs.
@@ -74,8 +80,9 @@ def train(config: TrainConfig, *, quiet: bool = False) -> TrainResult:
     with numerics(deterministic=config.deterministic, tf32=config.tf32), joined_ranks(config.device) as ranks:
         console = Console(sys.stdout if ranks.first and not quiet else None)
         folder = RunFolder(config.output)
-        checkpoint = ranks.on_first(lambda: folder.prepare(resume=config.resume, overwrite=config.overwrite))
+        checkpoint = ranks.on_first(lambda: folder.checkpoint(resume=config.resume, overwrite=config.overwrite))
         run = assemble(config, ranks, console, folder, resumed=checkpoint is not None)
+        ranks.on_first(lambda: folder.prepare(overwrite=config.overwrite))
         if checkpoint is not None:
             restore(run, checkpoint)
             if ranks.first:
@@ -86,22 +93,31 @@ def train(config: TrainConfig, *, quiet: bool = False) -> TrainResult:
             console.log("\n".join([f"resuming from {checkpoint}", *changes]))
         elif config.resume:
             console.log("no complete checkpoint to resume from: starting a new run")
-        log = _open_log(run) if ranks.first else None
+        result: TrainResult | None = None
         try:
-            # Before this, nothing is lost if Ctrl-C ends the run at once.
-            with StopRequest() as stop:
-                loop = Loop(run, log, stop)
-                loop()
-            loop.draw()
+            result = _run_to_the_end(run, hooks)
+            return result
         finally:
-            if log is not None:
-                log.close()
-        if loop.stopped is not None:
-            console.log(report.stopped(run, loop.stopped))
-        else:
-            _save_final(run)
-            console.log(report.closing(run))
-        return _result(run, loop.stopped)
+            for hook in hooks if ranks.first else ():
+                run.attempt("a hook", lambda: hook.end(result))  # noqa: B023
+
+
+def _run_to_the_end(run: Run, hooks: Sequence[Hook]) -> TrainResult:
+    ranks, console = run.ranks, run.console
+    log = _open_log(run) if ranks.first else None
+    try:
+        # Before this, nothing is lost if Ctrl-C ends the run at once.
+        with run.loader, StopRequest("" if console.silent else report.stopping(run)) as stop:
+            loop = Loop(run, log, stop, hooks)
+            loop()
+            if loop.stopped is None:
+                _save_final(run)
+        loop.draw()
+    finally:
+        if log is not None:
+            log.close()
+    console.log(report.closing(run) if loop.stopped is None else report.stopped(run, loop.stopped))
+    return _result(run, loop.stopped)
 
 
 def _open_log(run: Run) -> Log:
@@ -142,4 +158,5 @@ def _result(run: Run, stopped_by: str | None) -> TrainResult:
         last_checkpoint=run.folder.last_complete(),
         skipped_steps=state.skipped,
         stopped_by=stopped_by,
+        failures=tuple(run.failures),
     )

@@ -211,7 +211,7 @@ def test_tensorboard_gets_what_the_log_gets(tmp_path):
 
 
 def test_curves_are_drawn_from_the_log(tmp_path):
-    with pytest.raises(ValueError, match="no rows of steps yet"):
+    with pytest.raises(ValueError, match="no rows yet"):
         draw_curves(tmp_path)
     log = Log(tmp_path, step=0, evaluated=False, tensorboard=False)
     log.write(10, 1, {"lr": 1e-4, "loss": 20.0})

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dino.data import CocoDataset
+from dino.data import CocoDataset, DatasetError
 from dino.training.log import read_log
 from dino.training.run_folder import RunFolder
 from dino.training.train import TrainConfig, TrainingError, train
@@ -278,6 +278,8 @@ def test_a_run_that_never_started_can_simply_be_started_again(data, tmp_path):
     config = toy_config(data, tmp_path / "run", max_steps=1)
     with pytest.raises(ValueError, match="fewer than one step takes"):
         train(dataclasses.replace(config, batch_size=9), quiet=True)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
     (tmp_path / "run/log.csv").write_text("step,epoch\n1,0.5\n")
     assert train(config, quiet=True).step == 1
     assert len(read_log(tmp_path / "run/log.csv")) == 1
@@ -288,19 +290,50 @@ def test_resuming_without_a_checkpoint_starts_a_new_run(data, tmp_path):
     assert result.step == 1 and result.last_checkpoint == tmp_path / "run/checkpoints/step-00000001"
 
 
-def test_no_room_for_a_checkpoint_leaves_the_ones_before(data, tmp_path, monkeypatch):
+def fill_the_disk(monkeypatch, *names):
+    """Let nothing be renamed to what ends with one of the names."""
+    for module, name in ((os, "rename"), (Path, "replace")):
+        replaced = getattr(module, name)
+
+        def full(source, target, replaced=replaced):
+            if str(target).endswith(names):
+                raise OSError(28, "No space left on device")
+            return replaced(source, target)
+
+        monkeypatch.setattr(module, name, full)
+
+
+def test_a_run_goes_on_without_room_for_a_checkpoint(data, tmp_path, monkeypatch):
     config = toy_config(data, tmp_path / "run", checkpoint_every=2)
-    replaced = os.rename
+    fill_the_disk(monkeypatch, "step-00000004", "step-00000006")
+    result = train(config, quiet=True)
+    assert (result.step, len(result.failures)) == (8, 2) and "step 4 could not be written" in result.failures[0]
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["step-00000002", "step-00000008"]
 
-    def full(source, target):
-        if str(target).endswith("step-00000004"):
-            raise OSError(28, "No space left on device")
-        replaced(source, target)
 
-    monkeypatch.setattr(os, "rename", full)
-    with pytest.raises(TrainingError, match=r"step 4 could not be written .* No space left"):
+def test_the_model_is_saved_where_the_last_checkpoint_does_not_fit(data, tmp_path, monkeypatch):
+    config = toy_config(data, tmp_path / "run", checkpoint_every=2)
+    fill_the_disk(monkeypatch, "step-00000008")
+    result = train(config, quiet=True)
+    assert result.final_model is not None and (result.final_model / "model.safetensors").exists()
+    assert len(result.failures) == 1
+
+
+def test_no_room_for_the_model_is_an_error_that_leaves_the_checkpoints(data, tmp_path, monkeypatch):
+    config = toy_config(data, tmp_path / "run", max_steps=4, checkpoint_every=2)
+    fill_the_disk(monkeypatch, "final/model.safetensors")
+    with pytest.raises(TrainingError, match=r"final could not be written: .* No space left .* --resume"):
         train(config, quiet=True)
-    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
+    monkeypatch.undo()
+    assert train(dataclasses.replace(config, resume=True), quiet=True).final_model is not None
+
+
+def test_an_earlier_run_is_deleted_when_the_new_one_starts(data, tmp_path):
+    config = toy_config(data, tmp_path / "run", max_steps=1)
+    train(config, quiet=True)
+    with pytest.raises(DatasetError):
+        train(dataclasses.replace(config, overwrite=True, data=tmp_path), quiet=True)
+    assert (tmp_path / "run/final/model.safetensors").exists()
 
 
 def test_no_file_of_a_checkpoint_is_a_pickle(data, tmp_path):
