@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from dino.data.categories import NO_CATEGORY, Categories
+from dino.data.categories import Categories
 
 CLASS_HEADS = tuple(
     f"{part}.class_head.{kind}" for part in ("decoder", "query_selection") for kind in ("weight", "bias")
@@ -21,8 +22,8 @@ def coco_categories(num_classes: int) -> Categories | None:
     official = Categories.official_coco()
     if num_classes == official.num_classes:
         return official
-    used = [(i, name) for i, name in zip(official.ids, official.names, strict=True) if name != NO_CATEGORY]
-    return Categories(*zip(*used, strict=True)) if num_classes == len(used) else None
+    used = [label for label in range(official.num_classes) if label not in official.unused]
+    return Categories(tuple(used), tuple(official.names[i] for i in used)) if num_classes == len(used) else None
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,27 @@ class ClassRows:
 def match_classes(
     num_source: int, num_target: int, source: Categories | None, target: Categories | None
 ) -> ClassRows | None:
-    """Pair classes by name. Without names, pair equally many by row; otherwise return None."""
-    if source is None or target is None or source.names == target.names:
+    """Pair classes by name, and those of one name by id. Without names, pair equally many by row; else return None."""
+    if source is None or target is None or source.titles == target.titles:
         if num_source != num_target:
             return None
         return ClassRows(tuple(range(num_target)), (), (), num_source)
-    row_of = {name: row for row, name in enumerate(source.names) if name != NO_CATEGORY}
-    rows = tuple(row_of.get(name, -1) for name in target.names)
-    gaps = tuple(label for label, name in enumerate(target.names) if name == NO_CATEGORY)
-    new = tuple(name for name in target.names if name != NO_CATEGORY and name not in row_of)
+    row_of = _identities(source)
+    found = {label: row_of.get(pair, -1) for pair, label in _identities(target).items()}
+    rows = tuple(found.get(label, -1) for label in range(num_target))
+    gaps = tuple(sorted(target.unused))
+    new = tuple(target.titles[label] for label in range(num_target) if label not in gaps and rows[label] < 0)
     return ClassRows(rows, gaps, new, num_source)
+
+
+def _identities(categories: Categories) -> dict[tuple[str, int | None], int]:
+    """Return the label by name, or by name and id where several categories have the name; without unused labels."""
+    counts = Counter(categories.names)
+    return {
+        (name, None if counts[name] == 1 else category_id): label
+        for label, (category_id, name) in enumerate(zip(categories.ids, categories.names, strict=True))
+        if label not in categories.unused
+    }
 
 
 def take_rows(name: str, own: Tensor, given: Tensor, classes: ClassRows) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any
 from dino.common.text import shorten
 
 NO_CATEGORY = "N/A"
-"""Name of a label that stands for no category: the gaps of `Categories.official_coco()`."""
+"""What the unused labels of `Categories.official_coco()` are called; another data set may have a class of this name."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,13 @@ class Categories:
 
     ids: tuple[int, ...]
     names: tuple[str, ...]
+    unused: frozenset[int] = frozenset()
+    """Labels that stand for no category."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ids", tuple(self.ids))
         object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "unused", frozenset(self.unused))
         if not self.ids or len(self.ids) != len(self.names):
             raise ValueError(
                 f"Categories: ids and names must have one length, at least 1; got {len(self.ids)} and {len(self.names)}"
@@ -51,16 +55,30 @@ class Categories:
         for record in records:
             if not isinstance(record, Mapping) or "id" not in record or "name" not in record:
                 raise ValueError(f'Categories: expected {{"id": 1, "name": "person"}}, got {record!r}')
-        return cls(tuple(record["id"] for record in records), tuple(record["name"] for record in records))
+        unused = frozenset(label for label, record in enumerate(records) if record.get("unused") is True)
+        found = cls(tuple(record["id"] for record in records), tuple(record["name"] for record in records), unused)
+        official = cls.official_coco()  # written before `unused` was
+        return official if (found.ids, found.names) == (official.ids, official.names) else found
 
     @classmethod
     def official_coco(cls) -> Categories:
         """Return the 91 classes of the published checkpoints: labels are COCO's category ids, and 11 are unused."""
-        return cls(tuple(range(91)), tuple(_COCO_NAMES.get(category_id, NO_CATEGORY) for category_id in range(91)))
+        names = tuple(_COCO_NAMES.get(category_id, NO_CATEGORY) for category_id in range(91))
+        return cls(tuple(range(91)), names, frozenset(_COCO_GAPS))
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return the list that `from_json` reads, which is also the `categories` of a COCO file."""
-        return [{"id": category_id, "name": name} for category_id, name in zip(self.ids, self.names, strict=True)]
+        return [
+            {"id": category_id, "name": name, **({"unused": True} if label in self.unused else {})}
+            for label, (category_id, name) in enumerate(zip(self.ids, self.names, strict=True))
+        ]
+
+    @cached_property
+    def titles(self) -> tuple[str, ...]:
+        """Names that differ: those of several categories have the id added, "car (id 2)"."""
+        counts = Counter(self.names)
+        pairs = zip(self.ids, self.names, strict=True)
+        return tuple(name if counts[name] == 1 else f"{name} (id {category_id})" for category_id, name in pairs)
 
     @property
     def num_classes(self) -> int:
@@ -88,7 +106,7 @@ class Categories:
         return label
 
     def name_of(self, label: int) -> str:
-        """Return the name of a label; `NO_CATEGORY` if it stands for none."""
+        """Return the name of a label."""
         self.category_id_of(label)
         return self.names[label]
 

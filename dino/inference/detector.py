@@ -14,7 +14,7 @@ from dino.checkpoint import build_model
 from dino.checkpoint.find import default_categories, load_trained
 from dino.common.device import Amp, autocast, choose_device
 from dino.common.text import shorten
-from dino.data import NO_CATEGORY, Categories, EvalTransform, pad_images
+from dino.data import Categories, EvalTransform, pad_images
 from dino.inference.detections import Detections
 from dino.inference.images import ImageLike, load_image
 from dino.model.config import ModelConfig
@@ -183,7 +183,7 @@ class Detector:
 
     def __repr__(self) -> str:
         config, transform = self.model.config, self.transform
-        names = [name for name in self.categories.names if name != NO_CATEGORY]
+        names = [name for label, name in enumerate(self.categories.titles) if label not in self.categories.unused]
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         return (
             f"Detector({config.backbone}, {config.num_levels} levels, {config.num_queries} queries, "

@@ -38,12 +38,24 @@ def test_official_labels_are_coco_category_ids() -> None:
     official = Categories.official_coco()
     assert official.num_classes == 91
     assert all(official.label_of(category_id) == category_id for category_id in range(91))
-    gaps = [label for label in range(91) if official.name_of(label) == NO_CATEGORY]
+    gaps = sorted(official.unused)
+    assert {official.name_of(label) for label in gaps} == {NO_CATEGORY}
+    assert Categories.from_json(official.to_json()) == official
+    assert (
+        Categories.from_json([{"id": i, "name": n} for i, n in zip(official.ids, official.names, strict=True)])
+        == official
+    )
     assert gaps == [0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83]
     some = {1: "person", 11: "fire hydrant", 13: "stop sign", 25: "giraffe", 27: "backpack", 28: "umbrella"}
     some |= {31: "handbag", 44: "bottle", 46: "wine glass", 65: "bed", 67: "dining table", 70: "toilet", 72: "tv"}
     some |= {82: "refrigerator", 84: "book", 90: "toothbrush"}
     assert {label: official.name_of(label) for label in some} == some
+
+
+def test_a_class_may_have_any_name_and_titles_differ() -> None:
+    categories = Categories((0, 1, 2, 3), (NO_CATEGORY, "car", "bus", "car"))
+    assert not categories.unused and Categories.from_json(categories.to_json()) == categories
+    assert categories.titles == (NO_CATEGORY, "car (id 1)", "bus", "car (id 3)")
 
 
 @pytest.mark.parametrize(
