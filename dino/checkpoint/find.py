@@ -8,15 +8,13 @@ from typing import Any
 
 from dino.checkpoint.folder import read_model
 from dino.checkpoint.load import load_checkpoint
-from dino.checkpoint.read import MODEL_FILE, CheckpointError
+from dino.checkpoint.read import CheckpointError, find_model
 from dino.data import Categories, EvalTransform
 from dino.model.config import model_config
 from dino.model.dino import DINO
 
 # Key in a saved model's `extra`: the arguments of EvalTransform.
 SIZE = "image_size"
-# Places of models in the folder of a run, in order of preference.
-_PLACES = ("", "best", "final", "last")
 
 
 @dataclass(frozen=True)
@@ -60,24 +58,6 @@ def load_trained(path: str | Path, *, preset: str | None = None, **overrides: An
         load_checkpoint(model, file)
         categories, transform = None, EvalTransform()
     return TrainedModel(model, categories or default_categories(model.config.num_classes), transform, file)
-
-
-def find_model(path: str | Path) -> Path:
-    """Return the file of weights that a path means: that file, or the preferred one in a folder.
-
-    Raises:
-        FileNotFoundError: the path does not exist, or is a folder without a model.
-    """
-    path = Path(path)
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise FileNotFoundError(f"checkpoint {path}: no such file or folder")
-    places = [Path(place) / MODEL_FILE for place in _PLACES]
-    found = next((path / place for place in places if (path / place).is_file()), None)
-    if found is None:
-        raise FileNotFoundError(f"checkpoint {path}: has no model; looked for {', '.join(map(str, places))} in it")
-    return found
 
 
 def default_categories(num_classes: int) -> Categories:

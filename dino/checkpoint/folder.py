@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dino.checkpoint.read import HEADER_KEY, MODEL_FILE, CheckpointError, TensorFile, read_tensors
+from dino.checkpoint.read import (
+    HEADER_KEY,
+    MODEL_FILE,
+    CheckpointError,
+    TensorFile,
+    find_model,
+    read_header,
+    read_tensors,
+)
 from dino.common.files import write_text_whole, write_whole
 from dino.common.text import shorten
 from dino.data.categories import Categories
@@ -85,7 +93,8 @@ def load_model(path: str | os.PathLike[str]) -> tuple[DINO, Categories | None]:
     """Load a model of `save_model`, on the CPU and in training mode, and its categories.
 
     Args:
-        path: the directory, or its `model.safetensors`. `model.json` is not read.
+        path: the directory, its `model.safetensors`, or the folder of a run, whose best model is taken. `model.json` is
+            not read.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -106,6 +115,14 @@ def read_model(path: str | os.PathLike[str]) -> SavedModel:
             f"{file.where}: the weights do not fit the configuration stored with them: {error}"
         ) from error
     return SavedModel(model, read_categories(file), description["extra"] or {})
+
+
+def saved_config(path: str | os.PathLike[str]) -> ModelConfig | None:
+    """Return the configuration of a model of `save_model`; None for weights alone. The weights are not read."""
+    file = find_model(path)
+    header = read_header(file) if file.suffix == ".safetensors" else None
+    found = TensorFile(str(file), {}, header)
+    return None if header is None else _config(found, _description(found)["model"])
 
 
 def read_categories(file: TensorFile) -> Categories | None:

@@ -19,6 +19,8 @@ from dino.common.text import shorten
 
 MODEL_FILE = "model.safetensors"
 HEADER_KEY = "dino"
+# Places of models in the folder of a run, in order of preference.
+_PLACES = ("", "best", "final", "last")
 _WRAPPERS = ("model", "state_dict", "ema_model")
 _PREFIXES = ("module.", "_orig_mod.")
 
@@ -37,23 +39,37 @@ class TensorFile:
     """The description that `save_model` stores beside the tensors; None in other files."""
 
 
+def find_model(path: str | os.PathLike[str]) -> Path:
+    """Return the file of weights that a path means: that file, or the preferred one in a folder.
+
+    Raises:
+        FileNotFoundError: the path does not exist, or is a folder without a model.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint {path}: no such file or folder")
+    places = [Path(place) / MODEL_FILE for place in _PLACES]
+    found = next((path / place for place in places if (path / place).is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"checkpoint {path}: has no model; looked for {', '.join(map(str, places))} in it")
+    return found
+
+
 def read_tensors(source: str | os.PathLike[str] | Mapping[str, Any]) -> TensorFile:
-    """Read tensors from a .safetensors file, a file of `torch.save`, a directory of `save_model`, or a dict.
+    """Read tensors from a .safetensors file, a file of `torch.save`, a folder as `find_model` takes it, or a dict.
 
     Unwraps {"model": ...}, {"state_dict": ...} and {"ema_model": ...}, and removes the prefixes of
     DistributedDataParallel and torch.compile. No code from the file is run.
 
     Raises:
-        FileNotFoundError: the file does not exist.
+        FileNotFoundError: the file does not exist, or a folder has no model.
         CheckpointError: the file is truncated, would run code, or holds something other than tensors.
     """
     if isinstance(source, Mapping):
         return TensorFile("the state dict", _plain("the state dict", source), None)
-    path = Path(source)
-    if path.is_dir():
-        path = path / MODEL_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path}: no such file")
+    path = find_model(source)
     if path.suffix == ".safetensors":
         content, header = _read_safetensors(path)
     else:
@@ -61,11 +77,17 @@ def read_tensors(source: str | os.PathLike[str] | Mapping[str, Any]) -> TensorFi
     return TensorFile(str(path), _plain(str(path), content), header)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+def read_header(path: Path) -> dict[str, Any] | None:
+    """Return the description that `save_model` stored in a .safetensors file, without reading the tensors."""
+    return _read_safetensors(path, with_tensors=False)[1]
+
+
+def _read_safetensors(path: Path, *, with_tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(HEADER_KEY)
-            return {name: file.get_tensor(name) for name in file.keys()}, header and json.loads(header)  # noqa: SIM118
+            names = file.keys() if with_tensors else ()
+            return {name: file.get_tensor(name) for name in names}, header and json.loads(header)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}). Fetch it again.") from error
 

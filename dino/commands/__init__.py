@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 
 from dino.commands.exit_codes import USER_ERROR, run
 from dino.common.text import closest
@@ -47,6 +49,7 @@ to resume a stopped run:
 
 to list the options of a command: python -m dino COMMAND --help
 to see the full traceback of an error, add --traceback
+the command `dino` is `python -m dino`; --version prints the version
 """
 
 
@@ -57,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(HELP, end="")
         return 0 if arguments else USER_ERROR
     name, *rest = arguments
+    if name in ("--version", "-V", "version"):
+        print(f"dino {installed_version()}")
+        return 0
     if name not in COMMANDS:
         meant = closest(name, COMMANDS)
         hint = f" Perhaps you meant {meant!r}." if meant else ""
@@ -64,5 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USER_ERROR
     show_traceback = "--traceback" in rest
     rest = [argument for argument in rest if argument != "--traceback"]
+    # Threads that wait without spinning: on a machine with other load spinning takes many times as long, and on an idle
+    # one it gains nothing measurable. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     module, function, _ = COMMANDS[name]
     return run(lambda: getattr(importlib.import_module(module), function)(rest), show_traceback=show_traceback)
+
+
+def installed_version() -> str:
+    """Return the version of the installed package."""
+    try:
+        return version("dino-kernels")
+    except PackageNotFoundError:  # a checkout that was not installed
+        return "unknown"

@@ -27,7 +27,8 @@ class ModelOptions(ModelConfig):
 class Options(TrainConfig):
     """Train a detector on a data set in COCO format.
 
-    Under torchrun, all processes train one model. With --resume, the options of the run in --output are the defaults.
+    Under torchrun, all processes train one model. With --resume, the options of the run in --output are the defaults,
+    --data included; with --finetune, the model of that run or file is.
     """
 
     model: ModelOptions = ModelOptions()
@@ -59,10 +60,15 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
 
 
 def _defaults(arguments: list[str]) -> Options:
-    """Return the defaults of the options: the preset's model, or the options of the run to resume."""
+    """Return the defaults of the options: the model of the preset or of --finetune, or the run to resume."""
     preset = _given(arguments, "--preset")
     fields: dict[str, object] = {"data": tyro.MISSING}
     model = PRESETS.get(preset or _DEFAULT_PRESET, PRESETS[_DEFAULT_PRESET])
+    weights = _given(arguments, "--finetune")
+    if weights is not None and preset is None:
+        from dino.checkpoint.folder import saved_config
+
+        model = saved_config(weights) or model
     if "--resume" in arguments:
         file = Path(_given(arguments, "--output") or TrainConfig.output) / "config.json"
         if file.exists():

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import weakref
+from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
@@ -42,13 +43,14 @@ def end_with_parent(_worker: int) -> None:
 
 
 def started(loader: Closable) -> None:
-    """Close a loader when Python exits, if it is still open.
+    """Close a loader when this process exits, if it is still open.
 
     This comes before what PyTorch and multiprocessing do at exit: they would wait for a worker to end.
     """
     _open.add(loader)
     atexit.unregister(_close_all)
     atexit.register(_close_all)
+    Finalize(None, _close_all, exitpriority=100)  # a process that multiprocessing started calls only these
 
 
 def _close_all() -> None:

@@ -35,7 +35,7 @@ class TrainConfig:
     model: ModelConfig = PRESETS["dino_4scale_r50"]
     """The model; the data set determines its num_classes."""
     finetune: Path | None = None
-    """Trained weights to start from; those that do not fit (heads of other classes) keep their initial values."""
+    """Model to start from: a run, or a file; weights that do not fit (heads of other classes) keep initial values."""
     backbone_weights: Path | None = None
     """File of ImageNet weights for the backbone, for machines that cannot download them."""
 
