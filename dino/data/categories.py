@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,6 +62,14 @@ class Categories:
     def to_json(self) -> list[dict[str, Any]]:
         """Return the list that `from_json` reads, which is also the `categories` of a COCO file."""
         return [{"id": category_id, "name": name} for category_id, name in zip(self.ids, self.names, strict=True)]
+
+    @cached_property
+    def titles(self) -> tuple[str, ...]:
+        """Names to display, all different: names that occur more than once end with " (id N)"."""
+        titles = list(self.names)
+        while len(counts := Counter(titles)) < len(titles):  # again if a name looks like a title just made
+            titles = [f"{t} (id {i})" if counts[t] > 1 else t for t, i in zip(titles, self.ids, strict=True)]
+        return tuple(titles)
 
     @property
     def num_classes(self) -> int:
