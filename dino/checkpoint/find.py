@@ -64,7 +64,8 @@ def load_trained(path: str | Path, *, preset: str | None = None, **overrides: An
     damage = not_finite(model.state_dict().items())
     if damage is not None:
         raise CheckpointError(
-            f"{file}: {damage}. Its training diverged: use an earlier checkpoint, or train again with a lower --lr"
+            f"{file}: weights are not finite (NaN or infinite): {damage}. The training diverged. Use an earlier "
+            "checkpoint, or train again with a lower --lr"
         )
     return TrainedModel(model, categories or default_categories(model.config.num_classes), transform, file)
 

@@ -156,6 +156,8 @@ def _report(
     write_report(folder, subject, metrics, analysis, index)
     if best is not None:
         print(f"best threshold for all classes: {best.threshold:g} (F1 {percent(best.f1)})")
+    elif options.split == "valid":
+        print("no best threshold to store: no detection is right at any")
     if stored:
         print(f"stored the best threshold of each class in {stored}; predict --threshold best uses them")
     print(f"wrote {folder / REPORT_FILE}")

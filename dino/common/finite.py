@@ -15,7 +15,7 @@ class NotFiniteError(ValueError):
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """Describe the tensors that hold NaN or infinite numbers, with their names and counts, or return None."""
+    """Name the tensors that hold NaN or infinite numbers, with the count of these, or return None."""
     tensors = list(tensors)
     # One sum of flags per tensor, all read at once: a GPU waits only once.
     counts = [(~torch.isfinite(tensor)).sum() for _, tensor in tensors]
@@ -24,7 +24,7 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
         for (name, tensor), count in zip(tensors, torch.stack(counts).tolist() if counts else [], strict=True)
         if count
     ]
-    return f"{len(bad)} of {counted(len(tensors), 'tensor')} not finite: {shorten(bad, 3)}" if bad else None
+    return shorten(bad, 3) or None
 
 
 def require_finite_detections(found: Mapping[str, Tensor], model: nn.Module, *, image: str, amp: str) -> None:
@@ -43,9 +43,10 @@ def require_finite_detections(found: Mapping[str, Tensor], model: nn.Module, *, 
         return
     weights = not_finite(model.state_dict().items())
     if weights is not None:
-        reason = f"The model has {weights}. Use an earlier checkpoint, or train with a lower --lr"
+        reason = f"Its weights are not, either: {weights}. Use an earlier checkpoint, or train with a lower --lr"
     elif amp != "off":
-        reason = f"The weights are finite: numbers overflow in {amp}. Pass --amp off{' or bf16' * (amp == 'fp16')}"
+        options = "--amp off or --amp bf16" if amp == "fp16" else "--amp off"
+        reason = f"The weights are finite: numbers overflow in {amp}. Pass {options}"
     else:
-        reason = "The weights are finite, but too large for float32 somewhere between. Use an earlier checkpoint"
+        reason = "The weights are finite, but numbers overflow in float32. Use an earlier checkpoint"
     raise NotFiniteError(f"{image}: the model's detections are not finite (NaN or infinite). {reason}")

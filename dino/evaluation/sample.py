@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +100,7 @@ def require_finite_results(results: Iterable[Mapping[str, Any]]) -> None:
     """
     for number, result in enumerate(results):
         # The sum of finite numbers could overflow only beyond 1e308, and NaN and infinity stay in it.
-        if not np.isfinite(result["score"] + sum(result["bbox"])):
+        if not math.isfinite(result["score"] + sum(result["bbox"])):
             raise NotFiniteError(
                 f"results[{number}] (image {result['image_id']}, category {result['category_id']}): score "
                 f"{result['score']} and bbox {list(result['bbox'])} must be finite. Check the model's weights, and run "

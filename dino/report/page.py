@@ -16,7 +16,7 @@ from dino.evaluation.coco_metrics import CocoMetrics
 from dino.evaluation.curves import RECALLS, THRESHOLDS
 from dino.report.charts import BLACK, COLOURS, GREY, Line, legend, line_chart
 from dino.report.style import PAGE
-from dino.report.tables import class_table, confusion_labels, confusion_table, error_table
+from dino.report.tables import class_table, confusion_labels, confusion_list, confusion_table, error_table
 
 FEW_BOXES = 10
 """Below, the numbers of a class are rough."""
@@ -164,14 +164,18 @@ def _threshold(subject: Subject, analysis: Analysis) -> str:
 def _matrix(analysis: Analysis) -> str:
     labels = confusion_labels(analysis)
     some = f"<p>The {len(labels)} classes with most errors of {len(analysis.classes):,}.</p>"
-    return ("" if len(labels) == len(analysis.classes) else some) + confusion_table(analysis, labels)
+    pairs = confusion_list(analysis)
+    frequent = f"<p>Most frequent confusions, in per cent of the true boxes: {escape(pairs)}.</p>" if pairs else ""
+    return ("" if len(labels) == len(analysis.classes) else some) + confusion_table(analysis, labels) + frequent
 
 
 def _worst(analysis: Analysis, cards: Sequence[Card]) -> str:
     bad, total = analysis.errors.images_with_errors, analysis.num_images
-    intro = f"<p>{bad:,} of {counted(total, 'image')} {'has' if bad == 1 else 'have'} errors"
-    intro += f"; the {len(cards)} worst are shown, true boxes first, detections second.</p>" if bad else ".</p>"
-    return intro + '<div class="cards">' + "".join(map(_card, cards)) + "</div>"
+    if not bad:
+        return "<p>No image has errors.</p>"
+    some = f"; the {len(cards)} worst are shown" if bad > len(cards) else ""
+    count = f"{bad:,} of {counted(total, 'image')} {'has' if bad == 1 else 'have'} errors{some}"
+    return f"<p>{count}: the true boxes, then the detections.</p>{''.join(map(_card, cards))}"
 
 
 def _card(card: Card) -> str:

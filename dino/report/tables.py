@@ -44,8 +44,7 @@ def error_table(analysis: Analysis) -> str:
 def _concerned(analysis: Analysis, kind: Kind) -> str:
     """Return the three classes, or pairs of classes, with most errors of a kind, and their counts."""
     if kind is Kind.WRONG_CLASS:
-        pairs = [(p, n) for p, n in analysis.errors.confusions.most_common() if BACKGROUND not in p and p[0] != p[1]]
-        return shorten(f"{analysis.title(a)} as {analysis.title(b)}: {n:,}" for (a, b), n in pairs[:3])
+        return confusion_list(analysis, 3)
     counts = (analysis.errors.true if kind is Kind.MISSED else analysis.errors.found)[kind]
     return shorten(f"{analysis.title(label)}: {count:,}" for label, count in counts.most_common(3) if count)
 
@@ -88,6 +87,17 @@ def confusion_labels(analysis: Analysis) -> list[int]:
     """Return the labels of the matrix: all classes, or those with most errors, in the order of the labels."""
     ranked = sorted(analysis.classes, key=lambda result: -result.num_errors)
     return sorted(result.label for result in ranked[:MOST_LABELS])
+
+
+def confusion_list(analysis: Analysis, most: int = 10) -> str:
+    """Return the most frequent confusions in words, for a class in per cent of its true boxes."""
+    pairs = ((*pair, n) for pair, n in analysis.errors.confusions.most_common() if BACKGROUND not in pair)
+    confused = [
+        f"{analysis.title(true)} as {analysis.title(found)}: {n:,} ({percent(n / analysis.num_true[true])} %)"
+        for true, found, n in pairs
+        if true != found
+    ]
+    return "; ".join(confused[:most])
 
 
 def confusion_table(analysis: Analysis, labels: Sequence[int]) -> str:
