@@ -94,7 +94,7 @@ def evaluate_command(argv: Sequence[str]) -> None:
     for path, text in ((options.results, lambda: json.dumps(results)), (options.metrics, metrics.to_json)):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text(), encoding="utf-8")
+            path.write_text(text(), encoding="utf-8", errors="backslashreplace")  # JSON can hold half a character
             print(f"wrote {path}")
     if folder is not None:
         _report(options, folder, detector, metrics, results, image_ids, index, left_out)
@@ -134,6 +134,7 @@ def _report(
     from dino.report.page import Subject
     from dino.report.write import REPORT_FILE, write_report
 
+    print("writing the report ...", file=sys.stderr)
     analysis = analyse(results, image_ids, index.ground_truth(), detector.categories)
     best, stored = analysis.pooled.best, None
     # Thresholds chosen on training or test images would flatter the model there and misjudge it elsewhere.

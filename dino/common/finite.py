@@ -16,7 +16,8 @@ class NotFiniteError(ValueError):
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """Name the tensors that hold NaN or infinite numbers, with the count of these, or return None."""
-    tensors = list(tensors)
+    # Of a sharded tensor, this process's part: the other processes may be elsewhere.
+    tensors = [(name, getattr(tensor, "to_local", lambda tensor=tensor: tensor)()) for name, tensor in tensors]
     # One sum of flags per tensor, all read at once: a GPU waits only once.
     counts = [(~torch.isfinite(tensor)).sum() for _, tensor in tensors]
     bad = [
@@ -48,5 +49,5 @@ def require_finite_detections(found: Mapping[str, Tensor], model: nn.Module, *, 
         options = "--amp off or --amp bf16" if amp == "fp16" else "--amp off"
         reason = f"The weights are finite: numbers overflow in {amp}. Pass {options}"
     else:
-        reason = "The weights are finite, but numbers overflow in float32. Use an earlier checkpoint"
+        reason = "The weights are finite, but too large. Use an earlier checkpoint, or train with a lower --lr"
     raise NotFiniteError(f"{image}: the model's detections are not finite (NaN or infinite). {reason}")

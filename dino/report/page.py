@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from html import escape
 from string import Template
 
-import numpy as np
-
 from dino.common.text import counted, percent, shorten
 from dino.data import NO_CATEGORY
 from dino.evaluation.analysis import Analysis, ClassResult
@@ -189,8 +187,3 @@ def _card(card: Card) -> str:
         f'<figure class="card"><figcaption><b>{escape(card.name)}</b> {escape(card.summary)}</figcaption>'
         f'<div class="pair">{drawings or "<p>This image could not be read.</p>"}</div><ul>{lines}</ul></figure>'
     )
-
-
-def curve_values(curve: np.ndarray) -> list[float]:
-    """Return a curve as rounded JSON values."""
-    return np.round(curve, 4).tolist()

@@ -22,7 +22,8 @@ thead th { background: #f4f6f8; font-weight: 600; position: sticky; top: 0; z-in
 .errors { width: 100%; } .errors tbody th { white-space: nowrap; } .errors td { vertical-align: top; }
 .errors .n { text-align: right; } .bar { width: 110px; min-width: 60px; }
 .bar div { background: #d55e00; height: 12px; margin-top: 5px; } .advice { min-width: 200px; color: #57606a; }
-.classes { width: 100%; } .classes td, .classes th { text-align: right; } .classes th { cursor: pointer; }
+.classes { width: 100%; font-size: 14px; } .classes th { cursor: pointer; }
+.classes td, .classes th { text-align: right; padding: 4px 7px; }
 .classes td:first-child, .classes th:first-child { text-align: left; position: sticky; left: 0; background: #fff;
   min-width: 96px; max-width: 240px; overflow-wrap: break-word; }
 .classes th:first-child { background: #f4f6f8; z-index: 2; }

@@ -30,7 +30,9 @@ _ADVICE = {
 def error_table(analysis: Analysis) -> str:
     """Return the kinds of errors, most frequent first, with the classes they concern and what helps."""
     counts = {kind: analysis.errors.count(kind) for kind in ERRORS}
-    most = max(max(counts.values()), 1)
+    most = max(counts.values())
+    if not most:
+        return "<p>Nothing: every true box is found, and every detection is right.</p>"
     rows = [
         f"<tr><th>{kind}</th><td class=n>{count:,}</td>"
         f'<td class=bar><div style="width:{100 * count / most:.0f}%"></div></td>'

@@ -20,7 +20,7 @@ from dino.evaluation.analysis import Analysis
 from dino.evaluation.coco_metrics import CocoMetrics
 from dino.evaluation.errors import ERRORS, Picture
 from dino.report.charts import line_chart
-from dino.report.page import Card, Subject, charts, curve_values, page
+from dino.report.page import Card, Subject, charts, page
 from dino.report.pictures import data_uri, describe, draw_found, draw_truth, error_counts, heading, sheet
 
 REPORT_FILE = "report.html"
@@ -120,8 +120,8 @@ def _to_dict(subject: Subject, metrics: CocoMetrics, analysis: Analysis) -> dict
                 "mean_iou": _or_none(r.mean_iou),
                 "true_boxes": {kind.value: count for kind, count in r.true.items() if count},
                 "detections": {kind.value: count for kind, count in r.found.items() if count},
-                "precision_at_recall": curve_values(r.curve.precision),
-                "f1_at_threshold": curve_values(r.curve.f1),
+                "precision_at_recall": _rounded(r.curve.precision),
+                "f1_at_threshold": _rounded(r.curve.f1),
             }
             for r in analysis.classes
         ],
@@ -133,3 +133,7 @@ def _to_dict(subject: Subject, metrics: CocoMetrics, analysis: Analysis) -> dict
 
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def _rounded(curve: np.ndarray) -> list[float]:
+    return np.round(curve, 4).tolist()

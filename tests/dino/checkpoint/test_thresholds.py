@@ -26,7 +26,7 @@ def test_thresholds_come_back_and_the_weights_are_not_touched(model_file):
     assert path == model_file.with_name("thresholds.json")
     assert (model_file.read_bytes(), model_file.stat().st_mtime_ns) == before
     found = load_thresholds(model_file)
-    assert found == STORED
+    assert found is not None and found == STORED
     assert (found.of(3), found.of(2**40), found.of(7)) == (0.25, 0.123456789, 0.4)
     assert [file.name for file in model_file.parent.iterdir() if file.name.startswith(".")] == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def evaluate(*options):
 
 def predict(*options):
     code = dino("predict", "data/valid", "--output", "found", "--no-pictures", *options)
-    return code, json.loads(open("found/predictions.json").read()) if code == 0 else None
+    return code, json.loads(Path("found/predictions.json").read_text()) if code == 0 else []
 
 
 def test_the_report_lies_in_the_run_and_the_thresholds_beside_the_weights(here, capsys):

@@ -95,7 +95,7 @@ BOX = [10.0, 10, 40, 40]
         (document([], {1: "cat"}), [], "These images have no true boxes"),
         (document([], {1: "cat"}), [(0, 1, BOX, 0.9)], "1 of 1 image has errors"),
         (document([(0, 1, BOX)], {1: "cat"}), [], "No detection is right at any threshold"),
-        (document([(0, 1, BOX)], {1: "cat"}), [(0, 1, BOX, 0.9)], "No image has errors."),
+        (document([(0, 1, BOX)], {1: "cat"}), [(0, 1, BOX, 0.9)], "Nothing: every true box is found"),
         (document([(0, 1, BOX)], {1: "cat", 2: "dog"}), [], "so without AP: dog."),
         (document([(0, 1, [9, 9, 0, 9])], {1: "cat"}), [], "1 true box without width or height can only be missed"),
         (document([(0, 1, [*BOX, 1])], {1: "cat"}), [(0, 1, BOX, 0.9)], "no true boxes"),
