@@ -9,6 +9,7 @@ from typing import Any
 from dino.checkpoint.folder import read_model
 from dino.checkpoint.load import load_checkpoint
 from dino.checkpoint.read import CheckpointError, find_model
+from dino.common.finite import not_finite
 from dino.data import Categories, EvalTransform
 from dino.model.config import model_config
 from dino.model.dino import DINO
@@ -38,7 +39,8 @@ def load_trained(path: str | Path, *, preset: str | None = None, **overrides: An
 
     Raises:
         FileNotFoundError: the path does not exist or holds no model.
-        CheckpointError: the file is not a model, is damaged, or does not fit the preset.
+        CheckpointError: the file is not a model, is damaged, has weights that are not finite, or does not fit the
+            preset.
     """
     file = find_model(path)
     if preset is None:
@@ -57,6 +59,12 @@ def load_trained(path: str | Path, *, preset: str | None = None, **overrides: An
         model = DINO(model_config(preset, **overrides))
         load_checkpoint(model, file)
         categories, transform = None, EvalTransform()
+    damage = not_finite(model.state_dict().items())
+    if damage is not None:
+        raise CheckpointError(
+            f"{file}: weights are not finite (NaN or infinite): {damage}. The training diverged. Use an earlier "
+            "checkpoint, or train again with a lower --lr"
+        )
     return TrainedModel(model, categories or default_categories(model.config.num_classes), transform, file)
 
 

@@ -21,6 +21,7 @@ from dino.checkpoint.read import (
     read_header,
     read_tensors,
 )
+from dino.checkpoint.thresholds import THRESHOLDS_FILE
 from dino.common.files import write_text_whole, write_whole
 from dino.common.text import shorten
 from dino.data.categories import Categories
@@ -74,8 +75,9 @@ def save_model(
     directory.mkdir(parents=True, exist_ok=True)
     tensors = model.state_dict() if tensors is None else tensors
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    # The JSON is a copy for people. It must not outlive the model that it describes.
-    (directory / JSON_FILE).unlink(missing_ok=True)
+    # The JSON is a copy for people. Neither it nor thresholds may outlive the model that they describe.
+    for name in (JSON_FILE, THRESHOLDS_FILE):
+        (directory / name).unlink(missing_ok=True)
     write_whole(directory / MODEL_FILE, lambda path: save_file(tensors, path, {HEADER_KEY: text}))
     write_text_whole(directory / JSON_FILE, text + "\n")
     return directory / MODEL_FILE

@@ -33,6 +33,15 @@ class LoadReport:
     notes: tuple[str, ...] = ()
     """Assumptions and substitutions."""
 
+    @property
+    def fits(self) -> bool:
+        """Whether at least half of the tensors after the backbone were loaded whole: else it is another model."""
+        whole = set(self.loaded) - set(self.reinitialised)
+        every = {
+            name for name in (*self.loaded, *self.reinitialised, *self.missing) if not name.startswith("backbone.")
+        }
+        return 2 * len(every & whole) >= len(every)
+
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded from {self.format} names"]
         for name in ("reinitialised", "missing", "unexpected"):

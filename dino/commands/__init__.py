@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ what they write:
   runs/mine/best/         the best model, which --checkpoint runs/mine selects
   runs/mine/last/         the newest checkpoint, to resume from
   runs/mine/log.csv       losses and metrics; plotted in curves.png
+  runs/mine/evaluation/   the report of evaluate: valid/report.html
   found/pictures/         the images with boxes
   found/predictions.json  the boxes, in COCO's result format
 
@@ -56,6 +58,9 @@ the command `dino` is `python -m dino`; --version prints the version
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 for a partial failure, 2 for wrong input, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without a letter of a name shows its number
+            stream.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0 if arguments else USER_ERROR

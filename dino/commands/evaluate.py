@@ -7,16 +7,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from dino.commands.parsing import ModelOptions, Number, OptionalFile, parse
+from dino.commands.parsing import ModelOptions, Number, OptionalFile, OptionalFolder, parse
+from dino.common.text import counted, percent, shorten
+
+if TYPE_CHECKING:
+    from dino.data import CocoIndex
+    from dino.evaluation.coco_metrics import CocoMetrics
+    from dino.inference.detector import Detector
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(ModelOptions):
     """Score a model on a split of a data set by COCO's average precision.
+
+    Writes a report, report.html: curves, errors by class and kind, a confusion matrix, and the worst images. On the
+    valid split, the best threshold of each class is stored with the model, for predict --threshold best.
 
     On several GPUs: torchrun --nproc-per-node N -m dino evaluate ...
     """
@@ -25,6 +34,10 @@ class EvaluateOptions(ModelOptions):
     """A data set in COCO format."""
     split: Literal["train", "valid", "test"] = "valid"
     """Split of the data set."""
+    report: OptionalFolder = None
+    """Where to write the report; by default evaluation/SPLIT in the checkpoint's folder."""
+    no_report: bool = False
+    """Write no report, and store no thresholds."""
     results: OptionalFile = None
     """Write the detections to this file, in COCO's result format."""
     metrics: OptionalFile = None
@@ -38,10 +51,10 @@ class EvaluateOptions(ModelOptions):
 
 
 def evaluate_command(argv: Sequence[str]) -> None:
-    """Evaluate and print a table."""
+    """Evaluate, print a table, and write the report."""
     options = parse(EvaluateOptions, "evaluate", argv)
     from dino.common.distributed import joined_ranks
-    from dino.data import build_eval_dataset, build_loader, find_splits
+    from dino.data import DatasetError, build_eval_dataset, build_loader, find_splits
     from dino.evaluation.coco_metrics import score
     from dino.evaluation.evaluate import predict_results
 
@@ -55,6 +68,7 @@ def evaluate_command(argv: Sequence[str]) -> None:
             skip_invalid=options.skip_invalid,
             strict=not options.skip_invalid,
         )
+        folder = None if options.no_report or not ranks.first else _report_folder(options)
         loader = build_loader(
             dataset,
             options.batch_size,
@@ -67,16 +81,84 @@ def evaluate_command(argv: Sequence[str]) -> None:
         results, image_ids = predict_results(
             detector.model, loader, detector.categories, device=ranks.device, amp=options.amp
         )
-        for problem in loader.problems:
-            print(f"left out: {problem}", file=sys.stderr)
+        unreadable = [problem for part in ranks.gather(loader.problems) for problem in part]
         if not ranks.first:
             return
-    for line in dataset.index.describe_problems():
-        print(line, file=sys.stderr)
-    metrics = score(results, image_ids, dataset.index.ground_truth())
+    index = dataset.index
+    left_out = [f"{p.where}: {p.what}" for p in index.problems if p.collection == "images"]
+    left_out += dict.fromkeys(unreadable)  # several processes may have tried the same image
+    if not image_ids:
+        raise DatasetError(f"{split.annotations}: no image of the split can be read. The first: {left_out[0]}")
+    metrics = score(results, image_ids, index.ground_truth(), detector.categories)
     print(metrics.table())
     for path, text in ((options.results, lambda: json.dumps(results)), (options.metrics, metrics.to_json)):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text(), encoding="utf-8")
+            path.write_text(text(), encoding="utf-8", errors="backslashreplace")  # JSON can hold half a character
             print(f"wrote {path}")
+    if folder is not None:
+        _report(options, folder, detector, metrics, results, image_ids, index, left_out)
+    for line in index.describe_problems():
+        print(line, file=sys.stderr)
+    if left_out:
+        total = counted(index.totals["images"], "image")
+        print(f"left out: {len(left_out):,} of {total}: {shorten(left_out, 10, '; ')}", file=sys.stderr)
+
+
+def _report_folder(options: EvaluateOptions) -> Path:
+    """Return the folder of the report, created before the evaluation, which can take hours."""
+    checkpoint = options.checkpoint if options.checkpoint.is_dir() else options.checkpoint.parent
+    folder = options.report or checkpoint / "evaluation" / options.split
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"report: {folder} cannot be created ({error.strerror}). Pass --report FOLDER, or --no-report"
+        ) from error
+    return folder
+
+
+def _report(
+    options: EvaluateOptions,
+    folder: Path,
+    detector: Detector,
+    metrics: CocoMetrics,
+    results: list[dict[str, Any]],
+    image_ids: list[int],
+    index: CocoIndex,
+    left_out: list[str],
+) -> None:
+    """Store the best thresholds, and write the report."""
+    from dino.checkpoint.thresholds import Thresholds, save_thresholds
+    from dino.evaluation.analysis import analyse
+    from dino.report.page import Subject
+    from dino.report.write import REPORT_FILE, write_report
+
+    print("writing the report ...", file=sys.stderr)
+    analysis = analyse(results, image_ids, index.ground_truth(), detector.categories)
+    best, stored = analysis.pooled.best, None
+    # Thresholds chosen on training or test images would flatter the model there and misjudge it elsewhere.
+    if best is not None and options.split == "valid" and detector.file is not None:
+        source = {"data": str(options.data.resolve()), "split": options.split, "images": metrics.num_images}
+        source |= {"boxes": metrics.num_boxes, "short_side": detector.transform.short_side, "amp": options.amp}
+        thresholds = Thresholds(analysis.thresholds, best.threshold, source)
+        try:
+            stored = str(save_thresholds(detector.file, thresholds))
+        except OSError as error:
+            print(f"thresholds are not stored: {error}", file=sys.stderr)
+    subject = Subject(
+        model=str(options.checkpoint),
+        data=f"{options.data} ({options.split})",
+        images_in_split=index.totals["images"],
+        left_out=tuple(left_out),
+        predict=f"python -m dino predict --checkpoint {options.checkpoint} --threshold best IMAGES" if stored else "",
+        thresholds_file=stored,
+    )
+    write_report(folder, subject, metrics, analysis, index)
+    if best is not None:
+        print(f"best threshold for all classes: {best.threshold:g} (F1 {percent(best.f1)})")
+    elif options.split == "valid":
+        print("no best threshold to store: no detection is right at any")
+    if stored:
+        print(f"stored the best threshold of each class in {stored}; predict --threshold best uses them")
+    print(f"wrote {folder / REPORT_FILE}")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Options = TypeVar("Options")
 OptionalFile = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
+OptionalFolder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")]
 OptionalName = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 OptionalPixels = Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="")]
 Number = Annotated[int, arg(metavar="N")]

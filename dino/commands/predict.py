@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -26,8 +26,8 @@ class PredictOptions(ModelOptions):
     """Files, folders, or patterns such as "album/*.jpg"."""
     output: Annotated[Path, arg(metavar="FOLDER")] = Path("predictions")
     """Where to write."""
-    threshold: Annotated[float, arg(metavar="SCORE")] = 0.3
-    """Lowest score of a detection, 0 to 1; use 0 to compute metrics from the results."""
+    threshold: Annotated[float | Literal["best"], arg(metavar="SCORE|best")] = 0.3
+    """Lowest score of a detection, 0 to 1 (0 to compute metrics), or best: what evaluate found for each class."""
     top_k: Number = 300
     """Largest number of detections of an image."""
     recursive: bool = False
@@ -51,6 +51,7 @@ def predict_command(argv: Sequence[str]) -> int:
     files = find_files(options.inputs, recursive=options.recursive)
     ids = None if options.annotations is None else coco_ids(options.annotations, files)
     detector = options.detector()
+    detector.lowest_scores(options.threshold)  # an error before anything is written
     options.output.mkdir(parents=True, exist_ok=True)
     progress = predict_files(
         detector,

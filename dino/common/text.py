@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -17,6 +18,20 @@ def shorten(parts: Iterable[object], most: int = 8, separator: str = ", ") -> st
 def percent(value: float) -> str:
     """Return a fraction in percent with one decimal, without the sign; "-" for NaN."""
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun: "1 box", "2 boxes", "1,200 images", "3 categories"."""
+    if count == 1:
+        return f"1 {noun}"
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else noun + ("es" if noun.endswith(("x", "s", "ch")) else "s")
+    return f"{count:,} {plural}"
+
+
+def columns(text: str) -> int:
+    """Return the columns that a text takes in a terminal: East Asian letters take two, combining marks none."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(unicodedata.combining(letter) > 0 for letter in text)
 
 
 def memory_advice(options: Iterable[str]) -> str:

@@ -75,10 +75,11 @@ class Categories:
 
     @cached_property
     def titles(self) -> tuple[str, ...]:
-        """Names that differ: those of several categories have the id added, "car (id 2)"."""
-        counts = Counter(self.names)
-        pairs = zip(self.ids, self.names, strict=True)
-        return tuple(name if counts[name] == 1 else f"{name} (id {category_id})" for category_id, name in pairs)
+        """Names to display, all different: names that occur more than once end with " (id N)"."""
+        titles = list(self.names)
+        while len(counts := Counter(titles)) < len(titles):  # again if a name looks like a title just made
+            titles = [f"{t} (id {i})" if counts[t] > 1 else t for t, i in zip(titles, self.ids, strict=True)]
+        return tuple(titles)
 
     @property
     def num_classes(self) -> int:

@@ -1,1 +1,1 @@
-"""COCO average precision of a model."""
+"""COCO average precision of a model, its curves, thresholds and errors."""

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from dino.common.text import percent, shorten
+from dino.common.text import columns, counted, percent, shorten
+from dino.data import Categories
+from dino.evaluation.sample import require_finite_results
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class CocoMetrics:
     AR_medium: float
     AR_large: float
     per_class: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """AP of each class by name, in the order of the category ids; NaN without ground truth."""
+    """AP of each class by title (`Categories.titles`), in the order of the category ids; NaN without ground truth."""
     num_images: int = 0
     """Images scored."""
     num_boxes: int = 0
@@ -46,7 +48,7 @@ class CocoMetrics:
         """Return the metrics in per cent as a table; with `classes`, also each class's AP, best first."""
         areas = ("small", "medium", "large")
         lines = [
-            f"{self.num_images:,} images, {self.num_boxes:,} boxes; per cent",
+            f"{counted(self.num_images, 'image')}, {counted(self.num_boxes, 'box')}; per cent",
             _row("Average precision", ("AP", "AP50", "AP75", *areas)),
             _row("", (self.AP, self.AP50, self.AP75, self.AP_small, self.AP_medium, self.AP_large)),
             _row("Average recall", ("AR1", "AR10", "AR100", *areas)),
@@ -54,9 +56,9 @@ class CocoMetrics:
         ]
         if classes and self.per_class:
             ranked = sorted(self.per_class.items(), key=lambda item: math.inf if math.isnan(item[1]) else -item[1])
-            width = max(map(len, self.per_class))
+            width = max(map(columns, self.per_class))
             lines.append("AP of each class")
-            lines += [f"  {name:<{width}}  {percent(ap):>5}" for name, ap in ranked]
+            lines += [f"  {name}{' ' * (width - columns(name))}  {percent(ap):>5}" for name, ap in ranked]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,6 +79,7 @@ def score(
     results: Sequence[Mapping[str, Any]],
     image_ids: Iterable[int],
     ground_truth: Mapping[str, Any] | str | Path,
+    categories: Categories | None = None,
 ) -> CocoMetrics:
     """Compute the metrics of detections in COCO's result format.
 
@@ -84,13 +87,17 @@ def score(
         results: dicts with `image_id`, `category_id`, `bbox` (x, y, width, height) and `score`.
         image_ids: the images to score; an image without results has no detections.
         ground_truth: a COCO annotation file or its content. Detections of crowds are ignored.
+        categories: the model's categories, which may be more than those of the ground truth; only titles depend on
+            them.
 
     Raises:
-        ValueError: `image_ids` is empty, or has an image that is not in the ground truth.
+        NotFiniteError: a score or a box of a result is not finite.
+        ValueError: `image_ids` is empty or has an image that is not in the ground truth.
     """
     # Importing takes half a second, which a run without evaluation does not need.
     from faster_coco_eval import COCO, COCOeval_faster
 
+    require_finite_results(results)
     scored = set(image_ids)
     content = _content(ground_truth)
     unknown = scored - {image["id"] for image in content["images"]}
@@ -103,13 +110,27 @@ def score(
     found = truth.loadRes([dict(result) for result in results if result["image_id"] in scored])
     evaluation = COCOeval_faster(truth, found, iouType="bbox")
     evaluation.run()
+    titles = dict(zip((union := all_categories(content, categories)).ids, union.titles, strict=True))
     boxes = [annotation for annotation in truth.dataset["annotations"] if not annotation["iscrowd"]]
     return CocoMetrics(
         **{name: _or_nan(value) for name, value in zip(METRIC_NAMES, evaluation.stats, strict=True)},
-        per_class=_per_class(evaluation, {c["id"]: c["name"] for c in content["categories"]}),
+        per_class=_per_class(evaluation, titles),
         num_images=len(scored),
         num_boxes=len(boxes),
     )
+
+
+def all_categories(content: Mapping[str, Any], categories: Categories | None) -> Categories:
+    """Return the model's categories, followed by those that only the ground truth has.
+
+    Raises:
+        ValueError: a category has no id or name, or an id that occurs twice.
+    """
+    truth = Categories.from_json(content["categories"])
+    if categories is None:
+        return truth
+    own = [record for record in truth.to_json() if record["id"] not in categories.ids]
+    return Categories.from_json([*categories.to_json(), *own])
 
 
 def _content(ground_truth: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
@@ -139,12 +160,12 @@ def _boxes_only(content: Mapping[str, Any], scored: set[int]) -> dict[str, Any]:
     }
 
 
-def _per_class(evaluation: Any, names: Mapping[int, str]) -> dict[str, float]:
+def _per_class(evaluation: Any, titles: Mapping[int, str]) -> dict[str, float]:
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]
     aps = {}
     for k, category_id in enumerate(evaluation.params.catIds):
         values = precision[:, :, k]
-        aps[names[int(category_id)]] = float(np.mean(values[values > -1])) if (values > -1).any() else math.nan
+        aps[titles[int(category_id)]] = float(np.mean(values[values > -1])) if (values > -1).any() else math.nan
     return aps
 
 

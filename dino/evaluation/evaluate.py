@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dino.common.console import Console
 from dino.common.device import Amp, autocast
 from dino.common.distributed import current_ranks
+from dino.common.finite import require_finite_detections
 from dino.data import Batch, Categories, CocoIndex
 from dino.evaluation.coco_metrics import CocoMetrics, score
 from dino.model.postprocess import postprocess
@@ -48,12 +49,13 @@ def evaluate(
 
     Raises:
         ValueError: `amp` is unknown, an image is not in the ground truth, or there is no image.
+        NotFiniteError: a detection is not finite.
     """
     results, image_ids = predict_results(
         model, loader, categories, device=device, amp=amp, top_k=top_k, progress=progress
     )
     truth = ground_truth.ground_truth() if isinstance(ground_truth, CocoIndex) else ground_truth
-    return score(results, image_ids, truth)
+    return score(results, image_ids, truth, categories)
 
 
 def predict_results(
@@ -80,6 +82,7 @@ def predict_results(
                     outputs = model(batch.images, batch.mask)
                 detections = postprocess(outputs, batch.sizes_hw, top_k)
                 for image_id, found in zip(batch.image_ids, detections, strict=True):
+                    require_finite_detections(found, model, image=f"image {image_id}", amp=amp)
                     ids = [categories.category_id_of(label) for label in found["labels"].tolist()]
                     by_image[image_id] = coco_results(image_id, found["boxes"], found["scores"], ids)
     finally:

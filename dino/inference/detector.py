@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from PIL import Image
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from dino.checkpoint import build_model
 from dino.checkpoint.find import default_categories, load_trained
+from dino.checkpoint.thresholds import load_thresholds
 from dino.common.device import Amp, autocast, choose_device
+from dino.common.finite import require_finite_detections
 from dino.common.text import shorten
 from dino.data import Categories, EvalTransform, pad_images
 from dino.inference.detections import Detections
@@ -20,6 +23,8 @@ from dino.inference.images import ImageLike, load_image
 from dino.model.config import ModelConfig
 from dino.model.dino import DINO
 from dino.model.postprocess import postprocess
+
+Threshold = float | Literal["best"]
 
 
 class Detector:
@@ -60,6 +65,8 @@ class Detector:
         self.categories = categories
         self.transform = transform or EvalTransform()
         self.amp: Amp = amp
+        self.file: Path | None = None
+        """The file of weights that the model was loaded from."""
 
     @classmethod
     def from_checkpoint(
@@ -89,7 +96,9 @@ class Detector:
         """
         found = load_trained(path, preset=preset, **overrides)
         transform = EvalTransform(short_side or found.transform.short_side, long_side or found.transform.long_side)
-        return cls(found.model, found.categories, transform=transform, device=device, amp=amp)
+        detector = cls(found.model, found.categories, transform=transform, device=device, amp=amp)
+        detector.file = found.file
+        return detector
 
     @classmethod
     def from_preset(
@@ -107,16 +116,26 @@ class Detector:
 
     @overload
     def predict(
-        self, images: ImageLike, threshold: float = 0.3, *, batch_size: int = 1, top_k: int = 300
+        self, images: ImageLike, threshold: Threshold = 0.3, *, batch_size: int = 1, top_k: int = 300
     ) -> Detections: ...
 
     @overload
     def predict(
-        self, images: Sequence[ImageLike], threshold: float = 0.3, *, batch_size: int = 1, top_k: int = 300
+        self,
+        images: Sequence[ImageLike],
+        threshold: Threshold = 0.3,
+        *,
+        batch_size: int = 1,
+        top_k: int = 300,
     ) -> list[Detections]: ...
 
     def predict(
-        self, images: ImageLike | Sequence[ImageLike], threshold: float = 0.3, *, batch_size: int = 1, top_k: int = 300
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        threshold: Threshold = 0.3,
+        *,
+        batch_size: int = 1,
+        top_k: int = 300,
     ) -> Detections | list[Detections]:
         """Detect objects in one image, or in each of a list.
 
@@ -132,7 +151,7 @@ class Detector:
 
         Args:
             images: one image, or a list of images.
-            threshold: lowest score of a detection.
+            threshold: lowest score of a detection; "best" is the best one of each class, stored by `evaluate`.
             batch_size: images per forward pass. More can be faster on a GPU and change the detections slightly,
                 because all are padded to the size of the largest.
             top_k: largest number of detections of an image, before the threshold.
@@ -143,33 +162,59 @@ class Detector:
         Raises:
             ImageError: a file cannot be read as an image.
             ValueError, TypeError: an input is not an image, or an argument is out of range.
+            NotFiniteError: the model's detections are not finite.
         """
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"predict: threshold must be in 0..1, got {threshold}")
+        lowest = self.lowest_scores(threshold)
         if batch_size < 1 or top_k < 1:
             raise ValueError(f"predict: batch_size and top_k must be at least 1, got {batch_size} and {top_k}")
         if not isinstance(images, list | tuple):
-            return self._predict([load_image(images)], threshold, top_k)[0]  # type: ignore[arg-type]
+            return self._predict([load_image(images)], lowest, top_k)[0]  # type: ignore[arg-type]
         found: list[Detections] = []
         for start in range(0, len(images), batch_size):
             batch = [load_image(image) for image in images[start : start + batch_size]]
-            found += self._predict(batch, threshold, top_k)
+            found += self._predict(batch, lowest, top_k, start)
         return found
 
+    def lowest_scores(self, threshold: Threshold) -> Tensor:
+        """Return the lowest score of each class's detections, float32 [C]: `threshold`, or the best ones stored.
+
+        Raises:
+            ValueError: the threshold is out of range, or "best" and none are stored with the model.
+        """
+        if threshold != "best":
+            if isinstance(threshold, str) or not 0 <= threshold <= 1:
+                raise ValueError(f'predict: threshold must be in 0..1 or "best", got {threshold!r}')
+            return torch.full((self.categories.num_classes,), threshold, dtype=torch.float32)
+        return self._best_scores
+
+    @cached_property
+    def _best_scores(self) -> Tensor:
+        stored = None if self.file is None else load_thresholds(self.file)
+        if stored is None:
+            raise ValueError(
+                f'predict: threshold is "best", but none are stored with the model ({self.file or "not from a file"}). '
+                f"Run evaluate first: python -m dino evaluate --checkpoint {self.file or 'PATH'} --data DATA"
+            )
+        return torch.tensor([stored.of(category_id) for category_id in self.categories.ids], dtype=torch.float32)
+
     @torch.inference_mode()
-    def _predict(self, images: list[Image.Image], threshold: float, top_k: int) -> list[Detections]:
+    def _predict(self, images: list[Image.Image], lowest: Tensor, top_k: int, first: int = 0) -> list[Detections]:
         nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
         sizes = torch.tensor([image.size[::-1] for image in images])
         padded, mask = pad_images([self.transform(image, *nothing)[0] for image in images])
         with autocast(self.device, self.amp)():
             outputs = self.model(padded.to(self.device), mask.to(self.device))
         results = postprocess(outputs, sizes, top_k)
+        for k, result in enumerate(results, first):
+            require_finite_detections(result, self.model, image=f"images[{k}]", amp=self.amp)
         return [
-            self._detections({key: value.cpu().clone() for key, value in result.items()}, image, threshold)
+            self._detections({key: value.cpu().clone() for key, value in result.items()}, image, lowest)
             for result, image in zip(results, images, strict=True)
         ]
 
-    def _detections(self, result: dict[str, Tensor], image: Image.Image, threshold: float) -> Detections:
+    def _detections(self, result: dict[str, Tensor], image: Image.Image, lowest: Tensor) -> Detections:
+        chosen = result["scores"].float() >= lowest[result["labels"]]
+        result = {key: value[chosen] for key, value in result.items()}
         labels = result["labels"].tolist()
         return Detections(
             boxes_xyxy=result["boxes"].float(),
@@ -179,7 +224,7 @@ class Detector:
             names=[self.categories.name_of(label) for label in labels],
             size_hw=(image.height, image.width),
             image=image,
-        ).above(threshold)
+        )
 
     def __repr__(self) -> str:
         config, transform = self.model.config, self.transform

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dino.common.finite import NotFiniteError
 from dino.data import ImageError, open_image
-from dino.inference.detector import Detector
+from dino.inference.detector import Detector, Threshold
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _KEPT_FORMATS = (".jpg", ".jpeg", ".png")
@@ -106,7 +107,7 @@ def predict_files(
     detector: Detector,
     files: Sequence[InputFile],
     *,
-    threshold: float = 0.3,
+    threshold: Threshold = 0.3,
     top_k: int = 300,
     ids: dict[Path, int] | None = None,
     pictures: Path | None = None,
@@ -115,7 +116,7 @@ def predict_files(
     """Detect in each file. Unreadable files are listed in the result.
 
     Args:
-        threshold: lowest score of a detection.
+        threshold: lowest score of a detection, or "best"; see `Detector.predict`.
         top_k: largest number of detections of an image.
         ids: image id by path; by default 1, 2, ... in the order of `files`.
         pictures: folder for images with boxes, named after the inputs; None writes none.
@@ -130,10 +131,12 @@ def predict_files(
         image_id = number if ids is None else ids[file.path]
         try:
             image = open_image(file.path)
+            found = detector.predict(image, threshold, top_k=top_k)
         except ImageError as error:
             done.failures.append(str(error))
+        except NotFiniteError as error:
+            done.failures.append(f"{file.path}: {error}")
         else:
-            found = detector.predict(image, threshold, top_k=top_k)
             done.results += found.to_coco(image_id)
             done.images.append(
                 {"id": image_id, "file_name": str(file.name), "width": image.width, "height": image.height}

@@ -166,7 +166,7 @@ def assemble(config: TrainConfig, ranks: Ranks, console: Console, folder: RunFol
     model = new_model(config, data.categories.num_classes, ranks, has_weights=resumed or config.finetune is not None)
     if config.finetune is not None and not resumed:
         report = load_checkpoint(model, config.finetune, strict=False, categories=data.categories)
-        if 2 * len(report.loaded) < len(report.loaded) + len(report.missing):
+        if not report.fits:
             raise ValueError(
                 f"finetune: {config.finetune} is another model than the one to train ({config.model.backbone}): "
                 f"{report}. Leave --preset out for the file's own model, or name that of weights alone"

@@ -18,7 +18,10 @@ from dino.training.step import TrainingError
 _CHECKPOINT = re.compile(r"step-\d{8,}")
 _UNFINISHED = ".unfinished-"
 _STATE = "state.json"
-_OWN = ("checkpoints", "last", "best", "final", "final_ema", "tensorboard", "config.json", "log.csv", "curves.png")
+_OWN = (
+    *("checkpoints", "last", "best", "final", "final_ema", "tensorboard", "evaluation"),
+    *("config.json", "log.csv", "curves.png"),
+)
 
 
 class RunFolder:

@@ -28,9 +28,13 @@ ROOMS = {
     "dino/checkpoint": ("common model data", "safetensors"),
     "dino/evaluation": ("common model data", "numpy faster_coco_eval"),
     "dino/inference": ("common model data checkpoint evaluation", "numpy PIL"),
+    "dino/report": ("common data evaluation inference", "numpy PIL"),
     "dino/visualize": ("model data inference", "PIL"),
     "dino/training": ("common model data checkpoint evaluation", "safetensors matplotlib tqdm tensorboard"),
-    "dino/commands": ("common model data checkpoint evaluation inference visualize training", "numpy PIL sklearn tyro"),
+    "dino/commands": (
+        "common model data checkpoint evaluation inference report visualize training",
+        "numpy PIL sklearn tyro",
+    ),
     "dino": ("commands model checkpoint inference", ""),
 }
 TOP_LEVEL = {

@@ -215,7 +215,7 @@ def test_evaluate_stops_at_an_unreadable_image_unless_told(plain, capsys, run_fo
     assert "1.png (image 101): cannot be read" in capsys.readouterr().err
     assert main("evaluate", *arguments, "--skip-invalid") == 0
     printed = capsys.readouterr()
-    assert "2 images, 1 boxes" in printed.out and "left out: " in printed.err
+    assert "2 images, 1 box;" in printed.out and "left out: " in printed.err
 
 
 def test_predict_writes_results_that_can_be_scored(plain, capsys, run_folder):

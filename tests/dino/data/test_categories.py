@@ -99,3 +99,15 @@ def test_difference_names_what_differs_and_ignores_order() -> None:
     assert one.difference(other, mine="train", theirs="valid") == (
         "category 2 is 'dog' in train but 'wolf' in valid; only train has 3 ('owl'); only valid has 4 ('bee')"
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "titles"),
+    [
+        (("a", "b"), ("a", "b")),
+        (("car", "car", "bus"), ("car (id 0)", "car (id 1)", "bus")),
+        (("car", "car", "car (id 1)"), ("car (id 0)", "car (id 1) (id 1)", "car (id 1) (id 2)")),
+    ],
+)
+def test_titles_differ(names, titles):
+    assert Categories(tuple(range(len(names))), names).titles == titles

@@ -123,7 +123,7 @@ def test_json_has_no_nan_and_the_table_has_all_numbers():
     parsed = json.loads(metrics.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert parsed["AP"] == pytest.approx(1) and parsed["AP_small"] is None and parsed["per_class"]["dog"] is None
     lines = metrics.table().splitlines()
-    assert lines[0] == "1 images, 1 boxes; per cent"
+    assert lines[0] == "1 image, 1 box; per cent"
     assert lines[2].split() == ["100.0", "100.0", "100.0", "-", "100.0", "-"]
     assert "  cat      100.0" in lines and "  a horse      -" in lines
     assert max(map(len, lines)) <= 80

@@ -1,0 +1,1 @@
+"""A page about an evaluation: curves, thresholds, errors by class and kind, and the worst images."""
