@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -44,10 +43,7 @@ def train_command(argv: Sequence[str]) -> int:
     """Train, and return the exit code: 128 + the signal's number if a signal stopped the run, 1 if something failed."""
     from dino.training.train import train
 
-    result = train(parse(argv))
-    if result.stopped_by is not None:
-        return 128 + signal.Signals[result.stopped_by].value
-    return 1 if result.failures else 0
+    return train(parse(argv)).exit_code
 
 
 def parse(arguments: Sequence[str]) -> TrainConfig:

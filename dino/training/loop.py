@@ -114,6 +114,8 @@ class Loop:
         self._bar.set_description_str(f"epoch {state.epoch + 1}/{run.config.epochs}", refresh=False)
         self._bar.set_postfix_str(report.status(run, self._means(len(self._recent))), refresh=False)
         self._bar.update()
+        if len(self._recent) == 1:
+            self._bar.refresh()  # outside a terminal the next line comes after a while
         if advice := self._pace.advice(run.ranks.device):
             run.console.log(advice)
 

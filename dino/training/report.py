@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from dino.common.distributed import Ranks, device_name
-from dino.common.text import memory_advice, percent
+from dino.common.distributed import device_name
+from dino.common.text import counted, memory_advice, percent
 from dino.data import Batch
 from dino.training.run import Run
-from dino.training.run_folder import RunFolder
 from dino.training.step import SkippedStep
 
 
@@ -92,7 +91,11 @@ def closing(run: Run) -> str:
 
 def problems(run: Run) -> list[str]:
     """Describe what was left out, and what failed beside the training."""
-    lines = [f"left out of {use}: {len(images)} images, named above" for use, images in run.left_out.items() if images]
+    lines = [
+        f"left out of {use}: {counted(len(images), 'image')}, named above"
+        for use, images in run.left_out.items()
+        if images
+    ]
     return lines + [f"failed: {failure}" for failure in run.failures]
 
 
@@ -109,20 +112,21 @@ def stopping(run: Run) -> str:
     """Answer the first Ctrl-C."""
     return (
         f"stopping after this step, with a checkpoint in {run.folder.path}. To continue later: "
-        f"{resume_command(run.folder, run.ranks)}\nCtrl-C again stops at once, without this checkpoint"
+        f"{resume_command(run)}\nCtrl-C again stops at once, without this checkpoint"
     )
 
 
-def resume_command(folder: RunFolder, ranks: Ranks) -> str:
+def resume_command(run: Run) -> str:
     """Return the command that resumes a run; its other options are in the run's config.json."""
-    start = "python" if ranks.size == 1 else f"torchrun --nproc-per-node {ranks.size}"
-    return f"{start} -m dino train --output {folder.path} --resume"
+    size = run.ranks.size
+    start = "python" if size == 1 else f"torchrun --nproc-per-node {size}"
+    return run.resume_command or f"{start} -m dino train --output {run.folder.path} --resume"
 
 
 def stopped(run: Run, signal: str) -> str:
     """Describe a stop on request."""
     where = f"at step {run.state.step}; its checkpoint is {run.folder.path / 'last'}"
-    lines = [f"stopped by {signal} {where}", *problems(run), f"resume with: {resume_command(run.folder, run.ranks)}"]
+    lines = [f"stopped by {signal} {where}", *problems(run), f"resume with: {resume_command(run)}"]
     return "\n".join(lines)
 
 
@@ -161,7 +165,7 @@ def last_checkpoint(run: Run) -> str:
     checkpoint = run.folder.last_complete()
     if checkpoint is None:
         return "There is no checkpoint yet"
-    return f"The last checkpoint is {checkpoint}; resume with: {resume_command(run.folder, run.ranks)}"
+    return f"The last checkpoint is {checkpoint}; resume with: {resume_command(run)}"
 
 
 def skipped_step(step: int, skipped: SkippedStep, scale: float | None) -> str:

@@ -60,6 +60,8 @@ class Run:
     step: Step
     ema: MovingAverage | None
     state: RunState = field(default_factory=RunState)
+    resume_command: str = ""
+    """Shown to the user; by default `python -m dino train --output ... --resume`."""
     left_out: dict[str, set[str]] = field(default_factory=dict)
     """Images that could not be read, by use: "training", "validation"."""
     failures: list[str] = field(default_factory=list)

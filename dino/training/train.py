@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,8 +59,17 @@ class TrainResult:
     failures: tuple[str, ...] = ()
     """What went wrong beside the training: an evaluation, a file that could not be written."""
 
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number if a signal stopped the run, 1 if something failed, else 0."""
+        if self.stopped_by is not None:
+            return 128 + signal.Signals[self.stopped_by].value
+        return 1 if self.failures else 0
 
-def train(config: TrainConfig, *, quiet: bool = False, hooks: Sequence[Hook] = ()) -> TrainResult:
+
+def train(
+    config: TrainConfig, *, quiet: bool = False, hooks: Sequence[Hook] = (), resume_command: str = ""
+) -> TrainResult:
     """Train a detector. Under torchrun every process calls this.
 
     SIGINT, SIGTERM and SIGHUP end the run after the current step, with a checkpoint; a run resumed from it ends with
@@ -70,6 +80,7 @@ def train(config: TrainConfig, *, quiet: bool = False, hooks: Sequence[Hook] = (
         config: options of the run.
         quiet: print nothing; otherwise the first process prints the progress.
         hooks: told of each step, each evaluation and the end; see `Hook`.
+        resume_command: shown when the run stops; by default that of `python -m dino train`.
 
     Raises:
         ValueError: the output folder holds another run, or the training images are fewer than one step needs.
@@ -82,6 +93,7 @@ def train(config: TrainConfig, *, quiet: bool = False, hooks: Sequence[Hook] = (
         folder = RunFolder(config.output)
         checkpoint = ranks.on_first(lambda: folder.checkpoint(resume=config.resume, overwrite=config.overwrite))
         run = assemble(config, ranks, console, folder, resumed=checkpoint is not None)
+        run.resume_command = resume_command
         ranks.on_first(lambda: folder.prepare(overwrite=config.overwrite))
         if checkpoint is not None:
             restore(run, checkpoint)

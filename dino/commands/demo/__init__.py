@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +15,7 @@ from PIL import Image, ImageDraw
 from dino.checkpoint import build_model
 from dino.commands.demo.digits import make_digits_dataset
 from dino.commands.parsing import parse
+from dino.common.console import Console
 from dino.common.text import percent
 from dino.data import Datasets, EvalTransform, build_datasets, build_loader, open_image
 from dino.evaluation.coco_metrics import CocoMetrics
@@ -62,6 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         valid_images=options.valid_images,
         image_size=IMAGE_SIZE,
         seed=options.seed,
+        console=Console(sys.stdout),
     )
     print(f"   in {config.data}")
 
@@ -70,10 +75,9 @@ def main(arguments: Sequence[str]) -> int:
     print(f"   AP {percent(before.AP)}, AP50 {percent(before.AP50)}: random weights")
 
     print("3. Training")
-    result = train(config)
+    result = train(config, resume_command=f"{_command(options)} --resume")
     if result.stopped_by is not None or result.final_model is None:
-        print("Stopped. Resume with --resume.")
-        return 1
+        return result.exit_code
 
     print("4. After training")
     for name in ("AP", "AP50"):
@@ -161,10 +165,21 @@ def _sheet(pairs: list[tuple[Image.Image, Image.Image]]) -> Image.Image:
     return sheet
 
 
+def _command(options: DemoOptions, **changed: object) -> str:
+    """Return the command of a demo, with the options that are not the defaults."""
+    chosen = dataclasses.asdict(options) | {"resume": False} | changed
+    given = [
+        f" --{field.name.replace('_', '-')} {shlex.quote(str(chosen[field.name]))}"
+        for field in dataclasses.fields(options)
+        if chosen[field.name] != field.default
+    ]
+    return "python -m dino demo" + "".join(given)
+
+
 def _next_steps(config: TrainConfig, result: TrainResult, options: DemoOptions) -> str:
     run, valid = config.output, config.data / "valid"
     return f"""
 Next:
   python -m dino predict --checkpoint {run} {valid} --output {options.output / "found"}
-  python -m dino demo --output {options.output} --epochs {3 * options.epochs} --resume   (a better model)
+  {_command(options, epochs=3 * options.epochs)} --resume   (a better model)
   python -m dino train --data YOUR_DATA --help"""

@@ -8,11 +8,13 @@ import os
 import random
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dino.commands.demo.digit_images import Sources, compose, load_sources
+from dino.common.console import Console
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _CONFIG_FILE = "digits.json"
@@ -50,7 +52,9 @@ class DigitsConfig:
             )
 
 
-def make_digits_dataset(directory: str | Path, config: DigitsConfig | None = None, **overrides: Any) -> Path:
+def make_digits_dataset(
+    directory: str | Path, config: DigitsConfig | None = None, *, console: Console | None = None, **overrides: Any
+) -> Path:
     """Write `train/` and `valid/`, each with its images and `_annotations.coco.json`.
 
     The directory appears complete or not at all. An existing one with the same configuration is reused. Category ids
@@ -59,6 +63,7 @@ def make_digits_dataset(directory: str | Path, config: DigitsConfig | None = Non
     Args:
         directory: created, with its parents.
         config: the default is `DigitsConfig()`.
+        console: shows the progress; None shows none.
         overrides: fields of `DigitsConfig` that replace the configuration's.
 
     Returns:
@@ -77,7 +82,8 @@ def make_digits_dataset(directory: str | Path, config: DigitsConfig | None = Non
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         for split, count in (("train", config.train_images), ("valid", config.valid_images)):
-            _write_split(temporary / split, split, count, config, splits[split])
+            bar = (console or Console(None)).bar(range(count), f"   {split}", "images", leave=False)
+            _write_split(temporary / split, split, bar, config, splits[split])
         (temporary / _CONFIG_FILE).write_text(json.dumps(_description(config), indent=1))
         temporary.chmod(0o755)  # mkdtemp makes it private
         try:
@@ -91,10 +97,10 @@ def make_digits_dataset(directory: str | Path, config: DigitsConfig | None = Non
     return directory
 
 
-def _write_split(folder: Path, split: str, count: int, config: DigitsConfig, sources: Sources) -> None:
+def _write_split(folder: Path, split: str, indices: Iterable[int], config: DigitsConfig, sources: Sources) -> None:
     folder.mkdir()
     images, annotations = [], []
-    for index in range(count):
+    for index in indices:
         rng = random.Random(f"{config.seed}/{split}/{index}")
         image, digits = compose(
             rng,

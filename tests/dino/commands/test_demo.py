@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 import dino
 from benchmarks.detector import ablation
+from dino.commands import demo
 from dino.commands.demo import main
 
 SMALL = ("--train-images", "16", "--valid-images", "9", "--epochs", "1")
@@ -34,6 +36,19 @@ def test_the_demo_prints_precision_before_and_after(finished: Path, capsys: pyte
     assert main([*SMALL, "--output", str(finished), "--resume"]) == 0
     said = capsys.readouterr().out
     assert "Before training" in said and "AP50" in said.partition("After training")[2]
+
+
+def test_a_stopped_demo_gives_one_command_that_goes_on_to_its_image(finished, capsys, monkeypatch):
+    def stopped(config, *, resume_command):
+        print(resume_command)
+        return SimpleNamespace(stopped_by="SIGINT", final_model=None, exit_code=130)
+
+    monkeypatch.setattr(demo, "train", stopped)
+    assert main([*SMALL, "--output", str(finished), "--resume"]) == 130
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "--resume" in line] == [
+        f"python -m dino demo --output {finished} --epochs 1 --train-images 16 --valid-images 9 --resume"
+    ]
 
 
 @pytest.mark.parametrize("name", ablation.VARIANTS)

@@ -123,4 +123,4 @@ def test_images_left_out_are_named_once_and_counted_at_the_end(data, tmp_path, m
     lines = capsys.readouterr().out.splitlines()
     for use, name in (("training", "train/1.png"), ("validation", "valid/0.png")):
         assert sum(f"left out of {use}: " in line and name in line for line in lines) == 1
-        assert f"left out of {use}: 1 images, named above" in lines
+        assert f"left out of {use}: 1 image, named above" in lines
