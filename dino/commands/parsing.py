@@ -62,15 +62,20 @@ def parse(options: type[Options], command: str, argv: Sequence[str]) -> Options:
 
     Exits with 0 after `--help`, and with 2 and a suggestion for an unknown argument.
     """
+    return tyro.cli(
+        options,
+        args=list(argv),
+        prog=f"python -m dino {command}",
+        description=description(options),
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def description(options: type) -> str:
+    """Return the docstring of a command's options, wrapped to the terminal."""
     width = min(shutil.get_terminal_size((80, 24)).columns, 100)
     paragraphs = (inspect.getdoc(options) or "").split("\n\n")
     # tyro joins the lines of a paragraph, and the terminal would break them within words; lines that begin with a space
     # stay as they are.
     wrapper = textwrap.TextWrapper(width, initial_indent=" ", subsequent_indent=" ", break_on_hyphens=False)
-    return tyro.cli(
-        options,
-        args=list(argv),
-        prog=f"python -m dino {command}",
-        description="\n".join(wrapper.fill(text) for text in paragraphs),
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    return "\n".join(wrapper.fill(text) for text in paragraphs)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from dino.commands.parsing import description
 from dino.model.config import PRESETS, ModelConfig
 from dino.training.config import TrainConfig
 
@@ -49,7 +50,9 @@ def train_command(argv: Sequence[str]) -> int:
 def parse(arguments: Sequence[str]) -> TrainConfig:
     """Parse arguments into a configuration. Exits after --help and at a wrong option."""
     defaults = _defaults(list(arguments))
-    options = tyro.cli(Options, args=arguments, default=defaults, prog="python -m dino train")
+    options = tyro.cli(
+        Options, args=arguments, default=defaults, prog="python -m dino train", description=description(Options)
+    )
     fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)}
     fields["model"] = ModelConfig(**dataclasses.asdict(options.model))
     return TrainConfig(**fields)
