@@ -1,4 +1,4 @@
-"""Text for messages: long lists, percentages, suggestions."""
+"""Text for messages: long lists, counts, percentages, suggestions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ def shorten(parts: Iterable[object], most: int = 8, separator: str = ", ") -> st
     texts = [str(part) for part in parts]
     rest = f" and {len(texts) - most} more" if len(texts) > most else ""
     return separator.join(texts[:most]) + rest
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a count with its noun, for example "1 image" or "1,200 images".
+
+    Args:
+        plural: the default is the noun with an s.
+    """
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def percent(value: float) -> str:
