@@ -37,16 +37,18 @@ class TensorFile:
     """The description that `save_model` stores beside the tensors; None in other files."""
 
 
-def read_tensors(source: str | os.PathLike[str] | Mapping[str, Any]) -> TensorFile:
+def read_tensors(source: str | os.PathLike[str] | Mapping[str, Any] | TensorFile) -> TensorFile:
     """Read tensors from a .safetensors file, a file of `torch.save`, a directory of `save_model`, or a dict.
 
     Unwraps {"model": ...}, {"state_dict": ...} and {"ema_model": ...}, and removes the prefixes of
-    DistributedDataParallel and torch.compile. No code from the file is run.
+    DistributedDataParallel and torch.compile. No code from the file is run. A file read before is returned as it is.
 
     Raises:
         FileNotFoundError: the file does not exist.
         CheckpointError: the file is truncated, would run code, or holds something other than tensors.
     """
+    if isinstance(source, TensorFile):
+        return source
     if isinstance(source, Mapping):
         return TensorFile("the state dict", _plain("the state dict", source), None)
     path = Path(source)

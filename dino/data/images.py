@@ -63,9 +63,9 @@ def open_image(path: str | Path, *, image_id: int | None = None, size_wh: tuple[
 def to_rgb(image: Image.Image, *, size_wh: tuple[int, int] | None = None) -> Image.Image:
     """Convert an image of any mode to RGB, rotated as its boxes need it. This is the one rule of orientation.
 
-    Without a stated size the image is rotated upright by its EXIF orientation. Boxes of an annotation file are in stored
-    pixels, so with a stated size the image stays as stored, unless only the rotated image has that size. The result
-    carries no metadata: a second call does not rotate it again.
+    Without a stated size the image is rotated upright by its EXIF orientation. Boxes of an annotation file are in
+    stored pixels, so with a stated size the image stays as stored, unless only the rotated image has that size. The
+    result carries no metadata: a second call does not rotate it again.
 
     Transparency is dropped. Grey of more than 8 bits is converted by `to_bytes`.
 
