@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 _FAVOURITE = "DejaVuSans.ttf"  # many scripts, on nearly every Linux; matplotlib ships it
 _STYLES = ("bold", "italic", "oblique", "mono", "serif", "condensed", "light", "black", "thin", "emoji")
+_PLACEHOLDERS = ("lastresort", "adobeblank")  # fonts that draw one sign for all letters of a script
+_WITHOUT_GLYPH = ("Z", "M", "Cc", "Cf")  # categories of Unicode: spaces, marks, control characters
 _NO_GLYPH = "\U0010fffe"  # no character: a font draws its sign for missing ones
 
 
@@ -55,7 +57,7 @@ def missing_letters(texts: Iterable[str], path: str | None = None) -> str:
 
 def _letters(texts: Iterable[str]) -> frozenset[str]:
     """Return the characters that need a glyph: no spaces, and no marks, which depend on the letter before."""
-    return frozenset(c for text in texts for c in text if unicodedata.category(c)[0] not in "ZCM")
+    return frozenset(c for text in texts for c in text if not unicodedata.category(c).startswith(_WITHOUT_GLYPH))
 
 
 @lru_cache(maxsize=4096)
@@ -83,7 +85,7 @@ def _system_fonts() -> tuple[str, ...]:
         for root in _font_folders()
         for folder, _, names in os.walk(root)
         for name in names
-        if name.lower().endswith((".ttf", ".ttc", ".otf"))
+        if name.lower().endswith((".ttf", ".ttc", ".otf")) and not name.lower().startswith(_PLACEHOLDERS)
     ]
 
     def rank(file: str) -> tuple[bool, int, bool, str, str]:

@@ -116,9 +116,9 @@ def _place(
     candidates = [_inside(left, top, tag_width, tag_height, size) for left in lefts for top in tops]
     candidates += [_inside(x0, y0 + step * tag_height, tag_width, tag_height, size) for step in (1, 2, -2, 3, -3)]
 
-    def covered(place: Box) -> float:
+    def covered(place: Box) -> tuple[float, float]:
         here = np.array(place)
-        return float(overlaps(here, taken).sum() + 0.25 * overlaps(here, boxes).sum())
+        return float(overlaps(here, taken).sum()), float(overlaps(here, boxes).sum())
 
     return min(candidates, key=covered)
 
