@@ -128,7 +128,7 @@ class Detections:
         try:
             import pandas  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise ImportError("to_pandas needs pandas. Install it: pip install pandas") from error
+            raise ImportError(f"to_pandas: {error}. Install it: pip install pandas") from error
         frame = pandas.DataFrame(self.boxes_xyxy.numpy(), columns=["x0", "y0", "x1", "y1"])
         return frame.assign(
             score=self.scores.numpy(), label=self.labels.numpy(), category_id=self.category_ids, name=self.names
@@ -143,7 +143,7 @@ class Detections:
         try:
             import supervision  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise ImportError("to_supervision needs supervision. Install it: pip install supervision") from error
+            raise ImportError(f"to_supervision: {error}. Install it: pip install supervision") from error
         return supervision.Detections(
             xyxy=self.boxes_xyxy.numpy(),
             confidence=self.scores.numpy(),

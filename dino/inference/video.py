@@ -23,7 +23,8 @@ def import_opencv(source: str | int) -> Any:
         import cv2  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
-            f'{source}: videos, cameras and streams need OpenCV. Install it: pip install "dino-kernels[video]"'
+            f"{source}: videos, cameras and streams need OpenCV ({error}). Install it: "
+            f'pip install "dino-kernels[video]"'
         ) from error
     return cv2
 

@@ -140,6 +140,13 @@ def test_a_poor_detection_of_a_cut_part_is_merged():
     assert merged[0].tolist() == [whole] and merged[1].tolist() == [pytest.approx(0.9)]
 
 
+def test_a_cut_part_that_lies_half_in_another_object_stays():
+    tiles = tile_boxes((576, 320), 320, 0.2)
+    boxes = torch.tensor([[180.0, 20, 310, 200], [257.0, 150, 308, 260]])
+    merged = merge_tiles(boxes, torch.tensor([0.8, 0.9]), torch.tensor([0, 0]), torch.tensor([0, 1]), tiles)
+    assert len(merged[0]) == 2
+
+
 def test_boxes_that_reach_over_the_border_of_their_tile_are_cut_there():
     tiles = tile_boxes((576, 320), 320, 0.2)
     boxes = torch.tensor([[200.0, 20, 335, 80], [240.0, 20, 400, 80]])
