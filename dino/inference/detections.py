@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, SupportsIndex, overload
 
 import numpy as np
 import torch
@@ -69,13 +69,13 @@ class Detections:
         return (self[i] for i in range(len(self)))
 
     @overload
-    def __getitem__(self, key: int) -> Detection: ...
-
-    @overload
     def __getitem__(self, key: slice | Tensor | np.ndarray | Sequence[int] | Sequence[bool]) -> Detections: ...
 
+    @overload
+    def __getitem__(self, key: SupportsIndex) -> Detection: ...
+
     def __getitem__(
-        self, key: int | slice | Tensor | np.ndarray | Sequence[int] | Sequence[bool]
+        self, key: SupportsIndex | slice | Tensor | np.ndarray | Sequence[int] | Sequence[bool]
     ) -> Detection | Detections:
         if isinstance(key, int | slice):
             chosen = torch.tensor(range(len(self))[key], dtype=torch.int64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -148,18 +150,19 @@ def run(tmp_path_factory):
         ({"device": "gpu"}, "device must be cpu, cuda"),
     ],
 )
-def test_arguments_that_mean_nothing_or_contradict_the_file_are_refused(run, arguments, message):
+def test_arguments_that_mean_nothing_or_contradict_the_file_are_refused(run, arguments: dict[str, Any], message):
     with pytest.raises(ValueError, match=message):
         Detector.from_checkpoint(run, **arguments)
 
 
 def test_arguments_that_agree_with_the_file_leave_its_names_and_sizes(monkeypatch, run):
     monkeypatch.setitem(PRESETS, "dino_toy", model_config(TINY, num_classes=91, num_denoising=7))
-    for arguments in (
+    agreeing: list[dict[str, Any]] = [
         {"preset": "dino_toy"},
         {"preset": "dino_toy", "num_classes": 3},
         {"num_queries": 20, "pretrained_backbone": False, "backbone_levels": list(TINY.backbone_levels)},
-    ):
+    ]
+    for arguments in agreeing:
         loaded = Detector.from_checkpoint(run, **arguments)
         assert loaded.categories == CATEGORIES and loaded.transform == EvalTransform(96, 160)
 

