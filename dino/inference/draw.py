@@ -13,7 +13,7 @@ from dino.common.text import counted
 from dino.inference.colours import Colour, class_colour
 from dino.inference.fonts import missing_letters
 from dino.inference.legend import Key, add_legend
-from dino.inference.outlines import Box, clip_box, line_width, outline_box, outline_object
+from dino.inference.outlines import Box, around_object, clip_box, line_width, outline_box
 from dino.inference.tags import Tag, draw_tags, font_size, hindering, place_tags
 
 _LEAST_SIDE = 960  # pixels of the longer side: smaller images are enlarged
@@ -53,9 +53,9 @@ def draw_detections(
     drawn, boxes = _enlarged(image.convert("RGB"), boxes_xyxy, scale)
     pen = ImageDraw.Draw(drawn, "RGBA")
     shown = [(i, box) for i, box in enumerate(clip_box(box, drawn.size) for box in boxes) if box is not None]
-    places, order = [box for _, box in shown], [i for i, _ in shown]
+    order = [i for i, _ in shown]
     colours = [class_colour(labels[i]) for i in order]
-    _outline(pen, places, colours, drawn.size, width)
+    places = _outline(pen, [box for _, box in shown], colours, drawn.size, width)
     numbers = ["" if scores is None else f"{scores[i]:.2f}" for i in order]
     line = line_width(drawn.size) if width is None else width
     letters, few = font_size(drawn.size), len({labels[i] for i in order}) > 1 or len(order) < _MANY
@@ -106,10 +106,11 @@ def draw_boxes(
     pen = ImageDraw.Draw(drawn, "RGBA")
     boxes = [clip_box(box, drawn.size) for box in boxes_xyxy]
     shown = [(box, colour) for box, colour in zip(boxes, colours, strict=True) if box is not None]
-    _outline(pen, [box for box, _ in shown], [colour for _, colour in shown], drawn.size, width)
+    places = _outline(pen, [box for box, _ in shown], [colour for _, colour in shown], drawn.size, width)
     if texts is not None:
         report_missing_letters(texts, font)
-        tagged = [(b, c, t) for b, c, t in zip(boxes, colours, texts, strict=True) if b is not None and t]
+        shown_texts = [text for box, text in zip(boxes, texts, strict=True) if box is not None]
+        tagged = [(p, c, t) for p, (_, c), t in zip(places, shown, shown_texts, strict=True) if t]
         line = line_width(drawn.size) if width is None else width
         draw_tags(pen, place_tags(tagged, drawn.size, letters=font_size(drawn.size), width=line, font=font))
     return drawn
@@ -146,13 +147,12 @@ def _enlarged(
 
 def _outline(
     pen: ImageDraw.ImageDraw, boxes: Sequence[Box], colours: Sequence[Colour], size: tuple[int, int], width: int | None
-) -> None:
-    """Draw boxes, the large ones first, so that small ones stay visible."""
+) -> list[Box]:
+    """Draw boxes, the large ones first, so that small ones stay visible; return where they are drawn."""
+    lines = [around_object(box, line_width(size), size) if width is None else (box, width) for box in boxes]
     for i in sorted(range(len(boxes)), key=lambda i: -_area(boxes[i])):
-        if width is None:
-            outline_object(pen, boxes[i], colours[i], line_width(size), size)
-        else:
-            outline_box(pen, boxes[i], colours[i], width)
+        outline_box(pen, lines[i][0], colours[i], lines[i][1])
+    return [box for box, _ in lines]
 
 
 def _small_tags(

@@ -43,13 +43,20 @@ def outline_box(pen: ImageDraw.ImageDraw, box: Box, colour: Colour, width: int, 
         pen.rectangle((x0, y0, x1, y1), outline=(*colour, alpha), width=width)
 
 
-def outline_object(pen: ImageDraw.ImageDraw, box: Box, colour: Colour, width: int, size: tuple[int, int]) -> None:
-    """Draw the box of an object; a small one thinner and around the object, so that it does not cover it."""
-    if min(box[2] - box[0], box[3] - box[1]) < 8 * width:
-        width = max(1, round(width * 0.6))
-        reach = width + 1
-        box = clip_box((box[0] - reach, box[1] - reach, box[2] + reach, box[3] + reach), size) or box
-    outline_box(pen, box, colour, width)
+def around_object(box: Box, width: int, size: tuple[int, int]) -> tuple[Box, int]:
+    """Return where to draw the box of an object and the line width: a small one thinner and around the object.
+
+    Args:
+        box: the box inside the image.
+        width: line width of large boxes.
+        size: width and height of the image.
+    """
+    if min(box[2] - box[0], box[3] - box[1]) >= 8 * width:
+        return box, width
+    width = max(1, round(width * 0.6))
+    reach = width + 1
+    around = clip_box((box[0] - reach, box[1] - reach, box[2] + reach, box[3] + reach), size)
+    return around or box, width
 
 
 def dashed_box(pen: ImageDraw.ImageDraw, box: Box, colour: Colour, width: int, dash: float | None = None) -> None:
