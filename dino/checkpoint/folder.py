@@ -105,7 +105,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[DINO, Categories | None]:
     return read_model(path)[:2]
 
 
-def read_model(path: str | os.PathLike[str]) -> SavedModel:
+def read_model(path: str | os.PathLike[str] | TensorFile) -> SavedModel:
     """Load a model, its categories and its `extra`, reading the file once. See `load_model`."""
     file = read_tensors(path)
     description = _description(file)

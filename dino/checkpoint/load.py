@@ -65,7 +65,7 @@ class _Draft:
 
 def load_checkpoint(
     model: nn.Module,
-    source: str | os.PathLike[str] | Mapping[str, Any],
+    source: str | os.PathLike[str] | Mapping[str, Any] | TensorFile,
     *,
     strict: bool = True,
     categories: Categories | None = None,

@@ -57,16 +57,18 @@ def find_model(path: str | os.PathLike[str]) -> Path:
     return found
 
 
-def read_tensors(source: str | os.PathLike[str] | Mapping[str, Any]) -> TensorFile:
+def read_tensors(source: str | os.PathLike[str] | Mapping[str, Any] | TensorFile) -> TensorFile:
     """Read tensors from a .safetensors file, a file of `torch.save`, a folder as `find_model` takes it, or a dict.
 
     Unwraps {"model": ...}, {"state_dict": ...} and {"ema_model": ...}, and removes the prefixes of
-    DistributedDataParallel and torch.compile. No code from the file is run.
+    DistributedDataParallel and torch.compile. No code from the file is run. A file read before is returned as it is.
 
     Raises:
         FileNotFoundError: the file does not exist, or a folder has no model.
         CheckpointError: the file is truncated, would run code, or holds something other than tensors.
     """
+    if isinstance(source, TensorFile):
+        return source
     if isinstance(source, Mapping):
         return TensorFile("the state dict", _plain("the state dict", source), None)
     path = find_model(source)

@@ -17,7 +17,7 @@ COMMANDS = {
     "demo": ("dino.commands.demo", "main", "Train a small model on digits, from nothing; minutes on a CPU."),
     "train": ("dino.commands.train", "train_command", "Train on data in COCO format; resumes a stopped run."),
     "evaluate": ("dino.commands.evaluate", "evaluate_command", "Score a model: COCO's average precision."),
-    "predict": ("dino.commands.predict", "predict_command", "Find objects in images, folders of images, or a glob."),
+    "predict": ("dino.commands.predict", "predict_command", "Find objects in images, folders and videos."),
     "visualize": ("dino.commands.visualize", "visualize_command", "Draw how the model works on an image."),
     "summary": ("dino.commands.summary", "summary_command", "List a model's parts, parameters and operations."),
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dino.commands.parsing import parse
+from dino.common.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -210,13 +211,13 @@ class Counts:
             kernel = "1x1" if self.modules[f"{name}.conv"].kernel_size == (1, 1) else "3x3, stride 2"
             yield self.row(f"level {level}", kernel, self.shapes[name], [name], 1)
         layers = (
-            f"{_counted(config.num_encoder_layers, 'layer')}: FFN of {config.ffn_dim}; deformable attention, "
+            f"{counted(config.num_encoder_layers, 'layer')}: FFN of {config.ffn_dim}; deformable attention, "
             f"{config.num_heads} heads x {config.num_levels} levels x {config.num_points} samples"
         )
         yield self.row("encoder", layers, self.shapes["encoder"], ["encoder"])
         selection = _SELECTION[config.query_selection]
         yield self.row("query selection", selection, (self.queries, 4), ["query_selection"])
-        layers = f"{_counted(config.num_decoder_layers, 'layer')}: self-attention, then as in the encoder"
+        layers = f"{counted(config.num_decoder_layers, 'layer')}: self-attention, then as in the encoder"
         states = (config.num_decoder_layers, self.queries)
         modules = ["decoder.layers", "decoder.query_position", "decoder.norm"]
         yield self.row("decoder", layers, (*states, channels), modules)
@@ -246,7 +247,7 @@ class Counts:
             # Swin's merging of patches runs after its stage, not inside it.
             homes_of_stage = (home, home.replace("blocks", "downsample"), f"downsample_layers.{i}", f"norm{i}")
             names = [f"backbone.{name}" for name in dict.fromkeys(homes_of_stage)]
-            what = f"{_counted(len(blocks), kind)}, stride {4 * 2**i}"
+            what = f"{counted(len(blocks), kind)}, stride {4 * 2**i}"
             row = self.row(f"stage {i}", what, self._map_shape(f"{home}.{len(blocks) - 1}"), names, 1)
             yield replace(row, what=row.what + ("" if row.trainable else ", frozen"))
 
@@ -267,10 +268,6 @@ def _grid_sample_flops(*_: Any, out_shape: Any = None, **options: Any) -> int:
     """Return what `dino_kernels` counts for the same samples."""
     batch, channels, height, width = out_shape
     return batch * height * width * 4 * (2 * channels + 2)
-
-
-def _counted(count: int, thing: str) -> str:
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

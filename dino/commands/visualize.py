@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from dino.inference.detector import Detector
+    from dino.data import Categories, CocoIndex
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,8 @@ def visualize_command(argv: Sequence[str]) -> None:
     from dino.visualize.sampling import draw_encoder_sampling_points, draw_sampling_points
     from dino.visualize.stages import draw_denoising, draw_query_selection, draw_refinement
 
-    image = open_image(options.image)
+    annotated = None if options.annotations is None else find_annotated(options.annotations, options.image)
+    image = open_image(options.image, size_wh=None if annotated is None else annotated.size_wh)
     detector = options.detector()
     config = detector.model.config
     level = min(options.level, config.num_levels - 1)
@@ -62,8 +63,8 @@ def visualize_command(argv: Sequence[str]) -> None:
     }
     if config.query_selection != "static":
         drawings["query_selection"] = lambda: draw_query_selection(detector, image)
-    if options.annotations is not None and config.denoising != "off":
-        truth = true_boxes(options.annotations, options.image, detector)
+    if annotated is not None and config.denoising != "off":
+        truth = annotated.true_boxes(detector.categories)
         drawings["denoising"] = lambda: draw_denoising(detector, image, *truth)
     options.output.mkdir(parents=True, exist_ok=True)
     for name, draw in drawings.items():
@@ -74,24 +75,54 @@ def visualize_command(argv: Sequence[str]) -> None:
         print("denoising is not drawn: pass the true boxes with --annotations FILE", file=sys.stderr)
 
 
-def true_boxes(annotations: Path, image: Path, detector: Detector) -> tuple[Tensor, Tensor]:
-    """Read boxes_xyxy [T, 4] in pixels and labels [T] of an image from a COCO file.
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """An image of a COCO file."""
+
+    index: CocoIndex
+    position: int
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        """Width and height that the file states: its boxes are in these pixels."""
+        width, height = self.index.sizes_wh[self.position].tolist()
+        return width, height
+
+    def true_boxes(self, categories: Categories) -> tuple[Tensor, Tensor]:
+        """Return boxes_xyxy [T, 4] in pixels and labels [T].
+
+        Raises:
+            ValueError: there is no box, or the model lacks a category.
+        """
+        import torch
+
+        boxes, category_ids = self.index.training_boxes(self.position)
+        if len(boxes) == 0:
+            name = self.index.file_names[self.position]
+            raise ValueError(f"{self.index.annotation_file}: has no boxes for {name}. Leave --annotations out.")
+        labels = [categories.label_of(int(category_id)) for category_id in category_ids]
+        return torch.from_numpy(boxes), torch.tensor(labels)
+
+
+def find_annotated(annotations: Path, image: Path) -> AnnotatedImage:
+    """Find an image in a COCO file.
+
+    Invalid entries of other images do not matter.
 
     Raises:
-        DatasetError: the COCO file is invalid.
-        ValueError: the file lacks the image or has no box for it, or the model lacks a category.
+        DatasetError: the COCO file or the image's entry is invalid.
+        ValueError: the file lacks the image.
     """
-    import torch
+    from dino.data import CocoIndex, DatasetError, open_image
+    from dino.inference.files import coco_images
+    from dino.inference.sources import Source
 
-    from dino.data import CocoIndex
-    from dino.inference.files import InputFile, coco_ids
-
-    file = InputFile(image, Path(image.name))
-    image_id = coco_ids(annotations, [file])[image]
-    index = CocoIndex.load(annotations, image.parent)
-    position = index.image_ids.tolist().index(image_id)
-    boxes, category_ids = index.training_boxes(position)
-    if len(boxes) == 0:
-        raise ValueError(f"{annotations}: has no boxes for {image.name}. Leave --annotations out.")
-    labels = [detector.categories.label_of(int(category_id)) for category_id in category_ids]
-    return torch.from_numpy(boxes), torch.tensor(labels)
+    if not image.is_file():
+        open_image(image)  # raises the error of a missing file
+    known = coco_images(annotations, [Source(str(image), Path(image.name))])[str(image)]
+    # The folder that file names are relative to: the image's path without its file name.
+    root = image.absolute().parents[len(known.file_name.parts) - 1]
+    index = CocoIndex.load(annotations, root, skip_invalid=True)
+    if known.id not in index.image_ids:
+        raise DatasetError("\n".join([f"{annotations}: image {known.id} is invalid.", *index.describe_problems()]))
+    return AnnotatedImage(index, index.image_ids.tolist().index(known.id))

@@ -47,12 +47,14 @@ class Console:
         Args:
             name: text before the bar.
             unit: unit of the rate; "" shows no rate.
-            total: number of items, if `items` has no length.
+            total: number of items, if `items` has no length; None if it is unknown.
             initial: items done before; they do not count for the time left.
             leave: keep the bar when it is complete.
         """
         live = self._stream is not None and self._stream.isatty()
         rate = ", {rate_noinv_fmt}" if unit else ""
+        bounded = total is not None or hasattr(items, "__len__")
+        progress = f"{{percentage:3.0f}}%{'|{bar}|' if live else ''} {{n_fmt}}/{{total_fmt}} [{{elapsed}}<{{remaining}}"
         return tqdm(
             items,
             desc=name,
@@ -60,8 +62,7 @@ class Console:
             initial=initial,
             unit=f" {unit}",
             file=self._stream if live or self._stream is None else _Lines(self._stream),  # pyright: ignore
-            bar_format=f"{{desc}}: {{percentage:3.0f}}%{'|{bar}|' if live else ''} {{n_fmt}}/{{total_fmt}} "
-            f"[{{elapsed}}<{{remaining}}{rate}{{postfix}}]",
+            bar_format=f"{{desc}}: {progress if bounded else '{n_fmt} [{elapsed}'}{rate}{{postfix}}]",
             leave=leave,
             position=None if live else 0,  # no cursor movements in a file
             dynamic_ncols=live,

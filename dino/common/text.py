@@ -1,4 +1,4 @@
-"""Text for messages: long lists, percentages, suggestions."""
+"""Text for messages: long lists, counts, percentages, suggestions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ def percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-def counted(count: int, noun: str) -> str:
-    """Return a count with its noun: "1 box", "2 boxes", "1,200 images", "3 categories"."""
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return a count with its noun: "1 box", "2 boxes", "1,200 images", "3 categories"; or with another `plural`."""
     if count == 1:
         return f"1 {noun}"
-    plural = f"{noun[:-1]}ies" if noun.endswith("y") else noun + ("es" if noun.endswith(("x", "s", "ch")) else "s")
+    if not plural:
+        plural = f"{noun[:-1]}ies" if noun.endswith("y") else noun + ("es" if noun.endswith(("x", "s", "ch")) else "s")
     return f"{count:,} {plural}"
 
 

@@ -1,4 +1,4 @@
-"""Open image files of every kind that Pillow reads, with errors that name the file."""
+"""Open image files of every kind that Pillow reads, upright or as stored, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,23 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.Image import Transpose
+
+from dino.data.pixels import to_bytes
 
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # the orientations that exchange width and height
+_TO_UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+_TO_STORED = {**_TO_UPRIGHT, 6: Transpose.ROTATE_90, 8: Transpose.ROTATE_270}
 
 
 class ImageError(ValueError):
@@ -19,13 +32,10 @@ class ImageError(ValueError):
 def open_image(path: str | Path, *, image_id: int | None = None, size_wh: tuple[int, int] | None = None) -> Image.Image:
     """Open an image completely, as RGB.
 
-    COCO boxes are in stored pixels, so the camera's orientation (EXIF) is applied only if the annotation file states
-    the size of the rotated image. Without `size_wh` the image is rotated upright.
-
     Args:
         path: the file.
         image_id: its id in the annotation file, for error messages.
-        size_wh: width and height stated in the annotation file.
+        size_wh: width and height stated in the annotation file; see `to_rgb`.
 
     Raises:
         ImageError: the file is missing, broken, absurdly large, or of another size than stated.
@@ -36,9 +46,9 @@ def open_image(path: str | Path, *, image_id: int | None = None, size_wh: tuple[
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                image = _orient(image, size_wh)
-                if size_wh is None or image.size == tuple(size_wh):
-                    return to_rgb(image)
+                rgb = to_rgb(image, size_wh=size_wh)
+                if size_wh is None or rgb.size == tuple(size_wh):
+                    return rgb
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ImageError(f"{name}: {error}. PIL.Image.MAX_IMAGE_PIXELS sets the limit.") from error
     except FileNotFoundError as error:
@@ -47,30 +57,55 @@ def open_image(path: str | Path, *, image_id: int | None = None, size_wh: tuple[
     except Exception as error:
         raise ImageError(f"{name}: cannot be read as an image: {str(error) or type(error).__name__}.") from error
     stated = f"{size_wh[0]}x{size_wh[1]}"
-    raise ImageError(f"{name}: has {image.width}x{image.height} pixels, but the annotation file states {stated}.")
+    raise ImageError(f"{name}: has {rgb.width}x{rgb.height} pixels, but the annotation file states {stated}.")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB. Transparency is dropped, and 16-bit grey loses its lower 8 bits.
+def to_rgb(image: Image.Image, *, size_wh: tuple[int, int] | None = None) -> Image.Image:
+    """Convert an image of any mode to RGB, rotated as its boxes need it. This is the one rule of orientation.
+
+    Without a stated size the image is rotated upright by its EXIF orientation. Boxes of an annotation file are in
+    stored pixels, so with a stated size the image stays as stored, unless only the rotated image has that size. The
+    result carries no metadata: a second call does not rotate it again.
+
+    Transparency is dropped. Grey of more than 8 bits is converted by `to_bytes`.
+
+    Args:
+        image: a PIL image.
+        size_wh: width and height stated in the annotation file.
 
     Raises:
-        ImageError: the range of the pixel values is unknown (mode F).
+        ImageError: the image is empty, or its pixel values have no known range.
     """
-    if image.mode.startswith("I"):
-        # Pillow would clip 16-bit grey at 255. Older versions read it as 32-bit "I".
-        values = np.clip(np.asarray(image).astype(np.int64), 0, 0xFFFF)
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ImageError("pixels are decimal numbers of unknown range (mode F). Convert the file to 8 or 16 bits")
-    if image.mode in ("P", "PA"):
-        return image.convert("RGBA").convert("RGB")
-    return image.convert("RGB")
+    if 0 in image.size:
+        raise ImageError(f"the image has no pixels, its size is {image.width}x{image.height}")
+    image = _orient(image, size_wh)
+    if image.mode.startswith("I") or image.mode == "F":  # Pillow would clip them at 255
+        try:
+            rgb = Image.fromarray(to_bytes(np.asarray(image))).convert("RGB")
+        except ValueError as error:
+            raise ImageError(f"{error} (mode {image.mode})") from error
+    else:
+        rgb = (image.convert("RGBA") if image.mode in ("P", "PA") else image).convert("RGB")
+    rgb.info.clear()
+    return rgb
 
 
 def _orient(image: Image.Image, size_wh: tuple[int, int] | None) -> Image.Image:
-    """Rotate an image by its EXIF orientation, unless only the stored image has the stated size."""
-    if size_wh is None:
-        return ImageOps.exif_transpose(image)
-    if image.size == tuple(size_wh) or image.size[::-1] != tuple(size_wh):
+    """Return an image upright without a stated size or if only then it has that size, and otherwise as stored."""
+    orientation = _orientation(image)
+    image.load()
+    is_upright = orientation != 1 and _orientation(image) == 1  # Pillow rotates TIFF files when it loads them
+    sideways = orientation in _SIDEWAYS
+    stored_wh = image.size[::-1] if is_upright and sideways else image.size
+    upright = size_wh is None or (sideways and stored_wh != tuple(size_wh) and stored_wh[::-1] == tuple(size_wh))
+    if orientation == 1 or upright == is_upright:
         return image
-    return ImageOps.exif_transpose(image) if image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS else image
+    return image.transpose(_TO_UPRIGHT[orientation] if upright else _TO_STORED[orientation])
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # metadata can be damaged in as many ways as pixels, which may still be whole
+        return 1
+    return value if value in _TO_UPRIGHT else 1

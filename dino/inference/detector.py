@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Unpack, overload
 
 import torch
 from PIL import Image
@@ -17,14 +20,16 @@ from dino.checkpoint.thresholds import load_thresholds
 from dino.common.device import Amp, autocast, choose_device
 from dino.common.finite import require_finite_detections
 from dino.common.text import shorten
-from dino.data import Categories, EvalTransform, pad_images
+from dino.data import Categories, EvalTransform, ImageError, pad_images
+from dino.inference.boxes import nms
 from dino.inference.detections import Detections
 from dino.inference.images import ImageLike, load_image
+from dino.inference.settings import PredictOptions, Settings, Threshold, check_integer, check_names
+from dino.inference.sources import Source, find_sources, is_single_image
+from dino.inference.tiles import merge_tiles, tile_boxes
 from dino.model.config import ModelConfig
 from dino.model.dino import DINO
 from dino.model.postprocess import postprocess
-
-Threshold = float | Literal["best"]
 
 
 class Detector:
@@ -34,6 +39,8 @@ class Detector:
     >>> found = detector.predict("cat.jpg", threshold=0.5)
     >>> found.boxes_xyxy, found.scores, found.names
     >>> found.draw().save("cat_found.jpg")
+    >>> for found in detector("album/"):  # or a pattern, a video, a camera, a stream
+    ...     print(found.path, found)
 
     Args:
         model: a trained model; moved to the device and put into evaluation mode.
@@ -43,7 +50,9 @@ class Detector:
         amp: "bf16" or "fp16" run the model under autocast.
 
     Raises:
-        ValueError: the number of `categories` is not the model's number of classes, or the device is unavailable.
+        TypeError: the model is not a DINO.
+        ValueError: the number of `categories` is not the model's number of classes, the device is unavailable, or amp
+            is unknown.
     """
 
     def __init__(
@@ -55,12 +64,18 @@ class Detector:
         device: torch.device | str | None = None,
         amp: Amp = "off",
     ) -> None:
+        if not isinstance(getattr(model, "config", None), ModelConfig):
+            raise TypeError(
+                f"Detector: model must be a DINO, got {type(model).__name__}. To load a file, use "
+                f"Detector.from_checkpoint."
+            )
         if categories.num_classes != model.config.num_classes:
             raise ValueError(
                 f"Detector: the model has {model.config.num_classes} classes, but categories has "
                 f"{categories.num_classes}. Pass the categories that it was trained on."
             )
         self.device = choose_device(device)
+        autocast(self.device, amp)
         self.model = model.to(self.device).eval()
         self.categories = categories
         self.transform = transform or EvalTransform()
@@ -85,15 +100,22 @@ class Detector:
         Args:
             path: the folder of a run, whose best model is taken; a folder with `model.safetensors`; that file; or a
                 file of weights alone, such as the official `.pth` files, which needs `preset`.
-            preset: the model that weights alone belong to; a name of `dino.PRESETS`.
+            preset: the model that weights alone belong to; a name of `dino.PRESETS`. A file with its own configuration
+                needs none.
             short_side, long_side: size of the images in pixels; by default as in training.
             device, amp: see `Detector`.
             overrides: fields of `ModelConfig` to replace in the preset, such as `num_classes=80`.
 
         Raises:
             FileNotFoundError: the path does not exist or holds no model.
-            CheckpointError: the file is not a model, is damaged, or does not fit the preset.
+            CheckpointError: the file is not a model, is damaged, or contradicts the preset or the overrides.
+            ValueError: an argument is unknown or has a wrong value.
         """
+        own = list(inspect.signature(cls.from_checkpoint).parameters)[:-1]
+        check_names("from_checkpoint", overrides, [*own, *(field.name for field in dataclasses.fields(ModelConfig))])
+        for name, side in (("short_side", short_side), ("long_side", long_side)):
+            if side is not None:
+                check_integer(f"from_checkpoint: {name}", side, 1)
         found = load_trained(path, preset=preset, **overrides)
         transform = EvalTransform(short_side or found.transform.short_side, long_side or found.transform.long_side)
         detector = cls(found.model, found.categories, transform=transform, device=device, amp=amp)
@@ -116,26 +138,19 @@ class Detector:
 
     @overload
     def predict(
-        self, images: ImageLike, threshold: Threshold = 0.3, *, batch_size: int = 1, top_k: int = 300
+        self, images: ImageLike, threshold: Threshold = 0.3, **options: Unpack[PredictOptions]
     ) -> Detections: ...
 
     @overload
     def predict(
-        self,
-        images: Sequence[ImageLike],
-        threshold: Threshold = 0.3,
-        *,
-        batch_size: int = 1,
-        top_k: int = 300,
+        self, images: Sequence[ImageLike], threshold: Threshold = 0.3, **options: Unpack[PredictOptions]
     ) -> list[Detections]: ...
 
     def predict(
         self,
         images: ImageLike | Sequence[ImageLike],
         threshold: Threshold = 0.3,
-        *,
-        batch_size: int = 1,
-        top_k: int = 300,
+        **options: Unpack[PredictOptions],
     ) -> Detections | list[Detections]:
         """Detect objects in one image, or in each of a list.
 
@@ -143,49 +158,93 @@ class Detector:
 
         - a file name, as `str` or `Path`;
         - a PIL image of any mode;
-        - a numpy array [H, W, 3] in RGB order, [H, W, 4] or [H, W] (grey): uint8, or floating point in 0..1. OpenCV's
-          arrays are BGR: pass `image[..., ::-1]`;
+        - a numpy array [H, W, 3] in RGB order, [H, W, 4] or [H, W] (grey): integers, or floating point in 0..1.
+          OpenCV's arrays are BGR: pass `image[..., ::-1]`;
         - a tensor [3, H, W], [4, H, W], [1, H, W] or [H, W] of the same kinds, on any device.
 
-        Transparency is dropped.
+        Files and PIL images are rotated upright by their EXIF orientation. Transparency is dropped. Integers of more
+        than 8 bits have the smallest usual depth (10, 12, 14 or 16 bits) that holds the largest value.
 
         Args:
             images: one image, or a list of images.
             threshold: lowest score of a detection; "best" is the best one of each class, stored by `evaluate`.
-            batch_size: images per forward pass. More can be faster on a GPU and change the detections slightly,
-                because all are padded to the size of the largest.
-            top_k: largest number of detections of an image, before the threshold.
+            batch_size: images, or tiles, per forward pass, 1 by default. More can be faster on a GPU and change the
+                detections slightly, because all are padded to the size of the largest.
+            top_k: largest number of detections of an image, or of a tile, before the threshold; 300 by default.
+            classes: names of the classes to detect; by default all.
+            tile: detect in tiles of this many pixels, for small objects in large images; see `dino.inference.tiles`.
+            overlap: share of a tile that the next one covers again, 0.2 by default. An object up to this large is whole
+                in some tile.
+            nms: drop a detection whose IoU with a better one of its class is above this; by default none, because the
+                model is trained to detect each object once.
 
         Returns:
             `Detections` for one image, a list of them for a list. Each holds its image.
 
         Raises:
             ImageError: a file cannot be read as an image.
-            ValueError, TypeError: an input is not an image, or an argument is out of range.
+            ValueError, TypeError: an input is not an image, or an argument is unknown or out of range.
             NotFiniteError: the model's detections are not finite.
         """
-        lowest = self.lowest_scores(threshold)
-        if batch_size < 1 or top_k < 1:
-            raise ValueError(f"predict: batch_size and top_k must be at least 1, got {batch_size} and {top_k}")
+        settings = Settings.of(threshold, options)
         if not isinstance(images, list | tuple):
-            return self._predict([load_image(images)], lowest, top_k)[0]  # type: ignore[arg-type]
+            return self.detect([load_image(images)], settings)[0]  # type: ignore[arg-type]
         found: list[Detections] = []
-        for start in range(0, len(images), batch_size):
-            batch = [load_image(image) for image in images[start : start + batch_size]]
-            found += self._predict(batch, lowest, top_k, start)
+        for start in range(0, len(images), settings.batch_size):
+            batch = [load_image(image) for image in images[start : start + settings.batch_size]]
+            found += self.detect(batch, settings, start)
         return found
+
+    def __call__(
+        self,
+        source: ImageLike | int | Sequence[ImageLike],
+        threshold: Threshold = 0.3,
+        **options: Unpack[PredictOptions],
+    ) -> Detections | list[Detections] | Iterator[Detections]:
+        """Detect objects in anything: as `predict` in one image or a list, and one by one in many images.
+
+        A folder, a pattern such as "album/*.jpg", a text file with one path per line, a video file, the number of a
+        camera and the address of a stream (rtsp://...) give an iterator; it reads an image when it is needed, and
+        `path` and `frame` of the detections tell which. An image of a folder that cannot be read is left out with a
+        warning.
+
+        Args:
+            source: what to detect in.
+            threshold: lowest score of a detection; "best" is the best one of each class, stored by `evaluate`.
+            options: as for `predict`.
+
+        Raises:
+            FileNotFoundError: a path does not exist or holds no image.
+            ImageError: the image or video cannot be read.
+            ImportError: a video needs the package OpenCV.
+            ValueError, TypeError: as for `predict`.
+        """
+        settings = Settings.of(threshold, options)
+        if isinstance(source, str | Path | int) and not is_single_image(source):
+            return self._each(find_sources([source]), settings)
+        found = self.predict(source, threshold, **options)  # type: ignore[arg-type]
+        return dataclasses.replace(found, path=str(source)) if isinstance(source, str | Path) else found  # type: ignore[type-var]
+
+    def _each(self, sources: Sequence[Source], settings: Settings) -> Iterator[Detections]:
+        for source in sources:
+            try:
+                for frame, image in source.frames():
+                    found = self.detect([image], settings)[0]
+                    yield dataclasses.replace(found, path=source.path, frame=frame)
+            except ImageError as error:
+                if len(sources) == 1:
+                    raise
+                warnings.warn(f"left out: {error}", stacklevel=2)
 
     def lowest_scores(self, threshold: Threshold) -> Tensor:
         """Return the lowest score of each class's detections, float32 [C]: `threshold`, or the best ones stored.
 
         Raises:
-            ValueError: the threshold is out of range, or "best" and none are stored with the model.
+            ValueError: the threshold is "best", and none are stored with the model.
         """
-        if threshold != "best":
-            if isinstance(threshold, str) or not 0 <= threshold <= 1:
-                raise ValueError(f'predict: threshold must be in 0..1 or "best", got {threshold!r}')
-            return torch.full((self.categories.num_classes,), threshold, dtype=torch.float32)
-        return self._best_scores
+        if threshold == "best":
+            return self._best_scores
+        return torch.full((self.categories.num_classes,), threshold, dtype=torch.float32)
 
     @cached_property
     def _best_scores(self) -> Tensor:
@@ -197,33 +256,77 @@ class Detector:
             )
         return torch.tensor([stored.of(category_id) for category_id in self.categories.ids], dtype=torch.float32)
 
+    def detect(self, images: Sequence[Image.Image], settings: Settings, first: int = 0) -> list[Detections]:
+        """Return the detections of RGB images; `predict` with checked arguments. Errors count images from `first`."""
+        lowest = self.lowest_scores(settings.threshold)
+        names = [f"images[{first + k}]" for k in range(len(images))]
+        if settings.tile is not None:
+            results = [self._in_tiles(image, settings, lowest, name) for image, name in zip(images, names, strict=True)]
+        else:
+            results = self._forward(images, settings, names)
+        return [
+            self._detections(result, image, settings, lowest) for result, image in zip(results, images, strict=True)
+        ]
+
+    def _in_tiles(self, image: Image.Image, settings: Settings, lowest: Tensor, name: str) -> dict[str, Tensor]:
+        tiles = tile_boxes(image.size, settings.tile or max(image.size), settings.overlap)
+        if len(tiles) == 1:
+            return self._forward([image], settings, [name])[0]
+        parts: list[dict[str, Tensor]] = []
+        for start in range(0, len(tiles), settings.batch_size):
+            crops = [image.crop(tuple(tile)) for tile in tiles[start : start + settings.batch_size].tolist()]
+            parts += self._forward(crops, settings, [name] * len(crops))
+        best = torch.stack([part["best"] for part in parts]).max()
+        for part, tile in zip(parts, tiles, strict=True):
+            keep = part["scores"].float() >= lowest[part["labels"]]
+            part.update({key: part[key][keep] for key in ("boxes", "scores", "labels")})
+            part["boxes"] = part["boxes"] + tile[:2].repeat(2)
+        owners = torch.repeat_interleave(torch.tensor([len(part["labels"]) for part in parts]))
+        together = [torch.cat([part[key] for part in parts]) for key in ("boxes", "scores", "labels")]
+        boxes, scores, labels = merge_tiles(together[0], together[1], together[2], owners, tiles)
+        return {"boxes": boxes, "scores": scores, "labels": labels, "best": best}
+
     @torch.inference_mode()
-    def _predict(self, images: list[Image.Image], lowest: Tensor, top_k: int, first: int = 0) -> list[Detections]:
+    def _forward(
+        self, images: Sequence[Image.Image], settings: Settings, names: Sequence[str]
+    ) -> list[dict[str, Tensor]]:
+        """Return boxes, scores, labels and the best score of each image, on the CPU and before the threshold."""
         nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+        unwanted = settings.unwanted(self.categories)
         sizes = torch.tensor([image.size[::-1] for image in images])
         padded, mask = pad_images([self.transform(image, *nothing)[0] for image in images])
         with autocast(self.device, self.amp)():
             outputs = self.model(padded.to(self.device), mask.to(self.device))
-        results = postprocess(outputs, sizes, top_k)
-        for k, result in enumerate(results, first):
-            require_finite_detections(result, self.model, image=f"images[{k}]", amp=self.amp)
-        return [
-            self._detections({key: value.cpu().clone() for key, value in result.items()}, image, lowest)
-            for result, image in zip(results, images, strict=True)
-        ]
+        logits, boxes = outputs.logits[-1].float(), outputs.boxes_cxcywh[-1]
+        for k, name in enumerate(names):
+            require_finite_detections({"scores": logits[k], "boxes": boxes[k]}, self.model, image=name, amp=self.amp)
+        logits = logits.masked_fill(unwanted.to(logits.device), -torch.inf)
+        results = postprocess({"pred_logits": logits, "pred_boxes": boxes}, sizes, settings.top_k)
+        found = []
+        for result in results:
+            result = {key: value.cpu().clone() for key, value in result.items()}
+            wanted = ~unwanted[result["labels"]]
+            result = {key: value[wanted] for key, value in result.items()}
+            found.append({**result, "best": result["scores"].max() if len(result["scores"]) else torch.tensor(0.0)})
+        return found
 
-    def _detections(self, result: dict[str, Tensor], image: Image.Image, lowest: Tensor) -> Detections:
-        chosen = result["scores"].float() >= lowest[result["labels"]]
-        result = {key: value[chosen] for key, value in result.items()}
-        labels = result["labels"].tolist()
+    def _detections(
+        self, result: dict[str, Tensor], image: Image.Image, settings: Settings, lowest: Tensor
+    ) -> Detections:
+        keep = result["scores"].float() >= lowest[result["labels"]]
+        boxes, scores, labels = (result[key][keep] for key in ("boxes", "scores", "labels"))
+        if settings.nms is not None:
+            kept = nms(boxes, labels, settings.nms)
+            boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
         return Detections(
-            boxes_xyxy=result["boxes"].float(),
-            scores=result["scores"].float(),
-            labels=result["labels"],
-            category_ids=[self.categories.category_id_of(label) for label in labels],
-            names=[self.categories.name_of(label) for label in labels],
+            boxes_xyxy=boxes.float(),
+            scores=scores.float(),
+            labels=labels,
+            category_ids=[self.categories.category_id_of(label) for label in labels.tolist()],
+            names=[self.categories.name_of(label) for label in labels.tolist()],
             size_hw=(image.height, image.width),
             image=image,
+            best_score=float(result["best"]),
         )
 
     def __repr__(self) -> str:

@@ -1,159 +1,166 @@
-"""Detect in many files: find them, assign image ids, write images with boxes."""
+"""Detect in many files: image ids of an annotation file, results of each, images with boxes."""
 
 from __future__ import annotations
 
-import glob
+import contextlib
+import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dino.common.finite import NotFiniteError
-from dino.data import ImageError, open_image
-from dino.inference.detector import Detector, Threshold
+from dino.data import ImageError
+from dino.inference.detections import Detections
+from dino.inference.detector import Detector
+from dino.inference.settings import Settings
+from dino.inference.sources import Source
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _KEPT_FORMATS = (".jpg", ".jpeg", ".png")
 
 
+class Annotated(NamedTuple):
+    """An image as an annotation file states it."""
+
+    id: int
+    file_name: Path
+    size_wh: tuple[int, int] | None
+
+
 @dataclass(frozen=True)
-class InputFile:
-    """An image to detect in."""
+class Outcome:
+    """What became of an image file, or of a frame of a video."""
 
-    path: Path
-    name: Path
-    """Its path below the given folder, or its file name; output files are named after it."""
-
-
-@dataclass
-class Prediction:
-    """The results of `predict_files`."""
-
-    results: list[dict[str, Any]] = field(default_factory=list)
+    source: Source
+    found: Detections | None = None
+    """Its detections; None if it could not be read."""
+    image: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """`id`, `file_name` (the path as it was given), `width`, `height`, `picture` and, of a video, `frame`."""
+    results: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """Entries of a COCO result file."""
-    images: list[dict[str, Any]] = field(default_factory=list)
-    """`id`, `file_name`, `width`, `height` of each image that could be read."""
-    failures: list[str] = field(default_factory=list)
-    """A line for each file that could not be read."""
+    unreadable: str | None = None
+    """Why it could not be read."""
+    unwritten: str | None = None
+    """Why its picture could not be written."""
 
 
-def find_files(inputs: Sequence[str | Path], *, recursive: bool = False) -> list[InputFile]:
-    """List the images in files, folders and glob patterns: each once, those of a folder sorted by name.
-
-    Args:
-        inputs: files of any name, folders of images, or patterns with `*`, `?` or `[`; `**` matches any folders.
-        recursive: include folders inside folders.
+def coco_images(annotations: Path, sources: Iterable[Source]) -> dict[str, Annotated]:
+    """Return id and size of images by path, found in a COCO file by the end of the path, or by the file name alone.
 
     Raises:
-        FileNotFoundError: an input does not exist, a folder has no images, or nothing matches a pattern.
-    """
-    found: dict[Path, InputFile] = {}
-    for text in inputs:
-        files = list(_expand(Path(text), recursive))
-        if not files:
-            raise FileNotFoundError(f"{text}: {_why_nothing(Path(text), recursive)}")
-        for file in files:
-            found.setdefault(file.path.resolve(), file)
-    return list(found.values())
-
-
-def _expand(path: Path, recursive: bool) -> Iterator[InputFile]:
-    if path.is_file():
-        yield InputFile(path, Path(path.name))
-    elif path.is_dir():
-        for file in sorted(path.rglob("*") if recursive else path.iterdir()):
-            if file.is_file() and file.suffix.lower() in SUFFIXES:
-                yield InputFile(file, file.relative_to(path))
-    elif glob.has_magic(str(path)):
-        for match in sorted(glob.glob(str(path), recursive=True)):
-            yield from _expand(Path(match), recursive)
-
-
-def _why_nothing(path: Path, recursive: bool) -> str:
-    if path.is_dir():
-        advice = "" if recursive else ". Pass --recursive to include the folders inside"
-        return f"no images in this folder ({', '.join(SUFFIXES)}){advice}"
-    return "no file matches this pattern" if glob.has_magic(str(path)) else "no such file or folder"
-
-
-def coco_ids(annotations: Path, files: Iterable[InputFile]) -> dict[Path, int]:
-    """Return the image ids of files, found in a COCO file by the path below the folder or by the file name.
-
-    Raises:
-        ValueError: the COCO file is invalid, or has an image not at all or more than once.
+        ValueError: the COCO file is invalid, or lacks an image, or has it more than once.
     """
     try:
-        images = json.loads(annotations.read_text(encoding="utf-8"))["images"]
-        known = [(Path(image["file_name"]), int(image["id"])) for image in images]
+        images = json.loads(annotations.read_bytes())["images"]
+        known = [Annotated(int(image["id"]), Path(image["file_name"]), _stated_size(image)) for image in images]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{annotations}: not a COCO file with images, each with file_name and id ({error})") from error
-    by_path: dict[Path, list[int]] = {}
-    by_name: dict[str, list[int]] = {}
-    for path, image_id in known:
-        by_path.setdefault(path, []).append(image_id)
-        by_name.setdefault(path.name, []).append(image_id)
-    ids = {}
-    for file in files:
-        candidates = by_path.get(file.name) or by_name.get(file.path.name, [])
+    by_name: dict[str, list[Annotated]] = {}
+    for image in known:
+        by_name.setdefault(image.file_name.name, []).append(image)
+    found: dict[str, Annotated] = {}
+    owners: dict[int, str] = {}
+    for source in sources:
+        candidates = by_name.get(source.name.name, [])
+        ends = [image for image in candidates if _ends_with(source.path, image.file_name)]
+        longest = max((len(image.file_name.parts) for image in ends), default=0)
+        candidates = [image for image in ends if len(image.file_name.parts) == longest] or candidates
         if len(candidates) != 1:
             how_often = "does not have" if not candidates else f"has {len(candidates)} images called"
-            raise ValueError(f"{annotations}: {how_often} {file.name}; its image id is not known")
-        ids[file.path] = candidates[0]
-    return ids
+            raise ValueError(f"{annotations}: {how_often} {source.name}; its image id is not known")
+        found[source.path] = candidates[0]
+        other = owners.setdefault(candidates[0].id, source.path)
+        if other != source.path:
+            raise ValueError(f"{annotations}: image {candidates[0].id} would be both {other} and {source.path}")
+    return found
+
+
+def _ends_with(path: str, end: Path) -> bool:
+    return Path(os.path.abspath(path)).parts[-len(end.parts) :] == end.parts
+
+
+def _stated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return width and height of an entry; None if it has none, which ids do not need."""
+    if image.get("width") is None or image.get("height") is None:
+        return None
+    return int(image["width"]), int(image["height"])
 
 
 def predict_files(
     detector: Detector,
-    files: Sequence[InputFile],
+    sources: Sequence[Source],
+    settings: Settings,
     *,
-    threshold: Threshold = 0.3,
-    top_k: int = 300,
-    ids: dict[Path, int] | None = None,
+    known: Mapping[str, Annotated] | None = None,
     pictures: Path | None = None,
     font: str | None = None,
-) -> Iterator[Prediction]:
-    """Detect in each file. Unreadable files are listed in the result.
+    every: int = 1,
+) -> Iterator[Outcome]:
+    """Detect in each file, and in each frame of a video.
 
     Args:
-        threshold: lowest score of a detection, or "best"; see `Detector.predict`.
-        top_k: largest number of detections of an image.
-        ids: image id by path; by default 1, 2, ... in the order of `files`.
+        known: id and size by path; boxes are then in the pixels that the annotation file means. By default ids are 1,
+            2, ... in the order of the images, and images are upright.
         pictures: folder for images with boxes, named after the inputs; None writes none.
-        font: a TrueType file for class names that are not in Latin letters.
+        font: a TrueType file for the names of classes.
+        every: of a video, detect in every so many frames.
 
     Yields:
-        After each file the same object, with the results so far.
+        The outcome of each image in turn.
     """
-    done = Prediction()
-    taken: set[Path] = set()
-    for number, file in enumerate(files, start=1):
-        image_id = number if ids is None else ids[file.path]
+    taken: set[str] = set()
+    image_id = 0
+    for source in sources:
+        target = None if pictures is None else output_name(source.name, taken, is_video=source.is_video)
+        stated = None if known is None else known[source.path]
         try:
-            image = open_image(file.path)
-            found = detector.predict(image, threshold, top_k=top_k)
+            for frame, image in source.frames(None if stated is None else stated.size_wh):
+                if frame is not None and frame % every:
+                    continue
+                image_id += 1
+                number = image_id if stated is None else stated.id
+                found = detector.detect([image], settings)[0]
+                found = dataclasses.replace(found, path=source.path, frame=frame)
+                name = target if target is None or frame is None else target / f"{frame:06}.jpg"
+                unwritten = None if pictures is None or name is None else _draw(found, pictures / name, font)
+                entry = {"id": number, "file_name": source.path, "width": image.width, "height": image.height}
+                entry |= {} if frame is None else {"frame": frame}
+                entry |= {} if name is None or unwritten is not None else {"picture": name.as_posix()}
+                yield Outcome(source, found, entry, found.to_coco(number), unwritten=unwritten)
         except ImageError as error:
-            done.failures.append(str(error))
+            image_id += 1
+            yield Outcome(source, unreadable=str(error))
         except NotFiniteError as error:
-            done.failures.append(f"{file.path}: {error}")
-        else:
-            done.results += found.to_coco(image_id)
-            done.images.append(
-                {"id": image_id, "file_name": str(file.name), "width": image.width, "height": image.height}
-            )
-            if pictures is not None:
-                target = pictures / output_name(file.name, taken)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                found.draw(font=font).save(target, quality=92)
-        yield done
+            yield Outcome(source, unreadable=f"{source.path}: {str(error).removeprefix('images[0]: ')}")
 
 
-def output_name(name: Path, taken: set[Path]) -> Path:
-    """Return a name that is not `taken`, in a format that can be written, for the drawing of an input."""
-    preferred = name if name.suffix.lower() in _KEPT_FORMATS else name.with_name(f"{name.name}.jpg")
+def _draw(found: Detections, file: Path, font: str | None) -> str | None:
+    """Write an image with its boxes; return why that is impossible, if it is."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        found.draw(font=font).save(file, quality=92)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)  # an incomplete one
+        return f"{file}: cannot be written: {error.strerror or error}"
+    return None
+
+
+def output_name(name: Path, taken: set[str], *, is_video: bool = False) -> Path:
+    """Return a name that is not `taken`, in a format that can be written, for the drawing of an input.
+
+    Args:
+        name: path of the input below the folder.
+        taken: names returned before, in lower case, because some file systems do not distinguish case.
+        is_video: return a name for a folder.
+    """
+    keeps = is_video or name.suffix.lower() in _KEPT_FORMATS
+    preferred = name if keeps else name.with_name(f"{name.name}.jpg")
     unique, count = preferred, 1
-    while unique in taken:
+    while str(unique).lower() in taken:
         count += 1
         unique = preferred.with_name(f"{preferred.stem}-{count}{preferred.suffix}")
-    taken.add(unique)
+    taken.add(str(unique).lower())
     return unique

@@ -12,7 +12,10 @@ from PIL import Image, ImageDraw
 from dino.common.text import counted, shorten
 from dino.data import Categories
 from dino.evaluation.errors import ERRORS, Kind, Mark, Picture
-from dino.inference.draw import Colour, dashed_box, draw_boxes, load_font
+from dino.inference.colours import Colour
+from dino.inference.draw import draw_boxes
+from dino.inference.fonts import load_font
+from dino.inference.outlines import dashed_box
 
 # Okabe and Ito: distinguishable with any colour vision.
 KIND_COLOURS: dict[Kind, Colour] = {

@@ -6,11 +6,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dino.inference.colours import PALETTE, WHITE
 from dino.inference.detector import Detector
-from dino.inference.draw import PALETTE, WHITE, outline_box
 from dino.inference.images import ImageLike, load_image
+from dino.inference.legend import Key
+from dino.inference.outlines import outline_box
 from dino.model.boxes import cxcywh_to_xyxy
-from dino.visualize.caption import Key, add_caption
+from dino.visualize.caption import add_caption
 from dino.visualize.view import View
 from dino.visualize.watch import Attention, Watched, watch
 

@@ -6,12 +6,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dino.inference.colours import PALETTE, WHITE, Colour
 from dino.inference.detector import Detector
-from dino.inference.draw import PALETTE, WHITE, Box, Colour, dashed_box, draw_tags, outline_box
 from dino.inference.images import ImageLike, load_image
+from dino.inference.legend import Key
+from dino.inference.outlines import Box, dashed_box, outline_box
+from dino.inference.tags import draw_tags, font_size, place_tags
 from dino.model.boxes import cxcywh_to_xyxy, generalized_iou, xyxy_to_cxcywh
 from dino.model.denoising import Noise
-from dino.visualize.caption import Key, add_caption
+from dino.visualize.caption import add_caption
 from dino.visualize.view import View
 from dino.visualize.watch import watch
 from dino_kernels import PackedTargets
@@ -74,7 +77,7 @@ def draw_denoising(
                 outline(view.pen, box, colour, view.line)
                 new = f" as {detector.categories.name_of(int(noise.new_label[slot]))}" if redrawn[slot] else ""
                 tagged.append((box, colour, f"{number}{new}"))
-    draw_tags(view.pen, tagged, view.size, width=view.line)
+    draw_tags(view.pen, place_tags(tagged, view.size, letters=font_size(view.size), width=view.line))
     legend = [Key("ground truth", TRUTH), Key("positive: to be restored", POSITIVE)]
     legend += [Key("negative: to be rejected", NEGATIVE, "dashes")] if layout.kinds == 2 else []
     return add_caption(
@@ -156,7 +159,7 @@ def draw_refinement(detector: Detector, image: ImageLike) -> Image.Image:
         if final is not None:
             name, early = detector.categories.name_of(int(label)), probabilities[0, q, label]
             tagged.append((final, colours[-1], f"{name} {early:.2f} to {score:.2f}"))
-    draw_tags(view.pen, tagged, view.size, width=view.line)
+    draw_tags(view.pen, place_tags(tagged, view.size, letters=font_size(view.size), width=view.line))
     legend = [Key("anchor", WHITE, "dashes")]
     legend += [Key(f"layer {i}", colours[i]) for i in range(1, layers + 1)]
     return add_caption(

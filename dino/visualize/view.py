@@ -6,9 +6,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from dino.inference.draw import Box, clip_box, line_width
+from dino.inference.legend import GROUND
+from dino.inference.outlines import Box, clip_box, line_width
 
-GROUND = (110, 110, 110)
 _LEAST_SHARE = 0.3
 
 

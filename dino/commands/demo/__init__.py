@@ -21,7 +21,8 @@ from dino.data import Datasets, EvalTransform, build_datasets, build_loader, ope
 from dino.evaluation.coco_metrics import CocoMetrics
 from dino.evaluation.evaluate import evaluate
 from dino.inference.detector import Detector
-from dino.inference.draw import class_colour, draw_boxes, load_font
+from dino.inference.draw import class_colour, draw_boxes
+from dino.inference.fonts import load_font
 from dino.model.config import PRESETS
 from dino.training.config import TrainConfig
 from dino.training.train import TrainResult, train

@@ -90,7 +90,7 @@ def test_the_detector_takes_best_and_refuses_other_words(here):
     found = detector.predict(image, threshold="best")
     assert len(found) and len(found) == len(detector.predict([image, image], "best")[1])
     for wrong in ("0.3", "high", -0.1, 1.5, float("nan")):
-        with pytest.raises(ValueError, match=r'threshold must be in 0\.\.1 or "best", got'):
+        with pytest.raises(ValueError, match=r'threshold must be a number in 0\.\.1 or "best", got'):
             detector.predict(image, wrong)  # type: ignore[arg-type]
 
 

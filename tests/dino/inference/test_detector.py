@@ -125,8 +125,6 @@ def test_a_list_gives_a_list_in_its_order(detector):
         (np.zeros((3, 40, 50), np.uint8), r"got \[3, 40, 50\].*transpose"),
         (np.zeros((40, 50, 2), np.uint8), "must be"),
         (np.zeros((0, 50, 3), np.uint8), "must be"),
-        (np.zeros((40, 50, 3), np.int64), "uint8, or floating point in 0..1, got int64"),
-        (np.zeros((40, 50, 3), np.uint16), "got uint16"),
         (np.full((40, 50, 3), 200.0), r"in 0\.\.1, got 200 to 200"),
         (np.full((40, 50, 3), np.nan), r"in 0\.\.1"),
         (np.full((40, 50, 3), -0.1), r"in 0\.\.1"),
@@ -148,10 +146,6 @@ def test_other_types_and_broken_files_are_errors(detector, tmp_path):
     (tmp_path / "text.jpg").write_text("no picture")
     with pytest.raises(ImageError, match="cannot be read"):
         detector.predict(tmp_path / "text.jpg")
-    with pytest.raises(ValueError, match=r"threshold must be in 0\.\.1"):
-        detector.predict(noise_picture(), 30)
-    with pytest.raises(ValueError, match="at least 1"):
-        detector.predict(noise_picture(), batch_size=0)
 
 
 def test_to_coco_has_the_fields_of_a_result_file(detector, picture):
@@ -168,13 +162,14 @@ def test_drawing_leaves_the_image_alone_and_needs_its_size(detector, picture):
     found = detector.predict(picture, 0.0)
     before = np.array(found.image)
     drawn = found.draw()
-    assert drawn.size == picture.size and drawn.mode == "RGB"
-    assert (np.asarray(drawn) != before).any() and (np.asarray(found.image) == before).all()
-    assert (np.asarray(found.draw(scores=False)) != np.asarray(drawn)).any()
+    assert drawn.width == 800 and drawn.height >= 600 and drawn.mode == "RGB"  # small images are enlarged
+    assert (np.asarray(found.image) == before).all()
+    assert (np.asarray(found[:1].draw(scale=1)) != before).any()
+    assert (np.asarray(found[:1].draw(scores=False)) != np.asarray(found[:1].draw())).any()
     with pytest.raises(ValueError, match="size of the original image"):
         found.draw(picture.resize((30, 30)))
     nothing = detector.predict(picture, 1.0)
-    assert np.array_equal(np.asarray(nothing.draw()), before)
+    assert np.array_equal(np.asarray(nothing.draw(scale=1)), before)
 
 
 def test_representations_say_what_is_there(detector, picture):
@@ -183,7 +178,7 @@ def test_representations_say_what_is_there(detector, picture):
     text = repr(found)
     assert text.startswith("Detections(60 in 80x60: ") and f"best {found.scores[0]:.2f}" in text
     assert f"{found.names.count('cat')} cat" in text
-    assert repr(detector.predict(picture, 1.0)) == "Detections(0 in 80x60: nothing)"
+    assert repr(detector.predict(picture, 1.0)) == f"Detections(0 in 80x60: nothing (best {found.scores[0]:.2f}))"
 
 
 def test_the_model_is_in_evaluation_mode_whatever_it_was():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -9,8 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino.inference.files import InputFile, coco_ids, find_files, output_name, predict_files
+from dino.inference.files import coco_images, output_name, predict_files
+from dino.inference.results import JsonList
+from dino.inference.settings import Settings
+from dino.inference.sources import Source, find_sources
 from tests.dino.tools_toys import noise_picture, tiny_detector, write_split
+
+ALL = Settings(threshold=0.0, top_k=4)
 
 
 @pytest.fixture(scope="module")
@@ -28,88 +34,166 @@ def album(tmp_path):
     return tmp_path
 
 
-def names(files):
-    return [str(file.name) for file in files]
-
-
-def test_a_folder_means_its_images_in_order(album):
-    assert names(find_files([album])) == ["a.JPG", "b.png"]
-    assert names(find_files([album], recursive=True)) == ["a.JPG", "b.png", "deep/er/c.webp"]
-
-
-def test_patterns_and_files_are_found(album):
-    assert names(find_files([f"{album}/*.png", album / "notes.txt"])) == ["b.png", "notes.txt"]
-    assert names(find_files([f"{album}/**/*.webp"])) == ["c.webp"]
-
-
-def test_a_file_named_twice_is_taken_once(album):
-    assert names(find_files([album / "b.png", album, str(album / "deep" / ".." / "b.png")])) == ["b.png", "a.JPG"]
-
-
-def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):
-    noise_picture().save(tmp_path / "a[1].png")
-    assert names(find_files([tmp_path / "a[1].png"])) == ["a[1].png"]
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [("missing.jpg", "no such file or folder"), ("*.bmp", "no file matches"), ("deep", "no images.*--recursive")],
-)
-def test_an_input_without_images_is_named(album, given, message):
-    with pytest.raises(FileNotFoundError, match=f"{Path(given).name.replace('*', '.*')}: .*{message}"):
-        find_files([album / "a.JPG", album / given])
-
-
 def test_broken_files_are_noted_and_the_rest_is_done(detector, album):
-    files = find_files([album], recursive=True) + [InputFile(album / "notes.txt", Path("notes.txt"))]
-    *_, done = predict_files(detector, files, threshold=0.0, top_k=4, pictures=album / "out")
-    assert len(done.failures) == 1 and "notes.txt" in done.failures[0]
-    assert [image["id"] for image in done.images] == [1, 2, 3]
-    assert done.images[2] == {"id": 3, "file_name": "deep/er/c.webp", "width": 80, "height": 60}
-    assert [result["image_id"] for result in done.results] == [1] * 4 + [2] * 4 + [3] * 4
+    sources = [*find_sources([album], recursive=True), Source(str(album / "notes.txt"), Path("notes.txt"))]
+    outcomes = list(predict_files(detector, sources, ALL, pictures=album / "out"))
+    assert [outcome.unreadable is None for outcome in outcomes] == [True, True, True, False]
+    assert "notes.txt" in (outcomes[3].unreadable or "")
+    path = str(album / "deep/er/c.webp")
+    picture = "deep/er/c.webp.jpg"
+    assert outcomes[2].image == {"id": 3, "file_name": path, "width": 80, "height": 60, "picture": picture}
+    assert [result["image_id"] for o in outcomes for result in o.results] == [1] * 4 + [2] * 4 + [3] * 4
     written = sorted(str(path.relative_to(album / "out")) for path in (album / "out").rglob("*") if path.is_file())
     assert written == ["a.JPG", "b.png", "deep/er/c.webp.jpg"]
-    drawn = Image.open(album / "out" / "b.png")
-    assert drawn.size == (80, 60) and (np.asarray(drawn) != np.asarray(Image.open(album / "b.png"))).any()
+    drawn = np.asarray(Image.open(album / "out" / "b.png"))
+    assert drawn.shape == (600, 800, 3)
+    plain = Image.open(album / "b.png").resize((800, 600), Image.Resampling.BICUBIC)
+    assert (drawn != np.asarray(plain)).any()
 
 
 def test_results_are_those_of_the_detector(detector, album):
-    *_, done = predict_files(detector, find_files([album / "b.png"]), threshold=0.0, ids={album / "b.png": 77})
-    assert done.results == detector.predict(album / "b.png", 0.0).to_coco(77)
-    assert not (album / "out").exists()
+    path = str(album / "b.png")
+    (outcome,) = predict_files(detector, find_sources([path]), Settings(threshold=0.0))
+    assert outcome.results == detector.predict(path, 0.0).to_coco(1)
+    assert outcome.found is not None and outcome.found.path == path and not (album / "out").exists()
 
 
-def test_progress_comes_after_every_file(detector, album):
-    steps = predict_files(detector, find_files([album], recursive=True), threshold=1.0)
-    assert [len(step.images) for step in steps] == [1, 2, 3]
+def test_files_of_one_name_stay_apart(detector, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        noise_picture(seed=ord(folder)).save(tmp_path / folder / "x.jpg")
+    inputs = [tmp_path / "a/x.jpg", tmp_path / "b/x.jpg"]
+    images = [o.image for o in predict_files(detector, find_sources(inputs), ALL, pictures=tmp_path / "out")]
+    assert [image["file_name"] for image in images] == [str(path) for path in inputs]
+    assert [image["picture"] for image in images] == ["x.jpg", "x-2.jpg"]
+    assert all((tmp_path / "out" / image["picture"]).is_file() for image in images)
 
 
-def test_ids_are_those_of_the_coco_file(tmp_path):
+def test_a_picture_that_cannot_be_written_loses_no_result(detector, album):
+    (album / "out").mkdir()
+    (album / "out" / "b.png").mkdir()
+    (album / "out" / "deep").write_text("a file where a folder is needed")
+    outcomes = list(predict_files(detector, find_sources([album], recursive=True), ALL, pictures=album / "out"))
+    assert [len(outcome.results) for outcome in outcomes] == [4, 4, 4]
+    assert [outcome.unwritten is None for outcome in outcomes] == [True, False, False]
+    assert "b.png: cannot be written" in (outcomes[1].unwritten or "") and "picture" not in outcomes[1].image
+
+
+def test_a_full_disk_loses_no_result_and_leaves_no_part_of_a_picture(detector, album, monkeypatch):
+    def save(image, path, **options):
+        path.write_bytes(b"part")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    (outcome,) = predict_files(detector, find_sources([album / "b.png"]), ALL, pictures=album / "out")
+    assert len(outcome.results) == 4 and "No space left on device" in (outcome.unwritten or "")
+    assert not list((album / "out").iterdir())
+
+
+def test_progress_comes_after_every_file(detector, album, monkeypatch):
+    outcomes = predict_files(detector, find_sources([album], recursive=True), ALL)
+    next(outcomes)
+    monkeypatch.setattr(detector, "detect", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(outcomes)
+
+
+# Ids and sizes of a COCO file
+
+
+def test_ids_and_sizes_are_those_of_the_coco_file(tmp_path):
     annotations = write_split(tmp_path / "valid")
-    files = find_files([tmp_path / "valid"])
-    assert coco_ids(annotations, files) == {tmp_path / "valid" / f"{i}.png": 100 + i for i in range(3)}
+    found = coco_images(annotations, find_sources([tmp_path / "valid"]))
+    assert {path: (image.id, image.size_wh) for path, image in found.items()} == {
+        str(tmp_path / "valid" / f"{i}.png"): (100 + i, (64 + i, 48)) for i in range(3)
+    }
 
 
-def test_the_path_below_the_folder_decides_between_equal_names(tmp_path):
-    images = [{"id": 1, "file_name": "x/a.png"}, {"id": 2, "file_name": "y/a.png"}]
-    (tmp_path / "coco.json").write_text(json.dumps({"images": images}))
-    inside = InputFile(tmp_path / "y" / "a.png", Path("y/a.png"))
-    assert coco_ids(tmp_path / "coco.json", [inside]) == {inside.path: 2}
+def coco_file(folder: Path, *images: tuple[int, str]) -> Path:
+    (folder / "coco.json").write_text(json.dumps({"images": [{"id": i, "file_name": name} for i, name in images]}))
+    return folder / "coco.json"
+
+
+@pytest.mark.parametrize("below", [True, False])
+def test_the_end_of_the_path_decides_between_equal_names(tmp_path, below):
+    annotations = coco_file(tmp_path, (1, "x/a.png"), (2, "y/a.png"), (3, "a.png"))
+    for folder, expected in (("x", 1), ("y", 2), ("z", 3)):
+        path = tmp_path / folder / "a.png"
+        source = Source(str(path), Path(folder, "a.png") if below else Path("a.png"))
+        assert coco_images(annotations, [source])[str(path)].id == expected
+
+
+def test_an_image_that_is_not_known_once_is_an_error(tmp_path):
+    annotations = coco_file(tmp_path, (1, "x/a.png"), (2, "y/a.png"), (3, "b.png"))
     with pytest.raises(ValueError, match=r"has 2 images called a\.png"):
-        coco_ids(tmp_path / "coco.json", [InputFile(tmp_path / "y" / "a.png", Path("a.png"))])
+        coco_images(annotations, [Source(str(tmp_path / "z/a.png"), Path("a.png"))])
     with pytest.raises(ValueError, match=r"does not have z\.png"):
-        coco_ids(tmp_path / "coco.json", [InputFile(tmp_path / "z.png", Path("z.png"))])
+        coco_images(annotations, [Source(str(tmp_path / "z.png"), Path("z.png"))])
+    both = [Source(str(tmp_path / folder / "b.png"), Path("b.png")) for folder in ("x", "y")]
+    with pytest.raises(ValueError, match=r"image 3 would be both .*x/b\.png and .*y/b\.png"):
+        coco_images(annotations, both)
 
 
 @pytest.mark.parametrize("content", ["{}", "not JSON", '{"images": [{"id": 1}]}', "[]"])
 def test_what_is_not_a_coco_file_is_named(tmp_path, content):
     (tmp_path / "coco.json").write_text(content)
     with pytest.raises(ValueError, match=r"coco\.json: not a COCO file"):
-        coco_ids(tmp_path / "coco.json", [])
+        coco_images(tmp_path / "coco.json", [])
 
 
 def test_output_names_do_not_collide():
-    taken: set[Path] = set()
-    wanted = ["a.png", "a.png", "a.webp", "a.webp.jpg", "b/a.png", "a.png"]
+    taken: set[str] = set()
+    wanted = ["a.png", "a.png", "a.webp", "a.webp.jpg", "b/a.png", "a.png", "A.PNG"]
     given = [str(output_name(Path(name), taken)) for name in wanted]
-    assert given == ["a.png", "a-2.png", "a.webp.jpg", "a.webp-2.jpg", "b/a.png", "a-3.png"]
+    assert given == ["a.png", "a-2.png", "a.webp.jpg", "a.webp-2.jpg", "b/a.png", "a-3.png", "A-4.PNG"]
+
+
+# Files of results
+
+
+def test_a_list_is_complete_after_every_extension(tmp_path):
+    path, expected = tmp_path / "new" / "list.json", []
+    (tmp_path / "new").mkdir()
+    path.write_text("[1, 2, 3 and more than the first entries need")
+    entries = JsonList(path)
+    assert path.read_text().startswith("[1, 2, 3")  # what is there stays until there is something to write
+    for batch in ([], [{"a": 1}], [], [{"b": "\u00e9"}, [2]], [3]):
+        entries.extend(batch)
+        expected += batch
+        assert json.loads(path.read_text()) == expected
+    entries.close()
+    assert json.loads(path.read_text()) == expected
+
+
+def test_a_list_of_nothing_is_written_at_the_end(tmp_path):
+    JsonList(tmp_path / "folder" / "list.json").close()
+    assert json.loads((tmp_path / "folder" / "list.json").read_text()) == []
+
+
+@pytest.mark.parametrize("room", [0, 1, 7, 25])
+def test_a_full_disk_keeps_the_entries_before(tmp_path, room):
+    path = tmp_path / "list.json"
+    entries = JsonList(path)
+    entries.extend(["before"])
+    file = entries._file
+    assert file is not None
+
+    class Full:
+        """A disk with room for some more bytes of a long write."""
+
+        seek, truncate, close = file.seek, file.truncate, file.close
+        left = room
+
+        def write(self, content):
+            if len(content) <= 4:
+                return file.write(content)
+            written = file.write(content[: self.left])
+            self.left -= written
+            if written == 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return written
+
+    entries._file = Full()  # type: ignore[assignment]
+    with pytest.raises(OSError, match=r"No space left on device: .*list\.json"):
+        entries.extend(["a long entry that does not fit" * 3])
+    assert json.loads(path.read_text()) == ["before"]
