@@ -60,8 +60,8 @@ def augmented_sheet(index: CocoIndex, transform: TrainTransform, seed: int) -> I
             labels |= set(own)
             cells.append(_drawn(Image.fromarray(denormalise(picture)), boxes, own, index.categories.names, _CELL))
     text = (
-        f"A row is a batch, here of {size} images: mirrored, cropped and resized at random, and padded with grey to the "
-        "largest. The boxes are the targets."
+        f"A row is a batch, here of {size} images: mirrored, cropped and resized at random, and padded with grey to "
+        "the largest. The boxes are the targets."
     )
     return add_caption(_grid(cells, size), "Augmented batches", text, _legend(labels, index.categories.names))
 

@@ -47,6 +47,8 @@ def evaluate_command(argv: Sequence[str]) -> None:
 
     with joined_ranks(options.device) as ranks:
         split = find_eval_split(options.data, options.split, **held_out_options(options.checkpoint))
+        if split.choose is not None and ranks.first:
+            print(f"{options.split}: a part of {split.name}, by the --val-fraction of the run")
         detector = options.detector(ranks.device)
         dataset = build_eval_dataset(
             split,

@@ -88,7 +88,9 @@ def true_boxes(annotations: Path, image: Path, detector: Detector) -> tuple[Tens
 
     file = InputFile(image, Path(image.name))
     image_id = coco_ids(annotations, [file])[image]
-    index = CocoIndex.load(annotations, image.parent)
+    index = CocoIndex.load(annotations, image.parent, skip_invalid=True)  # only this image matters
+    if image_id not in index.image_ids:
+        raise ValueError(f"{annotations}: the entry of {image.name} is invalid. Run python -m dino data {annotations}")
     position = index.image_ids.tolist().index(image_id)
     boxes, category_ids = index.training_boxes(position)
     if len(boxes) == 0:

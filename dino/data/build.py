@@ -149,7 +149,7 @@ def agreeing(index: CocoIndex, known: Categories, owner: str) -> CocoIndex:
     names = dict(zip(known.ids, known.names, strict=True))
     ids = {name: category_id for category_id, name in names.items() if name != NO_CATEGORY}
     if index.named:
-        index = _numbered(index, ids)
+        index = numbered_by_name(index, ids)
     pairs = list(zip(index.categories.ids, index.categories.names, strict=True))
     used = set(np.unique(index.category_ids).tolist())
     wrong = [
@@ -162,7 +162,11 @@ def agreeing(index: CocoIndex, known: Categories, owner: str) -> CocoIndex:
         for i, name in pairs
         if i not in names and name in ids
     ]
-    unknown = [f"{i} ({name!r})" for i, name in pairs if i not in names and name not in ids and i in used]
+    unknown = [
+        repr(name) if index.named else f"{i} ({name!r})"
+        for i, name in pairs
+        if i not in names and name not in ids and i in used
+    ]
     if unknown:
         wrong.append(f"{index.name} has boxes of {shorten(unknown, 10)}, which {owner} has not")
     if wrong:
@@ -171,8 +175,8 @@ def agreeing(index: CocoIndex, known: Categories, owner: str) -> CocoIndex:
     return replace(index, categories=Categories(*zip(*kept, strict=True)))
 
 
-def _numbered(index: CocoIndex, ids: dict[str, int]) -> CocoIndex:
-    """Return an index with known ids by name; unknown names get ids that are not known."""
+def numbered_by_name(index: CocoIndex, ids: dict[str, int]) -> CocoIndex:
+    """Return an index of a format without ids with known ids by name; unknown names get ids that are not known."""
     free = max([*ids.values(), 0]) + 1
     own = dict(zip(index.categories.ids, index.categories.names, strict=True))
     new = {i: ids.get(name, free + k) for k, (i, name) in enumerate(own.items())}

@@ -35,8 +35,10 @@ def find_splits(root: str | Path) -> Layout:
     found = found or _recognised(root, None)
     if len(found) > 1:
         kinds = " and ".join(f"{layout.format} ({layout.sources})" for layout in found)
-        choices = " or ".join(dict.fromkeys(str(_choice(layout)) for layout in found))
-        raise DatasetError(f"{root}: holds {kinds}. Pass one as --data: {choices}.")
+        choices = dict.fromkeys(str(_choice(layout)) for layout in found)
+        clear = len(choices) == len(found)
+        advice = f"Pass one as --data: {' or '.join(choices)}" if clear else "Move all but one away"
+        raise DatasetError(f"{root}: holds {kinds}. {advice}.")
     if not found:
         raise DatasetError(f"{root}: {_not_recognised(root)}")
     return found[0]

@@ -15,8 +15,8 @@ _SIDEWAYS = (5, 6, 7, 8)  # the EXIF orientations that exchange width and height
 
 
 def is_picture(name: str | Path) -> bool:
-    """Return whether a file name ends like that of a picture, in lower or upper case."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+    """Return whether a file name ends like that of a picture, in lower or upper case, and is not hidden."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not Path(name).name.startswith(".")
 
 
 class Files:

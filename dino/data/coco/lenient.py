@@ -10,7 +10,7 @@ _WHOLE = {
     "annotations": ("image_id", "category_id", "iscrowd"),
     "categories": ("id",),
 }
-_OPTIONAL = {"images": ("width", "height"), "annotations": ("iscrowd", "area"), "categories": ("",)}
+_OPTIONAL = {"images": ("width", "height"), "annotations": ("iscrowd", "area"), "categories": ()}
 _DIGITS = re.compile(r"\s*[+-]?[0-9]{1,19}\s*")
 _DECIMAL = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\s*")
 
@@ -30,8 +30,9 @@ def obvious_reading(collection: str, entry: Any) -> Any:
         read["name"] = str(read["name"])
     if "area" in read and collection == "annotations":
         read["area"] = _number(read["area"])
-    if type(read.get("bbox")) is list:
-        read["bbox"] = [_number(value) for value in read["bbox"]]
+    box = read.get("bbox")
+    if isinstance(box, list):
+        read["bbox"] = [_number(value) for value in box]
     return read
 
 

@@ -60,8 +60,9 @@ def find_layout(
     for name, files in found.items():
         if len(files) > 1:
             names = " and ".join(relative(file, root) for file in files[:5])
-            one = f"{files[0]} as --data" if only else "one"
-            raise DatasetError(f"{root}: has more than one {name} split, {names}. Keep one, or pass {one}.")
+            if only:
+                raise DatasetError(f"{root}: has {names}. Pass one as --data, for example {files[0]}.")
+            raise DatasetError(f"{root}: has more than one {name} split, {names}. Keep one.")
     splits = {name: make_split(found[name][0], root, None if only else name) for name in SPLITS if name in found}
     return Layout(root, *(splits.get(name) for name in SPLITS), format=format_name, unnamed=only)
 
