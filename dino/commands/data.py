@@ -31,7 +31,7 @@ class DataOptions:
     """Folder or file in COCO, YOLO, Pascal VOC or CSV format."""
     output: Annotated[Path, arg(metavar="FOLDER")] = Path("data_preview")
     """Where to write."""
-    to: Annotated[Literal["coco"] | None, arg(help_behavior_hint="")] = None
+    to: Annotated[Literal["coco"] | None, arg(metavar="coco", help_behavior_hint="")] = None
     """Write the valid entries of all splits to the output folder in this format, with links to the images."""
     copy: bool = False
     """Copy the images instead of linking them."""
@@ -43,12 +43,12 @@ class DataOptions:
     """Short sides of augmented images in pixels, as in training."""
     long_side: Annotated[int, arg(metavar="PIXELS")] = 1333
     """Upper limit of their long side."""
-    crop: bool = True
-    """Crop half of the augmented images, as in training."""
-    flip: bool = True
-    """Mirror half of the augmented images, as in training."""
-    decode: bool = True
-    """Decode every image to find damaged ones."""
+    no_crop: bool = False
+    """Crop no augmented images; by default half of them, as in training."""
+    no_flip: bool = False
+    """Mirror no augmented images; by default half of them, as in training."""
+    no_decode: bool = False
+    """Do not decode every image to find damaged ones."""
 
 
 def data_command(argv: Sequence[str]) -> int:
@@ -68,7 +68,7 @@ def data_command(argv: Sequence[str]) -> int:
     print("\n".join(boxes_per_class(indexes)))
     for name, index in indexes.items():
         print(f"{name}:", *sizes_and_shapes(index), sep="\n  ")
-    damaged = unreadable(indexes) if options.decode else []
+    damaged = [] if options.no_decode else unreadable(indexes)
     problems += damaged
     notes = problems_and_notes(list(indexes.values()))
     print("\n".join([*notes, *problems]) or "no problems", flush=True)
@@ -148,8 +148,8 @@ def sheets(options: DataOptions, indexes: dict[str, CocoIndex]) -> dict:
     transform = TrainTransform(
         short_sides=options.short_sides,
         long_side=options.long_side,
-        crop_probability=0.5 if options.crop else 0.0,
-        flip_probability=0.5 if options.flip else 0.0,
+        crop_probability=0.0 if options.no_crop else 0.5,
+        flip_probability=0.0 if options.no_flip else 0.5,
     )
     name, index = next(iter(indexes.items()))
     return {

@@ -88,7 +88,10 @@ def held_out_options(checkpoint: Path) -> dict[str, Any]:
     """Return the arguments of `find_eval_split` from the config.json of a model's run; nothing without one."""
     from dino.checkpoint.find import find_model
 
-    folder = find_model(checkpoint).parent
+    try:
+        folder = find_model(checkpoint).parent
+    except FileNotFoundError:
+        return {}  # an error when the model is loaded
     # The model is in the run's folder, in best/ or final/, or in checkpoints/step-.../.
     file = next(
         (place / "config.json" for place in (folder, *folder.parents[:2]) if (place / "config.json").is_file()), None
