@@ -15,7 +15,8 @@ from dino.common.text import closest
 # Name: module, its function, what it does. Modules are imported on use, so that help does not import torch.
 COMMANDS = {
     "demo": ("dino.commands.demo", "main", "Train a small model on digits, from nothing; minutes on a CPU."),
-    "train": ("dino.commands.train", "train_command", "Train on data in COCO format; resumes a stopped run."),
+    "data": ("dino.commands.data", "data_command", "Count, check, draw and convert a data set."),
+    "train": ("dino.commands.train", "train_command", "Train on your own data; resumes a stopped run."),
     "evaluate": ("dino.commands.evaluate", "evaluate_command", "Score a model: COCO's average precision."),
     "predict": ("dino.commands.predict", "predict_command", "Find objects in images, folders and videos."),
     "visualize": ("dino.commands.visualize", "visualize_command", "Draw how the model works on an image."),
@@ -32,8 +33,8 @@ commands:
 a first session, without data of your own:
   python -m dino demo
 
-with your own images in DATA/train/ and DATA/valid/, and their boxes in
-_annotations.coco.json in each folder (COCO's own layout works too):
+with your own data (COCO JSON, YOLO txt, Pascal VOC XML or a CSV of boxes):
+  python -m dino data DATA
   python -m dino train --data DATA --output runs/mine
   python -m dino evaluate --checkpoint runs/mine --data DATA
   python -m dino predict --checkpoint runs/mine photo.jpg album/ --output found

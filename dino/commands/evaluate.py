@@ -30,10 +30,10 @@ class EvaluateOptions(ModelOptions):
     On several GPUs: torchrun --nproc-per-node N -m dino evaluate ...
     """
 
-    data: Annotated[Path, arg(metavar="FOLDER")]
-    """A data set in COCO format."""
+    data: Annotated[Path, arg(metavar="PATH")]
+    """A data set: a folder or file in COCO, YOLO, Pascal VOC or CSV format."""
     split: Literal["train", "valid", "test"] = "valid"
-    """Split of the data set."""
+    """Split of the data set; valid is what the run held out if it was trained with --val-fraction."""
     report: OptionalFolder = None
     """Where to write the report; by default evaluation/SPLIT in the checkpoint's folder."""
     no_report: bool = False
@@ -54,12 +54,14 @@ def evaluate_command(argv: Sequence[str]) -> None:
     """Evaluate, print a table, and write the report."""
     options = parse(EvaluateOptions, "evaluate", argv)
     from dino.common.distributed import joined_ranks
-    from dino.data import DatasetError, build_eval_dataset, build_loader, find_splits
+    from dino.data import DatasetError, build_eval_dataset, build_loader, find_eval_split
     from dino.evaluation.coco_metrics import score
     from dino.evaluation.evaluate import predict_results
 
     with joined_ranks(options.device) as ranks:
-        split = find_splits(options.data).require(options.split)
+        split = find_eval_split(options.data, options.split, **held_out_options(options.checkpoint))
+        if split.choose is not None and ranks.first:
+            print(f"{options.split}: a part of {split.name}, by the --val-fraction of the run")
         detector = options.detector(ranks.device)
         dataset = build_eval_dataset(
             split,
@@ -162,3 +164,23 @@ def _report(
     if stored:
         print(f"stored the best threshold of each class in {stored}; predict --threshold best uses them")
     print(f"wrote {folder / REPORT_FILE}")
+
+
+def held_out_options(checkpoint: Path) -> dict[str, Any]:
+    """Return the arguments of `find_eval_split` from the config.json of a model's run; nothing without one."""
+    from dino.checkpoint.find import find_model
+
+    try:
+        folder = find_model(checkpoint).parent
+    except FileNotFoundError:
+        return {}  # an error when the model is loaded
+    # The model is in the run's folder, in best/ or final/, or in checkpoints/step-.../.
+    file = next(
+        (place / "config.json" for place in (folder, *folder.parents[:2]) if (place / "config.json").is_file()), None
+    )
+    try:
+        config = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
+        fraction = float(config.get("val_fraction", 0))
+    except (ValueError, TypeError, AttributeError):
+        return {}  # not the file of a run
+    return {"val_fraction": fraction, "seed": config["seed"], "trained_on": config["data"]} if fraction else {}

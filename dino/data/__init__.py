@@ -1,6 +1,6 @@
-"""Detection data: validated COCO files, augmentation, resumable batches."""
+"""Detection data: validated annotations of the usual formats, augmentation, resumable batches."""
 
-from dino.data.build import Datasets, build_datasets, build_eval_dataset
+from dino.data.build import Datasets, build_datasets, build_eval_dataset, find_eval_split
 from dino.data.categories import NO_CATEGORY, Categories
 from dino.data.coco.index import CocoIndex
 from dino.data.coco.problems import DatasetError, Problem
@@ -33,6 +33,7 @@ __all__ = [
     "build_loader",
     "collate",
     "denormalise",
+    "find_eval_split",
     "find_splits",
     "normalise",
     "open_image",

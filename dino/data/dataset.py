@@ -67,7 +67,7 @@ class CocoDataset(Dataset):
         unknown = sorted(set(np.unique(index.category_ids).tolist()) - set(categories.ids))
         if unknown:
             raise DatasetError(
-                f"{index.annotation_file.name}: annotations have category ids {shorten(unknown)}, but the model's"
+                f"{index.name}: annotations have category ids {shorten(unknown)}, but the model's"
                 f" categories are {shorten(categories.ids)}."
             )
         self.index = index
@@ -98,8 +98,7 @@ class CocoDataset(Dataset):
             else:
                 return image, {**target, "problems": problems} if problems else target
         raise DatasetError(
-            f"{self.index.annotation_file.name}: {len(problems)} images in a row cannot be read, the last one:"
-            f" {problems[-1]}"
+            f"{self.index.name}: {len(problems)} images in a row cannot be read, the last one: {problems[-1]}"
         )
 
     def _load(self, position: int, rng: random.Random) -> tuple[Tensor, dict[str, Any]]:

@@ -1,101 +1,77 @@
-"""Find the images and annotations of each split in a folder of data."""
+"""Recognise the format of a data set and find its splits."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 from pathlib import Path
 
 from dino.common.text import shorten
 from dino.data.coco.problems import DatasetError
+from dino.data.formats import box_table, coco_json, voc, yolo
+from dino.data.split import Layout, Split
 
-# For each split, (images, annotations) relative to the root. The first three kinds are Roboflow's and COCO's layouts.
-_PLACES = {
-    "train": (
-        ("train", "train/_annotations.coco.json"),
-        ("train2017", "annotations/instances_train2017.json"),
-        ("train", "annotations/instances_train.json"),
-    ),
-    "valid": (
-        ("valid", "valid/_annotations.coco.json"),
-        ("val", "val/_annotations.coco.json"),
-        ("val2017", "annotations/instances_val2017.json"),
-        ("val", "annotations/instances_val.json"),
-    ),
-    "test": (
-        ("test", "test/_annotations.coco.json"),
-        ("test", "annotations/instances_test.json"),
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split of a data set."""
-
-    images: Path
-    """The folder that file names are relative to."""
-    annotations: Path
-    """The COCO file."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The splits of a folder."""
-
-    root: Path
-    train: Split | None
-    valid: Split | None
-    test: Split | None
-
-    def require(self, name: str) -> Split:
-        """Return the split "train", "valid" or "test".
-
-        Raises:
-            DatasetError: the folder does not have it.
-        """
-        split: Split | None = getattr(self, name)
-        if split is None:
-            raise DatasetError(_not_found(self.root, [name]))
-        return split
+__all__ = ["Layout", "Split", "find_splits"]
+FORMATS = (coco_json, yolo, voc, box_table)
 
 
 def find_splits(root: str | Path) -> Layout:
-    """Find the splits below a folder.
+    """Recognise a data set in COCO JSON, YOLO txt, Pascal VOC XML or CSV of boxes, and find its splits.
 
-    There are two layouts: `train/ valid/ test/`, each with `_annotations.coco.json` beside the images (or `val/`), and
-    `annotations/instances_{train,val}2017.json` with `train2017/ val2017/` (also without the year).
+    Only the names and the beginnings of files are read. dino/data/README.md shows the layouts.
+
+    Args:
+        root: the folder of the data, or one file: a COCO JSON, a `data.yaml` or a CSV. If a folder holds data in two
+            formats, its folder `annotations` or `labels` chooses one.
 
     Raises:
-        DatasetError: no split was found, or a split is in two places.
+        DatasetError: no format or more than one was recognised, or a split is in two places.
+        ImportError: a package that reads the format is missing.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise DatasetError(f"{root}: is not a folder.")
-    layout = Layout(root, *(_find(root, name) for name in ("train", "valid", "test")))
-    if layout.train is None and layout.valid is None and layout.test is None:
-        raise DatasetError(_not_found(root, ["train", "valid"]))
-    return layout
-
-
-def _find(root: Path, name: str) -> Split | None:
-    found = [
-        Split(root / images, root / annotations)
-        for images, annotations in _PLACES[name]
-        if (root / images).is_dir() and (root / annotations).is_file()
-    ]
+    if not root.exists():
+        raise DatasetError(f"{root}: no such file or folder.")
+    inner = root.is_dir() and root.name.lower() in ("annotations", "labels")
+    found = _recognised(root.parent, root) if inner else []
+    found = found or _recognised(root, None)
     if len(found) > 1:
-        places = " and ".join(str(split.annotations.relative_to(root)) for split in found)
-        raise DatasetError(f"{root}: has more than one {name} split, {places}. Keep one.")
-    return found[0] if found else None
+        kinds = " and ".join(f"{layout.format} ({layout.sources})" for layout in found)
+        choices = dict.fromkeys(str(_choice(layout)) for layout in found)
+        clear = len(choices) == len(found)
+        advice = f"Pass one as --data: {' or '.join(choices)}" if clear else "Move all but one away"
+        raise DatasetError(f"{root}: holds {kinds}. {advice}.")
+    if not found:
+        raise DatasetError(f"{root}: {_not_recognised(root)}")
+    return found[0]
 
 
-def _not_found(root: Path, names: list[str]) -> str:
-    expected = "; or ".join(
-        f"{annotations} with images in {images}/" for name in names for images, annotations in _PLACES[name]
-    )
+def _recognised(root: Path, chosen: Path | None) -> list[Layout]:
+    """Return the layout of each recognised format; with `chosen`, only those whose annotations are in that folder."""
+    found = [layout for layout in (one.find(root) for one in FORMATS) if layout is not None]
+    if chosen is None:
+        return found
+    inside = [
+        {name: split for name, split in layout.splits.items() if split.annotations.is_relative_to(chosen)}
+        for layout in found
+    ]
+    none = dict.fromkeys(("train", "valid", "test"))
+    return [
+        dataclasses.replace(layout, **{**none, **splits})
+        for layout, splits in zip(found, inside, strict=True)
+        if splits
+    ]
+
+
+def _choice(layout: Layout) -> Path:
+    annotations = next(iter(layout.splits.values())).annotations
+    places = (path for path in (annotations, *annotations.parents) if path.name.lower() in ("annotations", "labels"))
+    return next((path for path in places if path.is_relative_to(layout.root)), annotations)
+
+
+def _not_recognised(root: Path) -> str:
+    if root.is_file():
+        return "not recognised as a COCO JSON, a data.yaml or a CSV of boxes."
     entries = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir())
-    nested = root / "annotations"
-    if nested.is_dir():
-        entries += sorted(f"annotations/{path.name}" for path in nested.iterdir())
-    found = shorten(entries, 20) or "nothing"
-    return f"{root}: no {' or '.join(names)} split. Looked for {expected}. The folder holds {found}."
+    return (
+        f"no boxes found in COCO JSON, YOLO txt, Pascal VOC XML or CSV. It holds {shorten(entries, 6) or 'nothing'}. "
+        "dino/data/README.md shows the layouts."
+    )

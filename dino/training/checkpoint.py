@@ -107,6 +107,15 @@ def _check(run: Run, checkpoint: Path, saved: dict[str, Any], weights: dict[str,
     """Raise TrainingError if the run cannot continue from a checkpoint. Nothing is changed before."""
     if saved.get("format") != _FORMAT:
         raise TrainingError(f"{checkpoint} was written by another version. Start a new run from it with --finetune")
+    before, now = (
+        (config.get("val_fraction", 0), config["seed"]) for config in (saved["config"], run.config.to_dict())
+    )
+    if before != now and (before[0] != now[0] or now[0] > 0):
+        raise TrainingError(
+            f"{checkpoint} was made with --val-fraction {before[0]:g} and --seed {before[1]}, which choose the "
+            f"validation images; now they are {now[0]:g} and {now[1]}. Resume with the same, or start a new run with "
+            "--finetune"
+        )
     here = len(run.data.train)
     if saved["num_images"] != here:
         raise TrainingError(

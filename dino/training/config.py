@@ -29,7 +29,9 @@ class TrainConfig:
     """Options of a training run. The defaults are the paper's 12 epochs, but with 2 images per process."""
 
     data: Path
-    """Folder of a data set in COCO format; it determines the number of classes."""
+    """Data set: a folder or file in COCO, YOLO, Pascal VOC or CSV format; it determines the number of classes."""
+    val_fraction: float = 0.0
+    """Part of the training images to validate on instead of a validation split, for example 0.1; 0: none."""
     output: Path = Path("runs/train")
     """Folder of the run, for checkpoints, best and final model, log and curves."""
     model: ModelConfig = PRESETS["dino_4scale_r50"]
@@ -120,6 +122,7 @@ class TrainConfig:
             require(math.isfinite(value) and value >= low, name, value, f"at least {low}")
         for name, allowed in _CHOICES.items():
             require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {allowed}")
+        require(0 <= self.val_fraction < 1, "val_fraction", self.val_fraction, "at least 0 and below 1")
         require(self.clip > 0, "clip", self.clip, "above 0 (inf: no clipping)")
         require(self.ema_decay < 1, "ema_decay", self.ema_decay, "below 1 (0: no average; 0.9997 is usual)")
         sides_fit = len(self.short_sides) > 0 and min(self.short_sides) >= 1

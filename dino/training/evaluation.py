@@ -57,6 +57,7 @@ def _keep(run: Run, best: dict[str, Any]) -> None:
 
 def _evaluate(run: Run, stop: StopRequest) -> CocoMetrics:
     data, ranks = run.data.valid, run.ranks
+    assert data is not None  # a run that evaluates has read it
     loader = build_loader(
         data,
         1,  # padding in larger batches would change the metrics

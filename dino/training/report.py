@@ -11,6 +11,7 @@ from tqdm import tqdm
 from dino.common.distributed import device_name
 from dino.common.text import counted, memory_advice, percent
 from dino.data import Batch
+from dino.data.statistics import boxes_per_class, problems_and_notes
 from dino.training.run import Run
 from dino.training.step import SkippedStep
 
@@ -23,18 +24,29 @@ def greeting(run: Run) -> str:
     processes = f" x {ranks.size} processes ({config.strategy})" if ranks.size > 1 else ""
     drops = ", ".join(str(epoch) for epoch in config.drops if epoch < config.epochs)
     drops = f"; learning rate x 0.1 after epoch {drops}" if drops else ""
+    valid = "none" if data.valid is None else f"{len(data.valid):,}"
     precision = "" if config.amp == "off" else f", {config.amp}"
     return "\n".join(
         [
             f"model: {config.model.backbone}, {parameters / 1e6:.1f} M parameters ({trained / 1e6:.1f} M trained), "
             f"{data.categories.num_classes} classes",
-            f"data: {len(data.train):,} images to train on, {len(data.valid):,} to validate on ({config.data})",
+            f"data: {len(data.train):,} images to train on, {valid} to validate on ({config.data})",
+            *_data_lines(run),
             f"effective batch: {run.images_per_step} images = {config.batch_size} x {config.accumulate} accumulated"
             f"{processes}, on {device_name(ranks.device)}{precision}",
             f"length: {config.epochs} epochs of {run.steps_per_epoch:,} steps, {run.steps_left:,} left{drops}",
             f"output: {run.folder.path}",
         ]
     )
+
+
+def _data_lines(run: Run) -> list[str]:
+    """Describe the format of the data, what was left out, and the boxes of each class."""
+    data, config = run.data, run.config
+    indexes = {"train": data.train.index} | ({} if data.valid is None else {"valid": data.valid.index})
+    held = f"; valid is {config.val_fraction:g} of train, by seed {config.seed}" if config.val_fraction else ""
+    lines = [f"{data.layout.format} ({data.layout.sources}){held}", *boxes_per_class(indexes)]
+    return [f"  {line}" for line in (*lines, *problems_and_notes(list(indexes.values())))]
 
 
 def changes(run: Run, saved: dict[str, Any]) -> list[str]:

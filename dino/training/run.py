@@ -207,6 +207,8 @@ def load_data(config: TrainConfig) -> Datasets:
         official_classes=config.official_classes,
         skip_invalid=config.skip_invalid,
         seed=config.seed,
+        validate=config.evaluate_every > 0,
+        val_fraction=config.val_fraction,
     )
 
 

@@ -24,7 +24,7 @@ ROOMS = {
     "dino_kernels": ("* nn ops ops/_core targets testing", ""),
     "dino/common": ("", "numpy tqdm"),
     "dino/model": ("", ""),
-    "dino/data": ("common", "numpy PIL"),
+    "dino/data": ("common", "numpy PIL yaml"),
     "dino/checkpoint": ("common model data", "safetensors"),
     "dino/evaluation": ("common model data", "numpy faster_coco_eval"),
     "dino/inference": ("common model data checkpoint evaluation", "numpy PIL cv2 pandas supervision"),

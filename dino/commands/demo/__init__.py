@@ -124,6 +124,7 @@ def untrained_metrics(config: TrainConfig) -> CocoMetrics:
     data = demo_datasets(config)
     torch.manual_seed(config.seed)
     model = build_model(config.model, num_classes=data.categories.num_classes)
+    assert data.valid is not None
     loader = build_loader(data.valid, 1, train=False, workers=0)
     return evaluate(model, loader, data.valid.index, data.categories, device="cpu")
 
@@ -131,7 +132,9 @@ def untrained_metrics(config: TrainConfig) -> CocoMetrics:
 def draw_detections(config: TrainConfig, checkpoint: Path, threshold: float) -> Image.Image:
     """Draw the validation images with most digits in pairs: with true boxes, and below with detections."""
     detector = Detector.from_checkpoint(checkpoint)
-    index, categories = demo_datasets(config).valid.index, detector.categories
+    data = demo_datasets(config).valid
+    assert data is not None
+    index, categories = data.index, detector.categories
     fullest = sorted(range(len(index)), key=lambda position: -len(index.training_boxes(position)[0]))
     pairs = []
     for position in fullest[:_SHOWN]:

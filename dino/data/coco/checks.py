@@ -39,13 +39,13 @@ def check_category(entry: Any, seen: Container[int]) -> Finding | None:
 
 
 def check_image(entry: Any, seen: Container[int]) -> Finding | None:
-    """Check an image: a new id, a file name inside the folder, and a size."""
+    """Check an image: a new id, a file name inside the folder, and the size if there is one."""
     finding = _check_entry(entry, seen)
     if finding is not None:
         return finding
     for key in ("width", "height"):
         if key not in entry:
-            return f"no {key}", f"has no {key!r}"
+            continue  # the file has it
         if type(entry[key]) is not int:
             return f"{key} not an integer", f"{key} must be a whole number of pixels, got {shown(entry[key])}"
         if not 0 < entry[key] < _LARGEST_NUMBER:
@@ -55,13 +55,17 @@ def check_image(entry: Any, seen: Container[int]) -> Finding | None:
 
 def check_annotation(
     entry: Any,
-    seen: Container[int],
     images: Mapping[int, tuple[int, int]],  # image id -> (width, height)
     dropped_images: Container[int],
     categories: Container[int],
 ) -> Finding | None:
-    """Check an annotation: a new id, an image, a category, a box that overlaps the image, `iscrowd` and `area`."""
-    finding = _check_entry(entry, seen) or check_id(entry, "image_id") or check_id(entry, "category_id")
+    """Check an annotation: an image, a category, a box that overlaps the image, `iscrowd` and `area`.
+
+    Its id is not used: annotations are numbered again.
+    """
+    if type(entry) is not dict:
+        return "not an object", f"must be an object, got {shown(entry)}"
+    finding = check_id(entry, "image_id") or check_id(entry, "category_id")
     if finding is not None:
         return finding
     size = images.get(entry["image_id"])

@@ -1,23 +1,27 @@
-"""A validated index of a COCO detection file, small enough for a copy in every worker."""
+"""A validated index of the boxes of a split, small enough for a copy in every worker."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dino.data.categories import Categories
+from dino.data.coco.document import Document, read_document
 from dino.data.coco.problems import DatasetError, Problem, describe
-from dino.data.coco.reader import COLLECTIONS, CocoReader, read_document
+from dino.data.coco.reader import CocoReader
 
 
 @dataclass(frozen=True, eq=False)
 class CocoIndex:
-    """Images sorted by id, and their annotations as arrays. Built by `CocoIndex.load`."""
+    """Images sorted by id, and their annotations as arrays. Built by `CocoIndex.load` or `from_document`."""
 
     annotation_file: Path
+    name: str
+    """The annotations as messages name them."""
     images_dir: Path
     categories: Categories
     """Sorted by id: the label of a category is its rank."""
@@ -33,6 +37,10 @@ class CocoIndex:
     """Entries that were skipped, in the order of the file; empty unless loaded with skip_invalid."""
     totals: dict[str, int]
     """Entries of each collection in the file, skipped ones included."""
+    named: bool = False
+    """Whether the format has class names only, so that the category ids are ours."""
+    notes: tuple[str, ...] = ()
+    """What was understood in a way that a user should know."""
 
     @classmethod
     def load(cls, annotation_file: str | Path, images_dir: str | Path, *, skip_invalid: bool = False) -> CocoIndex:
@@ -49,33 +57,60 @@ class CocoIndex:
         Raises:
             DatasetError: an entry is invalid and `skip_invalid` is off, or the file as a whole cannot be used.
         """
-        annotation_file, images_dir = Path(annotation_file), Path(images_dir)
-        document = read_document(annotation_file)
-        totals = {collection: len(document[collection]) for collection in COLLECTIONS}
-        reader = CocoReader(document)
+        file = Path(annotation_file)
+        return cls.from_document(read_document(file, Path(images_dir)), file, skip_invalid=skip_invalid)
+
+    @classmethod
+    def from_document(cls, document: Document, annotation_file: Path, *, skip_invalid: bool = False) -> CocoIndex:
+        """Check a document of any format; see `load`."""
+        reader, totals = CocoReader(document), document.totals
         categories = reader.categories()
-        images = reader.images(images_dir)
+        images = reader.images()
         annotations = reader.annotations()
         if reader.problems and not skip_invalid:
-            raise DatasetError("\n".join(describe(annotation_file, reader.problems, totals, advice=True)))
+            # Skipping must leave something of what there is.
+            kept = categories and images and (annotations or not document.annotations)
+            advice = " or pass --skip-invalid" if kept else ""
+            raise DatasetError("\n".join(describe(document.name, reader.problems, totals, advice=advice)))
         for collection, valid in (("categories", categories), ("images", images)):
             if not valid:
-                lines = describe(annotation_file, reader.problems, totals, advice=False)
-                raise DatasetError("\n".join([f"{annotation_file.name}: has no valid {collection}.", *lines]))
+                lines = describe(document.name, reader.problems, totals, advice=None)
+                raise DatasetError("\n".join([f"{document.name}: has no valid {collection}.", *lines]))
         arrays = _annotation_arrays(annotations, np.array([image["id"] for image in images], dtype=np.int64))
         return cls(
             annotation_file=annotation_file,
-            images_dir=images_dir,
+            name=document.name,
+            images_dir=document.images_dir,
             categories=Categories.from_json(categories),
             file_names=tuple(image["file_name"] for image in images),
             sizes_wh=np.array([(image["width"], image["height"]) for image in images], dtype=np.int64),
             problems=tuple(reader.problems),
             totals=totals,
+            named=document.named,
+            notes=tuple(document.notes),
             **arrays,
         )
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def select(self, positions: Sequence[int]) -> CocoIndex:
+        """Return an index of the images at some positions, in their order."""
+        counts = np.diff(self.first_annotation)
+        rows = [np.arange(self.first_annotation[i], self.first_annotation[i + 1]) for i in positions]
+        annotations = np.concatenate([np.zeros(0, dtype=np.int64), *rows])
+        chosen = np.array(positions, dtype=np.int64)
+        return replace(
+            self,
+            image_ids=self.image_ids[chosen],
+            file_names=tuple(self.file_names[i] for i in positions),
+            sizes_wh=self.sizes_wh[chosen],
+            first_annotation=np.concatenate([[0], np.cumsum(counts[chosen])]),
+            boxes_xywh=self.boxes_xywh[annotations],
+            category_ids=self.category_ids[annotations],
+            areas=self.areas[annotations],
+            crowds=self.crowds[annotations],
+        )
 
     def image_path(self, position: int) -> Path:
         """Return the path of the image at a position of the index."""
@@ -119,7 +154,7 @@ class CocoIndex:
 
     def describe_problems(self) -> list[str]:
         """Return a line for each kind of entry that was skipped."""
-        return describe(self.annotation_file, self.problems, self.totals, advice=False)
+        return describe(self.name, self.problems, self.totals, advice=None)
 
 
 def _annotation_arrays(annotations: list[dict[str, Any]], image_ids: np.ndarray) -> dict[str, np.ndarray]:

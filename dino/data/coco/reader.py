@@ -1,137 +1,110 @@
-"""Read a COCO file: collect the valid entries and the problems of the others."""
+"""Check a document: collect the valid entries and the problems of the others."""
 
 from __future__ import annotations
 
-import gc
-import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from dino.data.coco.checks import Finding, check_annotation, check_category, check_image
+from dino.data.coco.document import Document
+from dino.data.coco.files import Files, picture_sizes
+from dino.data.coco.lenient import obvious_reading
 from dino.data.coco.problems import DatasetError, Problem, shown
 
-COLLECTIONS = ("images", "annotations", "categories")
-
-
-def read_document(path: Path) -> dict[str, list[Any]]:
-    """Return the document after checking that its three collections are lists."""
-    try:
-        with _garbage_collection_paused():
-            document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror or error}.") from error
-    except json.JSONDecodeError as error:
-        position = f"line {error.lineno}, column {error.colno}"
-        raise DatasetError(
-            f"{path.name}: is not valid JSON: {error.msg.removesuffix(' at')} at {position}. Is it complete?"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path.name}: is not text in UTF-8: byte {error.start} cannot be read.") from error
-    except RecursionError as error:
-        raise DatasetError(f"{path.name}: is nested too deeply to be a COCO file.") from error
-    if type(document) is not dict:
-        raise DatasetError(f"{path.name}: must be a JSON object with {list(COLLECTIONS)}, got {shown(document)}.")
-    missing = [key for key in COLLECTIONS if key not in document]
-    if missing:
-        raise DatasetError(f"{path.name}: has no {missing}; a COCO file has {list(COLLECTIONS)}, got {list(document)}.")
-    for key in COLLECTIONS:
-        if type(document[key]) is not list:
-            raise DatasetError(f"{path.name}: {key!r} must be a list, got {shown(document[key])}.")
-    return document
-
-
-@contextmanager
-def _garbage_collection_paused() -> Iterator[None]:
-    # Parsing makes millions of objects, none of them garbage; collecting would take longer than parsing.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+_ONE = {"images": "image", "annotations": "annotation", "categories": "category"}
 
 
 class CocoReader:
     """The valid entries of a document, and the problems of the others."""
 
-    def __init__(self, document: dict[str, list[Any]]) -> None:
+    def __init__(self, document: Document) -> None:
         self.document = document
-        self.problems: list[Problem] = []
+        self.problems: list[Problem] = list(document.problems)
         self._category_ids: set[int] = set()
         self._images: dict[int, dict[str, Any]] = {}
         self._dropped_images: set[int] = set()
 
     def categories(self) -> list[dict[str, Any]]:
-        valid = self._filter("categories", check_category)
+        valid = [category for _, category in self._filter("categories", check_category)]
         self._category_ids = {category["id"] for category in valid}
         return sorted(valid, key=lambda category: category["id"])
 
-    def images(self, images_dir: Path) -> list[dict[str, Any]]:
+    def images(self) -> list[dict[str, Any]]:
+        images_dir = self.document.images_dir
         if not images_dir.is_dir():
             raise DatasetError(f"{images_dir}: the images folder does not exist or is not a folder.")
-        files = _Files(images_dir)
-        valid = []
-        for image in self._filter("images", check_image):
-            if image["file_name"] in files:
-                valid.append(image)
-            else:
+        files, found = Files(images_dir), []
+        for position, image in self._filter("images", check_image):
+            name = files.find(image["file_name"])
+            if name is None:
                 what = f"the file {shown(image['file_name'])} is missing from {images_dir}"
-                self.problems.append(Problem("images", "missing file", self._where("images", image, 0), what))
+                self._drop("images", position, image, ("missing file", what))
+            else:
+                found.append((position, image if name == image["file_name"] else {**image, "file_name": name}))
+        valid = self._sized(found)
         self._images = {image["id"]: image for image in valid}
-        ids = (image["id"] for image in self.document["images"] if type(image) is dict and type(image.get("id")) is int)
-        self._dropped_images = {image_id for image_id in ids if image_id not in self._images}
+        self._dropped_images -= set(self._images)
         return sorted(valid, key=lambda image: image["id"])
 
     def annotations(self) -> list[dict[str, Any]]:
         sizes = {image_id: (image["width"], image["height"]) for image_id, image in self._images.items()}
 
-        def check(entry: Any, seen: set[int]) -> Finding | None:
-            return check_annotation(entry, seen, sizes, self._dropped_images, self._category_ids)
+        def check(entry: Any, _seen: set[int]) -> Finding | None:
+            return check_annotation(entry, sizes, self._dropped_images, self._category_ids)
 
-        return self._filter("annotations", check)
+        return [annotation for _, annotation in self._filter("annotations", check)]
 
-    def _filter(self, collection: str, check: Callable[[Any, set[int]], Finding | None]) -> list[dict[str, Any]]:
-        valid, seen = [], set()
-        for position, entry in enumerate(self.document[collection]):
-            finding = check(entry, seen)
-            if finding is None:
-                valid.append(entry)
+    def _sized(self, images: list[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Return the images, with the size of the file where the entry has none."""
+        unsized = [(p, image) for p, image in images if "width" not in image or "height" not in image]
+        paths = [self.document.images_dir / image["file_name"] for _, image in unsized]
+        sizes = {p: size for (p, _), size in zip(unsized, picture_sizes(paths) if paths else [], strict=True)}
+        valid = []
+        for position, image in images:
+            size = sizes.get(position)
+            if size is not None:
+                valid.append({**image, "width": size[0], "height": size[1]})
+            elif position in sizes:
+                what = "has no width and height, and the file cannot be read as an image"
+                self._drop("images", position, image, ("unreadable file", what))
             else:
-                self.problems.append(
-                    Problem(collection, finding[0], self._where(collection, entry, position), finding[1])
-                )
-            if type(entry) is dict and type(entry.get("id")) is int:
+                valid.append(image)
+        return valid
+
+    def _filter(
+        self, collection: str, check: Callable[[Any, set[int]], Finding | None]
+    ) -> list[tuple[int, dict[str, Any]]]:
+        """Return the valid entries of a collection with their positions."""
+        valid, seen = [], set()
+        for position, entry in enumerate(getattr(self.document, collection)):
+            finding = check(entry, seen)
+            if finding is not None:
+                entry = obvious_reading(collection, entry)
+                finding = check(entry, seen)
+            if finding is None:
+                valid.append((position, entry))
+            else:
+                self._drop(collection, position, entry, finding)
+            if collection != "annotations" and type(entry) is dict and type(entry.get("id")) is int:
                 seen.add(entry["id"])
         return valid
 
+    def _drop(self, collection: str, position: int, entry: Any, finding: Finding) -> None:
+        places = self.document.places.get(collection)
+        file, where = places[position] if places else (self.document.name, self._where(collection, entry, position))
+        self.problems.append(Problem(collection, finding[0], where, finding[1], file))
+        if collection == "images" and type(entry) is dict and type(entry.get("id")) is int:
+            self._dropped_images.add(entry["id"])
+
     def _where(self, collection: str, entry: Any, position: int) -> str:
-        one = {"images": "image", "annotations": "annotation", "categories": "category"}[collection]
-        if type(entry) is not dict or type(entry.get("id")) is not int:
+        if type(entry) is not dict:
             return f"{collection}[{position}]"
-        if collection == "images" and isinstance(entry.get("file_name"), str):
-            return f"{one} {entry['id']} ({entry['file_name'][:80]})"
+        entry_id = entry.get("id")
+        known = type(entry_id) is int or (collection == "annotations" and type(entry_id) is str and entry_id)
+        name = f"{_ONE[collection]} {str(entry_id)[:80]}" if known else f"{collection}[{position}]"
         image_id = entry.get("image_id")
+        if collection == "images" and known and isinstance(entry.get("file_name"), str):
+            return f"{name} ({entry['file_name'][:80]})"
         if collection == "annotations" and type(image_id) is int and image_id in self._images:
-            return f"{one} {entry['id']} (image {image_id}, {self._images[image_id]['file_name'][:80]})"
-        return f"{one} {entry['id']}"
-
-
-class _Files:
-    """The existing files, from one listing of each folder: a query per image is slow on a network file system."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._listings: dict[str, frozenset[str]] = {}
-
-    def __contains__(self, name: str) -> bool:
-        folder, base = os.path.split(name)
-        if folder not in self._listings:
-            try:
-                self._listings[folder] = frozenset(os.listdir(self._root / folder))
-            except (FileNotFoundError, NotADirectoryError):
-                self._listings[folder] = frozenset()
-        return base in self._listings[folder]
+            return f"{name} (image {image_id}, {self._images[image_id]['file_name'][:80]})"
+        return name

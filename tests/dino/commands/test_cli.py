@@ -15,7 +15,7 @@ from dino.commands import exit_codes
 from dino.data import DatasetError
 from tests.dino.tools_toys import CATEGORIES, noise_picture, tiny_model, write_split
 
-WITH_OPTIONS = ("evaluate", "predict", "visualize", "summary")
+WITH_OPTIONS = ("data", "evaluate", "predict", "visualize", "summary")
 
 
 def main(*arguments):
@@ -116,7 +116,7 @@ def test_a_wrong_option_gets_a_suggestion(plain, capsys):
         (("predict", "--checkpoint", "x"), "error: predict: no INPUT"),
         (("predict", "--checkpoint", "x", "missing.jpg"), "error: missing.jpg: no such file or folder"),
         (("predict", "--checkpoint", "missing", "{picture}"), "error: checkpoint missing: no such file or folder"),
-        (("evaluate", "--checkpoint", "x", "--data", "missing"), "error: missing: is not a folder"),
+        (("evaluate", "--checkpoint", "x", "--data", "missing"), "error: missing: no such file or folder"),
         (("visualize", "--checkpoint", "x", "missing.jpg"), "error: missing.jpg: the file does not exist"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else None,

@@ -33,6 +33,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 def test_digits_pass_the_validation_of_any_data_set(digits: Path) -> None:
     datasets = build_datasets(digits)
+    assert datasets.valid is not None
     assert (len(datasets.train), len(datasets.valid)) == (12, 6)
     assert datasets.categories.ids == tuple(range(1, 11))
     assert datasets.categories.names == DIGIT_NAMES

@@ -1,0 +1,64 @@
+"""Find files in folders that are listed once, and read the sizes of pictures from their headers."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import ExifTags, Image
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+_SIDEWAYS = (5, 6, 7, 8)  # the EXIF orientations that exchange width and height
+
+
+def is_picture(name: str | Path) -> bool:
+    """Return whether a file name ends like that of a picture, in lower or upper case, and is not hidden."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not Path(name).name.startswith(".")
+
+
+class Files:
+    """The files below a folder, from one listing of each folder: a query per file is slow on a network file system."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._listings: dict[str, dict[str, str]] = {}
+
+    def listing(self, folder: str) -> dict[str, str]:
+        """Return the names of the entries of a folder by their composed form (NFC); empty if there is no folder."""
+        if folder not in self._listings:
+            try:
+                # Some systems store accented letters decomposed, whatever the annotations have.
+                names = {unicodedata.normalize("NFC", name): name for name in os.listdir(self.root / folder)}
+            except (OSError, ValueError):
+                names = {}
+            self._listings[folder] = names
+        return self._listings[folder]
+
+    def find(self, name: str) -> str | None:
+        """Return the relative path of an existing file, also if `name` has Windows separators; None without one."""
+        for path in dict.fromkeys((name, name.replace("\\", "/"))):
+            folder, base = os.path.split(path)
+            found = self.listing(folder).get(unicodedata.normalize("NFC", base))
+            if found is not None:
+                return path if found == base else os.path.join(folder, found)
+        return None
+
+
+def picture_size(path: Path) -> tuple[int, int] | None:
+    """Return width and height of the upright picture, from the file's header; None if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
+            width, height = image.size
+            return (height, width) if turned else (width, height)
+    except Exception:  # decoders raise nearly anything at a broken file
+        return None
+
+
+def picture_sizes(paths: Iterable[Path]) -> list[tuple[int, int] | None]:
+    """Return `picture_size` of each file; several are read at once, since most of the time is waiting for the disk."""
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(picture_size, paths))

@@ -1,0 +1,96 @@
+"""Count what is in a data set, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dino.common.text import percent, shorten
+from dino.data.coco.index import CocoIndex
+
+_SMALL, _MEDIUM = 32**2, 96**2  # COCO's limits of areas, pixels
+_MOST_CLASSES = 20
+
+
+def boxes_per_class(indexes: Mapping[str, CocoIndex]) -> list[str]:
+    """Return a table of images, images without boxes, and boxes of each class, with a column for each split.
+
+    Crowds do not count. Of more than 20 classes, the ten with most and the ten with fewest boxes are shown.
+
+    Args:
+        indexes: the splits by name, at least one; the classes are those of all.
+    """
+    counts = {split: _counts(index) for split, index in indexes.items()}
+    names = {name: None for index in indexes.values() for name in index.categories.names}
+    rows = [(name, [counts[split].get(name, 0) for split in indexes]) for name in names]
+    rows.sort(key=lambda row: -row[1][0])
+    hidden = len(rows) - _MOST_CLASSES
+    half = _MOST_CLASSES // 2
+    shown = rows if hidden <= 0 else [*rows[:half], (f"({hidden} more classes)", []), *rows[-half:]]
+    table = [
+        ("", list(indexes)),
+        ("images", [f"{len(index):,}" for index in indexes.values()]),
+        ("  without boxes", [f"{_empty(index):,}" for index in indexes.values()]),
+        ("boxes", [f"{sum(counts[split].values()):,}" for split in indexes]),
+        *((f"  {name}", [f"{count:,}" for count in row]) for name, row in shown),
+    ]
+    width = min(max(len(name) for name, _ in table), 40)
+    lines = [f"{name:<{width}}{''.join(f'{cell:>10}' for cell in cells)}".rstrip() for name, cells in table]
+    for split, index in indexes.items():
+        none = [name for name in index.categories.names if not counts[split].get(name)]
+        if none and len(none) < len(names):
+            lines.append(f"no boxes in {split}: {shorten(none, 10)}")
+    return lines
+
+
+def sizes_and_shapes(index: CocoIndex) -> list[str]:
+    """Return lines about the sizes of the images, and the sizes and shapes of the boxes without crowds."""
+    widths, heights = index.sizes_wh[:, 0], index.sizes_wh[:, 1]
+    lines = [f"images: {_range(widths, heights)} pixels"]
+    ignored, boxes = int(index.crowds.sum()), index.boxes_xywh[~index.crowds]
+    areas = boxes[:, 2] * boxes[:, 3]
+    solid = boxes[areas > 0]
+    if len(solid):
+        parts = (areas < _SMALL, (areas >= _SMALL) & (areas < _MEDIUM), areas >= _MEDIUM)
+        shares = [f"{percent(float(part.mean()))} %" for part in parts]
+        lines.append(f"boxes: {shares[0]} small (below 32x32), {shares[1]} medium, {shares[2]} large (from 96x96)")
+        low, middle, high = np.quantile(solid[:, 2] / solid[:, 3], (0.05, 0.5, 0.95))
+        lines.append(f"width / height of a box: median {middle:.2f}, 90 % in {low:.2f} to {high:.2f}")
+        lines.append(f"boxes of an image: {len(boxes) / len(index):.1f} on average, at most {_most(index)}")
+    flat = len(boxes) - len(solid)
+    lines += [f"{flat:,} boxes without width or height: not trained on"] if flat else []
+    lines += [f"{ignored:,} crowds or difficult objects: ignored"] if ignored else []
+    return lines
+
+
+def problems_and_notes(indexes: Sequence[CocoIndex]) -> list[str]:
+    """Return a line for each kind of entry that was skipped, and for what was understood in a special way."""
+    lines = [line for index in indexes for line in (*index.notes, *index.describe_problems())]
+    return list(dict.fromkeys(lines))  # two parts of one split have the same
+
+
+def _counts(index: CocoIndex) -> dict[str, int]:
+    """Return the boxes of each class by name, without crowds."""
+    names = dict(zip(index.categories.ids, index.categories.names, strict=True))
+    ids, counts = np.unique(index.category_ids[~index.crowds], return_counts=True)
+    return {names[i]: count for i, count in zip(ids.tolist(), counts.tolist(), strict=True)}
+
+
+def _per_image(index: CocoIndex) -> np.ndarray:
+    before = np.concatenate([[0], np.cumsum(~index.crowds)])
+    return np.diff(before[index.first_annotation])
+
+
+def _empty(index: CocoIndex) -> int:
+    return int((_per_image(index) == 0).sum())
+
+
+def _most(index: CocoIndex) -> int:
+    return int(_per_image(index).max(initial=0))
+
+
+def _range(widths: np.ndarray, heights: np.ndarray) -> str:
+    smallest, largest = np.argmin(widths * heights), np.argmax(widths * heights)
+    low, high = (f"{widths[i]}x{heights[i]}" for i in (smallest, largest))
+    return low if low == high else f"{low} to {high}"
