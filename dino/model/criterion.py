@@ -122,7 +122,7 @@ class SetCriterion(nn.Module):
                 f"outputs.logits must have num_classes = {self.num_classes} classes as the criterion's configuration, "
                 f"got {outputs.logits.shape[-1]}. Use dino.build_criterion(model.config)."
             )
-        truth = pack(targets, outputs.logits.device)
+        truth = pack(targets, outputs.logits.device, self.num_classes)
         if num_boxes is None:
             num_boxes = mean_boxes(len(truth), outputs.logits.device)
         normaliser = num_boxes.clamp(min=1) if isinstance(num_boxes, Tensor) else max(num_boxes, 1.0)

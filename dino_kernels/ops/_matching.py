@@ -142,6 +142,8 @@ def cost_arguments(
             )
         if source.shape[3] != first.shape[3]:
             raise ValueError(f"{op}: all logits must have C = {first.shape[3]} classes, got {list(source.shape)}")
+    if not torch.compiler.is_compiling():  # which would compile again for each largest label
+        targets.check_labels(first.shape[3])
     if targets.labels.device != first.device:
         raise ValueError(
             f"{op}: targets is on {targets.labels.device} and logits on {first.device}. Move it with "

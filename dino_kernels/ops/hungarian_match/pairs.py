@@ -31,7 +31,7 @@ def pairs_of(match: Match | Tensor, targets: Targets) -> list[list[Pair]]:
         ValueError: `targets` and `match` differ in the number of targets.
     """
     if not isinstance(targets, PackedTargets):
-        targets = PackedTargets.pack(targets)
+        targets = PackedTargets.pack(targets, normalized=False)
     query_idx = match if isinstance(match, Tensor) else match.query_idx
     sets, rows = query_idx.shape
     if rows != len(targets):
