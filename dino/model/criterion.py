@@ -104,7 +104,7 @@ class SetCriterion(nn.Module):
         self.cost = cost or MatchCost()
         weights = weights or LossWeights()
         column = [weights.classification, weights.l1, weights.giou, *[0.0] * (len(KINDS) - NUM_TRAINED)]
-        self.register_buffer("weights", torch.tensor(column)[:, None], persistent=False)
+        self.register_buffer("weights", torch.tensor(column, dtype=torch.float32)[:, None], persistent=False)
 
     def forward(self, outputs: DetectionOutput, targets: Targets, num_boxes: float | Tensor | None = None) -> Losses:
         """Return the unweighted losses, without synchronising.
@@ -178,7 +178,7 @@ class SetCriterion(nn.Module):
 
 def mean_boxes(count: int, device: torch.device) -> Tensor:
     """Return the mean over processes of their number of boxes, a scalar on the device. Collective."""
-    mean = torch.full((), float(count), device=device)
+    mean = torch.full((), float(count), dtype=torch.float32, device=device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(mean)
         mean /= torch.distributed.get_world_size()

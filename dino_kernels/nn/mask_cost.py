@@ -29,7 +29,7 @@ def mask_cost(
     # grid_sample needs positions and values of one dtype, and positions need more than 16 bits.
     with torch.autocast(mask_logits.device.type, enabled=False):
         for logits, target in zip(mask_logits, targets, strict=True):
-            points = torch.rand(1, num_points, 2, device=logits.device)
+            points = torch.rand(1, num_points, 2, dtype=torch.float32, device=logits.device)
             predicted = _sample(logits.float(), points)  # [Q, P]
             truth = _sample(target["masks"].to(logits.device, torch.float32, non_blocking=True), points)  # [T, P]
             cost = cross_entropy_weight * _cross_entropy_cost(predicted, truth)
