@@ -221,7 +221,7 @@ def _check_values(
         low, high = (-OVERSHOOT, 1 + OVERSHOOT) if normalized else (-MOST, MOST)
 
         def is_wrong(boxes: np.ndarray) -> np.ndarray:
-            return ~((boxes >= [low, low, 0, 0]) & (boxes <= high)).all(1)
+            return np.invert(np.all((boxes >= [low, low, 0, 0]) & (boxes <= high), axis=1))
 
         for where, box in _found(_on_host(targets, box_key), is_wrong):
             shown = ", ".join(f"{float(number):.6g}" for number in box)

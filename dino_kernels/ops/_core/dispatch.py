@@ -68,7 +68,7 @@ class Backends:
                 if (on_cpu or name != REFERENCE) and self.unsupported(name, arguments) is None:
                     return name
             raise UnsupportedError(self._refusal(arguments))
-        if requested not in self.modules:
+        if not isinstance(requested, str) or requested not in self.modules:
             allowed = ", ".join(repr(name) for name in ("auto", *self.modules))
             raise ValueError(f"{self.op}: backend must be one of {allowed}, got {requested!r}")
         reason = self.unsupported(requested, arguments)
