@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dino_kernels.ops._checks import check_count
+
 # The label of unused slots of a fixed capacity.
 NO_LABEL = -1
 # How far a coordinate may be outside 0..1: crops and rounding to 16 bits or whole pixels move it by less.
@@ -106,9 +108,12 @@ class PackedTargets:
         device: torch.device | str = "cpu",
     ) -> PackedTargets:
         """Return no targets, with room for `capacity` of them and at most `max_targets` in an image."""
+        check_count("PackedTargets", "images", images)
+        check_count("PackedTargets", "capacity", capacity)
         if max_targets is None:
             max_targets = capacity
-        if not 0 <= max_targets <= capacity:
+        check_count("PackedTargets", "max_targets", max_targets)
+        if max_targets > capacity:
             raise ValueError(f"PackedTargets: max_targets must be in 0..capacity = {capacity}, got {max_targets}")
         return cls(
             torch.full((capacity,), NO_LABEL, dtype=torch.int64, device=device),
@@ -126,6 +131,8 @@ class PackedTargets:
         Raises:
             ValueError: the numbers of images differ, or there are more targets than the capacity; nothing is changed.
         """
+        if not isinstance(targets, PackedTargets):
+            raise TypeError(f"PackedTargets.copy_: targets must be PackedTargets, got {type(targets).__name__}")
         if self.counts is not None or targets.counts is None:
             raise ValueError("PackedTargets.copy_: targets must be packed without a capacity, and self with one")
         if len(targets.counts) != self.num_images:

@@ -116,8 +116,8 @@ def deformable_attention_core_func_v2(
     """
     if method != "default":
         raise ValueError(
-            f"deformable_attention_core_func_v2: method must be 'default' (bilinear sampling), got {method!r}. Keep the "
-            "repository's function for it."
+            f"deformable_attention_core_func_v2: method must be 'default' (bilinear sampling), got {method!r}. Keep "
+            "the repository's function for it."
         )
     if not isinstance(value, Tensor):
         value = torch.cat(list(value), -1).permute(0, 3, 1, 2)

@@ -308,7 +308,12 @@ def test_the_second_argument_is_maximize_or_sizes(matching_backend, device):
         ((torch.zeros(2, 3),), {"maximize": None}, TypeError, "maximize must be True or False, got None"),
         ((torch.zeros(2, 3),), {"offsets": [0, 2]}, TypeError, r"offsets must be an int64 tensor \[B \+ 1\], got list"),
         ((torch.zeros(2, 3),), {"backend": ["cpu"]}, ValueError, r"backend must be one of .* got \['cpu'\]"),
-        ((torch.zeros(2, 3),), {"ties": ["scipy"]}, ValueError, r"ties must be 'lowest' or 'scipy', got \['scipy'\]"),
+        (
+            (torch.zeros(2, 3),),
+            {"ties": ["scipy"]},
+            ValueError,
+            r"ties must be 'lowest' or 'scipy', got \['scipy'\]",
+        ),
     ],
 )
 def test_what_cannot_be_a_cost_or_an_option_is_named(arguments, options, error, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -146,13 +147,17 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         An `Explanation`; print it.
 
     Raises:
-        TypeError: `function` is not one of this package's ops.
+        TypeError: `function` is not one of this package's ops, or does not take these arguments.
         ValueError: an argument is malformed, as in the call.
     """
     backends = _REGISTRY.get(getattr(function, "__name__", ""))
     if backends is None:
         known = ", ".join(_REGISTRY)
         raise TypeError(f"explain: function must be one of {known}, got {function!r}")
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"explain: {backends.op}: {error}") from None
     requested = kwargs.pop("backend", "auto")
     arguments = backends.prepare(*args, **kwargs)
     try:

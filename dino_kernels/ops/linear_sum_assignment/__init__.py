@@ -57,7 +57,7 @@ def _without_limit(
     check: Check = "none",
     full_output: bool = False,
 ) -> Arguments:
-    check_choices(OP, ties, check)
+    check_choices(OP, ties, check, full_output)
     sizes, maximize = forms.as_scipy(OP, sizes, maximize)
     cost = forms.as_costs(OP, cost)
     if isinstance(cost, list):

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dino_kernels.ops._checks import check_flag
+
 Sizes = Tensor | np.ndarray | Sequence[int] | Sequence[Sequence[int]]
 Pairs = tuple[Tensor, Tensor]
 
@@ -52,8 +54,7 @@ def as_scipy(op: str, sizes: Sizes | bool | None, maximize: bool) -> tuple[Sizes
     """Return sizes and `maximize`, which is SciPy's second argument."""
     if isinstance(sizes, (bool, np.bool_)):
         sizes, maximize = None, sizes
-    if not isinstance(maximize, (bool, np.bool_, int)) or maximize not in (0, 1):
-        raise TypeError(f"{op}: maximize must be True or False, got {maximize!r}")
+    check_flag(op, "maximize", maximize)
     return sizes, bool(maximize)
 
 

@@ -7,12 +7,11 @@ the assignment. README.md proves that the rest is optimal. Nothing here synchron
 from __future__ import annotations
 
 import math
-from numbers import Real
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from dino_kernels.ops._checks import check_number
 from dino_kernels.ops._core.arguments import LinearSumAssignmentArguments as Arguments
 from dino_kernels.ops._matching import INVALID_COST
 
@@ -21,13 +20,10 @@ def check_limit(op: str, limit: float | None, maximize: bool) -> float | None:
     """Return the limit, or None if it forbids nothing."""
     if limit is None:
         return None
-    if isinstance(limit, (bool, np.bool_)) or not isinstance(limit, Real):
-        raise TypeError(f"{op}: cost_limit must be a number or None, got {limit!r}")
-    limit = float(limit)
-    none = -math.inf if maximize else math.inf
-    if math.isnan(limit) or limit == -none:
-        raise ValueError(f"{op}: cost_limit must be finite, or {none} or None for no limit, got {limit}")
-    return None if limit == none else limit
+    if limit == (-math.inf if maximize else math.inf):
+        return None
+    check_number(op, "cost_limit", limit)
+    return float(limit)
 
 
 def limited(arguments: Arguments, limit: float) -> tuple[Arguments, Tensor]:
