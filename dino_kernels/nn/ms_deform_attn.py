@@ -93,6 +93,8 @@ class MSDeformAttn(nn.Module):
         nn.init.xavier_uniform_(self.output_proj.weight)
         nn.init.zeros_(self.output_proj.bias)
 
+    _reset_parameters = reset_parameters  # the original's name, by which its models call it
+
     def forward(
         self,
         query: Tensor,  # [B, Q, C]
