@@ -38,7 +38,7 @@ def check_number(op: str, name: str, value: Any, least: float = -math.inf) -> No
     """Check that a value is a finite number of at least so much."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{op}: {name} must be a number, got {value!r}")
-    if not math.isfinite(value) or value < least:
+    if not -math.inf < value < math.inf or value < least:  # torch.compile cannot trace math.isfinite
         allowed = "finite" if least == -math.inf else f"finite and at least {least:g}"
         raise ValueError(f"{op}: {name} must be {allowed}, got {value!r}")
 
