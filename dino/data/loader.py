@@ -51,7 +51,7 @@ def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return images [3, h, w] padded to one size, [B, 3, H, W], and the mask of the padding, [B, H, W] bool."""
     height = max((image.shape[1] for image in images), default=0)
     width = max((image.shape[2] for image in images), default=0)
-    padded = torch.zeros(len(images), 3, height, width)
+    padded = torch.zeros(len(images), 3, height, width, dtype=torch.float32)
     mask = torch.ones(len(images), height, width, dtype=torch.bool)
     for k, image in enumerate(images):
         padded[k, :, : image.shape[1], : image.shape[2]] = image

@@ -104,7 +104,7 @@ class SetCriterion(nn.Module):
         self.cost = cost or MatchCost()
         weights = weights or LossWeights()
         column = [weights.classification, weights.l1, weights.giou, *[0.0] * (len(KINDS) - NUM_TRAINED)]
-        self.register_buffer("weights", torch.tensor(column)[:, None], persistent=False)
+        self.register_buffer("weights", torch.tensor(column, dtype=torch.float32)[:, None], persistent=False)
 
     def forward(self, outputs: DetectionOutput, targets: Targets, num_boxes: float | Tensor | None = None) -> Losses:
         """Return the unweighted losses, without synchronising.
@@ -122,7 +122,7 @@ class SetCriterion(nn.Module):
                 f"outputs.logits must have num_classes = {self.num_classes} classes as the criterion's configuration, "
                 f"got {outputs.logits.shape[-1]}. Use dino.build_criterion(model.config)."
             )
-        truth = pack(targets, outputs.logits.device)
+        truth = pack(targets, outputs.logits.device, self.num_classes)
         if num_boxes is None:
             num_boxes = mean_boxes(len(truth), outputs.logits.device)
         normaliser = num_boxes.clamp(min=1) if isinstance(num_boxes, Tensor) else max(num_boxes, 1.0)
@@ -178,7 +178,7 @@ class SetCriterion(nn.Module):
 
 def mean_boxes(count: int, device: torch.device) -> Tensor:
     """Return the mean over processes of their number of boxes, a scalar on the device. Collective."""
-    mean = torch.full((), float(count), device=device)
+    mean = torch.full((), float(count), dtype=torch.float32, device=device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(mean)
         mean /= torch.distributed.get_world_size()

@@ -26,10 +26,10 @@ class Noise:
     def draw(cls, rows: int, num_classes: int, device: torch.device) -> Noise:
         """Draw the numbers of N = `rows` rows from PyTorch's generator."""
         return cls(
-            p=torch.rand(rows, device=device),
+            p=torch.rand(rows, dtype=torch.float32, device=device),
             new_label=torch.randint(num_classes, (rows,), device=device),
             sign=torch.randint(2, (rows, 4), device=device),
-            part=torch.rand(rows, 4, device=device),
+            part=torch.rand(rows, 4, dtype=torch.float32, device=device),
         )
 
 
@@ -126,8 +126,8 @@ def _noise_labels(labels: Tensor, noise: Noise, label_noise: float) -> Tensor:
 
 def _noise_boxes(boxes_cxcywh: Tensor, negative: Tensor, noise: Noise, box_noise: float) -> Tensor:
     """Move each corner by a part of half the box's size, or one half more for negatives, which may turn inside out."""
-    sign = torch.where(noise.sign.to(boxes_cxcywh.device) > 0, 1.0, -1.0)
     part = noise.part.to(boxes_cxcywh) + negative[:, None]
+    moved = torch.where(noise.sign.to(boxes_cxcywh.device) > 0, part, -part)
     half_size = boxes_cxcywh[:, 2:].repeat(1, 2) / 2
-    corners = cxcywh_to_xyxy(boxes_cxcywh) + sign * part * half_size * box_noise
+    corners = cxcywh_to_xyxy(boxes_cxcywh) + moved * half_size * box_noise
     return xyxy_to_cxcywh(corners.clamp(0, 1))

@@ -56,7 +56,7 @@ class DINO(nn.Module):
         Raises:
             ValueError, TypeError: shapes that do not fit together; malformed targets.
         """
-        truth = None if targets is None else pack(targets, images.device)
+        truth = None if targets is None else pack(targets, images.device, self.config.num_classes)
         _check(images, mask, truth)
         maps, masks = self.neck(self.backbone(images), mask)
         memory = self.encoder(maps, masks)

@@ -116,7 +116,8 @@ def _counts(attention: Attention) -> str:
 
 
 def _legend(attention: Attention, query: int, seen: Watched) -> list[Key]:
-    share = torch.zeros(len(seen.strides)).index_add(0, attention.levels, attention.weights[query].mean(0))
+    weights = attention.weights[query].mean(0)
+    share = weights.new_zeros(len(seen.strides)).index_add(0, attention.levels, weights)
     return [Key(f"stride {s}: {100 * share[i]:.0f} %", PALETTE[i], "dot") for i, s in enumerate(seen.strides)]
 
 

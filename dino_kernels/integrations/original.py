@@ -1,6 +1,10 @@
 """The original op's names, for code that uses Deformable-DETR's compiled `MultiScaleDeformableAttention`.
 
-An unmodified checkout of Deformable-DETR, DINO or Mask2Former runs after two lines at the top of its main script:
+A script of an unmodified checkout of Deformable-DETR, DINO or Mask2Former runs with its own arguments by
+
+    python -m dino_kernels.integrations.original main.py ARGUMENTS
+
+or after two lines at its top:
 
 >>> from dino_kernels.integrations import original
 >>> module = original.install()
@@ -16,6 +20,7 @@ Code that can be edited imports the function instead:
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -90,6 +95,39 @@ def ms_deform_attn_core_pytorch(
     return ms_deform_attn(value, value_spatial_shapes, None, sampling_locations, attention_weights)
 
 
+def deformable_attention_core_func_v2(
+    value: Tensor | Sequence[Tensor],  # [B, S, M, D], or of each level [B, M, D, H * W]
+    value_spatial_shapes: LevelSizes,  # [L, 2] (H, W)
+    sampling_locations: Tensor,  # [B, Q, M, K, 2]
+    attention_weights: Tensor,  # [B, Q, M, K]
+    num_points_list: Sequence[int],  # [L], sum is K
+    method: str = "default",
+) -> Tensor:
+    """Return the result of the function of this name in RT-DETRv2 and D-FINE, [B, Q, M * D].
+
+    Args:
+        value: RT-DETRv2 passes one tensor, D-FINE one of each level.
+        value_spatial_shapes, sampling_locations, attention_weights: as in `dino_kernels.ms_deform_attn`.
+        num_points_list: points of each level.
+        method: "default", bilinear sampling.
+
+    Raises:
+        ValueError: `method` is "discrete", which is another operation.
+    """
+    if method != "default":
+        raise ValueError(
+            f"deformable_attention_core_func_v2: method must be 'default' (bilinear sampling), got {method!r}. Keep "
+            "the repository's function for it."
+        )
+    if not isinstance(value, Tensor):
+        value = torch.cat(list(value), -1).permute(0, 3, 1, 2)
+    shapes = value_spatial_shapes
+    if not isinstance(shapes, Tensor):
+        shapes = [(int(height), int(width)) for height, width in shapes]
+    points = list(num_points_list)
+    return ms_deform_attn(value, shapes, None, sampling_locations, attention_weights, num_points=points)
+
+
 def install(name: str = MODULE_NAME, *, replace: bool = False) -> ModuleType:
     """Make `import MultiScaleDeformableAttention` import this package's op.
 
@@ -103,8 +141,11 @@ def install(name: str = MODULE_NAME, *, replace: bool = False) -> ModuleType:
         The module now in `sys.modules`.
 
     Raises:
+        TypeError: `name` is no name of a module.
         RuntimeError: another module of that name is already imported, and `replace` is False.
     """
+    if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+        raise TypeError(f"install: name must be the name of a module, such as {MODULE_NAME!r}, got {name!r}")
     present = sys.modules.get(name)
     if present is not None:
         if getattr(present, "__dino_kernels__", False):
@@ -123,3 +164,13 @@ def install(name: str = MODULE_NAME, *, replace: bool = False) -> ModuleType:
     )
     sys.modules[name] = module
     return module
+
+
+if __name__ == "__main__":
+    # This file is imported under its own name, too, because the checkout may import it.
+    from dino_kernels.integrations.original import install as install_once
+    from dino_kernels.integrations.run_script import run_script
+
+    install_once()
+    install_once("groundingdino._C")
+    run_script(sys.argv[1:])

@@ -10,7 +10,8 @@ work as before, and the model can be pickled and deep-copied. Nothing global cha
 unaffected.
 
 Raw offsets and logits are passed to `fused_ms_deform_attn`, which does not store sampling locations. The attention
-weights, which these modules always return, cost one additional softmax. Positions are float32 in 16-bit models too,
+weights, which these modules always return, cost one additional softmax, and have a gradient if they are still in use
+when it is computed. Positions are float32 in 16-bit models too,
 where transformers rounds them to 16 bits.
 
 Supported are the classes in `CONVENTIONS`. A module with `method="discrete"` (RT-DETRv2, D-FINE) samples the nearest
@@ -24,6 +25,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from dino_kernels.integrations.returned_weights import ReturnedWeights
+from dino_kernels.ops._core.dispatch import ops
 from dino_kernels.ops.fused_ms_deform_attn import fused_ms_deform_attn
 
 
@@ -59,18 +62,20 @@ class _Fused(nn.Module):
         value = self._project_value(encoder_hidden_states).unflatten(-1, (self.n_heads, -1))
         offsets = self.sampling_offsets(hidden_states).unflatten(-1, (self.n_heads, -1, 2))
         logits = self.attention_weights(hidden_states).unflatten(-1, (self.n_heads, -1))
+        weights = self._shape_weights(logits.softmax(-1))
+        returned = ReturnedWeights(weights, logits)
         output = fused_ms_deform_attn(
             value,
             spatial_shapes if spatial_shapes_list is None else list(spatial_shapes_list),
             None,
             reference_points,
             self._scale_offsets(offsets, reference_points),
-            logits,
+            returned.logits,
             None if attention_mask is None else self._padding(attention_mask),
             num_points=self._num_points(),
             backend=self.dino_kernels_backend,
         )
-        return self._project_output(output), self._shape_weights(logits.softmax(-1))
+        return self._project_output(returned.output(output)), weights
 
     def _project_value(self, features: Tensor) -> Tensor:
         return self.value_proj(features)
@@ -174,9 +179,14 @@ def replace(model: nn.Module, backend: str = "auto") -> list[str]:
         The names of the replaced modules, as in `model.named_modules()`.
 
     Raises:
-        ValueError: the model contains no such module, or the forward of one is overridden on the instance, so that
-            replacing its class would have no effect.
+        TypeError: `model` is no module.
+        ValueError: there is no such backend; the model contains no such module, or the forward of one is overridden on
+            the instance, so that replacing its class would have no effect.
     """
+    _check_model("replace", model)
+    backends = ("auto", *ops()["fused_ms_deform_attn"].modules)
+    if backend not in backends:
+        raise ValueError(f"replace: backend must be one of {', '.join(map(repr, backends))}, got {backend!r}")
     replaced, left = [], []
     for name, module in model.named_modules():
         if not isinstance(module, _Fused):
@@ -205,7 +215,11 @@ def restore(model: nn.Module) -> list[str]:
 
     Returns:
         The names of the restored modules.
+
+    Raises:
+        TypeError: `model` is no module.
     """
+    _check_model("restore", model)
     restored = []
     for name, module in model.named_modules():
         if isinstance(module, _Fused):
@@ -213,6 +227,12 @@ def restore(model: nn.Module) -> list[str]:
             module.__class__ = type(module).replaced_class
             restored.append(name)
     return restored
+
+
+def _check_model(function: str, model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        hint = " Load it first: AutoModelForObjectDetection.from_pretrained(...)." if isinstance(model, str) else ""
+        raise TypeError(f"{function}: model must be a torch.nn.Module, got {model!r}.{hint}")
 
 
 def _is_known(cls: type) -> bool:

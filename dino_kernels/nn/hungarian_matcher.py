@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dino_kernels.nn.mask_cost import mask_cost
-from dino_kernels.ops._matching import Check, Targets, Ties, report_status
-from dino_kernels.ops.hungarian_match import Match, hungarian_match
+from dino_kernels.ops._checks import check_choice, check_count, check_flag, check_number
+from dino_kernels.ops._matching import Check, Targets, Ties, check_choices, report_status
+from dino_kernels.ops.hungarian_match import Match, backends, hungarian_match
 from dino_kernels.ops.hungarian_match.pairs import Pair, pairs_of
 from dino_kernels.targets import PackedTargets
 
@@ -67,8 +68,8 @@ class HungarianMatcher(nn.Module):
         backend: passed to `dino_kernels.hungarian_match`.
 
     Raises:
-        ValueError, TypeError: the preset is unknown, all weights are 0, masks have no points, or `cost_class` is a
-            dictionary.
+        ValueError, TypeError: an argument is not of these values, all weights are 0, masks have no points, or
+            `cost_class` is a dictionary.
     """
 
     def __init__(
@@ -91,18 +92,30 @@ class HungarianMatcher(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if preset not in FAMILIES:
+        if not isinstance(preset, str) or preset not in FAMILIES:
             raise ValueError(f"{OP}: preset must be one of {', '.join(FAMILIES)}, got {preset!r}")
+        check_choice(OP, "backend", backend, ("auto", *backends.modules))
+        check_choices(OP, ties, check)
+        check_flag(OP, "use_focal_loss", use_focal_loss)
         if isinstance(cost_class, Mapping):
             raise TypeError(f"{OP}: cost_class must be a number, got a dictionary. Pass it as weight_dict=")
         if weight_dict is not None:
+            if not isinstance(weight_dict, Mapping):
+                raise TypeError(f"{OP}: weight_dict must be a dictionary, got {weight_dict!r}")
             missing = [name for name in ("cost_class", "cost_bbox", "cost_giou") if name not in weight_dict]
             if missing:
                 raise ValueError(f"{OP}: weight_dict must have {missing[0]!r}, got {sorted(weight_dict)}")
             cost_class, cost_bbox, cost_giou = (weight_dict[f"cost_{part}"] for part in ("class", "bbox", "giou"))
         family = FAMILIES[preset]
-        weights = (cost_class, cost_mask, cost_dice) if family.masks else (cost_class, cost_bbox, cost_giou)
-        if not any(weights):
+        others = {"cost_mask": cost_mask, "cost_dice": cost_dice}
+        weights = {"cost_class": cost_class} | (
+            others if family.masks else {"cost_bbox": cost_bbox, "cost_giou": cost_giou}
+        )
+        for name, number in (weights | {"focal_alpha": focal_alpha if alpha is None else alpha}).items():
+            check_number(OP, name, number)
+        check_number(OP, "gamma", gamma, 0)
+        check_count(OP, "num_points", num_points)
+        if not any(weights.values()):
             raise ValueError(f"{OP}: all weights are 0. Give at least one cost a weight")
         if family.masks and num_points < 1:
             raise ValueError(f"{OP}: num_points must be at least 1 (Mask2Former trains with 12544), got {num_points}")
@@ -152,9 +165,12 @@ class HungarianMatcher(nn.Module):
         Returns:
             For each layer the pairs of each image, as in `forward`, never in a dictionary.
         """
+        if isinstance(outputs, Mapping):
+            raise TypeError(f"{OP}: match_all takes a list with the outputs of each layer, got one. Pass [outputs]")
         if not outputs:
             return []
-        all_logits = [output["pred_logits"] if "pred_logits" in output else output["logits"] for output in outputs]
+        check_count(OP, "group_detr", group_detr, least=1)
+        all_logits = [_output(output, "pred_logits", "logits") for output in outputs]
         with_boxes = not self._family.masks and (self.cost_bbox != 0 or self.cost_giou != 0)
         packed = _pack(targets, all_logits[0].device, with_boxes)
         formula: dict[str, Any] = {"alpha": self.alpha, "gamma": self.gamma}
@@ -162,7 +178,7 @@ class HungarianMatcher(nn.Module):
             formula["class_cost"] = "focal" if self.use_focal_loss else "softmax"
         match = hungarian_match(
             [_grouped(logits, group_detr) for logits in all_logits],
-            [_grouped(output["pred_boxes"], group_detr) for output in outputs] if with_boxes else None,
+            [_grouped(_output(output, "pred_boxes"), group_detr) for output in outputs] if with_boxes else None,
             packed,
             preset=self._family.formula,
             weights=(self.cost_class, *((self.cost_bbox, self.cost_giou) if with_boxes else (0.0, 0.0))),
@@ -186,7 +202,7 @@ class HungarianMatcher(nn.Module):
         if isinstance(targets, PackedTargets):
             raise TypeError(f"{OP}: targets must be dictionaries with masks, got PackedTargets. Pass the dictionaries")
         costs = [
-            mask_cost(output["pred_masks"], targets, self.num_points, self.cost_mask, self.cost_dice)
+            mask_cost(_output(output, "pred_masks"), targets, self.num_points, self.cost_mask, self.cost_dice)
             for output in outputs
         ]
         costs = [part for cost in costs for part in cost.chunk(group_detr, 1)]
@@ -199,13 +215,25 @@ class HungarianMatcher(nn.Module):
         return f"preset={self.preset!r}, {weights}"
 
 
+def _output(output: Mapping[str, Any], *names: str) -> Tensor:
+    """Return the tensor of a layer under the first of some names that it has."""
+    if not isinstance(output, Mapping):
+        raise TypeError(f"{OP}: outputs must be a dictionary with {names[0]!r}, got {type(output).__name__}")
+    for name in names:
+        if isinstance(output.get(name), Tensor):
+            return output[name]
+    found = {key: type(value).__name__ for key, value in output.items()}
+    raise TypeError(f"{OP}: outputs must have the tensor {' or '.join(map(repr, names))}, got {found}")
+
+
 def _pack(targets: Targets, device: torch.device, with_boxes: bool) -> PackedTargets:
     if isinstance(targets, PackedTargets):
         return targets
+    dictionaries = isinstance(targets, Sequence) and all(isinstance(target, Mapping) for target in targets)
     # transformers has another name for labels.
-    other_name = len(targets) > 0 and "labels" not in targets[0] and "class_labels" in targets[0]
+    other_name = dictionaries and len(targets) > 0 and "labels" not in targets[0] and "class_labels" in targets[0]
     label_key = "class_labels" if other_name else "labels"
-    if not with_boxes:  # unused boxes may have any form
+    if dictionaries and not with_boxes:  # unused boxes may have any form
         targets = [{key: target[key] for key in target if key == label_key} for target in targets]
     return PackedTargets.pack(targets, device=device, label_key=label_key)
 

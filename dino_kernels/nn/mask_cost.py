@@ -24,12 +24,29 @@ def mask_cost(
     Args:
         mask_logits: predicted masks.
         targets: per image `masks` [T, H', W'], 0 or 1.
+
+    Raises:
+        ValueError: masks of another shape, or not one for each label.
     """
+    if mask_logits.dim() != 4:
+        raise ValueError(f"HungarianMatcher: pred_masks must be [B, Q, H, W], got {list(mask_logits.shape)}")
+    for image, target in enumerate(targets):
+        masks = target.get("masks")
+        if (
+            not isinstance(masks, Tensor)
+            or masks.dim() != 3
+            or (isinstance(target.get("labels"), Tensor) and len(masks) != len(target["labels"]))
+        ):
+            got = list(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
+            raise ValueError(
+                f"HungarianMatcher: targets[{image}]['masks'] must be a tensor [T, H', W'], a mask for each label, "
+                f"got {got}"
+            )
     costs = []
     # grid_sample needs positions and values of one dtype, and positions need more than 16 bits.
     with torch.autocast(mask_logits.device.type, enabled=False):
         for logits, target in zip(mask_logits, targets, strict=True):
-            points = torch.rand(1, num_points, 2, device=logits.device)
+            points = torch.rand(1, num_points, 2, dtype=torch.float32, device=logits.device)
             predicted = _sample(logits.float(), points)  # [Q, P]
             truth = _sample(target["masks"].to(logits.device, torch.float32, non_blocking=True), points)  # [T, P]
             cost = cross_entropy_weight * _cross_entropy_cost(predicted, truth)

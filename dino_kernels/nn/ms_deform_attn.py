@@ -7,7 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dino_kernels.ops.fused_ms_deform_attn import fused_ms_deform_attn
+from dino_kernels.ops._checks import check_choice, check_count, check_number
+from dino_kernels.ops.fused_ms_deform_attn import backends, fused_ms_deform_attn
+
+OP = "MSDeformAttn"
 
 
 class MSDeformAttn(nn.Module):
@@ -22,7 +25,11 @@ class MSDeformAttn(nn.Module):
         n_levels: feature levels L.
         n_heads: attention heads M; must divide `d_model`.
         n_points: samples per head and level; an int, or a list with one count per level.
+        ratio: channels of the projected value as a part of `d_model`, as in ViT-Adapter.
         backend: passed to `fused_ms_deform_attn`.
+
+    Raises:
+        ValueError, TypeError: an argument is not of these values.
     """
 
     def __init__(
@@ -31,26 +38,42 @@ class MSDeformAttn(nn.Module):
         n_levels: int = 4,
         n_heads: int = 8,
         n_points: int | list[int] = 4,
+        ratio: float = 1.0,
         *,
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        for name, count in (("d_model", d_model), ("n_levels", n_levels), ("n_heads", n_heads)):
+            check_count(OP, name, count, least=1)
         if d_model % n_heads != 0:
-            raise ValueError(f"MSDeformAttn: d_model must be a multiple of n_heads, got {d_model} and {n_heads}")
-        points = [n_points] * n_levels if isinstance(n_points, int) else list(n_points)
+            raise ValueError(f"{OP}: d_model must be a multiple of n_heads, got {d_model} and {n_heads}")
+        points = list(n_points) if isinstance(n_points, (list, tuple)) else [n_points] * n_levels
+        for count in points:
+            check_count(OP, "n_points", count)
         if len(points) != n_levels:
-            raise ValueError(f"MSDeformAttn: n_points must be an int or {n_levels} counts, got {n_points}")
+            raise ValueError(f"{OP}: n_points must be an int or {n_levels} counts, got {n_points}")
+        if sum(points) == 0:
+            raise ValueError(f"{OP}: n_points must not all be 0, got {n_points}")
+        check_number(OP, "ratio", ratio, least=0)
+        channels = int(d_model * ratio)
+        if channels == 0 or channels % n_heads != 0:
+            raise ValueError(
+                f"{OP}: int(d_model * ratio) must be a positive multiple of n_heads = {n_heads}, got {channels} = "
+                f"int({d_model} * {ratio})"
+            )
+        check_choice(OP, "backend", backend, ("auto", *backends.modules))
         self.im2col_step = 64  # part of the original's interface; unused
         self.d_model = d_model
         self.n_levels = n_levels
         self.n_heads = n_heads
         self.n_points = n_points
+        self.ratio = ratio
         self.backend = backend
         self._points_per_level = points
         self.sampling_offsets = nn.Linear(d_model, n_heads * sum(points) * 2)
         self.attention_weights = nn.Linear(d_model, n_heads * sum(points))
-        self.value_proj = nn.Linear(d_model, d_model)
-        self.output_proj = nn.Linear(d_model, d_model)
+        self.value_proj = nn.Linear(d_model, channels)
+        self.output_proj = nn.Linear(channels, d_model)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -70,6 +93,8 @@ class MSDeformAttn(nn.Module):
         nn.init.xavier_uniform_(self.output_proj.weight)
         nn.init.zeros_(self.output_proj.bias)
 
+    _reset_parameters = reset_parameters  # the original's name, by which its models call it
+
     def forward(
         self,
         query: Tensor,  # [B, Q, C]
@@ -87,6 +112,11 @@ class MSDeformAttn(nn.Module):
         Raises:
             ValueError, TypeError: a malformed argument, named as in `fused_ms_deform_attn`.
         """
+        for name, features in (("query", query), ("input_flatten", input_flatten)):
+            if not isinstance(features, Tensor) or features.dim() != 3 or features.shape[2] != self.d_model:
+                got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+                rows = "Q" if name == "query" else "S"
+                raise ValueError(f"{OP}: {name} must be a tensor [B, {rows}, C] with C = {self.d_model}, got {got}")
         value = self.value_proj(input_flatten).unflatten(-1, (self.n_heads, -1))
         output = fused_ms_deform_attn(
             value,
@@ -102,4 +132,6 @@ class MSDeformAttn(nn.Module):
         return self.output_proj(output)
 
     def extra_repr(self) -> str:
-        return f"d_model={self.d_model}, n_levels={self.n_levels}, n_heads={self.n_heads}, n_points={self.n_points}"
+        ratio = "" if self.ratio == 1 else f", ratio={self.ratio}"
+        sizes = f"d_model={self.d_model}, n_levels={self.n_levels}, n_heads={self.n_heads}, n_points={self.n_points}"
+        return sizes + ratio

@@ -13,6 +13,7 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
+from dino_kernels.ops._checks import check_choice, check_flag, check_number, unknown_argument
 from dino_kernels.ops._core.arguments import MatchingCostArguments
 from dino_kernels.ops._core.dtypes import FLOATING
 from dino_kernels.targets import PackedTargets
@@ -65,6 +66,10 @@ class CostFormula:
 
 # Listed once: torch.compile cannot call `fields`.
 FORMULA_FIELDS = tuple(field.name for field in fields(CostFormula))
+KEYWORDS = {
+    "matching_cost": ("preset", "extra_cost", "backend"),
+    "hungarian_match": ("preset", "extra_cost", "ties", "check", "full_output", "backend"),
+}
 PRESETS = {
     "dino": CostFormula(giou_eps=1e-6),  # IDEA's DINO and detrex
     "deformable_detr": CostFormula(),
@@ -77,20 +82,23 @@ PRESETS = {
 
 def formula_of(op: str, preset: str, options: Mapping[str, object]) -> CostFormula:
     """Return the preset's formula with these changes."""
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise ValueError(f"{op}: preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     for name in options:
         if name not in FORMULA_FIELDS:
-            raise TypeError(f"{op}: got an unknown argument {name!r}. The formula has {', '.join(FORMULA_FIELDS)}")
+            raise unknown_argument(op, name, (*KEYWORDS[op], *FORMULA_FIELDS))
     chosen = {name: getattr(PRESETS[preset], name) for name in FORMULA_FIELDS}
     chosen |= {name: x for name, x in options.items() if x is not None}
     formula = CostFormula(**chosen)
-    if formula.class_cost not in ("focal", "softmax"):
-        raise ValueError(f"{op}: class_cost must be 'focal' or 'softmax', got {formula.class_cost!r}")
-    if len(formula.weights) != 3:
+    check_choice(op, "class_cost", formula.class_cost, ("focal", "softmax"))
+    if not isinstance(formula.weights, (tuple, list)) or len(formula.weights) != 3:
         raise ValueError(f"{op}: weights must be three numbers (class, L1, GIoU), got {formula.weights!r}")
-    if formula.class_eps < 0 or formula.giou_eps < 0:
-        raise ValueError(f"{op}: class_eps and giou_eps must not be negative, got {formula}")
+    for weight in formula.weights:
+        check_number(op, "each of weights", weight)
+    check_number(op, "alpha", formula.alpha)
+    check_number(op, "gamma", formula.gamma, 0)
+    check_number(op, "class_eps", formula.class_eps, 0)
+    check_number(op, "giou_eps", formula.giou_eps, 0)
     return formula
 
 
@@ -142,6 +150,8 @@ def cost_arguments(
             )
         if source.shape[3] != first.shape[3]:
             raise ValueError(f"{op}: all logits must have C = {first.shape[3]} classes, got {list(source.shape)}")
+    if not torch.compiler.is_compiling():  # which would compile again for each largest label
+        targets.check_labels(first.shape[3])
     if targets.labels.device != first.device:
         raise ValueError(
             f"{op}: targets is on {targets.labels.device} and logits on {first.device}. Move it with "
@@ -164,6 +174,8 @@ def cost_arguments(
             raise ValueError(f"{op}: boxes must have the shapes {shapes}, as logits, got {got}")
     sets, queries = sizes_of(all_logits)
     if extra_cost is not None:
+        if not isinstance(extra_cost, Tensor):
+            raise TypeError(f"{op}: extra_cost must be a tensor [G, N, Q] or None, got {type(extra_cost).__name__}")
         expected = [sets, len(targets), queries]
         if extra_cost.dim() != 3 or list(extra_cost.shape[1:]) != expected[1:] or extra_cost.shape[0] not in (1, sets):
             raise ValueError(
@@ -188,8 +200,10 @@ def _check_device(op: str, name: str, tensor: Tensor, first: Tensor) -> None:
 
 def _sources(op: str, name: str, given: Predictions, last: str) -> list[Tensor]:
     """Check tensors [G, B, Q, n] or [B, Q, n], one or a list; return a list of [G_i, B, Q_i, n] of one dtype."""
-    listed = [given] if isinstance(given, Tensor) else list(given)
     expected = f"[G, B, Q, {last}] or [B, Q, {last}], or a list of such tensors"
+    if not isinstance(given, (Tensor, Sequence)) or isinstance(given, str):
+        raise TypeError(f"{op}: {name} must be {expected}, got {type(given).__name__}")
+    listed = [given] if isinstance(given, Tensor) else list(given)
     if not listed:
         raise ValueError(f"{op}: {name} must be {expected}, got an empty list")
     sources = []
@@ -209,12 +223,11 @@ def _sources(op: str, name: str, given: Predictions, last: str) -> list[Tensor]:
     return sources
 
 
-def check_choices(op: str, ties: str, check: str) -> None:
-    """Check the values of `ties` and `check`."""
-    if ties not in ("lowest", "scipy"):
-        raise ValueError(f"{op}: ties must be 'lowest' or 'scipy', got {ties!r}")
-    if check not in ("raise", "warn", "none"):
-        raise ValueError(f"{op}: check must be 'raise', 'warn' or 'none', got {check!r}")
+def check_choices(op: str, ties: str, check: str, full_output: bool = False) -> None:
+    """Check the values of options that the assignments share."""
+    check_choice(op, "ties", ties, ("lowest", "scipy"))
+    check_choice(op, "check", check, ("raise", "warn", "none"))
+    check_flag(op, "full_output", full_output)
 
 
 def report_status(op: str, status: Tensor, check: str) -> None:

@@ -1,6 +1,8 @@
 """Code written against the original compiled op runs on this package's op, unmodified."""
 
+import functools
 import importlib
+import inspect
 import sys
 
 import pytest
@@ -195,3 +197,58 @@ def test_install_under_the_name_groundingdino_imports(tmp_path, monkeypatch):
     exec("from groundingdino import _C", scope)
     assert scope["_C"].ms_deform_attn_forward is original.ms_deform_attn_forward
     assert original.MODULE_NAME not in sys.modules
+
+
+def levels_of(value):
+    """Values as D-FINE passes them: of each level [B, M, D, H * W]."""
+    return value.permute(0, 2, 3, 1).split([height * width for height, width in SHAPES], dim=-1)
+
+
+@pytest.mark.parametrize("form", ["rt_detr_v2", "d_fine"])
+@pytest.mark.parametrize("points", [[3, 3], [1, 5], (2, 4)])
+def test_the_core_of_rt_detr_v2_and_d_fine_agrees_with_the_definition(form, points):
+    """Levels have their own numbers of points, and samples one dimension, level by level."""
+    value, shapes, _, _, _ = inputs()
+    generator = torch.Generator().manual_seed(2)
+    locations = torch.rand(2, 5, 2, 6, 2, generator=generator, dtype=torch.float64)
+    weights = torch.rand(2, 5, 2, 6, generator=generator, dtype=torch.float64)
+    parts = zip(locations.split(list(points), 3), weights.split(list(points), 3), strict=True)
+    exact, start = torch.zeros(2, 5, 8, dtype=torch.float64), 0
+    for (height, width), (some, shares) in zip(SHAPES, parts, strict=True):
+        rows = value[:, start : start + height * width]
+        level = rows.permute(0, 2, 3, 1).reshape(4, 4, height, width)
+        grid = 2 * some.transpose(1, 2).flatten(0, 1) - 1
+        sampled = torch.nn.functional.grid_sample(level, grid, align_corners=False).view(2, 2, 4, 5, -1)
+        exact += (sampled * shares.transpose(1, 2)[:, :, None]).sum(-1).permute(0, 3, 1, 2).flatten(2)
+        start += height * width
+    given = value if form == "rt_detr_v2" else levels_of(value)
+    core = functools.partial(original.deformable_attention_core_func_v2, method="default")  # as both repositories do
+    for sizes in (shapes, SHAPES, [list(size) for size in SHAPES]):
+        found = core(given, sizes, locations, weights, points)
+        torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-13)
+
+
+def test_discrete_sampling_is_refused_in_words():
+    value, shapes, _, locations, weights = inputs()
+    with pytest.raises(ValueError, match=r"method must be 'default' .* got 'discrete'. Keep the repository's function"):
+        original.deformable_attention_core_func_v2(
+            value, shapes, locations.flatten(3, 4), weights.flatten(3), [3, 3], method="discrete"
+        )
+
+
+CORES = {  # name of the function: its parameters in the repositories
+    "ms_deform_attn_core_pytorch": "value value_spatial_shapes sampling_locations attention_weights",
+    "deformable_attention_core_func_v2": "value value_spatial_shapes sampling_locations attention_weights "
+    "num_points_list method",
+}
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_cores_take_the_arguments_of_the_repositories_by_name(name):
+    assert list(inspect.signature(getattr(original, name)).parameters) == CORES[name].split()
+
+
+@pytest.mark.parametrize("name", [5, None, "", "a b", "groundingdino."])
+def test_install_refuses_what_is_no_name_of_a_module(name):
+    with pytest.raises(TypeError, match=r"install: name must be the name of a module, such as 'MultiScale.*got "):
+        original.install(name)

@@ -13,9 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
+from dino_kernels import UnsupportedError
 from dino_kernels.integrations import transformers as integration
+from dino_kernels.integrations.returned_weights import ReturnedWeights
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -197,9 +200,107 @@ def test_a_replaced_module_can_be_copied(name, duplicate):
 
 def test_the_backend_is_passed_on():
     module = build(DETR)
-    integration.replace(module, backend="no such backend")
-    with pytest.raises(ValueError, match="no such backend"):
+    integration.replace(module, backend="triton")
+    with pytest.raises(UnsupportedError, match="backend 'triton' cannot run this call"):
         module(**arguments(DETR, 2))
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "error", "message"),
+    [
+        ("replace", ("detr",), TypeError, "replace: model must be a torch.nn.Module, got 'detr'. Load it first: Auto"),
+        ("replace", (None,), TypeError, "replace: model must be a torch.nn.Module, got None."),
+        ("replace", (nn.Linear,), TypeError, "replace: model must be a torch.nn.Module, got <class 'torch.nn"),
+        ("replace", (nn.Linear(1, 1), "gpu"), ValueError, "replace: backend must be one of 'auto', .* got 'gpu'"),
+        ("replace", (nn.Linear(1, 1), ["cpu"]), ValueError, r"replace: backend must be one of .* got \['cpu'\]"),
+        ("restore", ("detr",), TypeError, "restore: model must be a torch.nn.Module, got 'detr'. Load it first: Auto"),
+    ],
+)
+def test_a_wrong_argument_is_named(function, arguments, error, message):
+    with pytest.raises(error, match=message):
+        getattr(integration, function)(*arguments)
+
+
+def gradient_of_weights(module, inputs, way):
+    """The gradient of the output, and of the returned weights alone, with respect to the weights."""
+    output, weights = module(**inputs)
+    loss = (output * torch.arange(output.numel(), dtype=output.dtype).view_as(output).sin()).sum()
+    if way == "grad":
+        return torch.autograd.grad(loss, weights)[0]
+    weights.retain_grad()
+    if way == "hook":
+        seen = []
+        weights.register_hook(seen.append)
+        loss.backward()
+        return seen[0]
+    (loss + weights.square().sum() if way == "both" else loss).backward()
+    return weights.grad
+
+
+@pytest.mark.parametrize("way", ["retain", "grad", "hook", "both"])
+@pytest.mark.parametrize("name", integration.CONVENTIONS)
+def test_the_returned_weights_have_the_gradient_of_transformers(name, way):
+    module = build(name)
+    theirs = gradient_of_weights(module, arguments(name, 4), way)
+    integration.replace(module)
+    ours = gradient_of_weights(module, arguments(name, 4), way)
+    assert theirs.abs().max() > 0
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_weights_of_zero_have_a_finite_gradient():
+    module = build(DETR)
+    module.attention_weights.bias.data[::2] = -1e4
+    theirs = gradient_of_weights(module, arguments(DETR, 2), "retain")
+    integration.replace(module)
+    ours = gradient_of_weights(module, arguments(DETR, 2), "retain")
+    positive = module(**arguments(DETR, 2))[1] > 0
+    assert ours.isfinite().all() and 0 < positive.sum() < positive.numel()
+    torch.testing.assert_close(ours[positive], theirs[positive], rtol=1e-9, atol=1e-9)
+
+
+def test_weights_that_nobody_holds_cost_nothing(monkeypatch):
+    module = build(DETR)
+    integration.replace(module)
+    inputs, seen = arguments(DETR, 2), []
+    multiply = ReturnedWeights.multiply
+    monkeypatch.setattr(ReturnedWeights, "multiply", lambda *given: seen.append(1) or multiply(*given))
+    module(**inputs)[0].sum().backward()
+    dropped = module.attention_weights.weight.grad.clone()
+    assert not seen
+    module.zero_grad()
+    output, weights = module(**inputs)
+    output.sum().backward()
+    assert seen and weights.requires_grad
+    torch.testing.assert_close(module.attention_weights.weight.grad, dropped, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        assert module(**inputs)[0].grad_fn is None
+
+
+def test_a_checkpointed_module_has_the_gradient_of_its_weights():
+    module = build(DETR)
+    integration.replace(module)
+    inputs = arguments(DETR, 2)
+    expected = gradient_of_weights(module, inputs, "retain")
+    found = gradient_of_weights(
+        lambda **given: torch.utils.checkpoint.checkpoint(module, **given, use_reentrant=False), inputs, "retain"
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_second_derivatives_by_the_reference_are_those_of_transformers():
+    module = build(DETR)
+
+    def second():
+        inputs = arguments(DETR, 2)
+        output, weights = module(**inputs)
+        (first,) = torch.autograd.grad(output.sin().sum(), inputs["hidden_states"], create_graph=True)
+        assert weights.requires_grad
+        return torch.autograd.grad(first.square().sum(), inputs["hidden_states"])[0]
+
+    theirs = second()
+    integration.replace(module, backend="reference")
+    torch.testing.assert_close(second(), theirs, rtol=1e-8, atol=1e-8)
 
 
 def test_a_model_without_deformable_attention_is_refused():

@@ -50,7 +50,8 @@ def original_forward(state: dict[str, Tensor], heads: int, points: int, argument
     value = linear("value_proj", source)
     if mask is not None:
         value = value.masked_fill(mask[..., None], 0.0)
-    value = value.view(batch, rows, heads, channels // heads)
+    value = value.view(batch, rows, heads, -1)
+    channels = heads * value.shape[3]
     offsets = linear("sampling_offsets", query).view(batch, queries, heads, levels, points, 2)
     weights = linear("attention_weights", query).view(batch, queries, heads, levels * points).softmax(-1)
     weights = weights.view(batch, queries, heads, levels, points)
@@ -215,3 +216,30 @@ def test_empty_and_single_queries(batch, queries):
     output = trained()(**arguments)
     assert output.shape == (batch, queries, 32)
     output.sum().backward()
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("coordinates", [2, 4])
+def test_the_module_of_vit_adapter_has_other_channels_of_values(ratio: float, coordinates: int) -> None:
+    """Its fifth argument; names, order and shapes of parameters are those of its module."""
+    torch.manual_seed(0)
+    module = MSDeformAttn(32, 3, 4, 2, ratio)
+    inner = int(32 * ratio)
+    assert {name: list(parameter.shape) for name, parameter in module.named_parameters()} == {
+        "sampling_offsets.weight": [48, 32], "sampling_offsets.bias": [48],
+        "attention_weights.weight": [24, 32], "attention_weights.bias": [24],
+        "value_proj.weight": [inner, 32], "value_proj.bias": [inner],
+        "output_proj.weight": [32, inner], "output_proj.bias": [32],
+    }  # fmt: skip
+    module._reset_parameters()  # as ViT-Adapter and Deformable-DETR call it
+    assert (
+        not module.attention_weights.weight.any()
+        and module.ratio == ratio
+        and ("ratio" in repr(module)) == (ratio != 1)
+    )
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    given = inputs(coordinates)
+    torch.testing.assert_close(
+        module(**given), original_forward(dict(module.named_parameters()), 4, 2, given), rtol=1e-4, atol=1e-5
+    )

@@ -6,6 +6,7 @@ import itertools
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.optimize
 import torch
@@ -221,8 +222,109 @@ def test_one_crowded_image_among_empty_ones(matching_backend, device):
     assert (result.objective[:, [0, 1, 3]] == 0).all() and (result.column_duals[:, [0, 1, 3]] == 0).all()
 
 
+NESTED = [[4, 1, 3], [2, 0, 5], [3, 2, 2]]
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize(
+    "cost",
+    [
+        NESTED,
+        tuple(map(tuple, NESTED)),
+        np.array(NESTED),
+        np.array(NESTED, np.float32),
+        np.array(NESTED, np.float16),
+        np.array(NESTED, np.uint64),
+        np.array(NESTED, np.int8),
+        np.array(NESTED, np.longdouble),
+        np.array(NESTED, ">f8"),
+        np.array(NESTED, ">i2"),
+        np.array(NESTED)[::-1, ::-1],
+        np.array(NESTED).T,
+        np.broadcast_to(np.array(NESTED[0]), (3, 3)),
+        [np.array(row) for row in NESTED],
+        np.asmatrix(NESTED),
+        [[0.25, 1e300], [True, 3]],
+        np.zeros((0, 4)),
+        [[]],
+    ],
+    ids=lambda cost: f"{type(cost).__name__}-{getattr(cost, 'dtype', '')}",
+)
+def test_arrays_and_nested_lists_give_the_pairs_of_scipy(cpu_kernel, cost, maximize):
+    expected = scipy.optimize.linear_sum_assignment(np.asarray(cost, np.float64), maximize)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for found in (
+            linear_sum_assignment(cost, maximize, ties="scipy"),
+            linear_sum_assignment(cost, maximize=maximize, ties="scipy"),
+        ):
+            assert [got.dtype for got in found] == [torch.int64] * 2
+            assert [got.tolist() for got in found] == [wanted.tolist() for wanted in expected]
+
+
+def test_an_array_of_matrices_is_a_batch_and_a_list_of_arrays_is_a_list(cpu_kernel):
+    batch = np.random.default_rng(0).random((3, 4, 5))
+    expected = linear_sum_assignment(torch.from_numpy(batch))
+    for given in (batch, batch.tolist()):
+        assert torch.equal(linear_sum_assignment(given), expected)
+        assert torch.equal(linear_sum_assignment(given, np.array([5, 5, 5])), expected)
+    listed: Any = [batch[0], torch.from_numpy(batch[1, :2]), batch[2, :, :3]]
+    for (rows, columns), matrix in zip(linear_sum_assignment(listed), listed, strict=True):
+        wanted = scipy.optimize.linear_sum_assignment(np.asarray(matrix))
+        assert (rows.tolist(), columns.tolist()) == (wanted[0].tolist(), wanted[1].tolist())
+    for (_, columns), matrix in zip(linear_sum_assignment(listed, True), listed, strict=True):
+        assert columns.tolist() == scipy.optimize.linear_sum_assignment(np.asarray(matrix), True)[1].tolist()
+
+
+def test_the_second_argument_is_maximize_or_sizes(matching_backend, device):
+    cost = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0)).to(device)
+    by_name = linear_sum_assignment(cost, maximize=True, backend=matching_backend)
+    assert torch.equal(linear_sum_assignment(cost, True, backend=matching_backend), by_name)
+    assert torch.equal(linear_sum_assignment(cost, np.True_, backend=matching_backend), by_name)
+    sizes = linear_sum_assignment(cost, sizes=[6, 5, 4], backend=matching_backend)
+    assert torch.equal(linear_sum_assignment(cost, [6, 5, 4], backend=matching_backend), sizes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        (("matrix",), {}, TypeError, "cost must be a tensor, an array, .* got str"),
+        ((None,), {}, TypeError, "cost must be a tensor, .* got NoneType"),
+        ((3.0,), {}, TypeError, "cost must be a tensor, .* got float"),
+        (({1: [2]},), {}, TypeError, "cost must be a tensor, .* got dict"),
+        (([["a", "b"]],), {}, TypeError, "cost must be real numbers, got an array of <U1"),
+        (([[1j]],), {}, TypeError, "cost must be real numbers, got an array of complex128"),
+        (([[None, 1.0]],), {}, TypeError, "cost must be real numbers, got an array of object"),
+        (([[1, 2], [3]],), {}, ValueError, "cost has rows of different lengths"),
+        (([1.0, 2.0],), {}, ValueError, r"cost must be .* got \[2\]"),
+        ((np.zeros(()),), {}, ValueError, r"cost must be .* got \[\]"),
+        (([torch.zeros(2, 2), "b"],), {}, TypeError, "cost must be real numbers"),
+        ((torch.zeros(2, 2, 3), 1), {}, TypeError, "sizes must be .* got 1. The second argument is maximize if"),
+        ((torch.zeros(2, 2, 3), "yes"), {}, TypeError, "sizes must be .* got 'yes'"),
+        ((torch.zeros(2, 2, 3), [[1], [1, 2]]), {}, TypeError, r"sizes must be .* got \[\[1\], \[1, 2\]\]"),
+        ((torch.zeros(2, 2, 3), [1.5, 2.5]), {}, ValueError, r"sizes must be integers .* got torch.float32 \[2, 1\]"),
+        ((torch.zeros(2, 2, 3), [True, False]), {}, ValueError, r"sizes must be integers .* got torch.bool"),
+        ((torch.zeros(2, 3),), {"maximize": "no"}, TypeError, "maximize must be True or False, got 'no'"),
+        ((torch.zeros(2, 3),), {"maximize": None}, TypeError, "maximize must be True or False, got None"),
+        ((torch.zeros(2, 3),), {"offsets": [0, 2]}, TypeError, r"offsets must be an int64 tensor \[B \+ 1\], got list"),
+        ((torch.zeros(2, 3),), {"backend": ["cpu"]}, ValueError, r"backend must be one of .* got \['cpu'\]"),
+        (
+            (torch.zeros(2, 3),),
+            {"ties": ["scipy"]},
+            ValueError,
+            r"ties must be 'lowest' or 'scipy', got \['scipy'\]",
+        ),
+    ],
+)
+def test_what_cannot_be_a_cost_or_an_option_is_named(arguments, options, error, message):
+    with pytest.raises(error, match=f"^linear_sum_assignment: {message}"):
+        linear_sum_assignment(*arguments, **options)
+
+
 def test_costs_are_not_copied_on_their_way():
     cost = torch.zeros(2, 3, 4)
     for given in (cost, cost.transpose(1, 2), cost[:, ::2]):
         prepared = prepare(given)
         assert prepared.cost.data_ptr() == given.data_ptr() and prepared.cost.stride() == given.stride()
+    array = np.zeros((3, 4), np.float32)
+    assert prepare(array).cost.data_ptr() == array.ctypes.data

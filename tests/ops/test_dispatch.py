@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -121,6 +122,49 @@ def test_without_the_native_library_its_reason_is_given_and_the_reference_runs(o
     assert explain(getattr(dino_kernels, op), **inputs).backend == "reference"
     with pytest.raises(UnsupportedError, match="backend 'cpu' cannot run this call: no compiled library"):
         getattr(dino_kernels, op)(**inputs, backend="cpu")
+
+
+@pytest.fixture
+def without_library(monkeypatch):
+    """Let the CPU library be missing, for a reason that has not been reported yet."""
+    from dino_kernels.ops._core import dispatch, libraries
+
+    monkeypatch.setattr(libraries, "CPU_MISSING", "found no compiled library; build it with 'pip install -e .'")
+    monkeypatch.setattr(dispatch, "_warned", set())
+
+
+def test_a_missing_library_is_one_warning_that_says_why_and_what_to_type(op, inputs, without_library):
+    message = (
+        r"plain PyTorch .* 30 times slower .*: found no compiled library; build it with 'pip install -e \.'\. Pass"
+    )
+    with pytest.warns(RuntimeWarning, match=message):
+        getattr(dino_kernels, op)(**inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        getattr(dino_kernels, op)(**inputs)
+        dino_kernels.linear_sum_assignment(torch.rand(2, 3))
+
+
+def test_a_compiled_call_warns_of_a_missing_library(without_library):
+    inputs = sample_inputs("ms_deform_attn", CASE, torch.float32, requires_grad=False)
+    inputs |= {"spatial_shapes": list(CASE.shapes), "level_start_index": None}
+    compiled = torch.compile(lambda: dino_kernels.ms_deform_attn(**inputs), backend="eager", fullgraph=True)
+    with pytest.warns(RuntimeWarning, match="30 times slower"):
+        compiled()
+
+
+def test_no_one_is_warned_who_asked_for_the_reference_or_computes_nothing(op, inputs, without_library):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        getattr(dino_kernels, op)(**inputs, backend="reference")
+        explain(getattr(dino_kernels, op), **inputs)
+
+
+def test_no_one_is_warned_of_a_call_that_the_cpu_kernel_would_not_take(only, op, arguments, without_library):
+    backends = only(cuda="no", triton="no", cpu="it has room for 32 levels", reference=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backends.resolve("auto", arguments) == "reference"
 
 
 def test_explain_names_the_backend_that_the_call_uses(op, inputs, monkeypatch):

@@ -15,7 +15,7 @@ COUNTS = (2, 0, 3)
 
 def image(count: int, start: int = 0, **options: Any) -> dict[str, Tensor]:
     labels = torch.arange(start, start + count)
-    return {"labels": labels, "boxes": (labels[:, None] + torch.tensor([0.1, 0.2, 0.3, 0.4])).to(**options)}
+    return {"labels": labels, "boxes": (labels[:, None] / 100 + torch.tensor([0.1, 0.2, 0.3, 0.4])).to(**options)}
 
 
 def batch(*counts: int) -> list[dict[str, Tensor]]:
@@ -83,6 +83,11 @@ def test_other_keys_are_found_by_name():
         (torch.zeros(3), TypeError, ["targets[1]", "dictionary", "Tensor"]),
         ({"labels": torch.zeros(1), "boxes": torch.zeros(1, 4)}, TypeError, ["targets[1]['labels']", "float32"]),
         ({"labels": torch.zeros(1, 1).long(), "boxes": torch.zeros(1, 4)}, TypeError, ["integers [T]", "[1, 1]"]),
+        (
+            {"labels": torch.ones(1).bool(), "boxes": torch.zeros(1, 4)},
+            TypeError,
+            ["targets[1]['labels']", "torch.bool"],
+        ),
         ({"labels": [3], "boxes": torch.zeros(1, 4)}, TypeError, ["targets[1]['labels']", "list"]),
         ({"labels": torch.zeros(2).long(), "boxes": torch.zeros(3, 4)}, ValueError, ["targets[1]['boxes']", "[3, 4]"]),
         ({"labels": torch.zeros(2).long(), "boxes": torch.zeros(2, 5)}, ValueError, ["[T, 4] = [2, 4]", "[2, 5]"]),
@@ -95,6 +100,108 @@ def test_a_malformed_target_is_named(target, error, words):
     with pytest.raises(error) as caught:
         PackedTargets.pack([image(2), target])
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("box", "advice"),
+    [
+        ((0.5, 0.5, -0.1, 0.2), "Correct or remove"),
+        ((0.5, 0.5, 0.1, -1e-4), "Correct or remove"),
+        ((320.0, 240.0, 64.0, 48.0), "(W, H, W, H)"),
+        ((0.5, 0.5, 1.5, 0.1), "(W, H, W, H)"),
+        ((0.5, 1.02, 0.1, 0.1), "(W, H, W, H)"),
+        ((-0.02, 0.5, 0.1, 0.1), "(W, H, W, H)"),
+        ((NAN, 0.5, 0.1, 0.1), "Correct or remove"),
+        ((0.5, 0.5, 0.1, INF), "Correct or remove"),
+        ((-INF, 0.5, 0.1, 0.1), "Correct or remove"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_a_wrong_box_is_named_with_its_values_and_the_range(box, advice, dtype):
+    wrong = {"labels": torch.arange(3), "boxes": torch.tensor([(0.5, 0.5, 0.1, 0.1), box, box], dtype=dtype)}
+    for targets, place in (([wrong, image(2)], 0), ([image(2), image(0), wrong], 2)):
+        message = rf"targets\[{place}\]\['boxes'\] must be .* in 0\.\.1, .* got \("
+        with pytest.raises(ValueError, match=message) as caught:
+            PackedTargets.pack(targets)
+        assert f"({wrong['boxes'][1, 0].item():.6g}, " in str(caught.value)
+        assert advice in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_what_crops_and_rounding_leave_is_a_box(dtype):
+    boxes = [(1.001, -0.001, 0.3, 0.2), (0.5, 0.5, 1.001, 1.0), (0.0, 1.0, 0.0, 0.0), (0.95, 0.5, 0.4, 0.2)]
+    given = torch.tensor(boxes, dtype=dtype)
+    packed = PackedTargets.pack([{"labels": torch.zeros(4).long(), "boxes": given}])
+    assert packed.boxes_cxcywh is not None and torch.equal(packed.boxes_cxcywh, given.float())
+
+
+def test_boxes_in_another_unit_are_packed_on_request_and_must_be_finite():
+    target = {"labels": torch.tensor([0]), "boxes": torch.tensor([[320.0, 240.0, 64.0, 48.0]])}
+    packed = PackedTargets.pack([target], normalized=False)
+    assert packed.boxes_cxcywh is not None and torch.equal(packed.boxes_cxcywh, target["boxes"])
+    for wrong in (NAN, INF, 1e300, -3.0):
+        boxes = torch.tensor([[320.0, 240.0, 64.0, wrong]], dtype=torch.float64)
+        with pytest.raises(ValueError, match=r"targets\[0\]\['boxes'\] must be .* finite") as caught:
+            PackedTargets.pack([{**target, "boxes": boxes}], normalized=False)
+        assert "in 0..1" not in str(caught.value)
+
+
+@pytest.mark.parametrize("label", [-1, -100])
+def test_a_negative_label_is_named(label):
+    targets = [image(2), {"my_labels": torch.tensor([3, label]), "boxes": torch.zeros(2, 4)}]
+    targets[0] = {"my_labels": targets[0]["labels"], "boxes": targets[0]["boxes"]}
+    with pytest.raises(ValueError, match=rf"targets\[1\]\['my_labels'\] must be classes, .* got {label}\."):
+        PackedTargets.pack(targets, label_key="my_labels")
+
+
+def test_the_largest_label_is_known_without_a_transfer():
+    packed = PackedTargets.pack(batch(*COUNTS))
+    assert (packed.largest_label, packed.largest_at) == (22, "targets[2]['labels']")
+    packed.check_labels(23)
+    for targets in (packed, packed.to("meta")):
+        with pytest.raises(ValueError, match=r"^targets\[2\]\['labels'\] must be in 0\.\.2, .* 3 classes, got 22\."):
+            targets.check_labels(3)
+    PackedTargets.pack(batch(0, 0)).check_labels(1)
+    # A fixed capacity is for other targets in each step.
+    assert PackedTargets.pack(batch(*COUNTS), capacity=8).largest_label is None
+
+
+def test_values_that_are_not_on_the_host_are_not_read():
+    on_meta = {"labels": torch.zeros(2).long().to("meta"), "boxes": torch.zeros(2, 4, device="meta")}
+    packed = PackedTargets.pack([on_meta, {key: x.to("meta") for key, x in image(3).items()}])
+    assert packed.largest_label is None
+    packed.check_labels(1)
+
+
+@pytest.mark.parametrize("targets", [{"labels": torch.zeros(1).long()}, None, 3, torch.zeros(2, 5)])
+def test_anything_but_a_list_of_targets_is_refused(targets):
+    with pytest.raises(TypeError, match=r"targets must be a list with a dictionary for each image, got "):
+        PackedTargets.pack(targets)
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_the_default_dtype_changes_nothing(default):
+    expected = [PackedTargets.pack(batch(*COUNTS)), PackedTargets.pack(batch(*COUNTS), capacity=8)]
+    expected += [PackedTargets.pack(batch(0, 0)), PackedTargets.pack([]), PackedTargets.empty(2, 3)]
+    given = batch(*COUNTS)
+    try:
+        torch.set_default_dtype(default)
+        found = [PackedTargets.pack(given), PackedTargets.pack(given, capacity=8)]
+        found += [
+            PackedTargets.pack([image(0, dtype=torch.float32)] * 2),
+            PackedTargets.pack([]),
+            PackedTargets.empty(2, 3),
+        ]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for got, wanted in zip(found, expected, strict=True):
+        assert_contents(got, contents(wanted))
+        for one, other in zip(contents(got), contents(wanted), strict=True):
+            assert one.dtype == other.dtype
 
 
 def test_boxes_that_only_later_images_have_are_not_dropped():

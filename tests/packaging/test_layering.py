@@ -21,7 +21,7 @@ ROOMS = {
     "dino_kernels/nn": ("ops targets", ""),
     "dino_kernels/integrations": ("* nn ops ops/_core", "transformers mmcv mmengine"),
     "dino_kernels/testing": ("* ops ops/_core targets", ""),
-    "dino_kernels": ("* nn ops ops/_core targets testing", ""),
+    "dino_kernels": ("* nn ops ops/_core targets testing", "numpy"),
     "dino/common": ("", "numpy tqdm"),
     "dino/model": ("", ""),
     "dino/data": ("common", "numpy PIL yaml"),

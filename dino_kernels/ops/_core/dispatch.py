@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from dino_kernels.ops._core import libraries
 
 # Runs every call, but "auto" takes it on a CPU only: on a GPU it is twenty times slower than the kernels, which a user
 # should not get without notice.
@@ -56,6 +60,17 @@ class Backends:
         return None if name == REFERENCE else self.modules[name].unsupported(arguments)
 
     def resolve(self, requested: str, arguments: tuple[Any, ...]) -> str:
+        """Return the name of the backend that runs this call. Warn if only the missing library leaves the reference.
+
+        Raises: as `choose`.
+        """
+        name = self.choose(requested, arguments)
+        missing = libraries.CPU_MISSING
+        if name == REFERENCE != requested and missing is not None and self.unsupported("cpu", arguments) == missing:
+            _warn_of_missing_kernels(missing)
+        return name
+
+    def choose(self, requested: str, arguments: tuple[Any, ...]) -> str:
         """Return the name of the backend that runs this call.
 
         Raises:
@@ -68,7 +83,7 @@ class Backends:
                 if (on_cpu or name != REFERENCE) and self.unsupported(name, arguments) is None:
                     return name
             raise UnsupportedError(self._refusal(arguments))
-        if requested not in self.modules:
+        if not isinstance(requested, str) or requested not in self.modules:
             allowed = ", ".join(repr(name) for name in ("auto", *self.modules))
             raise ValueError(f"{self.op}: backend must be one of {allowed}, got {requested!r}")
         reason = self.unsupported(requested, arguments)
@@ -94,6 +109,24 @@ def device_of(arguments: tuple[Any, ...]) -> torch.device:
     return (first[0] if isinstance(first, list) else first).device
 
 
+_warned: set[str] = set()
+
+
+def _warn_of_missing_kernels(reason: str) -> None:
+    """Warn once per process."""
+    if reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(
+            "dino_kernels runs its plain PyTorch definitions on this CPU, about 30 times slower than its kernels: "
+            f"{reason}. Pass backend='reference' to run them without this warning.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+# The effect of `torch.compiler.assume_constant_result`, which would import the compiler: it is called at tracing.
+_warn_of_missing_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
 _REGISTRY: dict[str, Backends] = {}
 
 
@@ -114,17 +147,21 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         An `Explanation`; print it.
 
     Raises:
-        TypeError: `function` is not one of this package's ops.
+        TypeError: `function` is not one of this package's ops, or does not take these arguments.
         ValueError: an argument is malformed, as in the call.
     """
     backends = _REGISTRY.get(getattr(function, "__name__", ""))
     if backends is None:
         known = ", ".join(_REGISTRY)
         raise TypeError(f"explain: function must be one of {known}, got {function!r}")
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"explain: {backends.op}: {error}") from None
     requested = kwargs.pop("backend", "auto")
     arguments = backends.prepare(*args, **kwargs)
     try:
-        chosen = backends.resolve(requested, arguments)
+        chosen = backends.choose(requested, arguments)
     except UnsupportedError:
         chosen = None
     with torch.no_grad():

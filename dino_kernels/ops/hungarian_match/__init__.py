@@ -51,7 +51,7 @@ def prepare(
     **formula: Unpack[FormulaOptions],
 ) -> Arguments:
     """Check the arguments and return them in the form that backends take."""
-    check_choices(OP, ties, check)
+    check_choices(OP, ties, check, full_output)
     return Arguments(*cost_arguments(OP, logits, boxes, targets, preset, extra_cost, formula), ties, full_output)
 
 

@@ -28,11 +28,14 @@ def pairs_of(match: Match | Tensor, targets: Targets) -> list[list[Pair]]:
         For each set, per image, (query [R], target within the image [R]), int64 on the CPU, queries ascending.
 
     Raises:
-        ValueError: `targets` and `match` differ in the number of targets.
+        ValueError, TypeError: `match` is not such a result; `targets` and `match` differ in the number of targets.
     """
+    query_idx = match.query_idx if isinstance(match, Match) else match
+    if not isinstance(query_idx, Tensor) or query_idx.dim() != 2 or query_idx.dtype not in (torch.int64, torch.int32):
+        got = f"{query_idx.dtype} {list(query_idx.shape)}" if isinstance(query_idx, Tensor) else repr(match)
+        raise TypeError(f"pairs_of: match must be the result of hungarian_match, or its query_idx [G, N], got {got}")
     if not isinstance(targets, PackedTargets):
-        targets = PackedTargets.pack(targets)
-    query_idx = match if isinstance(match, Tensor) else match.query_idx
+        targets = PackedTargets.pack(targets, normalized=False)
     sets, rows = query_idx.shape
     if rows != len(targets):
         raise ValueError(f"pairs_of: targets must have {rows} targets, as match, got {len(targets)}")
@@ -73,6 +76,15 @@ def matching_status(status: Tensor | int) -> list[str]:
 
     Args:
         status: status of `hungarian_match` or `linear_sum_assignment`, a part of it, or one number.
+
+    Raises:
+        TypeError: `status` is something else.
     """
-    numbers = status.flatten().tolist() if isinstance(status, Tensor) else [status]
+    if isinstance(status, Tensor) and not (status.is_floating_point() or status.is_complex()):
+        numbers = status.flatten().tolist()
+    elif isinstance(status, (int, np.integer)):
+        numbers = [int(status)]
+    else:
+        got = status.dtype if isinstance(status, Tensor) else repr(status)
+        raise TypeError(f"matching_status: status must be the status of a result, or an integer, got {got}")
     return [text for bit, text in MESSAGES.items() if any(number & bit for number in numbers)]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,11 +13,12 @@ from dino_kernels.ops._core.arguments import LinearSumAssignmentArguments as Arg
 from dino_kernels.ops._core.dispatch import Backends
 from dino_kernels.ops._core.registration import define_undifferentiable
 from dino_kernels.ops._matching import ASSIGNMENT_RESULTS, Check, Ties, check_choices, empty_assignment, report_status
-from dino_kernels.ops.linear_sum_assignment import native, reference, triton
+from dino_kernels.ops.linear_sum_assignment import forms, native, reference, triton
+from dino_kernels.ops.linear_sum_assignment.forms import Pairs, Sizes
+from dino_kernels.ops.linear_sum_assignment.limit import check_limit, limited, unlimited
 
 OP = "linear_sum_assignment"
-Sizes = Tensor | Sequence[int] | Sequence[Sequence[int]]
-Pairs = tuple[Tensor, Tensor]
+Matrix = np.ndarray | Sequence[Sequence[float]]
 
 
 class Assignment(NamedTuple):
@@ -27,6 +27,7 @@ class Assignment(NamedTuple):
     columns: Tensor  # [B, W] int64: the column of each row, or -1
     status: Tensor  # [B] int32: 0, or bits that `dino_kernels.matching_status` explains
     objective: Tensor  # [B] float64: sum of the assigned costs
+    # With a cost limit, duals are those of the problem in README.md, where greater costs are replaced by the limit.
     row_duals: Tensor  # [B, W] float64
     # [B, T] float64. cost - row_duals - column_duals is never negative (with maximize: never positive), and the duals
     # add up to the objective, which proves it optimal. If the status is not 0, this holds for the allowed pairs.
@@ -34,8 +35,21 @@ class Assignment(NamedTuple):
 
 
 def prepare(
-    cost: Tensor | Sequence[Tensor],
-    sizes: Sizes | None = None,
+    cost: Tensor | Matrix | Sequence[Tensor],
+    sizes: Sizes | bool | None = None,
+    *,
+    cost_limit: float | None = None,
+    **options: Any,
+) -> Arguments:
+    """Check the arguments and return them in the form that backends take."""
+    arguments = _without_limit(cost, sizes, **options)
+    limit = check_limit(OP, cost_limit, arguments.maximize)
+    return arguments if limit is None else limited(arguments, limit)[0]
+
+
+def _without_limit(
+    cost: Tensor | Matrix | Sequence[Tensor],
+    sizes: Sizes | bool | None = None,
     *,
     offsets: Tensor | None = None,
     maximize: bool = False,
@@ -43,11 +57,12 @@ def prepare(
     check: Check = "none",
     full_output: bool = False,
 ) -> Arguments:
-    """Check the arguments and return them in the form that backends take."""
-    check_choices(OP, ties, check)
-    if not isinstance(cost, Tensor):
+    check_choices(OP, ties, check, full_output)
+    sizes, maximize = forms.as_scipy(OP, sizes, maximize)
+    cost = forms.as_costs(OP, cost)
+    if isinstance(cost, list):
         _refuse_with_list(sizes, offsets, full_output)
-        cost, sizes, offsets, *_ = _join(list(cost))
+        cost, sizes, offsets, *_ = forms.join(OP, cost)
     if cost.dim() not in (2, 3):
         raise ValueError(f"{OP}: cost must be [B, W, T], [W, T] or a list of [W, T], got {list(cost.shape)}")
     cost = cost.detach()
@@ -64,12 +79,14 @@ def prepare(
     if offsets is not None:
         if sizes is not None:
             raise ValueError(f"{OP}: offsets and sizes exclude each other. Pass one of them")
+        if not isinstance(offsets, Tensor):
+            raise TypeError(f"{OP}: offsets must be an int64 tensor [B + 1], got {type(offsets).__name__}")
         if offsets.dim() != 1 or offsets.dtype != torch.int64 or offsets.shape[0] == 0:
             raise ValueError(f"{OP}: offsets must be int64 [B + 1], got {offsets.dtype} {list(offsets.shape)}")
         if offsets.device != cost.device:
             raise ValueError(f"{OP}: offsets is on {offsets.device} and cost on {cost.device}. Move it there")
     if sizes is not None:
-        sizes = _sizes(sizes, problems, rows, columns, cost.device)
+        sizes = forms.as_sizes(OP, sizes, problems, rows, columns, cost.device)
     return Arguments(cost, offsets, sizes, rows, maximize, ties, full_output)
 
 
@@ -79,10 +96,11 @@ backends = Backends(OP, prepare, cuda=native.cuda, triton=triton, cpu=native.cpu
 @overload
 def linear_sum_assignment(
     cost: Tensor,
-    sizes: Sizes | None = None,
+    sizes: Sizes | bool | None = None,
     *,
     offsets: Tensor | None = None,
     maximize: bool = False,
+    cost_limit: float | None = None,
     ties: Ties = "lowest",
     check: Check = "none",
     full_output: Literal[False] = False,
@@ -93,10 +111,11 @@ def linear_sum_assignment(
 @overload
 def linear_sum_assignment(
     cost: Tensor,
-    sizes: Sizes | None = None,
+    sizes: Sizes | bool | None = None,
     *,
     offsets: Tensor | None = None,
     maximize: bool = False,
+    cost_limit: float | None = None,
     ties: Ties = "lowest",
     check: Check = "none",
     full_output: Literal[True],
@@ -106,21 +125,39 @@ def linear_sum_assignment(
 
 @overload
 def linear_sum_assignment(
-    cost: Sequence[Tensor],
+    cost: Sequence[Tensor] | Sequence[np.ndarray],
+    sizes: bool | None = None,
     *,
     maximize: bool = False,
+    cost_limit: float | None = None,
     ties: Ties = "lowest",
     check: Check = "none",
     backend: str = "auto",
 ) -> list[Pairs]: ...
 
 
+@overload
 def linear_sum_assignment(
-    cost: Tensor | Sequence[Tensor],  # [B, W, T], [W, T], packed [G, N, Q] with offsets, or a list of [W, T]
-    sizes: Sizes | None = None,  # [B] or [B, 2]
+    cost: Matrix,
+    sizes: Sizes | bool | None = None,
+    *,
+    offsets: Tensor | None = None,
+    maximize: bool = False,
+    cost_limit: float | None = None,
+    ties: Ties = "lowest",
+    check: Check = "none",
+    full_output: bool = False,
+    backend: str = "auto",
+) -> Any: ...
+
+
+def linear_sum_assignment(
+    cost: Any,  # [B, W, T], [W, T], packed [G, N, Q] with offsets, or a list of [W, T]
+    sizes: Sizes | bool | None = None,  # [B] or [B, 2]
     *,
     offsets: Tensor | None = None,  # [B + 1]
     maximize: bool = False,
+    cost_limit: float | None = None,
     ties: Ties = "lowest",
     check: Check = "none",
     full_output: bool = False,
@@ -135,14 +172,18 @@ def linear_sum_assignment(
     Rows and columns without an allowed pair are left out. If even then not all of the smaller side can be matched, as
     many as possible are, and the status reports it; which pairs are kept is then not by cost.
 
+    With `cost_limit`, both sides may stay unmatched, and the least sum of `cost - cost_limit` over the pairs is found.
+
     Args:
         cost: a batch of matrices; one matrix; a list of matrices of any sizes; or, with `offsets`, G matrices whose
             rows `offsets[b]` to `offsets[b + 1]` are one problem each, such as those of `dino_kernels.matching_cost`.
-            Any real dtype, any strides.
+            Any real dtype, any strides. NumPy arrays and nested lists of numbers become tensors on the CPU.
         sizes: used part of each matrix of a batch: its columns, [B], or its rows and columns, [B, 2]; a list, or an
-            integer tensor on any device. The rest may have any value.
+            integer tensor on any device. The rest may have any value. True or False is `maximize`, as in SciPy.
         offsets: int64, on the device of `cost`.
         maximize: find the greatest total instead.
+        cost_limit: a pair that costs more (with `maximize`: less) is not worth matching. Of matchings with equal sums,
+            one that leaves no pair at exactly the limit unmatched is preferred. None: no limit.
         ties: choice between assignments of equal cost. "lowest": rows prefer low columns, and all backends agree to the
             bit; "scipy": that of SciPy 1.4 and newer, if the costs are finite.
         check: "raise" raises a ValueError with SciPy's message if a cost is invalid or a row or column that could be
@@ -158,26 +199,34 @@ def linear_sum_assignment(
         ValueError, TypeError: an argument is malformed; with check="raise", a cost is invalid or infeasible.
         UnsupportedError: no backend, or not the requested one, can run the call.
     """
-    if not isinstance(cost, Tensor):
+    sizes, maximize = forms.as_scipy(OP, sizes, maximize)
+    cost = forms.as_costs(OP, cost)
+    if isinstance(cost, list):
         _refuse_with_list(sizes, offsets, full_output)
-        joined = _join(list(cost))
+        joined = forms.join(OP, cost)
         columns = linear_sum_assignment(
             joined.cost,
             joined.sizes,
             offsets=joined.offsets,
             maximize=maximize,
+            cost_limit=cost_limit,
             ties=ties,
             check=check,
             backend=backend,
         )
-        return _split(columns, joined)
-    arguments = prepare(
+        return forms.split(columns, joined)
+    arguments = _without_limit(
         cost, sizes, offsets=offsets, maximize=maximize, ties=ties, check=check, full_output=full_output
     )
-    outputs = _op(arguments, backend)
+    limit = check_limit(OP, cost_limit, maximize)
+    if limit is None:
+        outputs = _op(arguments, backend)
+    else:
+        replaced, allowed = limited(arguments, limit)
+        outputs = unlimited(_op(replaced, backend), arguments, allowed)
     report_status(OP, outputs[1], check)
     if cost.dim() == 2 and offsets is None and not full_output:
-        return _pairs(outputs[0][0], False)
+        return forms.pairs(outputs[0][0], False)
     if not full_output:
         return outputs[0]
     columns, status, objective, row_duals, column_duals = outputs
@@ -186,84 +235,10 @@ def linear_sum_assignment(
     return Assignment(columns, status, objective, row_duals, column_duals)
 
 
-def _sizes(sizes: Sizes, problems: int, rows: int, columns: int, device: torch.device) -> Tensor:
-    """Return [B, 2], the used rows and columns, on the device. Values are checked if they are on the host."""
-    if not isinstance(sizes, Tensor):
-        sizes = torch.tensor(sizes, dtype=torch.int64).reshape(len(sizes), -1 if len(sizes) else 1)
-    if sizes.dim() == 1:
-        sizes = sizes[:, None]
-    if sizes.dim() != 2 or sizes.shape[0] != problems or sizes.shape[1] not in (1, 2) or sizes.is_floating_point():
-        raise ValueError(
-            f"{OP}: sizes must be integers [B] (columns) or [B, 2] (rows, columns) with B = {problems}, got "
-            f"{sizes.dtype} {list(sizes.shape)}"
-        )
-    if sizes.shape[1] == 1:
-        sizes = torch.cat([torch.full_like(sizes, rows), sizes], 1)
-    if sizes.device.type == "cpu" and sizes.numel() and not torch.compiler.is_compiling():
-        most = sizes.amax(0).tolist()
-        if sizes.min() < 0 or most[0] > rows or most[1] > columns:
-            raise ValueError(
-                f"{OP}: sizes must be within 0..W = {rows} and 0..T = {columns} of cost, got up to {most} and down to "
-                f"{int(sizes.min())}"
-            )
-    return sizes.to(device, torch.int64, non_blocking=True)
-
-
 def _refuse_with_list(sizes: Sizes | None, offsets: Tensor | None, full_output: bool) -> None:
     """Refuse arguments that a list of matrices does not take."""
     if sizes is not None or offsets is not None or full_output:
         raise ValueError(f"{OP}: a list of matrices takes no sizes, offsets or full_output. Pass a padded tensor")
-
-
-class _Joined(NamedTuple):
-    """A list of matrices as one tensor of problems."""
-
-    cost: Tensor
-    sizes: Tensor | None
-    offsets: Tensor | None
-    rows: list[int]  # of each problem
-    transposed: bool
-
-
-def _join(matrices: list[Tensor]) -> _Joined:
-    """Join matrices: packed along the side in which they differ if there is only one, else padded."""
-    for matrix in matrices:
-        if not isinstance(matrix, Tensor) or matrix.dim() != 2:
-            got = list(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
-            raise ValueError(f"{OP}: a list of costs must have matrices [W, T], got {got}")
-    if not matrices:
-        return _Joined(torch.zeros(0, 0, 0), None, None, [], False)
-    device = matrices[0].device
-    heights, widths = [matrix.shape[0] for matrix in matrices], [matrix.shape[1] for matrix in matrices]
-    # Square matrices are not transposed, which could change the choice between equal assignments.
-    transposed = len(set(heights)) == 1 and heights[0] not in widths
-    if transposed or len(set(widths)) == 1:
-        cost = torch.cat(matrices, 1).t() if transposed else torch.cat(matrices)
-        rows = widths if transposed else heights
-        starts = torch.tensor([0, *itertools.accumulate(rows)]).to(device, non_blocking=True)
-        return _Joined(cost[None], None, starts, rows, transposed)
-    dtype = functools.reduce(torch.promote_types, (matrix.dtype for matrix in matrices))
-    padded = torch.zeros(len(matrices), max(heights), max(widths), dtype=dtype, device=device)
-    for into, matrix in zip(padded, matrices, strict=True):
-        into[: matrix.shape[0], : matrix.shape[1]] = matrix
-    return _Joined(padded, torch.tensor([heights, widths]).t(), None, heights, False)
-
-
-def _split(columns: Tensor, joined: _Joined) -> list[Pairs]:
-    """Return the pairs of each joined problem in SciPy's form."""
-    if joined.offsets is None:
-        return [_pairs(found[:rows], False) for found, rows in zip(columns, joined.rows, strict=True)]
-    return [_pairs(found, joined.transposed) for found in columns[0].split(joined.rows)]
-
-
-def _pairs(columns: Tensor, transposed: bool) -> Pairs:
-    """Return the pairs of one problem in SciPy's form, from the columns of its rows [W]."""
-    rows = (columns >= 0).nonzero()[:, 0]
-    columns = columns[rows]
-    if transposed:
-        order = columns.argsort()
-        return columns[order], rows[order]
-    return rows, columns
 
 
 def _fake(arguments: Arguments) -> tuple[Tensor, ...]:

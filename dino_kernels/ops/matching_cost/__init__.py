@@ -65,7 +65,7 @@ def matching_cost(
         logits: those of all sets: every decoder layer, the encoder, groups. A list needs no copy to stack its sets,
             which may differ in Q.
         boxes: those of all sets, in the unit of the targets; may be None if the weights of L1 and GIoU are 0.
-        targets: `PackedTargets`, or per image a dictionary with `labels` [T] and `boxes` [T, 4].
+        targets: `PackedTargets`, or per image a dictionary with `labels` [T] and `boxes` [T, 4] in 0..1.
         preset: the formula: "dino", "deformable_detr", "detr", "rt_detr", "d_fine" or "rf_detr".
         extra_cost: [G or 1, N, Q], added to the cost, in the order of the packed targets (masks, keypoints).
         backend: "auto", "cpu", "cuda", "triton" or "reference"; see `dino_kernels.explain`.

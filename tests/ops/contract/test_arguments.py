@@ -236,7 +236,7 @@ OF_ASSIGNMENT: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"cost": torch.zeros(1, 2, 3, 4)}, ValueError, ["cost must be", "[1, 2, 3, 4]"]),
     ({"cost": COST.to(torch.complex64)}, TypeError, ["cost must be real", "complex64"]),
     ({"cost": [COST]}, ValueError, ["[W, T]", "[2, 3, 4]"]),
-    ({"cost": [[1.0]]}, ValueError, ["[W, T]", "list"]),
+    ({"cost": [COST[0], [1.0]]}, ValueError, ["[W, T]", "[1]"]),
     ({"cost": [COST[0]], "sizes": [[1, 1]]}, ValueError, ["list", "sizes"]),
     ({"cost": [COST[0]], "full_output": True}, ValueError, ["list", "full_output"]),
     ({"cost": [COST[0]], "offsets": torch.tensor([0, 3])}, ValueError, ["list", "offsets"]),

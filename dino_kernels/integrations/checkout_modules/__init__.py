@@ -1,0 +1,1 @@
+"""Modules that checkouts import by these names. `original` adds this folder to the path of a script that it runs."""
