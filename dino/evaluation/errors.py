@@ -9,7 +9,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from dino.evaluation.matching import IGNORED, IOU, best_pairs, iou_matrix
+from dino.evaluation.matching import IGNORED, IOU, best_pairs, iou_matrix, match_by_class
 from dino.evaluation.sample import Sample
 
 NEAR = 0.1
@@ -114,6 +114,12 @@ def find_errors(
                 heapq.heappop(worst)
     errors.worst = [picture for *_, picture in sorted(worst, key=lambda entry: entry[:2], reverse=True)]
     return errors
+
+
+def judge(sample: Sample, threshold: float) -> list[Picture]:
+    """Classify the boxes of every image at one threshold, in the order of the sample's images."""
+    matched, thresholds = match_by_class(sample), np.full(sample.categories.num_classes, threshold)
+    return [_classify(sample, matched, thresholds, image, Errors()) for image in range(len(sample.image_ids))]
 
 
 def _classify(sample: Sample, matched: np.ndarray, thresholds: np.ndarray, image: int, errors: Errors) -> Picture:

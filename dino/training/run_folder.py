@@ -121,8 +121,10 @@ class RunFolder:
             raise
 
     def keep_last(self, count: int) -> None:
-        """Delete all complete checkpoints but the last `count`, at least 1."""
-        for old in [checkpoint for checkpoint in self._all() if _is_complete(checkpoint)][:-count]:
+        """Delete the checkpoints before the last `count` complete ones, at least 1, with what a kill left of them."""
+        every = self._all()
+        kept = [checkpoint for checkpoint in every if _is_complete(checkpoint)][-count:]
+        for old in every[: every.index(kept[0])] if len(kept) == count else []:
             _delete(old)
 
     def update(self, step: int, **entries: Any) -> None:

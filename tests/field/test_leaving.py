@@ -45,7 +45,7 @@ def slowly(arguments: list[str], output: Path, seconds: float) -> int:
     """Run a command whose images take time to open, so that it can be met at work."""
     from dino.commands import main
     from dino.data import dataset, images
-    from dino.inference import files
+    from dino.inference import sources
 
     def open_slowly(*given: Any, **options: Any) -> Image.Image:
         with output.with_name("opened").open("a") as opened:
@@ -54,7 +54,7 @@ def slowly(arguments: list[str], output: Path, seconds: float) -> int:
         return open_image(*given, **options)
 
     open_image = images.open_image
-    dataset.open_image = files.open_image = open_slowly
+    dataset.open_image = sources.open_image = open_slowly
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

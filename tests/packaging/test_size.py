@@ -9,8 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SUFFIXES = {".py", ".pyi", ".cpp", ".h", ".cu", ".cuh"}
 MOST_LINES_OF_A_FILE = 400
-# The source had 36,385 lines before it moved into rooms, 1,000 more than now. Raising a limit needs a reason.
-MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 35_385, "tests": 22_600}
+# 35,385 and 22,600 before data formats, tiles and videos, the report, and checks of what people bring. Raising a limit
+# needs a reason.
+MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 41_600, "tests": 27_100}
 
 
 def lines_of(folders: str) -> dict[str, int]:

@@ -10,26 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
 
 from dino.checkpoint import build_model
 from dino.commands.demo.digits import make_digits_dataset
+from dino.commands.demo.sheet import draw_detections
 from dino.commands.parsing import parse
 from dino.common.console import Console
 from dino.common.text import percent
-from dino.data import Datasets, EvalTransform, build_datasets, build_loader, open_image
+from dino.data import Datasets, EvalTransform, build_datasets, build_loader
 from dino.evaluation.coco_metrics import CocoMetrics
 from dino.evaluation.evaluate import evaluate
-from dino.inference.detector import Detector
-from dino.inference.draw import class_colour, draw_boxes
-from dino.inference.fonts import load_font
 from dino.model.config import PRESETS
 from dino.training.config import TrainConfig
 from dino.training.train import TrainResult, train
 
 IMAGE_SIZE = 160
-_SHOWN = 8
-_ZOOM = 2
 
 
 @dataclass(frozen=True)
@@ -84,8 +79,10 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("AP", "AP50"):
         print(f"   {name:<4} {percent(getattr(before, name)):>4} -> {percent(result.history[-1][name]):>4}")
     path = options.output / "detections.png"
-    draw_detections(config, result.final_model, options.threshold).save(path)
-    print(f"   {path}: validation images (top: true boxes, below: detections)")
+    valid = demo_datasets(config).valid
+    assert valid is not None
+    draw_detections(valid.index, result.final_model, options.threshold).save(path)
+    print(f"   {path}: detections in validation images, right and wrong ones marked")
     print(_next_steps(config, result, options))
     return 0
 
@@ -127,46 +124,6 @@ def untrained_metrics(config: TrainConfig) -> CocoMetrics:
     assert data.valid is not None
     loader = build_loader(data.valid, 1, train=False, workers=0)
     return evaluate(model, loader, data.valid.index, data.categories, device="cpu")
-
-
-def draw_detections(config: TrainConfig, checkpoint: Path, threshold: float) -> Image.Image:
-    """Draw the validation images with most digits in pairs: with true boxes, and below with detections."""
-    detector = Detector.from_checkpoint(checkpoint)
-    data = demo_datasets(config).valid
-    assert data is not None
-    index, categories = data.index, detector.categories
-    fullest = sorted(range(len(index)), key=lambda position: -len(index.training_boxes(position)[0]))
-    pairs = []
-    for position in fullest[:_SHOWN]:
-        image = open_image(index.image_path(position))
-        boxes, ids = index.training_boxes(position)
-        labels = [categories.label_of(int(i)) for i in ids]
-        found = detector.predict(image, threshold)
-        scored = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores.tolist(), strict=True)]
-        truth = _drawn(image, boxes.tolist(), labels, [categories.name_of(label) for label in labels])
-        pairs.append((truth, _drawn(image, found.boxes_xyxy.tolist(), found.labels.tolist(), scored)))
-    return _sheet(pairs)
-
-
-def _drawn(image: Image.Image, boxes: list[list[float]], labels: list[int], texts: list[str]) -> Image.Image:
-    large = image.resize((_ZOOM * image.width, _ZOOM * image.height), Image.Resampling.BICUBIC)
-    boxes = [[_ZOOM * x for x in box] for box in boxes]
-    return draw_boxes(large, boxes, [class_colour(label) for label in labels], texts)
-
-
-def _sheet(pairs: list[tuple[Image.Image, Image.Image]]) -> Image.Image:
-    """Arrange pairs of square images, one above the other, four to a row, each row with a caption."""
-    tile, gap, caption = _ZOOM * IMAGE_SIZE, 8, 36
-    row = caption + 2 * (tile + gap)
-    sheet = Image.new("RGB", (4 * (tile + gap) + gap, (len(pairs) + 3) // 4 * row + gap), "white")
-    pen, font = ImageDraw.Draw(sheet), load_font(20)
-    for place, pair in enumerate(pairs):
-        left, top = gap + place % 4 * (tile + gap), gap + place // 4 * row
-        if place % 4 == 0:
-            pen.text((left, top), "above: true boxes; below: detections with scores", "black", font)
-        for line, image in enumerate(pair):
-            sheet.paste(image, (left, top + caption + line * (tile + gap)))
-    return sheet
 
 
 def _command(options: DemoOptions, **changed: object) -> str:

@@ -29,7 +29,7 @@ def test_the_demo_leaves_data_a_model_and_an_image(finished: Path) -> None:
     detector = dino.Detector.from_checkpoint(finished / "run")
     assert detector.categories.names[0] == "zero" and detector.transform.short_side == 160
     with Image.open(finished / "detections.png") as picture:
-        assert picture.size == (4 * 328 + 8, 2 * (36 + 2 * 328) + 8)  # eight pairs, four to a row
+        assert picture.size == (4 * 328 + 8, 40 + 2 * 328)  # eight images, four to a row, under a line
 
 
 def test_the_demo_prints_precision_before_and_after(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,7 @@ def same(found, expected):
         ({"tile": 8}, "tile must be an integer of at least 16, got 8"),
         ({"tile": "640"}, "tile must be an integer"),
         ({"overlap": 1}, r"overlap must be a number in 0\.05\.\.0\.8, got 1"),
-        ({"nms": 50}, r"nms must be a number in 0\.\.1 or .best., got 50"),
+        ({"nms": 50}, r"nms must be a number in 0\.\.1, got 50"),
         ({"classes": ["dgo"]}, "no class 'dgo'. Perhaps you meant 'dog'. Its classes are cat, dog, a horse"),
         ({"classes": []}, "classes must be names"),
         ({"classes": [3]}, "classes must be names"),
