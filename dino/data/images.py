@@ -90,6 +90,12 @@ def to_rgb(image: Image.Image, *, size_wh: tuple[int, int] | None = None) -> Ima
     return rgb
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return width and height of an image that was opened, but not loaded, after it is rotated upright."""
+    width, height = image.size
+    return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
+
+
 def _orient(image: Image.Image, size_wh: tuple[int, int] | None) -> Image.Image:
     """Return an image upright without a stated size or if only then it has that size, and otherwise as stored."""
     orientation = _orientation(image)

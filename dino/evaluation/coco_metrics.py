@@ -14,6 +14,7 @@ import numpy as np
 
 from dino.common.text import columns, counted, percent, shorten
 from dino.data import Categories
+from dino.data.coco.document import COLLECTIONS, read_document
 from dino.evaluation.sample import require_finite_results
 
 
@@ -136,7 +137,9 @@ def all_categories(content: Mapping[str, Any], categories: Categories | None) ->
 def _content(ground_truth: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
     if isinstance(ground_truth, Mapping):
         return ground_truth
-    return json.loads(Path(ground_truth).read_text(encoding="utf-8"))
+    path = Path(ground_truth)
+    document = read_document(path, path.parent)
+    return {collection: getattr(document, collection) for collection in COLLECTIONS}
 
 
 def _boxes_only(content: Mapping[str, Any], scored: set[int]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 from dino.common.finite import NotFiniteError
 from dino.data import ImageError
+from dino.data.coco.document import read_document
 from dino.inference.detections import Detections
 from dino.inference.detector import Detector
 from dino.inference.settings import Settings
@@ -52,8 +52,8 @@ def coco_images(annotations: Path, sources: Iterable[Source]) -> dict[str, Annot
     Raises:
         ValueError: the COCO file is invalid, or lacks an image, or has it more than once.
     """
+    images = read_document(annotations, annotations.parent, str(annotations), needed=("images",)).images
     try:
-        images = json.loads(annotations.read_bytes())["images"]
         known = [Annotated(int(image["id"]), Path(image["file_name"]), _stated_size(image)) for image in images]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{annotations}: not a COCO file with images, each with file_name and id ({error})") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,13 +42,16 @@ class Document:
         return {collection: len(getattr(self, collection)) + lost.count(collection) for collection in COLLECTIONS}
 
 
-def read_document(path: Path, images_dir: Path, name: str | None = None) -> Document:
-    """Read a COCO file after checking that its three collections are lists.
+def read_document(
+    path: Path, images_dir: Path, name: str | None = None, *, needed: Sequence[str] = COLLECTIONS
+) -> Document:
+    """Read a COCO file after checking that its collections are lists.
 
     Args:
         path: the file.
         images_dir: the folder of its images.
         name: the file as messages name it; by default its file name.
+        needed: the collections that the file must have; the others may be missing, and are then empty.
 
     Raises:
         DatasetError: the file cannot be read, or is not a COCO file.
@@ -70,13 +73,14 @@ def read_document(path: Path, images_dir: Path, name: str | None = None) -> Docu
         raise DatasetError(f"{name}: is nested too deeply to be a COCO file.") from error
     if type(content) is not dict:
         raise DatasetError(f"{name}: must be a JSON object with {list(COLLECTIONS)}, got {shown(content)}.")
-    missing = [key for key in COLLECTIONS if key not in content]
+    missing = [key for key in needed if key not in content]
     if missing:
         raise DatasetError(f"{name}: has no {missing}; a COCO file has {list(COLLECTIONS)}, got {list(content)}.")
-    for key in COLLECTIONS:
-        if type(content[key]) is not list:
-            raise DatasetError(f"{name}: {key!r} must be a list, got {shown(content[key])}.")
-    return Document(name, images_dir, *(content[key] for key in COLLECTIONS))
+    collections = [content.get(key, []) for key in COLLECTIONS]
+    for key, entries in zip(COLLECTIONS, collections, strict=True):
+        if type(entries) is not list and key in needed:
+            raise DatasetError(f"{name}: {key!r} must be a list, got {shown(entries)}.")
+    return Document(name, images_dir, *collections)
 
 
 @contextmanager

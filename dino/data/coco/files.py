@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import ExifTags, Image
+from PIL import Image
+
+from dino.data.images import upright_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-_SIDEWAYS = (5, 6, 7, 8)  # the EXIF orientations that exchange width and height
 
 
 def is_picture(name: str | Path) -> bool:
@@ -51,9 +52,7 @@ def picture_size(path: Path) -> tuple[int, int] | None:
     """Return width and height of the upright picture, from the file's header; None if it cannot be read."""
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
-            width, height = image.size
-            return (height, width) if turned else (width, height)
+            return upright_size(image)
     except Exception:  # decoders raise nearly anything at a broken file
         return None
 
