@@ -224,7 +224,7 @@ def test_the_core_of_rt_detr_v2_and_d_fine_agrees_with_the_definition(form, poin
     given = value if form == "rt_detr_v2" else levels_of(value)
     core = functools.partial(original.deformable_attention_core_func_v2, method="default")  # as both repositories do
     for sizes in (shapes, SHAPES, [list(size) for size in SHAPES]):
-        found = core(given, sizes, locations, weights, points)
+        found = core(given, sizes, locations, weights, points)  # pyright: ignore[reportArgumentType]
         torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-13)
 
 

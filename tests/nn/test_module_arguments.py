@@ -116,7 +116,7 @@ def test_a_wrong_input_of_the_matcher_is_named(outputs, targets, groups, error, 
 
 def test_the_outputs_of_one_layer_are_no_list_of_layers():
     with pytest.raises(TypeError, match=r"match_all takes a list with the outputs of each layer, got one. Pass \["):
-        HungarianMatcher().match_all(OUTPUTS, TARGETS)
+        HungarianMatcher().match_all(OUTPUTS, TARGETS)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("name", ["labels", "class_labels"])

@@ -280,7 +280,8 @@ def test_the_second_argument_is_maximize_or_sizes(matching_backend, device):
     cost = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0)).to(device)
     by_name = linear_sum_assignment(cost, maximize=True, backend=matching_backend)
     assert torch.equal(linear_sum_assignment(cost, True, backend=matching_backend), by_name)
-    assert torch.equal(linear_sum_assignment(cost, np.True_, backend=matching_backend), by_name)
+    numpys: Any = np.True_
+    assert torch.equal(linear_sum_assignment(cost, numpys, backend=matching_backend), by_name)
     sizes = linear_sum_assignment(cost, sizes=[6, 5, 4], backend=matching_backend)
     assert torch.equal(linear_sum_assignment(cost, [6, 5, 4], backend=matching_backend), sizes)
 

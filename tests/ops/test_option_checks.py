@@ -1,5 +1,8 @@
 """Errors name a wrong option of the matching functions and of targets; for an unknown one, the closest."""
 
+# pyright: reportArgumentType=false
+# Wrong types are what is tested.
+
 from __future__ import annotations
 
 from typing import Any

@@ -102,9 +102,10 @@ def test_fine_tuning_takes_a_run_and_refuses_another_model(data, tmp_path, monke
     quick_runs(monkeypatch)
     source = train(toy_config(data, tmp_path / "source", max_steps=2), quiet=True)
     still = {"lr": 0.0, "backbone_lr": 0.0, "weight_decay": 0.0}
-    for path in (source.folder, source.final_model, source.final_model / "model.safetensors"):
+    final = source.folder / "final"
+    for path in (source.folder, final, final / "model.safetensors"):
         config = toy_config(data, tmp_path / f"tuned-{path.name}", max_steps=1, finetune=path, **still)
-        assert_same_weights(source.final_model, train(config, quiet=True).final_model)
+        assert_same_weights(final, train(config, quiet=True).folder / "final")
     other = dataclasses.replace(TINY, hidden_dim=64)
     with pytest.raises(ValueError, match=r"finetune: .* is another model than the one to train"):
         train(toy_config(data, tmp_path / "other", finetune=source.folder, model=other), quiet=True)
