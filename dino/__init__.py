@@ -47,7 +47,7 @@ if missing := [package for module, package in _NEEDED.items() if find_spec(modul
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.import_module("dino.commands").installed_version()
+        return importlib.import_module("dino_kernels").__version__
     if name == "checkpoint":
         return importlib.import_module("dino.checkpoint")
     if name not in _HOMES:

@@ -7,10 +7,9 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from dino.commands.exit_codes import USER_ERROR, run
-from dino.common.text import closest
+from dino.common.text import suggestion
 
 # Name: module, its function, what it does. Modules are imported on use, so that help does not import torch.
 COMMANDS = {
@@ -67,11 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if arguments else USER_ERROR
     name, *rest = arguments
     if name in ("--version", "-V", "version"):
-        print(f"dino {installed_version()}")
+        from dino_kernels import __version__
+
+        print(f"dino {__version__}")
         return 0
     if name not in COMMANDS:
-        meant = closest(name, COMMANDS)
-        hint = f" Perhaps you meant {meant!r}." if meant else ""
+        hint = suggestion(name, COMMANDS)
         print(f"error: no command {name!r}.{hint} The commands are {', '.join(COMMANDS)}.", file=sys.stderr)
         return USER_ERROR
     show_traceback = "--traceback" in rest
@@ -81,11 +81,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     module, function, _ = COMMANDS[name]
     return run(lambda: getattr(importlib.import_module(module), function)(rest), show_traceback=show_traceback)
-
-
-def installed_version() -> str:
-    """Return the version of the installed package."""
-    try:
-        return version("dino-kernels")
-    except PackageNotFoundError:  # a checkout that was not installed
-        return "unknown"

@@ -40,7 +40,7 @@ def require_finite_detections(found: Mapping[str, Tensor], model: nn.Module, *, 
     Raises:
         NotFiniteError: a score or a coordinate is NaN or infinite.
     """
-    if torch.isfinite(found["scores"]).all() and torch.isfinite(found["boxes"]).all():
+    if torch.isfinite(found["scores"]).all() & torch.isfinite(found["boxes"]).all():  # one wait for a GPU
         return
     weights = not_finite(model.state_dict().items())
     if weights is not None:

@@ -43,3 +43,9 @@ def memory_advice(options: Iterable[str]) -> str:
 def closest(word: str, known: Iterable[str]) -> str | None:
     """Return the known word that `word` may be a misspelling of, or None."""
     return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Return " Perhaps you meant 'x'." with the known word that `word` may be a misspelling of, or nothing."""
+    meant = closest(word, known)
+    return f" Perhaps you meant {meant!r}." if meant else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dino.common.text import shorten
-from dino.data.categories import NO_CATEGORY, Categories
+from dino.data.categories import Categories
 from dino.data.coco.index import CocoIndex
 from dino.data.coco.problems import DatasetError
 from dino.data.dataset import CocoDataset, Transform
@@ -147,7 +147,8 @@ def agreeing(index: CocoIndex, known: Categories, owner: str) -> CocoIndex:
         DatasetError: a category is known under another name or id, or is unknown and has boxes.
     """
     names = dict(zip(known.ids, known.names, strict=True))
-    ids = {name: category_id for category_id, name in names.items() if name != NO_CATEGORY}
+    gaps = {known.ids[label] for label in known.unused}
+    ids = {name: category_id for category_id, name in names.items() if category_id not in gaps}
     if index.named:
         index = numbered_by_name(index, ids)
     pairs = list(zip(index.categories.ids, index.categories.names, strict=True))
@@ -155,7 +156,7 @@ def agreeing(index: CocoIndex, known: Categories, owner: str) -> CocoIndex:
     wrong = [
         f"category {i} is {names[i]!r} in {owner} but {name!r} in {index.name}"
         for i, name in pairs
-        if i in names and names[i] != name and (i in used or names[i] != NO_CATEGORY)
+        if i in names and names[i] != name and (i in used or i not in gaps)
     ]
     wrong += [
         f"category {name!r} is {ids[name]} in {owner} but {i} in {index.name}"

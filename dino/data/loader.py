@@ -125,7 +125,7 @@ class Loader:
         self.sampler.seek(epoch, images_done)
         try:
             iterator = iter(self._loader)
-            started(self)
+            started(self, self._loader)
             for batch in iterator:
                 self.problems += batch.problems
                 if len(batch) > 0:

@@ -9,7 +9,8 @@ import numpy as np
 from dino.common.text import percent, shorten
 from dino.data.coco.index import CocoIndex
 
-_SMALL, _MEDIUM = 32**2, 96**2  # COCO's limits of areas, pixels
+AREAS = (32**2, 96**2)
+"""Pixels of the largest small and of the largest medium box, as in COCO."""
 _MOST_CLASSES = 20
 
 
@@ -22,7 +23,7 @@ def boxes_per_class(indexes: Mapping[str, CocoIndex]) -> list[str]:
         indexes: the splits by name, at least one; the classes are those of all.
     """
     counts = {split: _counts(index) for split, index in indexes.items()}
-    names = {name: None for index in indexes.values() for name in index.categories.names}
+    names = {name: None for index in indexes.values() for name in index.categories.titles}
     rows = [(name, [counts[split].get(name, 0) for split in indexes]) for name in names]
     rows.sort(key=lambda row: -row[1][0])
     hidden = len(rows) - _MOST_CLASSES
@@ -38,7 +39,7 @@ def boxes_per_class(indexes: Mapping[str, CocoIndex]) -> list[str]:
     width = min(max(len(name) for name, _ in table), 40)
     lines = [f"{name:<{width}}{''.join(f'{cell:>10}' for cell in cells)}".rstrip() for name, cells in table]
     for split, index in indexes.items():
-        none = [name for name in index.categories.names if not counts[split].get(name)]
+        none = [name for name in index.categories.titles if not counts[split].get(name)]
         if none and len(none) < len(names):
             lines.append(f"no boxes in {split}: {shorten(none, 10)}")
     return lines
@@ -52,7 +53,8 @@ def sizes_and_shapes(index: CocoIndex) -> list[str]:
     areas = boxes[:, 2] * boxes[:, 3]
     solid = boxes[areas > 0]
     if len(solid):
-        parts = (areas < _SMALL, (areas >= _SMALL) & (areas < _MEDIUM), areas >= _MEDIUM)
+        small, medium = AREAS
+        parts = (areas < small, (areas >= small) & (areas < medium), areas >= medium)
         shares = [f"{percent(float(part.mean()))} %" for part in parts]
         lines.append(f"boxes: {shares[0]} small (below 32x32), {shares[1]} medium, {shares[2]} large (from 96x96)")
         low, middle, high = np.quantile(solid[:, 2] / solid[:, 3], (0.05, 0.5, 0.95))
@@ -71,8 +73,8 @@ def problems_and_notes(indexes: Sequence[CocoIndex]) -> list[str]:
 
 
 def _counts(index: CocoIndex) -> dict[str, int]:
-    """Return the boxes of each class by name, without crowds."""
-    names = dict(zip(index.categories.ids, index.categories.names, strict=True))
+    """Return the boxes of each class by title, without crowds."""
+    names = dict(zip(index.categories.ids, index.categories.titles, strict=True))
     ids, counts = np.unique(index.category_ids[~index.crowds], return_counts=True)
     return {names[i]: count for i, count in zip(ids.tolist(), counts.tolist(), strict=True)}
 

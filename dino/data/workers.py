@@ -42,15 +42,17 @@ def end_with_parent(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def started(loader: Closable) -> None:
-    """Close a loader when this process exits, if it is still open.
+def started(loader: Closable, data_loader: DataLoader[Any]) -> None:
+    """End a loader's workers when this process exits or the loader is no longer used. Called after they were started.
 
     This comes before what PyTorch and multiprocessing do at exit: they would wait for a worker to end.
     """
-    _open.add(loader)
-    atexit.unregister(_close_all)
-    atexit.register(_close_all)
-    Finalize(None, _close_all, exitpriority=100)  # a process that multiprocessing started calls only these
+    if loader not in _open:
+        _open.add(loader)
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
+        # A process that multiprocessing started calls only these.
+        Finalize(loader, end_workers, (data_loader,), exitpriority=100)
 
 
 def _close_all() -> None:

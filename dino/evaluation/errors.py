@@ -9,13 +9,12 @@ from enum import StrEnum
 
 import numpy as np
 
+from dino.data.statistics import AREAS
 from dino.evaluation.matching import IGNORED, IOU, best_pairs, iou_matrix, match_by_class
 from dino.evaluation.sample import Sample
 
 NEAR = 0.1
 """Intersection over union from which a detection counts as near an object."""
-AREAS = (32**2, 96**2)
-"""Pixels of the largest small and of the largest medium box, as in COCO."""
 BACKGROUND = -1
 """Label of no object, in confusions."""
 

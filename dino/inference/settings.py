@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor
 
-from dino.common.text import closest, shorten
+from dino.common.text import shorten, suggestion
 from dino.data import Categories
 
 Threshold = float | Literal["best"]
@@ -86,8 +86,7 @@ class Settings:
         for wanted in self.classes or ():
             labels = [label for label, name in enumerate(categories.names) if name == wanted]
             if not labels:
-                meant = closest(wanted, categories.names)
-                hint = f" Perhaps you meant {meant!r}." if meant else ""
+                hint = suggestion(wanted, categories.names)
                 raise ValueError(
                     f"predict: the model has no class {wanted!r}.{hint} Its classes are "
                     f"{shorten(categories.names, 20)}."
@@ -100,8 +99,7 @@ def check_names(function: str, given: Any, known: Sequence[str]) -> None:
     """Raise ValueError at the first keyword that a function does not know, with a suggestion."""
     for name in given:
         if name not in known:
-            meant = closest(name, known)
-            hint = f" Perhaps you meant {meant!r}." if meant else ""
+            hint = suggestion(name, known)
             raise ValueError(f"{function} has no argument {name!r}.{hint} Its arguments are {', '.join(known)}.")
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from dino.common.text import counted, shorten
 from dino.data import open_image
+from dino.data.coco.files import IMAGE_SUFFIXES
 from dino.inference.video import read_frames
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".flv", ".mjpeg")
 LIST_SUFFIX = ".txt"
 _STREAMS = ("rtsp", "rtsps", "rtmp", "rtp", "udp", "tcp", "http", "https")
@@ -94,7 +94,7 @@ def _expand(given: str, recursive: bool, *, in_list: bool = False) -> Iterator[S
         yield Source(given, Path(path.name), path.suffix.lower() in VIDEO_SUFFIXES)
     elif path.is_dir():
         for file in sorted(path.rglob("*") if recursive else path.iterdir()):
-            if file.is_file() and file.suffix.lower() in SUFFIXES:
+            if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES:
                 yield Source(str(file), file.relative_to(path))
     elif _stream(given):
         yield Source(given, Path("".join(c if c.isalnum() or c in ".-" else "_" for c in given)), is_video=True)
@@ -135,7 +135,7 @@ def _stream(given: str) -> bool:
     if "://" not in given[:12]:
         return False
     parts = urlsplit(given)
-    if Path(parts.path).suffix.lower() in SUFFIXES:
+    if Path(parts.path).suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(f"{given}: images must be local files. Download it first.")
     if parts.scheme.lower() not in _STREAMS:
         raise ValueError(f"{given}: streams are read from {', '.join(_STREAMS)}. Use a local file or one of these.")
@@ -147,7 +147,7 @@ def _why_nothing(path: Path, recursive: bool) -> str:
         advice = "" if recursive else ". Pass --recursive to include the folders inside"
         videos = [file.name for file in sorted(path.iterdir()) if file.suffix.lower() in VIDEO_SUFFIXES]
         named = f". Its videos have to be named: {shorten(videos, 3)}" if videos else ""
-        return f"no images in this folder ({', '.join(SUFFIXES)}){advice}{named}"
+        return f"no images in this folder ({', '.join(IMAGE_SUFFIXES)}){advice}{named}"
     if path.suffix.lower() == LIST_SUFFIX and path.is_file():
         return "this list is empty"
     return "no file matches this pattern" if glob.has_magic(str(path)) else "no such file or folder"

@@ -45,7 +45,7 @@ def draw_found(image: Image.Image, picture: Picture, titles: Sequence[str]) -> I
     pen = ImageDraw.Draw(drawn, "RGBA")
     for mark in picture.true:
         if mark.kind is Kind.MISSED:
-            dashed_box(pen, _corners(mark, factor), KIND_COLOURS[Kind.MISSED], 2)
+            dashed_box(pen, corners(mark, factor), KIND_COLOURS[Kind.MISSED], 2)
     return drawn
 
 
@@ -113,7 +113,7 @@ def _draw(image: Image.Image, marks: Sequence[Mark], titles: Sequence[str]) -> I
     ordered = sorted(marks, key=lambda mark: (mark.kind is Kind.FOUND, -(mark.score or 0)))
     texts = ["" if mark.kind is Kind.FOUND or k >= _MOST_TAGS else _tag(mark, titles) for k, mark in enumerate(ordered)]
     return draw_boxes(
-        canvas, [_corners(mark, factor) for mark in ordered], [KIND_COLOURS[mark.kind] for mark in ordered], texts
+        canvas, [corners(mark, factor) for mark in ordered], [KIND_COLOURS[mark.kind] for mark in ordered], texts
     )
 
 
@@ -125,6 +125,7 @@ def _factor(image: Image.Image) -> float:
     return min(SIDE / max(image.size), _LARGEST_FACTOR)
 
 
-def _corners(mark: Mark, factor: float) -> tuple[float, float, float, float]:
+def corners(mark: Mark, factor: float) -> tuple[float, float, float, float]:
+    """Return the corners x0, y0, x1, y1 of a box in an image enlarged by a factor."""
     x, y, width, height = mark.xywh
     return x * factor, y * factor, (x + width) * factor, (y + height) * factor

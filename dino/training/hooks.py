@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Hook:
-    """Is told of each step, each evaluation and the end, in the first process only. Override what you need.
+    """Called after each step and each evaluation, and at the end, in the first process only. Override what you need.
 
     An exception in a hook is reported and does not end the run. With Weights & Biases:
 

@@ -191,8 +191,7 @@ class Loop:
         except TrainingError as error:
             if self.stopped is not None:
                 raise
-            run.failures.append(str(error))
-            run.console.log(f"{error}. The training continues")
+            run.note(str(error))
 
     def _checkpoint_is_due(self) -> bool:
         minutes = self.run.config.checkpoint_minutes

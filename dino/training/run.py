@@ -81,10 +81,13 @@ class Run:
         try:
             action()
         except Exception as error:
-            failure = f"{what} failed: {type(error).__name__}: {error}"
-            if failure not in self.failures:
-                self.failures.append(failure)
-                self.console.log(f"{failure}. The training continues")
+            self.note(f"{what} failed: {type(error).__name__}: {error}")
+
+    def note(self, failure: str) -> None:
+        """Note, once, what failed beside the training."""
+        if failure not in self.failures:
+            self.failures.append(failure)
+            self.console.log(f"{failure}. The training continues")
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

@@ -79,7 +79,7 @@ def train(
     Args:
         config: options of the run.
         quiet: print nothing; otherwise the first process prints the progress.
-        hooks: told of each step, each evaluation and the end; see `Hook`.
+        hooks: called after each step and each evaluation, and at the end; see `Hook`.
         resume_command: shown when the run stops; by default that of `python -m dino train`.
 
     Raises:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dino.data import Batch, Categories, EvalTransform, collate
+from dino.inference.detections import Detections
 from dino.inference.detector import Detector
 from dino.model.config import ModelConfig, model_config
 from dino.model.dino import DINO
@@ -50,6 +51,11 @@ def noise_picture(width: int = 80, height: int = 60, seed: int = 0) -> Image.Ima
     """Coarse coloured noise."""
     cells = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def same(found: Detections, expected: Detections) -> bool:
+    """Whether detections have the same boxes and scores."""
+    return torch.equal(found.boxes_xyxy, expected.boxes_xyxy) and torch.equal(found.scores, expected.scores)
 
 
 def write_split(folder: Path, count: int = 3) -> Path:

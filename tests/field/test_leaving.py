@@ -21,7 +21,7 @@ from PIL import Image
 
 from dino.checkpoint import load_model, save_model
 from dino.training.train import train
-from tests.dino.training.train_toys import child_process, toy_config, write_rectangles
+from tests.dino.training.train_toys import child_process, toy_config, wait_for, write_rectangles
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children are listed in /proc")
 # Goal: 2 s. The machine may be busy.
@@ -69,13 +69,6 @@ def children(pid: int) -> set[int]:
         for child in map(int, task.read_text().split()):
             found |= {child} | children(child)
     return found
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:

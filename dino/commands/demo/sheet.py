@@ -16,6 +16,7 @@ from dino.inference.detector import Detector
 from dino.inference.draw import draw_boxes
 from dino.inference.fonts import load_font
 from dino.inference.outlines import dashed_box
+from dino.report.pictures import corners
 
 _SHOWN = 8
 _ZOOM = 2
@@ -43,19 +44,14 @@ def draw_detections(index: CocoIndex, checkpoint: Path, threshold: float) -> Ima
 def _drawn(image: Image.Image, picture: Picture, titles: Sequence[str]) -> Image.Image:
     """Draw what was found, each in the colour of its kind, and dashed what was missed."""
     large = image.resize((_ZOOM * image.width, _ZOOM * image.height), Image.Resampling.BICUBIC)
-    boxes = [[_ZOOM * x for x in (mark.xywh[0], mark.xywh[1], *_end(mark))] for mark in picture.found]
+    boxes = [corners(mark, _ZOOM) for mark in picture.found]
     texts = [f"{titles[mark.label]} {mark.score:.2f}" for mark in picture.found]
     drawn = draw_boxes(large, boxes, [_colour(mark) for mark in picture.found], texts, width=2)
     pen = ImageDraw.Draw(drawn, "RGBA")
     for mark in picture.true:
         if mark.kind is Kind.MISSED:
-            x, y, right, bottom = (_ZOOM * edge for edge in (*mark.xywh[:2], *_end(mark)))
-            dashed_box(pen, (x, y, right, bottom), _WRONG, 3)
+            dashed_box(pen, corners(mark, _ZOOM), _WRONG, 3)
     return drawn
-
-
-def _end(mark: Mark) -> tuple[float, float]:
-    return mark.xywh[0] + mark.xywh[2], mark.xywh[1] + mark.xywh[3]
 
 
 def _colour(mark: Mark) -> Colour:

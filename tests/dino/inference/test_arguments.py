@@ -13,22 +13,7 @@ from dino.checkpoint.find import SIZE
 from dino.data import EvalTransform
 from dino.inference.detector import Detector
 from dino.model.config import PRESETS, model_config
-from tests.dino.tools_toys import CATEGORIES, TINY, noise_picture, tiny_detector, tiny_model
-
-
-@pytest.fixture(scope="module")
-def detector():
-    return tiny_detector()
-
-
-@pytest.fixture(scope="module")
-def picture():
-    return noise_picture()
-
-
-def same(found, expected):
-    return torch.equal(found.boxes_xyxy, expected.boxes_xyxy) and torch.equal(found.scores, expected.scores)
-
+from tests.dino.tools_toys import CATEGORIES, TINY, noise_picture, same, tiny_detector, tiny_model
 
 # Options
 

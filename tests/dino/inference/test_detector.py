@@ -17,21 +17,7 @@ from dino.inference.detector import Detector
 from dino.inference.images import load_image
 from dino.model.config import PRESETS, model_config
 from dino.model.postprocess import postprocess
-from tests.dino.tools_toys import CATEGORIES, TINY, noise_picture, tiny_detector, tiny_model
-
-
-@pytest.fixture(scope="module")
-def detector():
-    return tiny_detector()
-
-
-@pytest.fixture(scope="module")
-def picture():
-    return noise_picture()
-
-
-def same(found, expected):
-    return torch.equal(found.boxes_xyxy, expected.boxes_xyxy) and torch.equal(found.scores, expected.scores)
+from tests.dino.tools_toys import CATEGORIES, TINY, noise_picture, same, tiny_model
 
 
 def test_detections_are_those_of_the_model_in_pixels_of_the_original(detector, picture):

@@ -10,7 +10,6 @@ import shlex
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from tests.dino.training.train_toys import (
     child_process,
     quick_runs,
     toy_config,
+    wait_for,
     weights,
     write_rectangles,
 )
@@ -150,13 +150,6 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_the_command_to_resume(data,
     process.join(120)
     assert process.exitcode == 0
     assert [row["step"] for row in read_log(log) if "loss" in row] == list(range(1, int(steps) + 3))
-
-
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, "timed out after 120 seconds"
-        time.sleep(0.01)
 
 
 def test_an_interrupted_evaluation_is_repeated(data, tmp_path):

@@ -9,6 +9,8 @@ import os
 import random
 import socket
 import sys
+import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,14 @@ def _run_child(function: Any, arguments: tuple[Any, ...], environment: dict[str,
     torch.set_num_threads(1)
     quick_runs(pytest.MonkeyPatch())
     sys.exit(function(*arguments))
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Return when a condition holds; it must within some seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"timed out after {seconds} seconds"
+        time.sleep(0.01)
 
 
 def run_ranks(count: int, function: Any, *arguments: Any) -> None:
