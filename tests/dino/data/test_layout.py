@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dino.data import (
+    NO_CATEGORY,
     Categories,
     DatasetError,
     EvalTransform,
@@ -17,6 +18,7 @@ from dino.data import (
     build_eval_dataset,
     find_splits,
 )
+from dino.data.statistics import boxes_per_class
 from tests.dino.data.data_examples import document, write_images, write_split
 
 SMALL = TrainTransform(short_sides=(24,), long_side=64, crop_short_sides=(28,), crop_size=(16, 28))
@@ -164,6 +166,25 @@ def test_categories_that_contradict_are_refused(category: dict, used: bool, mess
     write_split(tmp_path / "valid", content)
     with pytest.raises(DatasetError, match=f"the categories do not agree: {message}"):
         build_datasets(tmp_path)
+
+
+def test_a_class_that_is_called_like_an_unused_label_is_compared_like_any_other(tmp_path: Path) -> None:
+    for split, category_id in (("train", 18), ("valid", 9)):
+        content = document()
+        content["categories"] = [{"id": 17, "name": "cat"}, {"id": category_id, "name": NO_CATEGORY}]
+        content["annotations"] = [{**content["annotations"][0], "category_id": 17}]
+        write_split(tmp_path / split, content)
+    with pytest.raises(DatasetError, match="category 'N/A' is 18 in train/.* but 9 in valid/"):
+        build_datasets(tmp_path)
+
+
+def test_classes_of_one_name_are_counted_apart(tmp_path: Path) -> None:
+    content = document()
+    content["categories"] = [{"id": 17, "name": "cat"}, {"id": 18, "name": "cat"}]
+    content["annotations"] = [{**content["annotations"][0], "id": i, "category_id": 17 + (i > 2)} for i in range(5)]
+    write_split(tmp_path / "train", content)
+    lines = boxes_per_class({"train": find_splits(tmp_path).require("train").load()})
+    assert [line.split() for line in lines[-2:]] == [["cat", "(id", "17)", "3"], ["cat", "(id", "18)", "2"]]
 
 
 @pytest.mark.parametrize("broken", ["", "{", '{"images": []}', None])
