@@ -174,7 +174,7 @@ def test_a_class_that_is_called_like_an_unused_label_is_compared_like_any_other(
         content["categories"] = [{"id": 17, "name": "cat"}, {"id": category_id, "name": NO_CATEGORY}]
         content["annotations"] = [{**content["annotations"][0], "category_id": 17}]
         write_split(tmp_path / split, content)
-    with pytest.raises(DatasetError, match="category 'N/A' is 18 in train/.* but 9 in valid/"):
+    with pytest.raises(DatasetError, match=r"category 'N/A' is 18 in train/.* but 9 in valid/"):
         build_datasets(tmp_path)
 
 
