@@ -152,7 +152,7 @@ def agreeing(index: CocoIndex, known: Categories, owner: str) -> CocoIndex:
     if index.named:
         index = numbered_by_name(index, ids)
     pairs = list(zip(index.categories.ids, index.categories.names, strict=True))
-    used = set(np.unique(index.category_ids).tolist())
+    used = index.boxes_per_category.keys()
     wrong = [
         f"category {i} is {names[i]!r} in {owner} but {name!r} in {index.name}"
         for i, name in pairs
@@ -185,7 +185,7 @@ def numbered_by_name(index: CocoIndex, ids: dict[str, int]) -> CocoIndex:
     return replace(
         index,
         categories=Categories(tuple(i for i, _ in pairs), tuple(name for _, name in pairs)),
-        category_ids=np.array([new[i] for i in index.category_ids.tolist()], dtype=np.int64),
+        columns=replace(index.columns, class_ids=np.array([new.get(i, i) for i in index.columns.class_ids.tolist()])),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -64,7 +63,7 @@ class CocoDataset(Dataset):
         seed: int = 0,
         strict: bool = False,
     ) -> None:
-        unknown = sorted(set(np.unique(index.category_ids).tolist()) - set(categories.ids))
+        unknown = sorted(index.boxes_per_category.keys() - set(categories.ids))
         if unknown:
             raise DatasetError(
                 f"{index.name}: annotations have category ids {shorten(unknown)}, but the model's"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dino.data.coco.document import Document, read_document
+from dino.data.coco.document import Document
 from dino.data.coco.index import CocoIndex
 from dino.data.coco.problems import DatasetError
 
@@ -47,8 +47,10 @@ class Split:
     def load(self, *, skip_invalid: bool = False) -> CocoIndex:
         """Read and check the split; see `CocoIndex.load`."""
         name = self.name if self.root is not None else None
-        document = self.read() if self.read is not None else read_document(self.annotations, self.images, name)
-        index = CocoIndex.from_document(document, self.annotations, skip_invalid=skip_invalid)
+        if self.read is not None:
+            index = CocoIndex.from_document(self.read(), self.annotations, skip_invalid=skip_invalid)
+        else:
+            index = CocoIndex.load(self.annotations, self.images, name=name, skip_invalid=skip_invalid)
         return index if self.choose is None else self.choose(index)
 
 

@@ -49,19 +49,24 @@ def sizes_and_shapes(index: CocoIndex) -> list[str]:
     """Return lines about the sizes of the images, and the sizes and shapes of the boxes without crowds."""
     widths, heights = index.sizes_wh[:, 0], index.sizes_wh[:, 1]
     lines = [f"images: {_range(widths, heights)} pixels"]
-    ignored, boxes = int(index.crowds.sum()), index.boxes_xywh[~index.crowds]
-    areas = boxes[:, 2] * boxes[:, 3]
-    solid = boxes[areas > 0]
-    if len(solid):
-        small, medium = AREAS
-        parts = (areas < small, (areas >= small) & (areas < medium), areas >= medium)
-        shares = [f"{percent(float(part.mean()))} %" for part in parts]
+    boxes = flat = 0
+    sizes = np.zeros(3, dtype=np.int64)
+    shapes = []
+    for rows in index.columns.rows():
+        real = index.columns.boxes_xywh[rows][~index.columns.crowds[rows], 2:]
+        areas = real.prod(1)
+        solid = real[areas > 0]
+        boxes, flat = boxes + len(real), flat + len(real) - len(solid)
+        sizes += np.bincount(np.searchsorted(AREAS, areas, side="right"), minlength=3)
+        shapes.append(solid[:, 0] / solid[:, 1])
+    if boxes > flat:
+        shares = [f"{percent(float(size / boxes))} %" for size in sizes]
         lines.append(f"boxes: {shares[0]} small (below 32x32), {shares[1]} medium, {shares[2]} large (from 96x96)")
-        low, middle, high = np.quantile(solid[:, 2] / solid[:, 3], (0.05, 0.5, 0.95))
+        low, middle, high = np.quantile(np.concatenate(shapes), (0.05, 0.5, 0.95))
         lines.append(f"width / height of a box: median {middle:.2f}, 90 % in {low:.2f} to {high:.2f}")
-        lines.append(f"boxes of an image: {len(boxes) / len(index):.1f} on average, at most {_most(index)}")
-    flat = len(boxes) - len(solid)
+        lines.append(f"boxes of an image: {boxes / len(index):.1f} on average, at most {_boxes_per_image(index).max()}")
     lines += [f"{flat:,} boxes without width or height: not trained on"] if flat else []
+    ignored = sum(crowds for _, crowds in index.boxes_per_category.values())
     lines += [f"{ignored:,} crowds or difficult objects: ignored"] if ignored else []
     return lines
 
@@ -75,21 +80,18 @@ def problems_and_notes(indexes: Sequence[CocoIndex]) -> list[str]:
 def _counts(index: CocoIndex) -> dict[str, int]:
     """Return the boxes of each class by title, without crowds."""
     names = dict(zip(index.categories.ids, index.categories.titles, strict=True))
-    ids, counts = np.unique(index.category_ids[~index.crowds], return_counts=True)
-    return {names[i]: count for i, count in zip(ids.tolist(), counts.tolist(), strict=True)}
+    return {names[i]: boxes - crowds for i, (boxes, crowds) in index.boxes_per_category.items() if boxes > crowds}
 
 
-def _per_image(index: CocoIndex) -> np.ndarray:
-    before = np.concatenate([[0], np.cumsum(~index.crowds)])
-    return np.diff(before[index.first_annotation])
+def _boxes_per_image(index: CocoIndex) -> np.ndarray:
+    """Return the number of boxes of each image without crowds, int64 [N]."""
+    columns = index.columns
+    before = np.concatenate([[0], np.cumsum(~columns.crowds)])
+    return before[columns.first_box + columns.num_boxes] - before[columns.first_box]
 
 
 def _empty(index: CocoIndex) -> int:
-    return int((_per_image(index) == 0).sum())
-
-
-def _most(index: CocoIndex) -> int:
-    return int(_per_image(index).max(initial=0))
+    return int((_boxes_per_image(index) == 0).sum())
 
 
 def _range(widths: np.ndarray, heights: np.ndarray) -> str:

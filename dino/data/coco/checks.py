@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -12,7 +12,7 @@ from dino.data.coco.problems import shown
 Finding = tuple[str, str]
 _LARGEST_ID = 2**63 - 1
 # Pixels. No image is larger, and 32-bit floats are too coarse beyond.
-_LARGEST_NUMBER = 1e9
+LARGEST_NUMBER = 1e9
 
 
 def check_id(entry: Mapping[str, Any], key: str) -> Finding | None:
@@ -48,27 +48,33 @@ def check_image(entry: Any, seen: Container[int]) -> Finding | None:
             continue  # the file has it
         if type(entry[key]) is not int:
             return f"{key} not an integer", f"{key} must be a whole number of pixels, got {shown(entry[key])}"
-        if not 0 < entry[key] < _LARGEST_NUMBER:
+        if not 0 < entry[key] < LARGEST_NUMBER:
             return f"bad {key}", f"{key} must be at least 1 pixel, got {shown(entry[key])}"
     return _check_file_name(entry)
 
 
 def check_annotation(
     entry: Any,
-    images: Mapping[int, tuple[int, int]],  # image id -> (width, height)
+    size_of: Callable[[int], tuple[int, int] | None],
     dropped_images: Container[int],
     categories: Container[int],
 ) -> Finding | None:
     """Check an annotation: an image, a category, a box that overlaps the image, `iscrowd` and `area`.
 
     Its id is not used: annotations are numbered again.
+
+    Args:
+        entry: the annotation.
+        size_of: returns width and height of a valid image by its id, or None.
+        dropped_images: ids of images with problems.
+        categories: ids of valid categories.
     """
     if type(entry) is not dict:
         return "not an object", f"must be an object, got {shown(entry)}"
     finding = check_id(entry, "image_id") or check_id(entry, "category_id")
     if finding is not None:
         return finding
-    size = images.get(entry["image_id"])
+    size = size_of(entry["image_id"])
     if size is None:
         if entry["image_id"] in dropped_images:
             return "invalid image", f"its image {entry['image_id']} is invalid"
@@ -82,7 +88,7 @@ def check_annotation(
     if crowd != 0 and crowd != 1:
         return "bad iscrowd", f"iscrowd must be 0 or 1, got {shown(crowd)}"
     area = entry.get("area", 0)
-    if type(area) not in (int, float) or not 0 <= area <= _LARGEST_NUMBER**2:
+    if type(area) not in (int, float) or not 0 <= area <= LARGEST_NUMBER**2:
         return "bad area", f"area must be a finite number of pixels, at least 0, got {shown(area)}"
     return None
 
@@ -112,7 +118,7 @@ def _check_box(box: Any, size_wh: tuple[int, int]) -> Finding | None:
         return "bbox not 4 numbers", f"bbox must be 4 numbers [x, y, width, height], got {shown(box)}"
     for value in box:
         # One comparison accepts every good number; only the others need closer inspection.
-        if type(value) not in (int, float) or not -_LARGEST_NUMBER < value < _LARGEST_NUMBER:
+        if type(value) not in (int, float) or not -LARGEST_NUMBER < value < LARGEST_NUMBER:
             return _describe_number(box, value)
     x, y, width, height = box
     if width < 0:

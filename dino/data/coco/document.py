@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dino.data.coco.problems import DatasetError, Problem, shown
-
-COLLECTIONS = ("images", "annotations", "categories")
+from dino.data.coco.problems import Problem
+from dino.data.coco.stream import COLLECTIONS, read_collections
 
 
 @dataclass
@@ -35,61 +31,23 @@ class Document:
     named: bool = False
     """Whether the format has class names only. The category ids are then ours, and other data may have others."""
 
-    @property
-    def totals(self) -> dict[str, int]:
-        """Return the number of entries of each collection, those in `problems` included."""
-        lost = [problem.collection for problem in self.problems]
-        return {collection: len(getattr(self, collection)) + lost.count(collection) for collection in COLLECTIONS}
-
 
 def read_document(
     path: Path, images_dir: Path, name: str | None = None, *, needed: Sequence[str] = COLLECTIONS
 ) -> Document:
-    """Read a COCO file after checking that its collections are lists.
+    """Read a COCO file into memory after checking that its collections are lists.
 
     Args:
         path: the file.
         images_dir: the folder of its images.
         name: the file as messages name it; by default its file name.
-        needed: the collections that the file must have; the others may be missing, and are then empty.
+        needed: the collections that are read, and that the file must have; the others are empty.
 
     Raises:
         DatasetError: the file cannot be read, or is not a COCO file.
     """
-    name = path.name if name is None else name
-    try:
-        with _garbage_collection_paused():
-            content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror or error}.") from error
-    except json.JSONDecodeError as error:
-        position = f"line {error.lineno}, column {error.colno}"
-        raise DatasetError(
-            f"{name}: is not valid JSON: {error.msg.removesuffix(' at')} at {position}. Is it complete?"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{name}: is not text in UTF-8: byte {error.start} cannot be read.") from error
-    except RecursionError as error:
-        raise DatasetError(f"{name}: is nested too deeply to be a COCO file.") from error
-    if type(content) is not dict:
-        raise DatasetError(f"{name}: must be a JSON object with {list(COLLECTIONS)}, got {shown(content)}.")
-    missing = [key for key in needed if key not in content]
-    if missing:
-        raise DatasetError(f"{name}: has no {missing}; a COCO file has {list(COLLECTIONS)}, got {list(content)}.")
-    collections = [content.get(key, []) for key in COLLECTIONS]
-    for key, entries in zip(COLLECTIONS, collections, strict=True):
-        if type(entries) is not list and key in needed:
-            raise DatasetError(f"{name}: {key!r} must be a list, got {shown(entries)}.")
-    return Document(name, images_dir, *collections)
-
-
-@contextmanager
-def _garbage_collection_paused() -> Iterator[None]:
-    # Parsing makes millions of objects, none of them garbage; collecting would take longer than parsing.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+    document = Document(path.name if name is None else name, images_dir, [], [], [])
+    for key, blocks in read_collections(path, document.name, needed=needed):
+        if key in needed:
+            setattr(document, key, [entry for block in blocks for entry in block])
+    return document

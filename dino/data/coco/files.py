@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import unicodedata
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,16 +21,23 @@ def is_picture(name: str | Path) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES and not Path(name).name.startswith(".")
 
 
+TICK_NS = 2_000_000_000
+"""Nanoseconds within which two changes can have the same time."""
+
+
 class Files:
     """The files below a folder, from one listing of each folder: a query per file is slow on a network file system."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.stamps: dict[str, int] = {}
+        """Of each folder that was listed, `stamp` before the listing."""
         self._listings: dict[str, dict[str, str]] = {}
 
     def listing(self, folder: str) -> dict[str, str]:
         """Return the names of the entries of a folder by their composed form (NFC); empty if there is no folder."""
         if folder not in self._listings:
+            self.stamps[folder] = self.stamp(folder)
             try:
                 # Some systems store accented letters decomposed, whatever the annotations have.
                 names = {unicodedata.normalize("NFC", name): name for name in os.listdir(self.root / folder)}
@@ -37,6 +45,14 @@ class Files:
                 names = {}
             self._listings[folder] = names
         return self._listings[folder]
+
+    def stamp(self, folder: str) -> int:
+        """Return when a folder changed, in nanoseconds; 0 if there is none, or a later change could have that time."""
+        try:
+            changed = os.stat(self.root / folder).st_mtime_ns
+        except (OSError, ValueError):
+            return 0
+        return changed if changed < time.time_ns() - TICK_NS else 0
 
     def find(self, name: str) -> str | None:
         """Return the relative path of an existing file, also if `name` has Windows separators; None without one."""

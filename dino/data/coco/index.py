@@ -1,23 +1,27 @@
-"""A validated index of the boxes of a split, small enough for a copy in every worker."""
+"""The images and boxes of a split, checked."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dino.data.categories import Categories
-from dino.data.coco.document import Document, read_document
-from dino.data.coco.problems import DatasetError, Problem, describe
-from dino.data.coco.reader import CocoReader
+from dino.data.coco.columns import Columns, Names
+from dino.data.coco.document import Document
+from dino.data.coco.problems import DatasetError, Problems
+from dino.data.coco.reader import Content, check_document
+from dino.data.coco.store import read_content
 
 
 @dataclass(frozen=True, eq=False)
 class CocoIndex:
-    """Images sorted by id, and their annotations as arrays. Built by `CocoIndex.load` or `from_document`."""
+    """Images sorted by id, and their boxes as arrays. Built by `CocoIndex.load` or `from_document`."""
 
     annotation_file: Path
     name: str
@@ -25,16 +29,9 @@ class CocoIndex:
     images_dir: Path
     categories: Categories
     """Sorted by id: the label of a category is its rank."""
-    image_ids: np.ndarray  # [N] int64
-    file_names: tuple[str, ...]  # N, relative to images_dir
-    sizes_wh: np.ndarray  # [N, 2] int64, pixels
-    first_annotation: np.ndarray  # [N + 1] int64: image i has annotations first[i] to first[i + 1]
-    boxes_xywh: np.ndarray  # [A, 4] float64, as in the file
-    category_ids: np.ndarray  # [A] int64
-    areas: np.ndarray  # [A] float64; width * height if the file has none
-    crowds: np.ndarray  # [A] bool
-    problems: tuple[Problem, ...]
-    """Entries that were skipped, in the order of the file; empty unless loaded with skip_invalid."""
+    columns: Columns
+    problems: Problems
+    """Entries that were skipped; empty unless loaded with skip_invalid."""
     totals: dict[str, int]
     """Entries of each collection in the file, skipped ones included."""
     named: bool = False
@@ -43,74 +40,82 @@ class CocoIndex:
     """What was understood in a way that a user should know."""
 
     @classmethod
-    def load(cls, annotation_file: str | Path, images_dir: str | Path, *, skip_invalid: bool = False) -> CocoIndex:
+    def load(
+        cls,
+        annotation_file: str | Path,
+        images_dir: str | Path,
+        *,
+        name: str | None = None,
+        skip_invalid: bool = False,
+    ) -> CocoIndex:
         """Read and check a COCO file.
 
         Images without annotations are kept. Crowds and boxes without extent are in `ground_truth`, but not in
-        `training_boxes`.
+        `training_boxes`. What is read from a large file is kept beside it, and read from there the next time.
 
         Args:
             annotation_file: JSON with `images`, `annotations` and `categories`.
             images_dir: the folder that `file_name` is relative to.
+            name: the file as messages name it; by default its file name.
             skip_invalid: leave invalid entries out and list them in `problems`, instead of raising.
 
         Raises:
             DatasetError: an entry is invalid and `skip_invalid` is off, or the file as a whole cannot be used.
         """
         file = Path(annotation_file)
-        return cls.from_document(read_document(file, Path(images_dir)), file, skip_invalid=skip_invalid)
+        document = Document(file.name if name is None else name, Path(images_dir), [], [], [])
+        return cls._of(read_content(file, document), document, file, skip_invalid)
 
     @classmethod
     def from_document(cls, document: Document, annotation_file: Path, *, skip_invalid: bool = False) -> CocoIndex:
         """Check a document of any format; see `load`."""
-        reader, totals = CocoReader(document), document.totals
-        categories = reader.categories()
-        images = reader.images()
-        annotations = reader.annotations()
-        if reader.problems and not skip_invalid:
+        return cls._of(check_document(document), document, annotation_file, skip_invalid)
+
+    @classmethod
+    def _of(cls, content: Content, document: Document, file: Path, skip_invalid: bool) -> CocoIndex:
+        problems, totals, columns = content.problems, content.totals, content.columns
+        if problems and not skip_invalid:
             # Skipping must leave something of what there is.
-            kept = categories and images and (annotations or not document.annotations)
-            advice = " or pass --skip-invalid" if kept else ""
-            raise DatasetError("\n".join(describe(document.name, reader.problems, totals, advice=advice)))
-        for collection, valid in (("categories", categories), ("images", images)):
-            if not valid:
-                lines = describe(document.name, reader.problems, totals, advice=None)
+            boxes = len(columns.areas) or not totals["annotations"]
+            advice = " or pass --skip-invalid" if content.categories and len(columns) and boxes else ""
+            raise DatasetError("\n".join(problems.describe(document.name, totals, advice=advice)))
+        for collection, valid in (("categories", content.categories), ("images", columns.image_ids)):
+            if len(valid) == 0:
+                lines = problems.describe(document.name, totals, advice=None)
                 raise DatasetError("\n".join([f"{document.name}: has no valid {collection}.", *lines]))
-        arrays = _annotation_arrays(annotations, np.array([image["id"] for image in images], dtype=np.int64))
         return cls(
-            annotation_file=annotation_file,
+            annotation_file=file,
             name=document.name,
             images_dir=document.images_dir,
-            categories=Categories.from_json(categories),
-            file_names=tuple(image["file_name"] for image in images),
-            sizes_wh=np.array([(image["width"], image["height"]) for image in images], dtype=np.int64),
-            problems=tuple(reader.problems),
+            categories=Categories.from_json(content.categories),
+            columns=columns,
+            problems=problems,
             totals=totals,
             named=document.named,
             notes=tuple(document.notes),
-            **arrays,
         )
 
     def __len__(self) -> int:
-        return len(self.image_ids)
+        return len(self.columns)
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """Return the ids of the images, int64 [N]."""
+        return self.columns.image_ids
+
+    @property
+    def file_names(self) -> Names:
+        """Return the paths of the images, relative to `images_dir`."""
+        return self.columns.file_names
+
+    @property
+    def sizes_wh(self) -> np.ndarray:
+        """Return width and height of the images in pixels, int64 [N, 2]."""
+        return self.columns.sizes_wh
 
     def select(self, positions: Sequence[int]) -> CocoIndex:
         """Return an index of the images at some positions, in their order."""
-        counts = np.diff(self.first_annotation)
-        rows = [np.arange(self.first_annotation[i], self.first_annotation[i + 1]) for i in positions]
-        annotations = np.concatenate([np.zeros(0, dtype=np.int64), *rows])
-        chosen = np.array(positions, dtype=np.int64)
-        return replace(
-            self,
-            image_ids=self.image_ids[chosen],
-            file_names=tuple(self.file_names[i] for i in positions),
-            sizes_wh=self.sizes_wh[chosen],
-            first_annotation=np.concatenate([[0], np.cumsum(counts[chosen])]),
-            boxes_xywh=self.boxes_xywh[annotations],
-            category_ids=self.category_ids[annotations],
-            areas=self.areas[annotations],
-            crowds=self.crowds[annotations],
-        )
+        return dataclasses.replace(self, columns=self.columns.select(np.array(positions, dtype=np.int64)))
 
     def image_path(self, position: int) -> Path:
         """Return the path of the image at a position of the index."""
@@ -122,52 +127,52 @@ class CocoIndex:
         Returns:
             boxes_xyxy float32 [T, 4], pixels; category ids int64 [T].
         """
-        here = slice(self.first_annotation[position], self.first_annotation[position + 1])
-        boxes = self.boxes_xywh[here].astype(np.float32)
+        columns = self.columns
+        here = columns.boxes_of(position)
+        boxes = columns.boxes_xywh[here].astype(np.float32)
         boxes[:, 2:] += boxes[:, :2]
-        width, height = self.sizes_wh[position]
+        width, height = columns.sizes_wh[position]
         boxes = np.clip(boxes, 0, np.array([width, height, width, height], dtype=np.float32))
-        keep = ~self.crowds[here] & (boxes[:, 2:] > boxes[:, :2]).all(1)
-        return boxes[keep], self.category_ids[here][keep]
+        keep = ~columns.crowds[here] & (boxes[:, 2:] > boxes[:, :2]).all(1)
+        return boxes[keep], columns.class_ids[columns.classes[here][keep]]
+
+    @cached_property
+    def boxes_per_category(self) -> dict[int, tuple[int, int]]:
+        """Return the number of boxes and of crowds among them of each category id that has any."""
+        columns = self.columns
+        counts = np.zeros((2, len(columns.class_ids)), dtype=np.int64)
+        for rows in columns.rows():
+            classes = columns.classes[rows]
+            counts[0] += np.bincount(classes, minlength=counts.shape[1])
+            counts[1] += np.bincount(classes[columns.crowds[rows]], minlength=counts.shape[1])
+        found = zip(columns.class_ids.tolist(), *counts.tolist(), strict=True)
+        return {category_id: (boxes, crowds) for category_id, boxes, crowds in found if boxes}
 
     def ground_truth(self) -> dict[str, Any]:
         """Return the valid entries as a COCO document for the evaluator, with crowds and boxes without extent.
 
         Annotations are renumbered from 1: evaluators read a match with annotation 0 as no match.
         """
+        columns = self.columns
         images = [
             {"id": int(image_id), "file_name": name, "width": int(width), "height": int(height)}
             for image_id, name, (width, height) in zip(self.image_ids, self.file_names, self.sizes_wh, strict=True)
         ]
-        columns = (
-            np.repeat(self.image_ids, np.diff(self.first_annotation)).tolist(),
-            self.category_ids.tolist(),
-            self.boxes_xywh.tolist(),
-            self.areas.tolist(),
-            self.crowds.astype(int).tolist(),
-        )
-        keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
-        annotations = [
-            {"id": k, **dict(zip(keys, row, strict=True))} for k, row in enumerate(zip(*columns, strict=True), start=1)
-        ]
+        owners = iter(np.repeat(self.image_ids, columns.num_boxes).tolist())
+        annotations = []
+        for rows in columns.rows():
+            parts = (
+                columns.class_ids[columns.classes[rows]].tolist(),
+                columns.boxes_xywh[rows].tolist(),
+                columns.areas[rows].tolist(),
+                columns.crowds[rows].astype(int).tolist(),
+            )
+            keys = ("category_id", "bbox", "area", "iscrowd")
+            for values in zip(*parts, strict=True):
+                number = len(annotations) + 1
+                annotations.append({"id": number, "image_id": next(owners), **dict(zip(keys, values, strict=True))})
         return {"info": {}, "images": images, "annotations": annotations, "categories": self.categories.to_json()}
 
     def describe_problems(self) -> list[str]:
         """Return a line for each kind of entry that was skipped."""
-        return describe(self.name, self.problems, self.totals, advice=None)
-
-
-def _annotation_arrays(annotations: list[dict[str, Any]], image_ids: np.ndarray) -> dict[str, np.ndarray]:
-    owners = np.array([annotation["image_id"] for annotation in annotations], dtype=np.int64)
-    order = np.argsort(owners, kind="stable")
-    boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)
-    areas = [a["area"] if "area" in a else a["bbox"][2] * a["bbox"][3] for a in annotations]
-    counts_before = np.searchsorted(owners[order], image_ids)
-    return {
-        "image_ids": image_ids,
-        "first_annotation": np.append(counts_before, len(annotations)),
-        "boxes_xywh": boxes[order],
-        "category_ids": np.array([annotation["category_id"] for annotation in annotations], dtype=np.int64)[order],
-        "areas": np.array(areas, dtype=np.float64)[order],
-        "crowds": np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=bool)[order],
-    }
+        return self.problems.describe(self.name, self.totals, advice=None)

@@ -1,98 +1,245 @@
-"""Check a document: collect the valid entries and the problems of the others."""
+"""Check the entries of a split in COCO's form: valid ones become columns, others problems."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from dino.data.coco.checks import Finding, check_annotation, check_category, check_image
+import numpy as np
+
+from dino.data.coco.boxes import Boxes, BoxStore
+from dino.data.coco.checks import LARGEST_NUMBER, Finding, check_annotation, check_category, check_image
+from dino.data.coco.columns import Columns, Names, Output
 from dino.data.coco.document import Document
 from dino.data.coco.files import Files, picture_sizes
 from dino.data.coco.lenient import obvious_reading
-from dino.data.coco.problems import DatasetError, Problem, shown
+from dino.data.coco.problems import DatasetError, Problem, Problems, shown
+from dino.data.coco.stream import COLLECTIONS
 
 _ONE = {"images": "image", "annotations": "annotation", "categories": "category"}
+_NEEDED = itemgetter("image_id", "category_id", "bbox")
+
+
+class Content(NamedTuple):
+    """The valid entries of a split."""
+
+    categories: list[dict[str, Any]]
+    """Sorted by id."""
+    columns: Columns
+    problems: Problems
+    """What is wrong with the others."""
+    totals: dict[str, int]
+    """Number of entries of each collection, invalid ones included."""
+
+
+def check_document(document: Document) -> Content:
+    """Check all entries of a document.
+
+    Raises:
+        DatasetError: there is no folder of images.
+    """
+    reader = CocoReader(document)
+    for collection in ("categories", "images", "annotations"):
+        reader.read(collection, [getattr(document, collection)])
+    return reader.content()
 
 
 class CocoReader:
-    """The valid entries of a document, and the problems of the others."""
+    """Reads collections with `read`; when they are `complete`, `content` returns the valid entries.
 
-    def __init__(self, document: Document) -> None:
+    Args:
+        document: what messages need. Its entries are not looked at.
+        folder: where boxes are stored, which then take no memory; None: in memory.
+    """
+
+    def __init__(self, document: Document, folder: Path | None = None) -> None:
         self.document = document
-        self.problems: list[Problem] = list(document.problems)
-        self._category_ids: set[int] = set()
-        self._images: dict[int, dict[str, Any]] = {}
+        self.files = Files(document.images_dir)
+        self.totals = dict.fromkeys(COLLECTIONS, 0)
+        """Entries of each collection."""
+        self.categories: list[dict[str, Any]] = []
+        """The valid categories, sorted by id."""
+        self.unsized: list[str] = []
+        """Images whose size is not in the annotations, but was read from the file."""
+        self.complete = False
+        """Whether the annotations were checked. If not, read them again: images or categories came after them."""
+        self._folder = folder
+        self._problems = {collection: Problems() for collection in COLLECTIONS}
+        self._category_ids: set[int] | None = None
+        self._images: _Images | None = None
         self._dropped_images: set[int] = set()
+        self._boxes = BoxStore(folder)
+        self._used: set[int] = set()  # categories of the boxes
 
-    def categories(self) -> list[dict[str, Any]]:
-        valid = [category for _, category in self._filter("categories", check_category)]
+    def read(self, collection: str, blocks: Iterable[list[Any]]) -> None:
+        """Read a collection. If it was read before, this reading counts."""
+        self.totals[collection] = 0
+        self._problems[collection] = Problems()
+        {"categories": self._read_categories, "images": self._read_images, "annotations": self._read_annotations}[
+            collection
+        ](blocks)
+
+    @property
+    def problems(self) -> Problems:
+        """Return the problems so far."""
+        found = Problems(self.document.problems)
+        for collection in ("categories", "images", "annotations"):
+            found += self._problems[collection]
+        return found
+
+    def content(self) -> Content:
+        """Return what was read. Call it once."""
+        totals = {key: count + self._lost(key) for key, count in self.totals.items()}
+        return Content(self.categories, self._columns(), self.problems, totals)
+
+    def _lost(self, collection: str) -> int:
+        return sum(problem.collection == collection for problem in self.document.problems)
+
+    def _columns(self) -> Columns:
+        assert self._images is not None
+        class_ids = np.array([category["id"] for category in self.categories], dtype=np.int64)
+        count, smallest = len(self._boxes), np.min_scalar_type(max(0, len(class_ids) - 1))
+        outputs = {
+            "boxes_xywh": Output("boxes_xywh", np.dtype(np.float64), (count, 4), self._folder),
+            "classes": Output("classes", smallest, (count,), self._folder),
+            "areas": Output("areas", np.dtype(np.float64), (count,), self._folder),
+            "crowds": Output("crowds", np.dtype(np.bool_), (count,), self._folder),
+        }
+        num_boxes = self._boxes.boxes_per_image(len(self._images.ids))
+        for boxes in self._boxes.by_image(num_boxes):
+            classes = np.searchsorted(class_ids, boxes.category_ids)
+            for name, output in outputs.items():
+                output.write(classes if name == "classes" else getattr(boxes, name))
+        self._boxes.close()
+        of_boxes: dict[str, Any] = {name: output.finish() for name, output in outputs.items()}
+        columns = Columns(
+            image_ids=self._images.ids,
+            sizes_wh=self._images.sizes_wh,
+            file_names=Names.of(self._images.file_names),
+            first_box=np.cumsum(num_boxes) - num_boxes,
+            num_boxes=num_boxes,
+            class_ids=class_ids,
+            **of_boxes,
+        )
+        if self._folder is None:
+            return columns
+        columns.save_images(self._folder)
+        return Columns.open(self._folder)
+
+    def _read_categories(self, blocks: Iterable[list[Any]]) -> None:
+        valid = [category for _, category in self._valid("categories", blocks, check_category)]
+        self.categories = sorted(valid, key=itemgetter("id"))
         self._category_ids = {category["id"] for category in valid}
-        return sorted(valid, key=lambda category: category["id"])
+        self.complete = self.complete and self._used <= self._category_ids
 
-    def images(self) -> list[dict[str, Any]]:
+    def _read_images(self, blocks: Iterable[list[Any]]) -> None:
         images_dir = self.document.images_dir
         if not images_dir.is_dir():
             raise DatasetError(f"{images_dir}: the images folder does not exist or is not a folder.")
-        files, found = Files(images_dir), []
-        for position, image in self._filter("images", check_image):
-            name = files.find(image["file_name"])
+        self.complete = False
+        self._dropped_images = set()
+        ids, widths, heights = array("q"), array("q"), array("q")
+        names: list[str] = []
+        unsized: dict[int, int] = {}  # row: position in the file
+        for position, image in self._valid("images", blocks, check_image):
+            name = self.files.find(image["file_name"])
             if name is None:
                 what = f"the file {shown(image['file_name'])} is missing from {images_dir}"
                 self._drop("images", position, image, ("missing file", what))
+                continue
+            if "width" not in image or "height" not in image:
+                unsized[len(ids)] = position
+            ids.append(image["id"])
+            widths.append(image.get("width", 0))
+            heights.append(image.get("height", 0))
+            names.append(name)
+        sizes_wh = np.stack([np.array(widths, dtype=np.int64), np.array(heights, dtype=np.int64)], 1)
+        keep = np.ones(len(ids), dtype=np.bool_)
+        sizes = picture_sizes([images_dir / names[row] for row in unsized]) if unsized else []
+        for (row, position), size in zip(unsized.items(), sizes, strict=True):
+            if size is None:
+                keep[row] = False
+                what = "has no width and height, and the file cannot be read as an image"
+                entry = {"id": ids[row], "file_name": names[row]}
+                self._drop("images", position, entry, ("unreadable file", what))
             else:
-                found.append((position, image if name == image["file_name"] else {**image, "file_name": name}))
-        valid = self._sized(found)
-        self._images = {image["id"]: image for image in valid}
-        self._dropped_images -= set(self._images)
-        return sorted(valid, key=lambda image: image["id"])
+                sizes_wh[row] = size
+        self.unsized = [names[row] for row in unsized if keep[row]]
+        rows = np.flatnonzero(keep)
+        rows = rows[np.argsort(np.array(ids, dtype=np.int64)[rows])]
+        kept = np.array(ids, dtype=np.int64)[rows]
+        self._images = _Images(kept, sizes_wh[rows], [names[row] for row in rows.tolist()])
+        self._dropped_images -= set(kept.tolist()) if self._dropped_images else set()
 
-    def annotations(self) -> list[dict[str, Any]]:
-        sizes = {image_id: (image["width"], image["height"]) for image_id, image in self._images.items()}
+    def _read_annotations(self, blocks: Iterable[list[Any]]) -> None:
+        self._boxes.clear()
+        self._used = set()
+        self.complete = self._images is not None
+        for block in blocks:
+            start = self.totals["annotations"]
+            self.totals["annotations"] += len(block)
+            if self._images is None or not self.complete:
+                continue
+            boxes = _usual(block, self._images, self._category_ids)
+            if boxes is None and self._category_ids is None:
+                self.complete = False
+                continue
+            if boxes is None:
+                boxes = _usual(self._inspected(block, start), self._images, self._category_ids)
+                assert boxes is not None
+            self._boxes.add(boxes)
+            self._used.update(np.unique(boxes.category_ids).tolist())
+
+    def _inspected(self, block: list[Any], start: int) -> list[dict[str, Any]]:
+        """Return the valid annotations of a block."""
+        images, category_ids = self._images, self._category_ids
+        assert images is not None and category_ids is not None
 
         def check(entry: Any, _seen: set[int]) -> Finding | None:
-            return check_annotation(entry, sizes, self._dropped_images, self._category_ids)
+            return check_annotation(entry, images.size_of, self._dropped_images, category_ids)
 
-        return [annotation for _, annotation in self._filter("annotations", check)]
+        return [entry for _, entry in self._checked("annotations", block, start, check, set())]
 
-    def _sized(self, images: list[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Return the images, with the size of the file where the entry has none."""
-        unsized = [(p, image) for p, image in images if "width" not in image or "height" not in image]
-        paths = [self.document.images_dir / image["file_name"] for _, image in unsized]
-        sizes = {p: size for (p, _), size in zip(unsized, picture_sizes(paths) if paths else [], strict=True)}
-        valid = []
-        for position, image in images:
-            size = sizes.get(position)
-            if size is not None:
-                valid.append({**image, "width": size[0], "height": size[1]})
-            elif position in sizes:
-                what = "has no width and height, and the file cannot be read as an image"
-                self._drop("images", position, image, ("unreadable file", what))
-            else:
-                valid.append(image)
-        return valid
+    def _valid(
+        self, collection: str, blocks: Iterable[list[Any]], check: Callable[[Any, set[int]], Finding | None]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the valid entries of a collection with their positions."""
+        seen: set[int] = set()
+        for block in blocks:
+            start = self.totals[collection]
+            self.totals[collection] += len(block)
+            yield from self._checked(collection, block, start, check, seen)
 
-    def _filter(
-        self, collection: str, check: Callable[[Any, set[int]], Finding | None]
-    ) -> list[tuple[int, dict[str, Any]]]:
-        """Return the valid entries of a collection with their positions."""
-        valid, seen = [], set()
-        for position, entry in enumerate(getattr(self.document, collection)):
+    def _checked(
+        self,
+        collection: str,
+        block: list[Any],
+        start: int,
+        check: Callable[[Any, set[int]], Finding | None],
+        seen: set[int],
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the valid entries of a block with their positions; `seen` are the ids before, and is extended."""
+        for position, entry in enumerate(block, start):
             finding = check(entry, seen)
             if finding is not None:
                 entry = obvious_reading(collection, entry)
                 finding = check(entry, seen)
-            if finding is None:
-                valid.append((position, entry))
-            else:
-                self._drop(collection, position, entry, finding)
             if collection != "annotations" and type(entry) is dict and type(entry.get("id")) is int:
                 seen.add(entry["id"])
-        return valid
+            if finding is None:
+                yield position, entry
+            else:
+                self._drop(collection, position, entry, finding)
 
     def _drop(self, collection: str, position: int, entry: Any, finding: Finding) -> None:
         places = self.document.places.get(collection)
         file, where = places[position] if places else (self.document.name, self._where(collection, entry, position))
-        self.problems.append(Problem(collection, finding[0], where, finding[1], file))
+        self._problems[collection].add(Problem(collection, finding[0], where, finding[1], file))
         if collection == "images" and type(entry) is dict and type(entry.get("id")) is int:
             self._dropped_images.add(entry["id"])
 
@@ -102,9 +249,78 @@ class CocoReader:
         entry_id = entry.get("id")
         known = type(entry_id) is int or (collection == "annotations" and type(entry_id) is str and entry_id)
         name = f"{_ONE[collection]} {str(entry_id)[:80]}" if known else f"{collection}[{position}]"
-        image_id = entry.get("image_id")
         if collection == "images" and known and isinstance(entry.get("file_name"), str):
             return f"{name} ({entry['file_name'][:80]})"
-        if collection == "annotations" and type(image_id) is int and image_id in self._images:
-            return f"{name} (image {image_id}, {self._images[image_id]['file_name'][:80]})"
+        image_id = entry.get("image_id")
+        images = self._images if collection == "annotations" else None
+        row = None if images is None else images.row_of(image_id)
+        if images is not None and row is not None:
+            return f"{name} (image {image_id}, {images.file_names[row][:80]})"
         return name
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The valid images, sorted by id."""
+
+    ids: np.ndarray  # [N] int64
+    sizes_wh: np.ndarray  # [N, 2] int64
+    file_names: list[str]
+
+    def row_of(self, image_id: Any) -> int | None:
+        """Return the row of an image; None if there is none with that id."""
+        if type(image_id) is not int or not len(self.ids) or not self.ids[0] <= image_id <= self.ids[-1]:
+            return None
+        row = int(np.searchsorted(self.ids, image_id))
+        return row if self.ids[row] == image_id else None
+
+    def size_of(self, image_id: int) -> tuple[int, int] | None:
+        row = self.row_of(image_id)
+        return None if row is None else tuple(self.sizes_wh[row].tolist())
+
+
+def _usual(entries: list[Any], images: _Images, category_ids: set[int] | None) -> Boxes | None:
+    """Return the boxes of annotations if all of them are valid and written as the format states, or else None.
+
+    Thousands of entries are checked at once, by the rules of `check_annotation`.
+
+    Args:
+        category_ids: None: not known yet, and not checked.
+    """
+    try:
+        image_ids, own_category_ids, boxes = zip(*map(_NEEDED, entries), strict=True) if entries else ((), (), ())
+        numbers = list(chain.from_iterable(boxes))
+        areas = [entry.get("area") for entry in entries]
+        crowds = [entry.get("iscrowd") for entry in entries]
+        if (
+            {*map(type, image_ids), *map(type, own_category_ids)} - {int}
+            or {*map(type, boxes)} - {list}
+            or {*map(len, boxes)} - {4}
+            or {*map(type, numbers)} - {int, float}
+            or {*map(type, areas)} - {int, float, type(None)}
+            or {*crowds} - {0, 1, None}
+        ):
+            return None
+        ids = np.array(image_ids, dtype=np.int64)
+        classes = np.array(own_category_ids, dtype=np.int64)
+        xywh = np.array(numbers, dtype=np.float64).reshape(-1, 4)
+        given = np.array([area is not None for area in areas], dtype=np.bool_)
+        area = np.array([0 if area is None else area for area in areas], dtype=np.float64)
+    except (KeyError, TypeError, AttributeError, OverflowError):
+        return None
+    rows = np.searchsorted(images.ids, ids)
+    if (rows == len(images.ids)).any() or (images.ids[rows] != ids).any():
+        return None
+    x, y, width, height = xywh.T
+    image_width, image_height = images.sizes_wh[rows].T
+    outside = (x >= image_width) | (y >= image_height) | (x + width <= 0) | (y + height <= 0)
+    good = (
+        (np.abs(xywh) < LARGEST_NUMBER).all()
+        and not ((width < 0) | (height < 0) | ((width > 0) & (height > 0) & outside)).any()
+        and ((area >= 0) & (area <= LARGEST_NUMBER**2)).all()
+        and (category_ids is None or category_ids.issuperset(np.unique(classes).tolist()))
+    )
+    if not good:
+        return None
+    crowd = np.array([bool(crowd) for crowd in crowds], dtype=np.bool_)
+    return Boxes(rows, classes, xywh, np.where(given, area, width * height), crowd)

@@ -164,10 +164,12 @@ FORMATS: dict[str, tuple[str, Callable[[Path], None]]] = {
 def boxes(index: CocoIndex) -> Boxes:
     """Return (picture, class, x y width height) of every box."""
     names = dict(zip(index.categories.ids, index.categories.names, strict=True))
-    owners = np.repeat(np.arange(len(index)), np.diff(index.first_annotation))
+    columns = index.columns
+    owners = np.repeat(np.arange(len(index)), columns.num_boxes)
+    ids = columns.class_ids[columns.classes].tolist()
     return {
         (Path(index.file_names[i]).name, names[c], tuple(round(v, 6) for v in box))
-        for i, c, box in zip(owners, index.category_ids.tolist(), index.boxes_xywh.tolist(), strict=True)
+        for i, c, box in zip(owners, ids, columns.boxes_xywh.tolist(), strict=True)
     }
 
 

@@ -237,12 +237,12 @@ def test_skip_invalid_leaves_out_the_entry_and_reports_it(name: str, folder: Pat
     content = document()
     change(content)
     index = load_coco(folder, content, skip_invalid=True)
-    assert index.problems[0].collection == collection
+    assert next(iter(index.problems)).collection == collection
     first = index.describe_problems()[0]
     assert first.startswith("train.json: " + line) and first.endswith(
         f". Skipped 1 of {len(content[collection])} {collection}."
     )
-    kept = {"images": len(index), "annotations": len(index.areas), "categories": index.categories.num_classes}
+    kept = {"images": len(index), "annotations": len(index.columns.areas), "categories": index.categories.num_classes}
     skipped = {key: sum(problem.collection == key for problem in index.problems) for key in kept}
     assert {key: kept[key] + skipped[key] for key in kept} == index.totals
     assert kept["annotations"] == len(index.ground_truth()["annotations"])

@@ -17,9 +17,9 @@ def test_images_are_sorted_by_id_and_keep_their_annotations(folder: Path) -> Non
     assert index.file_names == ("dog.jpg", "cat.jpg", "nothing.png")
     assert index.sizes_wh.tolist() == [[50, 70], [64, 48], [40, 40]]
     assert index.categories.to_json() == [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]
-    assert index.first_annotation.tolist() == [0, 1, 4, 4]
+    assert index.columns.num_boxes.tolist() == [1, 3, 0]
     assert index.image_path(1) == folder / "images" / "cat.jpg"
-    assert len(index) == 3 and index.problems == () and index.describe_problems() == []
+    assert len(index) == 3 and not index.problems and index.describe_problems() == []
 
 
 def test_training_boxes_are_clipped_corners_without_crowds(folder: Path) -> None:

@@ -292,7 +292,7 @@ def test_skip_invalid_keeps_the_rest_and_counts(tmp_path: Path) -> None:
 def test_difficult_objects_are_crowds_and_said_to_be(tmp_path: Path) -> None:
     text = voc("a 1.png").replace("</name>", "</name><difficult>1</difficult>")
     index = edited(tmp_path, *XML, text).require("train").load()
-    assert int(index.crowds.sum()) == 1
+    assert int(index.columns.crowds.sum()) == 1
     assert index.notes == ("train: 1 object is marked difficult and ignored, like crowds in COCO",)
 
 

@@ -46,7 +46,7 @@ def test_fields_with_an_obvious_reading_change_nothing(name: str, folder: Path) 
     content = document()
     LENIENT[name](content)
     index, plain = load_coco(folder, content), load_coco(folder, document())
-    assert index.problems == ()
+    assert not index.problems
     truth, same = index.ground_truth(), plain.ground_truth()
     if name == "windows separators":
         truth["images"][1]["file_name"] = "cat.jpg"
