@@ -106,6 +106,8 @@ def _check_file_name(entry: Mapping[str, Any]) -> Finding | None:
     name = entry.get("file_name")
     if not isinstance(name, str) or not name or "\0" in name:
         return "bad file_name", f"file_name must be non-empty text, got {shown(name)}"
+    if name[0] not in "/\\" and name[1:2] != ":" and ".." not in name:
+        return None  # nearly all
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute():
         return "absolute file_name", f"file_name {shown(name)} is absolute, must be relative to the images folder"
     if os.path.normpath(name.replace("\\", "/")).split("/")[0] == "..":

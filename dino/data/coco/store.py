@@ -102,12 +102,14 @@ def _read_or_open(folder: Path, file: Path, document: Document) -> Content:
 
 def _write(folder: Path, file: Path, document: Document, console: Console) -> None:
     """Read a COCO file into a folder."""
-    stamp, digest = _stamp(file), hashlib.sha256()
-    with console.bar((), f"reading {document.name}", "MB", total=stamp[0] >> 20, leave=False) as bar:
+    stamp, digest, bytes_read = _stamp(file), hashlib.sha256(), 0
+    with console.bar((), f"reading {document.name}", "MB", total=stamp[0] // 10**6, leave=False) as bar:
 
         def on_bytes(block: bytes) -> None:
+            nonlocal bytes_read
+            bytes_read += len(block)
             digest.update(block)
-            bar.update(len(block) / (1 << 20))
+            bar.update(bytes_read // 10**6 - bar.n)
 
         reader = _read(file, document, folder, on_bytes)
         content = reader.content()

@@ -19,6 +19,9 @@ Blocks = Iterator[list[Any]]
 
 _BLOCK_BYTES = 1 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
+_SEPARATOR = re.compile(r"\}[ \t\n\r]*,[ \t\n\r]*")
+_LONGEST_SEPARATOR = 64
+_MOST_CUTS = 8
 # At an error this close to the end of the text so far, more text may be what is missing.
 _LONGEST_TOKEN = 16
 
@@ -105,6 +108,7 @@ def _blocks(text: _Text) -> Blocks:
     begun = text.bytes_read
     more = True
     while more:
+        block += text.objects()
         block.append(text.value())
         more = text.another("]")
         if not more or text.bytes_read != begun:
@@ -128,8 +132,10 @@ class _Text:
         self._file = file
         self._name = name
         self._on_bytes = on_bytes
+        self._decode_list = json.JSONDecoder().decode
         self._scan = json.JSONDecoder().scan_once  # pyright: ignore[reportAttributeAccessIssue]
         self.bytes_read = 0
+        self._tried = -1
         self._ended = False
         self._window = ""
         self._at = 0
@@ -164,6 +170,32 @@ class _Text:
         if self.next() == end:
             raise self.error("Illegal trailing comma before end of " + ("array" if end == "]" else "object"))
         return True
+
+    def objects(self) -> list[Any]:
+        """Return the objects in memory that have another behind them, and move to that: faster than one by one.
+
+        Nothing is returned where that fails, or was tried before with the same text in memory.
+        """
+        self.next()
+        if self._tried == self.bytes_read:
+            return []
+        self._tried = self.bytes_read
+        cut = len(self._window)
+        for _ in range(_MOST_CUTS):
+            cut = self._window.rfind("{", self._at, cut)
+            if cut < 0:
+                break
+            before = self._window[max(self._at, cut - _LONGEST_SEPARATOR) : cut]
+            if not _SEPARATOR.fullmatch(before[before.rfind("}") :]):
+                continue
+            try:
+                # Only at an end of an entry does this have as many brackets that open as that close.
+                found = self._decode_list(f"[{self._window[self._at : cut].rstrip()[:-1]}]")
+            except (json.JSONDecodeError, RecursionError):
+                break
+            self._at = cut
+            return found
+        return []
 
     def value(self) -> Any:
         """Return the value that follows, and move behind it."""
