@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from dino.common.console import Console
-from dino.common.files import flush, write_text_whole
 from dino.common.text import counted
 from dino.data.coco.columns import Columns
 from dino.data.coco.document import Document
@@ -88,20 +87,19 @@ def _read_or_open(folder: Path, file: Path, document: Document) -> Content:
         temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
         temporary.mkdir()
         try:
-            _write(temporary, file, document, console)
+            content = _write(temporary, file, document, console)
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
-            flush(folder.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        content = _open(folder, file, document)
+    content = content._replace(columns=Columns.open(folder))
     boxes, images = counted(len(content.columns.areas), "box"), counted(len(content.columns), "image")
     console.log(f"{document.name}: {boxes} in {images}, indexed in {folder}: the next start does not read it again")
     return content
 
 
-def _write(folder: Path, file: Path, document: Document, console: Console) -> None:
-    """Read a COCO file into a folder."""
+def _write(folder: Path, file: Path, document: Document, console: Console) -> Content:
+    """Read a COCO file into a folder, and return what was read."""
     stamp, digest, bytes_read = _stamp(file), hashlib.sha256(), 0
     with console.bar((), f"reading {document.name}", "MB", total=stamp[0] // 10**6, leave=False) as bar:
 
@@ -127,9 +125,8 @@ def _write(folder: Path, file: Path, document: Document, console: Console) -> No
         "totals": content.totals,
         "columns": {name: _checksum(folder / name) for name in columns},
     }
-    for name in columns:
-        flush(folder / name)
     _write_meta(folder, meta)
+    return content
 
 
 def _read(
@@ -172,7 +169,7 @@ def _open(folder: Path, file: Path, document: Document) -> Content:
 def _check_source(meta: dict[str, Any], file: Path) -> bool:
     """Check that a file is the one that was read; return whether its time of change was put right in `meta`."""
     stamp, known = _stamp(file), meta["file"]
-    if stamp == known["stamp"]:
+    if stamp == known["stamp"] and stamp[1]:
         return False
     if stamp[0] != known["stamp"][0] or _digest(file) != known["sha256"]:
         raise StaleError("has changed since its index was made")
@@ -242,8 +239,11 @@ def _checksum(file: Path) -> list[int]:
 
 
 def _write_meta(folder: Path, meta: dict[str, Any]) -> None:
+    # Not flushed to the disk, as the columns are not: what a crash damages is noticed by the checksums.
     text = json.dumps(meta)
-    write_text_whole(folder / "index.json", f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n")
+    temporary = folder / f"index.json.{os.getpid()}"
+    temporary.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n", encoding="utf-8")
+    temporary.replace(folder / "index.json")
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

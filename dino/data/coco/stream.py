@@ -209,8 +209,9 @@ class _Text:
             except json.JSONDecodeError as error:
                 problem, position = error.msg.removesuffix(" at"), error.pos
             else:
-                # A number may go on in what is not read yet.
-                if end < len(self._window) or not self._read_more():
+                # A number, as in "-0.", may go on in what is not read yet.
+                whole = end < len(self._window) - (_LONGEST_TOKEN if isinstance(value, int | float) else 0)
+                if whole or not self._read_more():
                     self._at = end
                     return value
                 continue
