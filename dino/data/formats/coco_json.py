@@ -16,6 +16,8 @@ from dino.data.split import Layout, Split
 NAME = "COCO JSON"
 _FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 _SAMPLED = 20
+_SEARCHED_FIRST = 1 << 20
+"""Bytes at the beginning and at the end: where most keys of a large file are."""
 
 
 def find(root: Path) -> Layout | None:
@@ -35,7 +37,11 @@ def _split(file: Path, root: Path, split: str | None) -> Split:
 def _is_coco(file: Path) -> bool:
     try:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return all(content.find(key) >= 0 for key in (b'"images"', b'"annotations"', b'"categories"'))
+            ends = max(0, len(content) - _SEARCHED_FIRST)
+            return all(
+                content.find(key, 0, _SEARCHED_FIRST) >= 0 or content.find(key, ends) >= 0 or content.find(key) >= 0
+                for key in (b'"images"', b'"categories"', b'"annotations"')
+            )
     except (OSError, ValueError):  # an empty file cannot be mapped
         return False
 

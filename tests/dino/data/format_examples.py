@@ -165,7 +165,7 @@ def boxes(index: CocoIndex) -> Boxes:
     """Return (picture, class, x y width height) of every box."""
     names = dict(zip(index.categories.ids, index.categories.names, strict=True))
     columns = index.columns
-    owners = np.repeat(np.arange(len(index)), columns.num_boxes)
+    owners = np.repeat(np.arange(len(index)), columns.num_boxes).tolist()
     ids = columns.class_ids[columns.classes].tolist()
     return {
         (Path(index.file_names[i]).name, names[c], tuple(round(v, 6) for v in box))

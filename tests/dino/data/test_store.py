@@ -98,8 +98,8 @@ def age(folder: Path) -> None:
         os.utime(path, ns=(A_MINUTE_AGO, A_MINUTE_AGO))
 
 
-def load(folder: Path, **options: bool) -> CocoIndex:
-    return CocoIndex.load(folder / "train.json", folder / "images", **options)
+def load(folder: Path, *, skip_invalid: bool = False) -> CocoIndex:
+    return CocoIndex.load(folder / "train.json", folder / "images", skip_invalid=skip_invalid)
 
 
 @pytest.mark.parametrize("order", [*permutations(COLLECTIONS)])
@@ -110,7 +110,7 @@ def test_an_index_holds_what_the_file_holds_in_any_order(tmp_path: Path, order: 
     assert summary(load(tmp_path)) == summary(load(tmp_path)) == summary(expected)
     reference = sorted(content["annotations"], key=lambda a: a["image_id"])  # stable
     assert [a["bbox"] for a in expected.ground_truth()["annotations"]] == [a["bbox"] for a in reference]
-    per_category = dict.fromkeys((-3, 5, 700), (0, 0))
+    per_category: dict[int, tuple[int, int]] = dict.fromkeys((-3, 5, 700), (0, 0))
     for a in reference:
         count, crowds = per_category[a["category_id"]]
         per_category[a["category_id"]] = count + 1, crowds + a["iscrowd"]
