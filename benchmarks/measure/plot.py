@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.measure.machine import caption
@@ -23,13 +24,13 @@ PANELS = {
 }
 
 
-def _panels(rows: int, columns: int, height: float) -> tuple[Any, Any]:
+def _panels(rows: int, columns: int, height: float, *, share_y: bool = True) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    return plt.subplots(rows, columns, figsize=(4.4 * columns, height), sharex="col", sharey=True, squeeze=False)
+    return plt.subplots(rows, columns, figsize=(4.4 * columns, height), sharex="col", sharey=share_y, squeeze=False)
 
 
 def _style(axes: Any, xs: list[int]) -> None:
@@ -134,3 +135,34 @@ def matching_growth(document: dict[str, Any], path: Path) -> Path:
     figure.legend(handles.values(), handles, loc="upper center", ncols=2, frameon=False, bbox_to_anchor=(0.5, 1.0))
     about = f"7 sets, float32, middle of training. {caption(document['machine'])}"
     return _save(figure, about, 0.03, 0.95, path)
+
+
+DATA_STYLES = {
+    "first start": ("dino, first start", {"color": "#0072B2", "marker": "s"}),
+    "later start": ("dino, later starts", {"color": "#009E73", "marker": "D"}),
+    "json.load": ("json.load alone", {"color": "#000000", "marker": "o"}),
+    "faster_coco_eval.COCO": ("faster_coco_eval.COCO", {"color": "#D55E00", "marker": "^"}),
+}
+
+
+def large_data(document: dict[str, Any], path: Path) -> Path:
+    """Draw time and memory of reading annotations against their number into a PNG; return its path."""
+    rows = document["large_data"]
+    figure, panels = _panels(1, 2, 4.4, share_y=False)
+    for axes, field, label in zip(
+        panels[0],
+        ("seconds", "peak_mib"),
+        ("time until the data are open, s", "memory of the process, MiB"),
+        strict=True,
+    ):
+        for what, (name, style) in DATA_STYLES.items():
+            line = [row for row in rows if row["what"] == what]
+            xs = sorted({row["boxes"] for row in line})
+            ys = [median(row[field] for row in line if row["boxes"] == x) for x in xs]
+            axes.plot(xs, ys, linewidth=1.8, markersize=5.5, label=name, **style)
+        _style(axes, sorted({row["boxes"] for row in rows}))
+        axes.set(xlabel="boxes", ylabel=label)
+        axes.set_xticks(axes.get_xticks(), [f"{x / 1e6:g} million" for x in axes.get_xticks()])
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=4, frameon=False, bbox_to_anchor=(0.5, 1.0))
+    return _save(figure, f"COCO JSON made up after Objects365. {caption(document['machine'])}", 0.04, 0.92, path)

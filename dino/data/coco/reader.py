@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dino.data.coco.boxes import Boxes, BoxStore
-from dino.data.coco.checks import LARGEST_NUMBER, Finding, check_annotation, check_category, check_image
+from dino.data.coco.at_once import Images, boxes_at_once
+from dino.data.coco.boxes import BoxStore
+from dino.data.coco.checks import Finding, check_annotation, check_category, check_image
 from dino.data.coco.columns import Columns, Names, Output
 from dino.data.coco.document import Document
 from dino.data.coco.files import Files, picture_sizes
@@ -22,7 +21,6 @@ from dino.data.coco.problems import DatasetError, Problem, Problems, shown
 from dino.data.coco.stream import COLLECTIONS
 
 _ONE = {"images": "image", "annotations": "annotation", "categories": "category"}
-_NEEDED = itemgetter("image_id", "category_id", "bbox")
 
 
 class Content(NamedTuple):
@@ -71,7 +69,7 @@ class CocoReader:
         self._folder = folder
         self._problems = {collection: Problems() for collection in COLLECTIONS}
         self._category_ids: set[int] | None = None
-        self._images: _Images | None = None
+        self._images: Images | None = None
         self._dropped_images: set[int] = set()
         self._boxes = BoxStore(folder)
         self._used: set[int] = set()  # categories of the boxes
@@ -173,7 +171,7 @@ class CocoReader:
         rows = np.flatnonzero(keep)
         rows = rows[np.argsort(np.array(ids, dtype=np.int64)[rows])]
         kept = np.array(ids, dtype=np.int64)[rows]
-        self._images = _Images(kept, sizes_wh[rows], [names[row] for row in rows.tolist()])
+        self._images = Images(kept, sizes_wh[rows], [names[row] for row in rows.tolist()])
         self._dropped_images -= set(kept.tolist()) if self._dropped_images else set()
 
     def _read_annotations(self, blocks: Iterable[list[Any]]) -> None:
@@ -185,12 +183,12 @@ class CocoReader:
             self.totals["annotations"] += len(block)
             if self._images is None or not self.complete:
                 continue
-            boxes = _usual(block, self._images, self._category_ids)
+            boxes = boxes_at_once(block, self._images, self._category_ids)
             if boxes is None and self._category_ids is None:
                 self.complete = False
                 continue
             if boxes is None:
-                boxes = _usual(self._inspected(block, start), self._images, self._category_ids)
+                boxes = boxes_at_once(self._inspected(block, start), self._images, self._category_ids)
                 assert boxes is not None
             self._boxes.add(boxes)
             self._used.update(np.unique(boxes.category_ids).tolist())
@@ -257,70 +255,3 @@ class CocoReader:
         if images is not None and row is not None:
             return f"{name} (image {image_id}, {images.file_names[row][:80]})"
         return name
-
-
-@dataclass(frozen=True)
-class _Images:
-    """The valid images, sorted by id."""
-
-    ids: np.ndarray  # [N] int64
-    sizes_wh: np.ndarray  # [N, 2] int64
-    file_names: list[str]
-
-    def row_of(self, image_id: Any) -> int | None:
-        """Return the row of an image; None if there is none with that id."""
-        if type(image_id) is not int or not len(self.ids) or not self.ids[0] <= image_id <= self.ids[-1]:
-            return None
-        row = int(np.searchsorted(self.ids, image_id))
-        return row if self.ids[row] == image_id else None
-
-    def size_of(self, image_id: int) -> tuple[int, int] | None:
-        row = self.row_of(image_id)
-        return None if row is None else tuple(self.sizes_wh[row].tolist())
-
-
-def _usual(entries: list[Any], images: _Images, category_ids: set[int] | None) -> Boxes | None:
-    """Return the boxes of annotations if all of them are valid and written as the format states, or else None.
-
-    Thousands of entries are checked at once, by the rules of `check_annotation`.
-
-    Args:
-        category_ids: None: not known yet, and not checked.
-    """
-    try:
-        image_ids, own_category_ids, boxes = zip(*map(_NEEDED, entries), strict=True) if entries else ((), (), ())
-        numbers = list(chain.from_iterable(boxes))
-        areas = [entry.get("area") for entry in entries]
-        crowds = [entry.get("iscrowd") for entry in entries]
-        if (
-            {*map(type, image_ids), *map(type, own_category_ids)} - {int}
-            or {*map(type, boxes)} - {list}
-            or {*map(len, boxes)} - {4}
-            or {*map(type, numbers)} - {int, float}
-            or {*map(type, areas)} - {int, float, type(None)}
-            or {*crowds} - {0, 1, None}
-        ):
-            return None
-        ids = np.array(image_ids, dtype=np.int64)
-        classes = np.array(own_category_ids, dtype=np.int64)
-        xywh = np.array(numbers, dtype=np.float64).reshape(-1, 4)
-        given = np.array([area is not None for area in areas], dtype=np.bool_)
-        area = np.array([0 if area is None else area for area in areas], dtype=np.float64)
-    except (KeyError, TypeError, AttributeError, OverflowError):
-        return None
-    rows = np.searchsorted(images.ids, ids)
-    if (rows == len(images.ids)).any() or (images.ids[rows] != ids).any():
-        return None
-    x, y, width, height = xywh.T
-    image_width, image_height = images.sizes_wh[rows].T
-    outside = (x >= image_width) | (y >= image_height) | (x + width <= 0) | (y + height <= 0)
-    good = (
-        (np.abs(xywh) < LARGEST_NUMBER).all()
-        and not ((width < 0) | (height < 0) | ((width > 0) & (height > 0) & outside)).any()
-        and ((area >= 0) & (area <= LARGEST_NUMBER**2)).all()
-        and (category_ids is None or category_ids.issuperset(np.unique(classes).tolist()))
-    )
-    if not good:
-        return None
-    crowd = np.array([bool(crowd) for crowd in crowds], dtype=np.bool_)
-    return Boxes(rows, classes, xywh, np.where(given, area, width * height), crowd)

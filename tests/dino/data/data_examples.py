@@ -42,10 +42,10 @@ def write_images(folder: Path, images: list[dict[str, Any]]) -> None:
         Image.fromarray(pixels).save(folder / image["file_name"])
 
 
-def load_coco(folder: Path, content: dict[str, Any], **options: bool) -> CocoIndex:
+def load_coco(folder: Path, content: dict[str, Any], *, skip_invalid: bool = False) -> CocoIndex:
     """Write a COCO file beside `images/` and load it."""
     (folder / "train.json").write_text(json.dumps(content))
-    return CocoIndex.load(folder / "train.json", folder / "images", **options)
+    return CocoIndex.load(folder / "train.json", folder / "images", skip_invalid=skip_invalid)
 
 
 def write_split(folder: Path, content: dict[str, Any] | None = None) -> Path:

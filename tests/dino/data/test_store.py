@@ -22,9 +22,9 @@ from PIL import Image
 
 from dino.data import CocoIndex, DatasetError, build_datasets, build_loader
 from dino.data.coco import boxes, columns, store
+from dino.data.coco.at_once import Images, boxes_at_once
 from dino.data.coco.checks import check_annotation
 from dino.data.coco.lenient import obvious_reading
-from dino.data.coco.reader import _Images, _usual
 from dino.data.coco.stream import COLLECTIONS
 from tests.dino.data.data_examples import document, load_coco, write_images, write_split
 
@@ -54,10 +54,10 @@ def readings(monkeypatch) -> list[str]:
     return found
 
 
-def in_memory(folder: Path, content: dict[str, Any], **options: bool) -> CocoIndex:
+def in_memory(folder: Path, content: dict[str, Any], *, skip_invalid: bool = False) -> CocoIndex:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "LARGE", 1 << 40)
-        return load_coco(folder, content, **options)
+        return load_coco(folder, content, skip_invalid=skip_invalid)
 
 
 def summary(index: CocoIndex) -> tuple[Any, ...]:
@@ -179,8 +179,8 @@ def test_entries_checked_at_once_are_those_that_are_valid_one_by_one(seed: int) 
             entry.pop(key, None)
         else:
             entry[key] = copy.copy(rng.choice(odd))
-    images = _Images(np.array([7]), np.array([[64, 48]]), ["a.png"])
-    at_once = _usual([entry], images, {3}) is not None
+    images = Images(np.array([7]), np.array([[64, 48]]), ["a.png"])
+    at_once = boxes_at_once([entry], images, {3}) is not None
     if check_annotation(entry, images.size_of, (), {3}) is None:
         assert at_once
     if at_once:
