@@ -10,7 +10,8 @@ from typing import Any
 from dino.data.coco.document import Document
 from dino.data.coco.files import Files, is_picture, picture_sizes
 from dino.data.coco.problems import Problem
-from dino.data.split import folders_in, relative, split_of
+from dino.data.folders import folders_in, split_of
+from dino.data.split import relative
 
 
 class Pictures:
