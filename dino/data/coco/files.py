@@ -6,11 +6,13 @@ import os
 import unicodedata
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
 
 from dino.data.images import upright_size
+from dino.data.shards import Shards, open_picture_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
@@ -21,11 +23,21 @@ def is_picture(name: str | Path) -> bool:
 
 
 class Files:
-    """The files below a folder, from one listing of each folder: a query per file is slow on a network file system."""
+    """The files below a folder, from one listing of each folder: a query per file is slow on a network file system.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: the folder; files in tar shards directly in it are found after the others.
+        split: the split of the annotations, if it has a name; see `Shards`.
+    """
+
+    def __init__(self, root: Path, split: str | None = None) -> None:
         self.root = root
+        self._split = split
         self._listings: dict[str, dict[str, str]] = {}
+
+    @cached_property
+    def shards(self) -> Shards:
+        return Shards(self.root, self._split)
 
     def listing(self, folder: str) -> dict[str, str]:
         """Return the names of the entries of a folder by their composed form (NFC); empty if there is no folder."""
@@ -38,20 +50,20 @@ class Files:
             self._listings[folder] = names
         return self._listings[folder]
 
-    def find(self, name: str) -> str | None:
+    def find(self, name: str, *, in_shards: bool = True) -> str | None:
         """Return the relative path of an existing file, also if `name` has Windows separators; None without one."""
         for path in dict.fromkeys((name, name.replace("\\", "/"))):
             folder, base = os.path.split(path)
             found = self.listing(folder).get(unicodedata.normalize("NFC", base))
             if found is not None:
                 return path if found == base else os.path.join(folder, found)
-        return None
+        return self.shards.find(name) if in_shards else None
 
 
 def picture_size(path: Path) -> tuple[int, int] | None:
     """Return width and height of the upright picture, from the file's header; None if it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(open_picture_file(path)) as image:
             return upright_size(image)
     except Exception:  # decoders raise nearly anything at a broken file
         return None

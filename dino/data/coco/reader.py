@@ -10,6 +10,7 @@ from dino.data.coco.document import Document
 from dino.data.coco.files import Files, picture_sizes
 from dino.data.coco.lenient import obvious_reading
 from dino.data.coco.problems import DatasetError, Problem, shown
+from dino.data.folders import split_of_path
 
 _ONE = {"images": "image", "annotations": "annotation", "categories": "category"}
 
@@ -33,11 +34,12 @@ class CocoReader:
         images_dir = self.document.images_dir
         if not images_dir.is_dir():
             raise DatasetError(f"{images_dir}: the images folder does not exist or is not a folder.")
-        files, found = Files(images_dir), []
+        files, found = Files(images_dir, split_of_path(self.document.name)), []
         for position, image in self._filter("images", check_image):
             name = files.find(image["file_name"])
             if name is None:
-                what = f"the file {shown(image['file_name'])} is missing from {images_dir}"
+                hint = files.shards.hint(image["file_name"])
+                what = f"the file {shown(image['file_name'])} is missing from {images_dir}{hint}"
                 self._drop("images", position, image, ("missing file", what))
             else:
                 found.append((position, image if name == image["file_name"] else {**image, "file_name": name}))

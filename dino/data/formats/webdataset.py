@@ -1,0 +1,181 @@
+"""WebDataset's samples in tar shards: KEY.jpg, and KEY.json with its boxes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from dino.common.text import counted, shorten
+from dino.data.coco.document import Document
+from dino.data.coco.files import IMAGE_SUFFIXES
+from dino.data.coco.lenient import whole
+from dino.data.coco.problems import Problem, shown
+from dino.data.folders import SPLITS, files_in, folders_of, split_of
+from dino.data.formats.webdataset_classes import CLASS_FILES, Classes, class_names
+from dino.data.shards import SUFFIX, Listing, listing, open_in_shard
+from dino.data.split import Layout, Split, relative
+
+NAME = "WebDataset shards"
+_SAMPLED = 20
+_KEPT = ("bbox", "iscrowd", "area")
+
+
+def find(root: Path) -> Layout | None:
+    """Return the splits of a folder with tar shards that hold boxes, or of one shard, or None.
+
+    Shards are in a folder for each split, or in one folder and named after their split; not more than two folders deep.
+    """
+    if root.is_file():
+        is_shard = root.name.lower().endswith(SUFFIX) and _holds_boxes([root])
+        return Layout(root.parent, _split([root], root.parent, None), format=NAME, unnamed=True) if is_shard else None
+    found: dict[str | None, list[Path]] = {}
+    for folder in folders_of(root):
+        parts = folder.relative_to(root).parts
+        for shard in files_in(folder, SUFFIX):
+            name = next((split for split in map(split_of, (*parts, shard.stem)) if split is not None), None)
+            found.setdefault(name, []).append(shard)
+    if not any(map(_holds_boxes, found.values())):
+        return None
+    unnamed = found.pop(None, [])
+    only = not found
+    if "train" not in found and unnamed:
+        found["train"] = unnamed
+    splits = {name: _split(found[name], root, None if only else name) for name in SPLITS if name in found}
+    return Layout(root, *(splits.get(name) for name in SPLITS), format=NAME, unnamed=only)
+
+
+def _split(shards: list[Path], root: Path, name: str | None) -> Split:
+    folder = Path(os.path.commonpath([shard.parent for shard in shards]))
+    patterns = {re.sub("[0-9]+", "*", shard.name) for shard in shards}
+    place = shards[0] if len(shards) == 1 else folder / (patterns.pop() if len(patterns) == 1 else f"*{SUFFIX}")
+    return Split(folder, place, root, lambda: _read(shards, folder, relative(place, root), root))
+
+
+def _holds_boxes(shards: Sequence[Path]) -> bool:
+    """Return whether one of the first samples of the first shard with samples has boxes."""
+    for shard in shards:
+        texts = [texts[0] for _, _, texts in _samples(listing(shard)) if texts][:_SAMPLED]
+        if texts:
+            return any(_objects(_json(shard, text)) is not None for text in texts)
+    return False
+
+
+def _samples(known: Listing) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield (key, images, JSON files) of each sample: the key is the path to the first dot of the file's name."""
+    samples: dict[str, list[str]] = {}
+    for name in known.names():
+        folder, _, base = name.rpartition("/")
+        key = base.partition(".")[0]
+        if key and base not in CLASS_FILES:
+            samples.setdefault(f"{folder}/{key}" if folder else key, []).append(name)
+    for key, names in samples.items():
+        yield key, _of_kind(names, IMAGE_SUFFIXES), _of_kind(names, (".json",))
+
+
+def _of_kind(names: list[str], suffixes: tuple[str, ...]) -> list[str]:
+    """Return the names with one of the suffixes: KEY.jpg, but not KEY.mask.jpg if there is KEY.jpg."""
+    found = [name for name in names if name.lower().endswith(suffixes)]
+    return [name for name in found if name.rpartition("/")[2].count(".") == 1] or found
+
+
+def _json(shard: Path, name: str) -> Any:
+    """Return the content of a JSON file, or the error."""
+    try:
+        with open_in_shard(shard, name) as file:
+            return json.loads(file.read())
+    except (OSError, ValueError, RecursionError) as error:
+        return error
+
+
+def _objects(content: Any) -> list[Any] | None:
+    """Return the objects of a sample; None if its JSON has none."""
+    if type(content) is dict:
+        content = content.get("annotations", content.get("objects"))
+    if type(content) is dict and type(content.get("bbox")) is list:  # a list for each field
+        fields = {key.replace("categories", "category"): values for key, values in content.items()}
+        lists = {key: values for key, values in fields.items() if type(values) is list}
+        content = [dict(zip(lists, row, strict=True)) for row in zip_longest(*lists.values())]
+    return content if type(content) is list else None
+
+
+def _read(shards: list[Path], folder: Path, name: str, root: Path) -> Document:
+    images, objects, problems = [], [], []  # objects: (position of the image, object, file, place)
+    without_json = 0
+
+    def add_problem(kind: str, path: Path, what: str) -> None:
+        problems.append(Problem("images", kind, "", what, relative(path, root)))
+
+    for shard in shards:
+        known = listing(shard)
+        if known.damage:
+            add_problem("damaged shard", shard, known.damage)
+        for refused, why in known.refused:
+            add_problem("refused file", shard / refused, f"is not read: {why}")
+        for key, pictures, texts in _samples(known):
+            found = _sample(shard, key, pictures, texts)
+            if isinstance(found, str):
+                add_problem(found.partition(",")[0], shard / (texts or [key])[0], found)
+            elif found is not None:
+                file = relative(shard / (texts or pictures)[0], root)
+                picture = (shard / pictures[0]).relative_to(folder).as_posix()
+                objects += [(len(images), thing, file, f"object {k}") for k, thing in enumerate(found[1], start=1)]
+                images.append({"file_name": picture, **found[0]})
+                without_json += not texts
+    notes = [f"{name}: {counted(without_json, 'image')} without JSON: read as without boxes"] if without_json else []
+    ids = [image.pop("id") for image in images]
+    if not all(type(i) is int for i in ids) or len(set(ids)) < len(ids):
+        if any(i is not None for i in ids):
+            notes.append(f"{name}: image_id is not used: not every image has its own")
+        ids = list(range(1, len(images) + 1))
+    classes = Classes.of([thing for _, thing, _, _ in objects], class_names(folder, root, shards))
+    notes += [f"{name}: {note}" for note in classes.notes]
+    annotations, places = [], []
+    for position, thing, file, place in objects:
+        try:
+            category_id = classes.id_of(thing)
+        except ValueError as error:
+            problems.append(Problem("annotations", "no class", place, str(error), file))
+            continue
+        kept = {key: thing[key] for key in _KEPT if key in thing} if type(thing) is dict else {}
+        annotations.append({"image_id": ids[position], "category_id": category_id, **kept})
+        places.append((file, place))
+    return Document(
+        name,
+        folder,
+        [{"id": i, **image} for i, image in zip(ids, images, strict=True)],
+        annotations,
+        [{"id": i, "name": class_name} for i, class_name in classes.names.items()],
+        {
+            "images": [(relative(folder / image["file_name"], root), "") for image in images],
+            "annotations": places,
+            "categories": [(name, f"class {class_name!r}") for class_name in classes.names.values()],
+        },
+        problems,
+        notes,
+        named=classes.named,
+    )
+
+
+def _sample(
+    shard: Path, key: str, pictures: list[str], texts: list[str]
+) -> tuple[dict[str, Any], list[Any]] | str | None:
+    """Return the fields of an image and its objects, or what is wrong; None if there is neither image nor JSON."""
+    if not pictures:
+        return "has no image of the same key" if texts else None
+    if len(pictures) > 1 or len(texts) > 1:
+        files = shorten(pictures if len(pictures) > 1 else texts, 3)
+        return f"has more than one file of a kind, {files}: the key, {key}, ends at the first dot"
+    content = _json(shard, texts[0]) if texts else []
+    if isinstance(content, Exception):
+        return f"is not valid JSON, {str(content) or type(content).__name__}"
+    objects = _objects(content)
+    if objects is None:
+        return f"has no list of annotations or objects, got {shown(content)}"
+    fields = content if type(content) is dict else {}
+    size = {name: fields[name] for name in ("width", "height") if fields.get(name) is not None}
+    return {"id": whole(fields.get("image_id")), **size}, objects
