@@ -28,6 +28,7 @@ _PACKED = {
     "unxz": ((".tar.xz", ".txz"), b"\xfd7zXZ\0"),
     "unzstd": ((".tar.zst",), b"\x28\xb5\x2f\xfd"),
 }
+PACKED_SUFFIXES = tuple(suffix for suffixes, _ in _PACKED.values() for suffix in suffixes)
 _MOST_OPEN = 64
 _BUFFER = 1 << 16  # bytes; what Pillow reads at once
 _BLOCK = 512  # bytes of a tar header

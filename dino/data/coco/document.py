@@ -32,6 +32,8 @@ class Document:
     """Entries that have no form in COCO."""
     notes: list[str] = field(default_factory=list)
     """What was understood in a way that a user should know."""
+    totals_of_others: dict[str, int] = field(default_factory=dict)
+    """Number of entries of further collections that `problems` name, such as "shards"."""
     named: bool = False
     """Whether the format has class names only. The category ids are then ours, and other data may have others."""
 
@@ -39,7 +41,8 @@ class Document:
     def totals(self) -> dict[str, int]:
         """Return the number of entries of each collection, those in `problems` included."""
         lost = [problem.collection for problem in self.problems]
-        return {collection: len(getattr(self, collection)) + lost.count(collection) for collection in COLLECTIONS}
+        counts = {collection: len(getattr(self, collection)) + lost.count(collection) for collection in COLLECTIONS}
+        return {**counts, **self.totals_of_others}
 
 
 def read_document(

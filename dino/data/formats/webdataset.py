@@ -17,7 +17,7 @@ from dino.data.coco.lenient import whole
 from dino.data.coco.problems import Problem, shown
 from dino.data.folders import SPLITS, files_in, folders_of, split_of
 from dino.data.formats.webdataset_classes import CLASS_FILES, Classes, class_names
-from dino.data.shards import SUFFIX, Listing, listing, open_in_shard
+from dino.data.shards import PACKED_SUFFIXES, SUFFIX, Listing, listing, open_in_shard
 from dino.data.split import Layout, Split, relative
 
 NAME = "WebDataset shards"
@@ -32,11 +32,11 @@ def find(root: Path) -> Layout | None:
     """
     if root.is_file():
         is_shard = root.name.lower().endswith(SUFFIX) and _holds_boxes([root])
-        return Layout(root.parent, _split([root], root.parent, None), format=NAME, unnamed=True) if is_shard else None
+        return Layout(root.parent, _split([root], root.parent), format=NAME, unnamed=True) if is_shard else None
     found: dict[str | None, list[Path]] = {}
     for folder in folders_of(root):
         parts = folder.relative_to(root).parts
-        for shard in files_in(folder, SUFFIX):
+        for shard in files_in(folder, SUFFIX, *PACKED_SUFFIXES):
             name = next((split for split in map(split_of, (*parts, shard.stem)) if split is not None), None)
             found.setdefault(name, []).append(shard)
     if not any(map(_holds_boxes, found.values())):
@@ -45,15 +45,22 @@ def find(root: Path) -> Layout | None:
     only = not found
     if "train" not in found and unnamed:
         found["train"] = unnamed
-    splits = {name: _split(found[name], root, None if only else name) for name in SPLITS if name in found}
+    splits = {name: _split(found[name], root) for name in SPLITS if name in found}
     return Layout(root, *(splits.get(name) for name in SPLITS), format=NAME, unnamed=only)
 
 
-def _split(shards: list[Path], root: Path, name: str | None) -> Split:
+def _split(shards: list[Path], root: Path) -> Split:
+    patterns = {_pattern(shard.name) for shard in shards if shard.suffix.lower() == SUFFIX}
+    # Compressed shards between others are named as a problem; an archive of another name is not meant.
+    if patterns:
+        shards = [shard for shard in shards if {_pattern(shard.name), _pattern(shard.stem)} & patterns]
     folder = Path(os.path.commonpath([shard.parent for shard in shards]))
-    patterns = {re.sub("[0-9]+", "*", shard.name) for shard in shards}
     place = shards[0] if len(shards) == 1 else folder / (patterns.pop() if len(patterns) == 1 else f"*{SUFFIX}")
     return Split(folder, place, root, lambda: _read(shards, folder, relative(place, root), root))
+
+
+def _pattern(name: str) -> str:
+    return re.sub("[0-9]+", "*", name)
 
 
 def _holds_boxes(shards: Sequence[Path]) -> bool:
@@ -113,7 +120,7 @@ def _read(shards: list[Path], folder: Path, name: str, root: Path) -> Document:
     for shard in shards:
         known = listing(shard)
         if known.damage:
-            add_problem("damaged shard", shard, known.damage)
+            problems.append(Problem("shards", "damaged shard", "", known.damage, relative(shard, root)))
         for refused, why in known.refused:
             add_problem("refused file", shard / refused, f"is not read: {why}")
         for key, pictures, texts in _samples(known):
@@ -157,6 +164,7 @@ def _read(shards: list[Path], folder: Path, name: str, root: Path) -> Document:
         },
         problems,
         notes,
+        totals_of_others={"shards": len(shards)},
         named=classes.named,
     )
 
