@@ -4,159 +4,26 @@ from __future__ import annotations
 
 import io
 import os
-import re
-import tarfile
 import unicodedata
-from bisect import bisect_left
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
 from dino.common.text import shorten
-from dino.data.coco.problems import shown
 from dino.data.folders import files_in, split_of
+from dino.data.tar_listing import LISTINGS, PACKED, Listing, listing, stamp_of, unpack_advice
 
 SUFFIX = ".tar"
-# Of compressed shards: how their names end and how they start, and what unpacks them.
-_PACKED = {
-    "gunzip": ((".tar.gz", ".tgz"), b"\x1f\x8b"),
-    "bunzip2": ((".tar.bz2", ".tbz2"), b"BZh"),
-    "unxz": ((".tar.xz", ".txz"), b"\xfd7zXZ\0"),
-    "unzstd": ((".tar.zst",), b"\x28\xb5\x2f\xfd"),
-}
-PACKED_SUFFIXES = tuple(suffix for suffixes, _ in _PACKED.values() for suffix in suffixes)
 _MOST_OPEN = 64
 _BUFFER = 1 << 16  # bytes; what Pillow reads at once
-_BLOCK = 512  # bytes of a tar header
-_METADATA = re.compile(r"__[^/]*__($|/)")  # WebDataset's own
-
-
-@dataclass(frozen=True, eq=False)
-class Listing:
-    """The regular files in a shard in the order of their names, as columns: a shard can have millions."""
-
-    stamp: tuple[int, int]
-    """Size of the shard in bytes, and when it was changed in nanoseconds."""
-    text: bytes
-    """The names, one after another."""
-    ends: np.ndarray  # [N + 1] int64: name i is text[ends[i] : ends[i + 1]]
-    offsets: np.ndarray  # [N] int64: where the content starts in the shard
-    sizes: np.ndarray  # [N] int64, bytes
-    refused: tuple[tuple[str, str], ...]
-    """Other entries that are no folders: the name, and why it is not read."""
-    damage: str
-    """What is wrong with the shard as a whole; "" if nothing."""
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def names(self) -> Iterator[str]:
-        """Yield the names in their order."""
-        return (os.fsdecode(self._name(i)) for i in range(len(self)))
-
-    def find(self, name: str) -> tuple[int, int] | None:
-        """Return (offset, size) of a file, or None."""
-        wanted = os.fsencode(name)
-        at = bisect_left(range(len(self)), wanted, key=self._name)
-        if at == len(self) or self._name(at) != wanted:
-            return None
-        return int(self.offsets[at]), int(self.sizes[at])
-
-    def _name(self, i: int) -> bytes:
-        return self.text[self.ends[i] : self.ends[i + 1]]
-
-
-_listings: dict[Path, Listing] = {}  # forked processes share them
-
-
-def listing(shard: Path) -> Listing:
-    """Return what is in a shard. It is read once, without the content of the files, and again if the shard changed.
-
-    Raises:
-        OSError: the shard does not exist.
-    """
-    stamp = _stamp(os.stat(shard))
-    known = _listings.get(shard)
-    if known is None or known.stamp != stamp:
-        known = _listings[shard] = _list(shard, stamp)
-    return known
-
-
-def _list(shard: Path, stamp: tuple[int, int]) -> Listing:
-    found: dict[bytes, tuple[int, int]] = {}
-    refused, damage = [], ""
-    try:
-        with shard.open("rb") as file:
-            damage = _list_open(file, stamp[0], found, refused)
-    except OSError as error:
-        damage = f"cannot be read: {error.strerror or error}"
-    names = sorted(found)
-    places = np.array([found[name] for name in names], dtype=np.int64).reshape(-1, 2)
-    ends = np.cumsum([0, *map(len, names)], dtype=np.int64)
-    return Listing(stamp, b"".join(names), ends, places[:, 0].copy(), places[:, 1].copy(), tuple(refused), damage)
-
-
-def _list_open(file: BinaryIO, size: int, found: dict[bytes, tuple[int, int]], refused: list[tuple[str, str]]) -> str:
-    """Add offset and size of each file, and the entries that are not read; return what is wrong with the shard."""
-    start, end = file.read(8), 0
-    packed = [tool for tool, (_, mark) in _PACKED.items() if start.startswith(mark)]
-    if packed:
-        return _unpack(packed[0])
-    file.seek(0)
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                vars(tar)["members"].clear()  # it would keep them all
-                name, why = os.path.normpath(member.name), _refusal(member)
-                if tar.offset <= end or (why is None and member.offset_data + member.size > size):
-                    raise tarfile.ReadError(f"{shown(name)} reaches beyond its end")
-                end = tar.offset
-                if why is not None:
-                    refused.append((name, why))
-                elif member.isreg() and not _METADATA.match(name):
-                    # Of several files with one name the last counts, as in tar.
-                    found[os.fsencode(name)] = member.offset_data, member.size
-        # Zeros mark the end. tarfile also stops at a damaged header.
-        file.seek(end)
-        block = file.read(_BLOCK)
-        if len(block) < _BLOCK or any(block):
-            raise tarfile.ReadError("a header is damaged" if block else "the mark of its end is missing")
-    except Exception as error:  # a damaged header can raise nearly anything
-        why = str(error) or type(error).__name__
-        return f"is cut off or damaged at byte {end:,} of {size:,}: {why}"
-    return ""
-
-
-def _refusal(member: tarfile.TarInfo) -> str | None:
-    """Return why an entry is not read; None of files and folders."""
-    name = os.path.normpath(member.name)
-    if name.startswith(("/", "../")) or name == ".." or "\0" in name:
-        return "its path leads out of the shard"
-    if member.issym() or member.islnk():
-        return "it is a link. Write the shard with tar --dereference --hard-dereference"
-    if member.issparse():
-        return "it is a sparse file. Write the shard without tar --sparse"
-    return None if member.isreg() or member.isdir() else "it is no regular file"
-
-
-def _stamp(status: os.stat_result) -> tuple[int, int]:
-    return status.st_size, status.st_mtime_ns
-
-
-def _unpack(tool: str) -> str:
-    return f"is compressed, so that files in it cannot be read at any position. Unpack it with {tool}"
 
 
 def packed_shard(root: Path) -> str | None:
     """Return a line about a compressed shard, if `root` or a file in this folder is one; otherwise None."""
-    for tool, (suffixes, _) in _PACKED.items():
+    for tool, (suffixes, _) in PACKED.items():
         files = [root] if root.name.lower().endswith(suffixes) else files_in(root, *suffixes)
         if files and files[0].is_file():
-            return f"{files[0].name} {_unpack(tool)}"
+            return f"{files[0].name} {unpack_advice(tool)}"
     return None
 
 
@@ -248,12 +115,12 @@ def open_in_shard(shard: Path, name: str) -> BinaryIO:
         FileNotFoundError: the shard has no such file.
         OSError: the shard cannot be read, or was changed since it was listed.
     """
-    known = _listings.get(shard) or listing(shard)
+    known = LISTINGS.get(shard) or listing(shard)
     place = known.find(name)
     if place is None:
         raise FileNotFoundError(f"{shard}: has no file {name}.")
     opened = _opened(shard, known.stamp)
-    if _stamp(os.fstat(opened.fileno())) != known.stamp:
+    if stamp_of(os.fstat(opened.fileno())) != known.stamp:
         raise OSError(f"{shard.name} was changed while it was in use. Start again with the new shard")
     return io.BufferedReader(_Member(opened, *place), _BUFFER)
 
@@ -263,7 +130,7 @@ def shard_of(path: Path) -> Path | None:
     if f"{SUFFIX}/" not in path.as_posix().lower():
         return None
     shards = (folder for folder in path.parents if folder.name.lower().endswith(SUFFIX))
-    return next((shard for shard in shards if shard in _listings or os.path.isfile(shard)), None)
+    return next((shard for shard in shards if shard in LISTINGS or os.path.isfile(shard)), None)
 
 
 class _OpenShard(io.FileIO):

@@ -17,8 +17,9 @@ from dino.data.coco.lenient import whole
 from dino.data.coco.problems import Problem, shown
 from dino.data.folders import SPLITS, files_in, folders_of, split_of
 from dino.data.formats.webdataset_classes import CLASS_FILES, Classes, class_names
-from dino.data.shards import PACKED_SUFFIXES, SUFFIX, Listing, listing, open_in_shard
+from dino.data.shards import SUFFIX, open_in_shard
 from dino.data.split import Layout, Split, relative
+from dino.data.tar_listing import PACKED_SUFFIXES, Listing, listing
 
 NAME = "WebDataset shards"
 _SAMPLED = 20

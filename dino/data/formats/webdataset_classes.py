@@ -12,8 +12,9 @@ from typing import Any
 
 from dino.data.coco.lenient import whole
 from dino.data.coco.problems import DatasetError, shown
-from dino.data.shards import listing, open_in_shard
+from dino.data.shards import open_in_shard
 from dino.data.split import relative, text_of
+from dino.data.tar_listing import listing
 
 CLASS_FILES = ("categories.json", "classes.txt")
 

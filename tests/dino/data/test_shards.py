@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dino.commands.visualize import find_annotated
 from dino.data import CocoIndex, DatasetError, ImageError, Loader, find_splits, open_image
 from dino.data import shards as shards_module
 from dino.data.coco.files import picture_size
-from dino.data.shards import listing, open_picture_file, shard_of
+from dino.data.shards import open_picture_file, shard_of
+from dino.data.tar_listing import listing
+from dino.inference.sources import find_sources
 from dino.training.train import train
 from tests.dino.data.data_examples import numbered_split
 from tests.dino.data.format_examples import write
@@ -193,6 +196,20 @@ def test_loose_files_come_before_those_in_shards(tmp_path: Path) -> None:
     (tmp_path / "train" / "_annotations.coco.json").rename(tmp_path / "train.json")
     write_shard(tmp_path / "train.tar", [(f"{k}.png", b"old") for k in range(3)])
     assert find_splits(tmp_path).require("train").images == tmp_path / "train"
+
+
+def test_pictures_in_shards_are_inputs_of_commands(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "a.tar", [("x/1.jpg", jpeg()), ("2.jpg", jpeg()), ("2.txt", b"")])
+    sources = find_sources([shard, shard / "2.jpg"])
+    assert [source.path for source in sources] == [f"{shard}/2.jpg", f"{shard}/x/1.jpg"]
+    assert [source.name for source in sources] == [Path("2.jpg"), Path("x/1.jpg")]
+    assert [image.size for source in sources for _, image in source.frames()] == [(96, 72)] * 2
+    with pytest.raises(FileNotFoundError, match=r"b\.tar: no images in this shard"):
+        find_sources([write_shard(tmp_path / "b.tar", [])])
+    for name in ("2.jpg", "a.tar/2.jpg"):
+        coco_file(tmp_path, name, "x/1.jpg")
+        found = find_annotated(tmp_path / "train.json", shard / "2.jpg")
+        assert found.size_wh == (96, 72) and found.index.file_names == ("a.tar/2.jpg", "a.tar/x/1.jpg")
 
 
 def entry(kind: bytes, name: str = "a.jpg", link: str = "good.jpg") -> tarfile.TarInfo:
