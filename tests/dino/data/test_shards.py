@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import itertools
 import json
 import os
+import re
 import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from dino.commands.visualize import find_annotated
@@ -282,6 +287,35 @@ def test_a_damaged_shard_is_named_and_the_rest_can_be_used(case: str, beside: bo
         load(tmp_path)
     index = load(tmp_path, skip_invalid=True)
     assert len(index) == 1 + readable and all(open_image(index.image_path(i)) for i in range(len(index)))
+
+
+@given(
+    files=st.lists(
+        st.tuples(
+            st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1, max_size=130),
+            st.binary(max_size=1100),
+            st.sampled_from([0, 1.5, 2**40]),  # when it was changed
+        ),
+        max_size=6,
+    ),
+    kind=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    headers=st.sampled_from([{}, {"comment": "x"}]),
+)
+def test_listings_are_those_of_tarfile(files: list, kind: int, headers: dict, tmp_path_factory) -> None:
+    shard = tmp_path_factory.mktemp("shard") / "a.tar"
+    with tarfile.open(shard, "w", format=kind, pax_headers=headers) as tar:
+        for name, content, changed in files:
+            made = tarfile.TarInfo(name)
+            made.size, made.mtime = len(content), changed
+            with contextlib.suppress(ValueError):  # USTAR has no such long names or late times
+                tar.addfile(made, io.BytesIO(content))
+    with tarfile.open(shard) as tar:
+        expected = {os.path.normpath(one.name): (one.offset_data, one.size) for one in tar if one.isreg()}
+    found = listing(shard)
+    inside = {name for name in expected if not name.startswith(("/", "../")) and name != ".." and "\0" not in name}
+    inside -= {name for name in expected if re.match(r"__[^/]*__($|/)", name)}
+    assert not found.damage and set(found.names()) == inside
+    assert all(found.find(name) == expected[name] for name in inside) and found.find("no such name") is None
 
 
 def test_a_size_that_leads_back_does_not_hang(tmp_path: Path) -> None:
