@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dino.common.text import counted, shorten
 from dino.data.coco.document import Document
@@ -24,6 +24,15 @@ from dino.data.tar_listing import PACKED_SUFFIXES, Listing, listing
 NAME = "WebDataset shards"
 _SAMPLED = 20
 _KEPT = ("bbox", "iscrowd", "area")
+
+
+class _Sample(NamedTuple):
+    picture: Path
+    text: Path | None
+    """Its JSON."""
+    image_id: Any
+    size: dict[str, Any]
+    objects: list[Any]
 
 
 def find(root: Path) -> Layout | None:
@@ -112,54 +121,43 @@ def _objects(content: Any) -> list[Any] | None:
 
 
 def _read(shards: list[Path], folder: Path, name: str, root: Path) -> Document:
-    images, objects, problems = [], [], []  # objects: (position of the image, object, file, place)
-    without_json = 0
-
-    def add_problem(kind: str, path: Path, what: str) -> None:
-        problems.append(Problem("images", kind, "", what, relative(path, root)))
-
-    for shard in shards:
-        known = listing(shard)
-        if known.damage:
-            problems.append(Problem("shards", "damaged shard", "", known.damage, relative(shard, root)))
-        for refused, why in known.refused:
-            add_problem("refused file", shard / refused, f"is not read: {why}")
-        for key, pictures, texts in _samples(known):
-            found = _sample(shard, key, pictures, texts)
-            if isinstance(found, str):
-                add_problem(found.partition(",")[0], shard / (texts or [key])[0], found)
-            elif found is not None:
-                file = relative(shard / (texts or pictures)[0], root)
-                picture = (shard / pictures[0]).relative_to(folder).as_posix()
-                objects += [(len(images), thing, file, f"object {k}") for k, thing in enumerate(found[1], start=1)]
-                images.append({"file_name": picture, **found[0]})
-                without_json += not texts
-    notes = [f"{name}: {counted(without_json, 'image')} without JSON: read as without boxes"] if without_json else []
-    ids = [image.pop("id") for image in images]
+    problems: list[Problem] = []
+    samples = list(_usable(shards, root, problems))
+    notes = []
+    without_json = sum(sample.text is None for sample in samples)
+    if without_json:
+        notes.append(f"{name}: {counted(without_json, 'image')} without JSON: read as without boxes")
+    ids = [sample.image_id for sample in samples]
     if not all(type(i) is int for i in ids) or len(set(ids)) < len(ids):
         if any(i is not None for i in ids):
             notes.append(f"{name}: image_id is not used: not every image has its own")
-        ids = list(range(1, len(images) + 1))
-    classes = Classes.of([thing for _, thing, _, _ in objects], class_names(folder, root, shards))
+        ids = list(range(1, len(samples) + 1))
+    classes = Classes.of([thing for sample in samples for thing in sample.objects], class_names(folder, root, shards))
     notes += [f"{name}: {note}" for note in classes.notes]
     annotations, places = [], []
-    for position, thing, file, place in objects:
-        try:
-            category_id = classes.id_of(thing)
-        except ValueError as error:
-            problems.append(Problem("annotations", "no class", place, str(error), file))
-            continue
-        kept = {key: thing[key] for key in _KEPT if key in thing} if type(thing) is dict else {}
-        annotations.append({"image_id": ids[position], "category_id": category_id, **kept})
-        places.append((file, place))
+    for image_id, sample in zip(ids, samples, strict=True):
+        file = relative(sample.text or sample.picture, root)
+        for number, thing in enumerate(sample.objects, start=1):
+            place = f"object {number}"
+            try:
+                category_id = classes.id_of(thing)
+            except ValueError as error:
+                problems.append(Problem("annotations", "no class", place, str(error), file))
+                continue
+            kept = {key: thing[key] for key in _KEPT if key in thing}
+            annotations.append({"image_id": image_id, "category_id": category_id, **kept})
+            places.append((file, place))
     return Document(
         name,
         folder,
-        [{"id": i, **image} for i, image in zip(ids, images, strict=True)],
+        [
+            {"id": image_id, "file_name": sample.picture.relative_to(folder).as_posix(), **sample.size}
+            for image_id, sample in zip(ids, samples, strict=True)
+        ],
         annotations,
         [{"id": i, "name": class_name} for i, class_name in classes.names.items()],
         {
-            "images": [(relative(folder / image["file_name"], root), "") for image in images],
+            "images": [(relative(sample.picture, root), "") for sample in samples],
             "annotations": places,
             "categories": [(name, f"class {class_name!r}") for class_name in classes.names.values()],
         },
@@ -170,21 +168,47 @@ def _read(shards: list[Path], folder: Path, name: str, root: Path) -> Document:
     )
 
 
-def _sample(
-    shard: Path, key: str, pictures: list[str], texts: list[str]
-) -> tuple[dict[str, Any], list[Any]] | str | None:
-    """Return the fields of an image and its objects, or what is wrong; None if there is neither image nor JSON."""
+def _usable(shards: list[Path], root: Path, problems: list[Problem]) -> Iterator[_Sample]:
+    """Yield the samples that can be used, and add what is wrong with the others."""
+    for shard in shards:
+        known = listing(shard)
+        if known.damage:
+            problems.append(Problem("shards", "damaged shard", "", known.damage, relative(shard, root)))
+        for refused, why in known.refused:
+            what = f"is not read: {why}"
+            problems.append(Problem("images", "refused file", "", what, relative(shard / refused, root)))
+        for key, pictures, texts in _samples(known):
+            try:
+                sample = _sample(shard, key, pictures, texts)
+            except ValueError as error:
+                kind, file = str(error).partition(",")[0], relative(shard / (texts or [key])[0], root)
+                problems.append(Problem("images", kind, "", str(error), file))
+            else:
+                if sample is not None:
+                    yield sample
+
+
+def _sample(shard: Path, key: str, pictures: list[str], texts: list[str]) -> _Sample | None:
+    """Return a sample, or None if there is neither image nor JSON.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
     if not pictures:
-        return "has no image of the same key" if texts else None
+        if not texts:
+            return None
+        raise ValueError("has no image of the same key")
     if len(pictures) > 1 or len(texts) > 1:
         files = shorten(pictures if len(pictures) > 1 else texts, 3)
-        return f"has more than one file of a kind, {files}: the key, {key}, ends at the first dot"
+        raise ValueError(f"has more than one file of a kind, {files}: the key, {key}, ends at the first dot")
     content = _json(shard, texts[0]) if texts else []
     if isinstance(content, Exception):
-        return f"is not valid JSON, {str(content) or type(content).__name__}"
+        raise ValueError(f"is not valid JSON, {str(content) or type(content).__name__}")
     objects = _objects(content)
     if objects is None:
-        return f"has no list of annotations or objects, got {shown(content)}"
+        raise ValueError(f"has no list of annotations or objects, got {shown(content)}")
     fields = content if type(content) is dict else {}
     size = {name: fields[name] for name in ("width", "height") if fields.get(name) is not None}
-    return {"id": whole(fields.get("image_id")), **size}, objects
+    return _Sample(
+        shard / pictures[0], shard / texts[0] if texts else None, whole(fields.get("image_id")), size, objects
+    )

@@ -296,6 +296,7 @@ def test_a_damaged_shard_is_named_and_the_rest_can_be_used(case: str, beside: bo
             st.binary(max_size=1100),
             st.sampled_from([0, 1.5, 2**40]),  # when it was changed
         ),
+        min_size=1,
         max_size=6,
     ),
     kind=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
