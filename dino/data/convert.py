@@ -50,5 +50,7 @@ def write_coco(index: CocoIndex, folder: Path, *, copy: bool = False) -> Path:
         else:
             target.symlink_to(source.resolve())
     file = folder / "_annotations.coco.json"
-    write_text_whole(file, json.dumps(content, ensure_ascii=False) + "\n")
+    text = json.dumps(content, ensure_ascii=False) + "\n"
+    # Names of files can hold bytes that are not UTF-8; JSON writes these as half a character.
+    write_text_whole(file, text.encode("utf-8", "backslashreplace").decode("utf-8"))
     return file

@@ -23,6 +23,8 @@ from dino.commands.visualize import find_annotated
 from dino.data import CocoIndex, DatasetError, ImageError, Loader, find_splits, open_image
 from dino.data import shards as shards_module
 from dino.data.coco.files import picture_size
+from dino.data.convert import write_coco
+from dino.data.held_out import hold_out
 from dino.data.shards import open_picture_file, shard_of
 from dino.data.tar_listing import listing
 from dino.inference.sources import find_sources
@@ -215,6 +217,28 @@ def test_pictures_in_shards_are_inputs_of_commands(tmp_path: Path) -> None:
         coco_file(tmp_path, name, "x/1.jpg")
         found = find_annotated(tmp_path / "train.json", shard / "2.jpg")
         assert found.size_wh == (96, 72) and found.index.file_names == ("a.tar/2.jpg", "a.tar/x/1.jpg")
+
+
+def test_names_that_are_not_utf_8_are_converted_and_held_out(tmp_path: Path) -> None:
+    names = ["caf\xe9", "b"]
+    files = [(f"{name}.{kind}", content) for name in names for kind, content in (("jpg", jpeg()), ("json", boxes_of()))]
+    write_shard(tmp_path / "a.tar", files, format=tarfile.GNU_FORMAT, encoding="latin-1")
+    index = load(tmp_path)
+    assert index.file_names == ("a.tar/b.jpg", "a.tar/caf\udce9.jpg")
+    assert {part.file_names for part in hold_out(index, 0.5, 0)} == {index.file_names[:1], index.file_names[1:]}
+    file = write_coco(index, tmp_path / "out")
+    again = CocoIndex.load(file, tmp_path / "out")
+    assert again.file_names == ("b.jpg", "caf\udce9.jpg")
+    assert all(open_image(again.image_path(i)).size == (96, 72) for i in range(2))
+
+
+def test_pictures_in_several_shards_are_converted_apart(tmp_path: Path) -> None:
+    for k in range(2):
+        write_shard(tmp_path / f"{k}.tar", [("same.jpg", jpeg(96, 72 + k)), ("same.json", boxes_of())])
+    index = load(tmp_path)
+    again = CocoIndex.load(write_coco(index, tmp_path / "out"), tmp_path / "out")
+    assert again.file_names == ("0/same.jpg", "1/same.jpg") and again.sizes_wh.tolist() == index.sizes_wh.tolist()
+    assert [open_image(again.image_path(i)).height for i in range(2)] == [72, 73]
 
 
 def entry(kind: bytes, name: str = "a.jpg", link: str = "good.jpg") -> tarfile.TarInfo:
