@@ -32,7 +32,7 @@ commands:
 a first session, without data of your own:
   python -m dino demo
 
-with your own data (COCO JSON, YOLO txt, Pascal VOC XML or a CSV of boxes):
+with your own data (COCO, YOLO, Pascal VOC, a CSV of boxes, WebDataset shards):
   python -m dino data DATA
   python -m dino train --data DATA --output runs/mine
   python -m dino evaluate --checkpoint runs/mine --data DATA

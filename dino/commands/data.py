@@ -28,11 +28,12 @@ class DataOptions:
     """
 
     data: Positional[Annotated[Path, arg(metavar="DATA", help_behavior_hint="")]]
-    """Folder or file in COCO, YOLO, Pascal VOC or CSV format."""
+    """Folder or file in COCO, YOLO, Pascal VOC, CSV or WebDataset format."""
     output: Annotated[Path, arg(metavar="FOLDER")] = Path("data_preview")
     """Where to write."""
     to: Annotated[Literal["coco"] | None, arg(metavar="coco", help_behavior_hint="")] = None
-    """Write the valid entries of all splits to the output folder in this format, with links to the images."""
+    """Write the valid entries of all splits to the output folder in this format, with links to the images;
+    those in tar shards are copied."""
     copy: bool = False
     """Copy the images instead of linking them."""
     pictures: Number = 16

@@ -31,7 +31,7 @@ class EvaluateOptions(ModelOptions):
     """
 
     data: Annotated[Path, arg(metavar="PATH")]
-    """A data set: a folder or file in COCO, YOLO, Pascal VOC or CSV format."""
+    """A data set: a folder or file in COCO, YOLO, Pascal VOC, CSV or WebDataset format."""
     split: Literal["train", "valid", "test"] = "valid"
     """Split of the data set; valid is what the run held out if it was trained with --val-fraction."""
     report: OptionalFolder = None

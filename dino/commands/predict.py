@@ -30,8 +30,8 @@ class PredictOptions(ModelOptions):
     """
 
     inputs: Positional[Annotated[tuple[str, ...], arg(metavar="INPUT [INPUT ...]", help_behavior_hint="")]]
-    """Image files, folders, patterns such as "album/*.jpg", text files with one path per line; with the extra "video"
-    also video files, numbers of cameras (0) and addresses of streams (rtsp://...)."""
+    """Image files, folders, tar shards, patterns such as "album/*.jpg", text files with one path per line; with the
+    extra "video" also video files, numbers of cameras (0) and addresses of streams (rtsp://...)."""
     output: Annotated[Path, arg(metavar="FOLDER")] = Path("predictions")
     """Where to write."""
     threshold: Annotated[float | Literal["best"], arg(metavar="SCORE|best")] = 0.3

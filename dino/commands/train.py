@@ -25,7 +25,7 @@ class ModelOptions(ModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Options(TrainConfig):
-    """Train a detector on a data set in COCO, YOLO, Pascal VOC or CSV format.
+    """Train a detector on a data set in COCO, YOLO, Pascal VOC, CSV or WebDataset format.
 
     Under torchrun, all processes train one model. With --resume, the options of the run in --output are the defaults,
     --data included; with --finetune, the model of that run or file is.

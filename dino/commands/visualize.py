@@ -114,6 +114,7 @@ def find_annotated(annotations: Path, image: Path) -> AnnotatedImage:
         ValueError: the file lacks the image.
     """
     from dino.data import CocoIndex, DatasetError, open_image
+    from dino.data.shards import shard_of
     from dino.inference.files import coco_images
     from dino.inference.sources import Source
 
@@ -121,7 +122,8 @@ def find_annotated(annotations: Path, image: Path) -> AnnotatedImage:
         open_image(image)  # raises the error of a missing file
     known = coco_images(annotations, [Source(str(image), Path(image.name))])[str(image)]
     # The folder that file names are relative to: the image's path without its file name.
-    root = image.absolute().parents[len(known.file_name.parts) - 1]
+    shard = shard_of(image)
+    root = image.absolute().parents[len(known.file_name.parts) - 1] if shard is None else shard.absolute().parent
     index = CocoIndex.load(annotations, root, skip_invalid=True)
     if known.id not in index.image_ids:
         raise DatasetError("\n".join([f"{annotations}: image {known.id} is invalid.", *index.describe_problems()]))

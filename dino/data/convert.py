@@ -9,10 +9,13 @@ from pathlib import Path
 
 from dino.common.files import write_text_whole
 from dino.data.coco.index import CocoIndex
+from dino.data.shards import SUFFIX, open_picture_file
 
 
 def write_coco(index: CocoIndex, folder: Path, *, copy: bool = False) -> Path:
     """Write the valid entries to `_annotations.coco.json` in a new folder, with links to the pictures.
+
+    Pictures in tar shards are copied, into folders named after the shards.
 
     Args:
         index: the split.
@@ -27,18 +30,27 @@ def write_coco(index: CocoIndex, folder: Path, *, copy: bool = False) -> Path:
     """
     folder.mkdir(parents=True)
     common = os.path.commonpath([os.path.dirname(name) or "." for name in index.file_names])
+    names = [Path(os.path.relpath(name, common)).as_posix() for name in index.file_names]
+    plain = [name.replace(f"{SUFFIX}/", "/") for name in names]
+    if len(set(plain)) == len(set(names)):  # otherwise a folder is called like a shard
+        names = plain
     content = index.ground_truth()
-    for position, image in enumerate(content["images"]):
-        source = index.image_path(position).resolve()
-        image["file_name"] = Path(os.path.relpath(image["file_name"], common)).as_posix()
-        target = folder / image["file_name"]
+    for position, (image, name) in enumerate(zip(content["images"], names, strict=True)):
+        image["file_name"] = name
+        target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             continue  # two entries of one picture
-        if copy:
+        source = open_picture_file(index.image_path(position))
+        if not isinstance(source, Path):
+            with source, target.open("wb") as file:
+                shutil.copyfileobj(source, file)
+        elif copy:
             shutil.copyfile(source, target)
         else:
-            target.symlink_to(source)
+            target.symlink_to(source.resolve())
     file = folder / "_annotations.coco.json"
-    write_text_whole(file, json.dumps(content, ensure_ascii=False) + "\n")
+    text = json.dumps(content, ensure_ascii=False) + "\n"
+    # Names of files can hold bytes that are not UTF-8; JSON writes these as half a character.
+    write_text_whole(file, text.encode("utf-8", "backslashreplace").decode("utf-8"))
     return file

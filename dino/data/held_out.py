@@ -25,7 +25,10 @@ def hold_out(index: CocoIndex, fraction: float, seed: int) -> tuple[CocoIndex, C
     """
     # Separators and the form of accented letters differ between systems.
     names = [unicodedata.normalize("NFC", name.replace("\\", "/")) for name in index.file_names]
-    ranked = sorted(set(names), key=lambda name: (hashlib.sha256(f"{seed}/{name}".encode()).digest(), name))
+    ranked = sorted(
+        set(names),
+        key=lambda name: (hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest(), name),
+    )
     if len(ranked) < 2:
         raise DatasetError(f"{index.name}: has {len(ranked)} image, --val-fraction needs at least 2.")
     held = set(ranked[: min(max(1, round(fraction * len(ranked))), len(ranked) - 1)])

@@ -10,6 +10,7 @@ from PIL import Image
 from PIL.Image import Transpose
 
 from dino.data.pixels import to_bytes
+from dino.data.shards import open_picture_file
 
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # the orientations that exchange width and height
@@ -33,7 +34,7 @@ def open_image(path: str | Path, *, image_id: int | None = None, size_wh: tuple[
     """Open an image completely, as RGB.
 
     Args:
-        path: the file.
+        path: the file, also one in a tar shard, "shard.tar/0001.jpg".
         image_id: its id in the annotation file, for error messages.
         size_wh: width and height stated in the annotation file; see `to_rgb`.
 
@@ -45,7 +46,7 @@ def open_image(path: str | Path, *, image_id: int | None = None, size_wh: tuple[
         # Pillow only warns of more pixels than Image.MAX_IMAGE_PIXELS, which may be an attack on memory.
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(open_picture_file(path)) as image:
                 rgb = to_rgb(image, size_wh=size_wh)
                 if size_wh is None or rgb.size == tuple(size_wh):
                     return rgb

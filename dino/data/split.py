@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dino.data.coco.document import Document
 from dino.data.coco.index import CocoIndex
 from dino.data.coco.problems import DatasetError
-
-SPLITS = ("train", "valid", "test")
-_WORDS = {
-    **dict.fromkeys(("train", "training", "trainval"), "train"),
-    **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-
-
-def split_of(name: str) -> str | None:
-    """Return the split that a file or folder is named after, or None: "instances_val2017.json" is of "valid"."""
-    return next((_WORDS[word] for word in re.split("[^a-z]+", name.lower()) if word in _WORDS), None)
+from dino.data.folders import SPLITS
 
 
 @dataclass(frozen=True)
@@ -98,22 +86,6 @@ class Layout:
 def relative(path: Path, root: Path | None) -> str:
     """Return a path as messages name it: relative to the folder of the data where it is inside."""
     return path.relative_to(root).as_posix() if root is not None and path.is_relative_to(root) else str(path)
-
-
-def folders_in(root: Path) -> Iterator[Path]:
-    """Yield the folders directly in a folder, sorted by name; hidden ones are left out."""
-    yield from sorted(path for path in root.iterdir() if not path.name.startswith(".") and path.is_dir())
-
-
-def files_in(root: Path, *suffixes: str) -> list[Path]:
-    """Return the files directly in a folder whose names end in one of the suffixes, in any case, sorted by name."""
-    if not root.is_dir():
-        return []
-    return sorted(
-        path
-        for path in root.iterdir()
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
-    )
 
 
 def text_of(path: Path, name: str) -> str:

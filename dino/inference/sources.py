@@ -12,7 +12,10 @@ from PIL import Image
 
 from dino.common.text import counted, shorten
 from dino.data import open_image
-from dino.data.coco.files import IMAGE_SUFFIXES
+from dino.data.coco.files import IMAGE_SUFFIXES, is_picture
+from dino.data.shards import SUFFIX as SHARD_SUFFIX
+from dino.data.shards import shard_of
+from dino.data.tar_listing import listing
 from dino.inference.video import read_frames
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".flv", ".mjpeg")
@@ -58,7 +61,7 @@ def is_single_image(source: str | Path | int) -> bool:
         return False
     path = Path(source)
     if path.is_file():
-        return path.suffix.lower() not in (*VIDEO_SUFFIXES, LIST_SUFFIX)
+        return path.suffix.lower() not in (*VIDEO_SUFFIXES, LIST_SUFFIX, SHARD_SUFFIX)
     return not (path.is_dir() or _stream(str(source)) or _is_camera(str(source)) or glob.has_magic(str(source)))
 
 
@@ -66,9 +69,9 @@ def find_sources(inputs: Sequence[str | Path | int], *, recursive: bool = False)
     """List the images and videos of inputs: each once, those of a folder sorted by name.
 
     Args:
-        inputs: files of any name, folders of images, patterns with `*`, `?` or `[` (`**` matches any folders), text
-            files with one input per line (relative to the working directory or to the list's folder), video files,
-            numbers of cameras, or addresses of streams.
+        inputs: files of any name, folders or tar shards of images, patterns with `*`, `?` or `[` (`**` matches any
+            folders), text files with one input per line (relative to the working directory or to the list's folder),
+            video files, numbers of cameras, or addresses of streams.
         recursive: include folders inside folders.
 
     Raises:
@@ -90,7 +93,10 @@ def _expand(given: str, recursive: bool, *, in_list: bool = False) -> Iterator[S
     path = Path(given)
     if path.is_file() and path.suffix.lower() == LIST_SUFFIX and not in_list:
         yield from _listed(path, recursive)
-    elif path.is_file():
+    elif path.is_file() and path.suffix.lower() == SHARD_SUFFIX:
+        for name in filter(is_picture, listing(path).names()):
+            yield Source(f"{given}/{name}", Path(name))
+    elif path.is_file() or shard_of(path) is not None:
         yield Source(given, Path(path.name), path.suffix.lower() in VIDEO_SUFFIXES)
     elif path.is_dir():
         for file in sorted(path.rglob("*") if recursive else path.iterdir()):
@@ -150,4 +156,6 @@ def _why_nothing(path: Path, recursive: bool) -> str:
         return f"no images in this folder ({', '.join(IMAGE_SUFFIXES)}){advice}{named}"
     if path.suffix.lower() == LIST_SUFFIX and path.is_file():
         return "this list is empty"
+    if path.is_file():
+        return "no images in this shard"
     return "no file matches this pattern" if glob.has_magic(str(path)) else "no such file or folder"

@@ -29,7 +29,8 @@ class TrainConfig:
     """Options of a training run. The defaults are the paper's 12 epochs, but with 2 images per process."""
 
     data: Path
-    """Data set: a folder or file in COCO, YOLO, Pascal VOC or CSV format; it determines the number of classes."""
+    """Data set: a folder or file in COCO, YOLO, Pascal VOC, CSV or WebDataset format; it determines the number of
+    classes."""
     val_fraction: float = 0.0
     """Part of the training images to validate on instead of a validation split, for example 0.1; 0: none."""
     output: Path = Path("runs/train")

@@ -28,6 +28,8 @@ class Document:
     """Entries that have no form in COCO."""
     notes: list[str] = field(default_factory=list)
     """What was understood in a way that a user should know."""
+    totals_of_others: dict[str, int] = field(default_factory=dict)
+    """Number of entries of further collections that `problems` name, such as "shards"."""
     named: bool = False
     """Whether the format has class names only. The category ids are then ours, and other data may have others."""
 

@@ -7,11 +7,13 @@ import time
 import unicodedata
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
 
 from dino.data.images import upright_size
+from dino.data.shards import Shards, open_picture_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
@@ -26,13 +28,23 @@ TICK_NS = 2_000_000_000
 
 
 class Files:
-    """The files below a folder, from one listing of each folder: a query per file is slow on a network file system."""
+    """The files below a folder, from one listing of each folder: a query per file is slow on a network file system.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: the folder; files in tar shards directly in it are found after the others.
+        split: the split of the annotations, if it has a name; see `Shards`.
+    """
+
+    def __init__(self, root: Path, split: str | None = None) -> None:
         self.root = root
+        self._split = split
         self.stamps: dict[str, int] = {}
-        """Of each folder that was listed, `stamp` before the listing."""
+        """Of each folder and shard that was listed, its `stamp`."""
         self._listings: dict[str, dict[str, str]] = {}
+
+    @cached_property
+    def shards(self) -> Shards:
+        return Shards(self.root, self._split)
 
     def listing(self, folder: str) -> dict[str, str]:
         """Return the names of the entries of a folder by their composed form (NFC); empty if there is no folder."""
@@ -47,27 +59,32 @@ class Files:
         return self._listings[folder]
 
     def stamp(self, folder: str) -> int:
-        """Return when a folder changed, in nanoseconds; 0 if there is none, or a later change could have that time."""
+        """Return when a folder or shard changed, in ns; 0 if there is none, or a later change could have that time."""
         try:
             changed = os.stat(self.root / folder).st_mtime_ns
         except (OSError, ValueError):
             return 0
         return changed if changed < time.time_ns() - TICK_NS else 0
 
-    def find(self, name: str) -> str | None:
+    def find(self, name: str, *, in_shards: bool = True) -> str | None:
         """Return the relative path of an existing file, also if `name` has Windows separators; None without one."""
         for path in dict.fromkeys((name, name.replace("\\", "/"))):
             folder, base = os.path.split(path)
             found = self.listing(folder).get(unicodedata.normalize("NFC", base))
             if found is not None:
                 return path if found == base else os.path.join(folder, found)
-        return None
+        found = self.shards.find(name) if in_shards else None
+        if found is not None:
+            shard = found.partition("/")[0]
+            if shard not in self.stamps:
+                self.stamps[shard] = self.stamp(shard)
+        return found
 
 
 def picture_size(path: Path) -> tuple[int, int] | None:
     """Return width and height of the upright picture, from the file's header; None if it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(open_picture_file(path)) as image:
             return upright_size(image)
     except Exception:  # decoders raise nearly anything at a broken file
         return None

@@ -19,6 +19,7 @@ from dino.data.coco.files import Files, picture_sizes
 from dino.data.coco.lenient import obvious_reading
 from dino.data.coco.problems import DatasetError, Problem, Problems, shown
 from dino.data.coco.stream import COLLECTIONS
+from dino.data.folders import split_of_path
 
 _ONE = {"images": "image", "annotations": "annotation", "categories": "category"}
 
@@ -57,7 +58,7 @@ class CocoReader:
 
     def __init__(self, document: Document, folder: Path | None = None) -> None:
         self.document = document
-        self.files = Files(document.images_dir)
+        self.files = Files(document.images_dir, split_of_path(document.name))
         self.totals = dict.fromkeys(COLLECTIONS, 0)
         """Entries of each collection."""
         self.categories: list[dict[str, Any]] = []
@@ -92,7 +93,7 @@ class CocoReader:
 
     def content(self) -> Content:
         """Return what was read. Call it once."""
-        totals = {key: count + self._lost(key) for key, count in self.totals.items()}
+        totals = {key: count + self._lost(key) for key, count in self.totals.items()} | self.document.totals_of_others
         return Content(self.categories, self._columns(), self.problems, totals)
 
     def _lost(self, collection: str) -> int:
@@ -147,7 +148,8 @@ class CocoReader:
         for position, image in self._valid("images", blocks, check_image):
             name = self.files.find(image["file_name"])
             if name is None:
-                what = f"the file {shown(image['file_name'])} is missing from {images_dir}"
+                hint = self.files.shards.hint(image["file_name"])
+                what = f"the file {shown(image['file_name'])} is missing from {images_dir}{hint}"
                 self._drop("images", position, image, ("missing file", what))
                 continue
             if "width" not in image or "height" not in image:

@@ -28,6 +28,7 @@ from dino.data.coco.files import TICK_NS, Files
 from dino.data.coco.problems import Problems
 from dino.data.coco.reader import CocoReader, Content
 from dino.data.coco.stream import read_collections
+from dino.data.shards import SUFFIX
 
 LARGE = 32 << 20
 """Bytes of a file from which on it is worth an index: about two seconds of reading."""
@@ -187,8 +188,10 @@ def _check_images(meta: dict[str, Any], images_dir: Path, columns: Columns, prob
         return False
     if any(problem.kind == "missing file" for problem in problems):
         raise StaleError("the folder of its images has changed since its index was made")
+    if meta["unsized"] and any(name.endswith(SUFFIX) for name in changed):
+        raise StaleError("a shard has changed since its index was made")
     for name in columns.file_names:
-        if os.path.dirname(name) in changed and files.find(name) != name:
+        if files.find(name) != name:
             raise StaleError(f"{name} is missing since its index was made")
     meta["folders"] |= {folder: files.stamps[folder] for folder in changed if folder in files.stamps}
     return True

@@ -28,7 +28,11 @@ def find(root: Path) -> Layout | None:
 def _split(file: Path, root: Path, split: str | None) -> Split:
     """Return the split with the folder that holds most of the images named first in the file."""
     names, folders = _sampled_names(file), image_folders(file, root, split)
-    found = [sum(files.find(name) is not None for name in names) for files in map(Files, folders)]
+    for in_shards in (False, True):
+        places = [Files(folder, split) for folder in folders]
+        found = [sum(files.find(name, in_shards=in_shards) is not None for name in names) for files in places]
+        if max(found) > 0:
+            break
     named = [folder for folder in folders if split is not None and folder != file.parent and split in folder.name]
     likeliest = folders[found.index(max(found))] if max(found) > 0 else (named or [file.parent])[0]
     return Split(likeliest, file, root)

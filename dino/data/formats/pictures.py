@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dino.data.coco.document import Document
 from dino.data.coco.files import Files, is_picture, picture_sizes
 from dino.data.coco.problems import Problem
-from dino.data.split import folders_in, relative, split_of
+from dino.data.folders import folders_of, split_of
+from dino.data.split import relative
 
 
 class Pictures:
@@ -23,7 +25,7 @@ class Pictures:
 
     def __init__(self, folders: Iterable[Path], split: str | None = None) -> None:
         self._split = split
-        self._folders = [Files(folder) for folder in dict.fromkeys(folders)]
+        self._folders = [Files(folder, split) for folder in dict.fromkeys(folders)]
 
     def find(self, text: str) -> Path | None:
         """Return the path of a picture, or None.
@@ -33,12 +35,17 @@ class Pictures:
         direct = Path(text)
         if direct.is_absolute() and direct.is_file():
             return direct
-        for name in _endings(text, self._split):
-            for files in self._folders:
-                found = files.find(name) or self._similar(files, name)
+        names = list(_endings(text, self._split))
+        for look in (self._loose, lambda files, name: files.shards.find(name)):
+            for name, files in product(names, self._folders):
+                found = look(files, name)
                 if found is not None:
                     return files.root / found
         return None
+
+    @staticmethod
+    def _loose(files: Files, name: str) -> str | None:
+        return files.find(name, in_shards=False) or Pictures._similar(files, name)
 
     @staticmethod
     def _similar(files: Files, name: str) -> str | None:
@@ -70,7 +77,7 @@ def _endings(text: str, split: str | None) -> Iterator[str]:
 def image_folders(file: Path, root: Path, split: str | None) -> list[Path]:
     """Return where the pictures of an annotation file may be, the likeliest first: not in a folder of another split."""
     found = [file.parent, file.parent / "images"]
-    below = [root, *(folder for parent in folders_in(root) for folder in (parent, *folders_in(parent)))]
+    below = folders_of(root)
     if split is not None:
         fitting = [folder for folder in below if _split_of_path(folder, root) == split]
         below = fitting + [folder for folder in below if _split_of_path(folder, root) is None]

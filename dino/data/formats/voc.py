@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 
 from dino.data.coco.document import Document
 from dino.data.coco.lenient import whole
+from dino.data.folders import SPLITS, files_in, folders_in, split_of
 from dino.data.formats.pictures import Builder, Pictures, image_folders
-from dino.data.split import SPLITS, Layout, Split, files_in, folders_in, relative, split_of, text_of
+from dino.data.split import Layout, Split, relative, text_of
 
 NAME = "Pascal VOC XML"
 _LISTS = {"train": ("train", "trainval"), "valid": ("val", "valid"), "test": ("test",)}

@@ -8,7 +8,8 @@ from typing import Any
 
 from dino.data.coco.lenient import whole
 from dino.data.coco.problems import DatasetError, shown
-from dino.data.split import files_in, text_of
+from dino.data.folders import files_in
+from dino.data.split import text_of
 
 _KEYS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
 _IS_DATA = re.compile(r"^(names|nc)\s*:", re.MULTILINE)

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dino.data import CocoIndex
+from tests.dino.data.shard_examples import write_shard
 
 SIZE = (96, 72)
 NAMES = ("cat", "dog", "traffic light")
@@ -135,6 +136,28 @@ def voc_beside(root: Path) -> None:
             write(root / split / f"{name.rpartition('.')[0]}.xml", voc(name))
 
 
+def _shards(root: Path, place: str, inside: str = "", file: str = "", text: Callable | None = None) -> None:
+    """Two shards of each split: with the boxes in a file, or else in the shards."""
+    for split, names in SPLITS.items():
+        for k in range(2):
+            files = []
+            for name in names[k::2]:
+                picture(root / name)
+                files.append((inside + name, (root / name).read_bytes()))
+                if text is None:
+                    files.append((f"{inside}{name.partition('.')[0]}.json", sample(name).encode()))
+                (root / name).unlink()
+            write_shard(root / place.format(split=split, k=k), files)
+        if text is not None:
+            write(root / file.format(split=split), text(names))
+
+
+def sample(name: str) -> str:
+    """A picture's boxes in WebDataset's JSON."""
+    found = [{"bbox": box, "category": NAMES[c]} for c, *box in PICTURES[name]]
+    return json.dumps({"width": 96, "height": 72, "annotations": found})
+
+
 FORMATS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "coco roboflow": ("COCO JSON", lambda r: _each(r, "{split}", "{split}/_annotations.coco.json", coco)),
     "coco any name": ("COCO JSON", lambda r: _each(r, "{split}", "{split}/my boxes.json", coco)),
@@ -158,6 +181,11 @@ FORMATS: dict[str, tuple[str, Callable[[Path], None]]] = {
         "CSV of boxes",
         lambda r: _each(r, "img", "{split}.csv", lambda n: rows(n, "/data/img/", header=False)),
     ),
+    "coco shards": ("COCO JSON", lambda r: _shards(r, "{split}/{k:06}.tar", "", "{split}/boxes.json", coco)),
+    "coco one shard folder": ("COCO JSON", lambda r: _shards(r, "s/{split}-{k}.tar", "./img/", "{split}.json", coco)),
+    "csv shards": ("CSV of boxes", lambda r: _shards(r, "{split}-{k}.tar", "img/", "{split}.csv", rows)),
+    "webdataset": ("WebDataset shards", lambda r: _shards(r, "{split}-{k:06}.tar")),
+    "webdataset folders": ("WebDataset shards", lambda r: _shards(r, "shards/{split}/{k:06}.tar", "a.b/")),
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dino.data import DatasetError, Layout, build_datasets, find_splits
+from dino.data import DatasetError, Layout, build_datasets, find_splits, open_image
 from dino.training.train import train
 from tests.dino.data.format_examples import FORMATS, NAMES, SPLITS, boxes, coco, expected, voc, write, yolo
 from tests.dino.training.train_toys import quick_runs, toy_config
@@ -24,7 +24,7 @@ def test_the_same_boxes_come_out_of_every_format(name: str, tmp_path: Path) -> N
         assert sorted(Path(file).name for file in index.file_names) == sorted(names)
         assert boxes(index) == expected(split)
         assert index.sizes_wh.tolist() == [[96, 72]] * len(names)
-        assert all(index.image_path(i).is_file() for i in range(len(index)))
+        assert all(open_image(index.image_path(i)).size == (96, 72) for i in range(len(index)))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -49,6 +49,9 @@ def test_every_format_trains(name: str, tmp_path: Path, monkeypatch: pytest.Monk
         ("coco roboflow", "train", True),
         ("voc beside", "train", True),
         ("yolo beside", "train", True),
+        ("coco shards", "train/boxes.json", True),
+        ("coco shards", "train", True),
+        ("webdataset folders", "shards/train", True),
     ],
 )
 def test_a_file_or_the_folder_of_a_split_is_a_data_set(name: str, file: str, unnamed: bool, tmp_path: Path) -> None:

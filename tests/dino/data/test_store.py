@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import shutil
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import permutations
@@ -376,3 +377,22 @@ def test_training_from_an_index_is_that_from_memory(
     monkeypatch.setattr(store, "LARGE", 1 << 40)
     for one, other in zip(indexed, batches(), strict=True):
         assert all((a == b).all() for a, b in zip(one[:3], other[:3], strict=True)) and one[3] == other[3]
+
+
+def test_pictures_in_shards_are_in_the_index_until_a_shard_changes(tmp_path: Path, readings: list[str]) -> None:
+    folder = written(tmp_path, document())
+    shard = folder / "images" / "a.tar"
+    with tarfile.open(shard, "w") as out:
+        for image in document()["images"]:
+            out.add(folder / "images" / image["file_name"], image["file_name"])
+            (folder / "images" / image["file_name"]).unlink()
+    age(folder)
+    expected = load(folder)
+    assert list(expected.file_names) == ["a.tar/dog.jpg", "a.tar/cat.jpg", "a.tar/nothing.png"]
+    shutil.copy(shard, folder / "images" / "new.tar")
+    (folder / "images" / "new.tar").replace(shard)
+    assert summary(load(folder)) == summary(expected) and len(readings) == 1
+    with tarfile.open(shard, "w"):
+        pass
+    with pytest.raises(DatasetError, match=r"'cat.jpg' is missing"):
+        load(folder)
