@@ -57,9 +57,12 @@ def read_content(file: Path, document: Document) -> Content:
     except OSError:
         size = 0  # the reader says what is wrong
     if size >= LARGE:
+        console = Console(sys.stderr)
         for folder in _places(file):
-            with contextlib.suppress(OSError):  # read-only, or full
-                return _read_or_open(folder, file, document)
+            try:
+                return _read_or_open(folder, file, document, console)
+            except OSError as error:  # read-only, or full
+                console.log(f"{document.name}: no index in {folder.parent}: {error.strerror or error}")
     return _read(file, document).content()
 
 
@@ -72,9 +75,8 @@ def _places(file: Path) -> Iterator[Path]:
         yield caches / "dino" / f"{path[:16]}-{file.name}"
 
 
-def _read_or_open(folder: Path, file: Path, document: Document) -> Content:
+def _read_or_open(folder: Path, file: Path, document: Document, console: Console) -> Content:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    console = Console(sys.stderr)
     with _locked(folder, document.name, console, exclusive=False), contextlib.suppress(StaleError):
         return _open(folder, file, document)
     with _locked(folder, document.name, console, exclusive=True):
