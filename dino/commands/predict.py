@@ -121,8 +121,9 @@ def predict_command(argv: Sequence[str]) -> int:
     if options.every < 1:
         raise ValueError(f"predict: --every must be at least 1, got {options.every}")
     from dino.common.console import Console
+    from dino.inference.annotated import coco_images
     from dino.inference.draw import missing_letters_text
-    from dino.inference.files import coco_images, predict_files
+    from dino.inference.files import predict_files
     from dino.inference.fonts import load_font, missing_letters
     from dino.inference.results import JsonList
     from dino.inference.sources import find_sources

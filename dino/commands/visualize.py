@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -113,16 +114,18 @@ def find_annotated(annotations: Path, image: Path) -> AnnotatedImage:
         DatasetError: the COCO file or the image's entry is invalid.
         ValueError: the file lacks the image.
     """
-    from dino.data import CocoIndex, DatasetError, open_image
-    from dino.inference.files import coco_images
+    from dino.data import CocoIndex, open_image
+    from dino.data.coco.document import read_document
+    from dino.data.coco.lenient import whole
+    from dino.inference.annotated import coco_images
     from dino.inference.sources import Source
 
     if not image.is_file():
         open_image(image)  # raises the error of a missing file
-    known = coco_images(annotations, [Source(str(image), Path(image.name))])[str(image)]
-    # The folder that file names are relative to: the image's path without its file name.
-    root = image.absolute().parents[len(known.file_name.parts) - 1]
-    index = CocoIndex.load(annotations, root, skip_invalid=True)
-    if known.id not in index.image_ids:
-        raise DatasetError("\n".join([f"{annotations}: image {known.id} is invalid.", *index.describe_problems()]))
-    return AnnotatedImage(index, index.image_ids.tolist().index(known.id))
+    document = read_document(annotations, annotations.parent, str(annotations))
+    known = coco_images(document, [Source(str(image), Path(image.name))])[str(image)]
+    boxes = [a for a in document.annotations if isinstance(a, dict) and whole(a.get("image_id")) == known.id]
+    entry = {**known.entry, "file_name": image.name}
+    only = dataclasses.replace(document, images_dir=image.parent, images=[entry], annotations=boxes)
+    index = CocoIndex.from_document(only, annotations, skip_invalid=True)
+    return AnnotatedImage(index, 0)

@@ -26,11 +26,12 @@ def write_coco(index: CocoIndex, folder: Path, *, copy: bool = False) -> Path:
         FileExistsError: the folder exists.
     """
     folder.mkdir(parents=True)
-    common = os.path.commonpath([os.path.dirname(name) or "." for name in index.file_names])
+    paths = [Path(os.path.abspath(index.image_path(position))) for position in range(len(index))]
+    common = os.path.commonpath([path.parent for path in paths])
     content = index.ground_truth()
     for position, image in enumerate(content["images"]):
-        source = index.image_path(position).resolve()
-        image["file_name"] = Path(os.path.relpath(image["file_name"], common)).as_posix()
+        source = paths[position].resolve()
+        image["file_name"] = paths[position].relative_to(common).as_posix()
         target = folder / image["file_name"]
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():

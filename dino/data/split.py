@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,18 +9,7 @@ from pathlib import Path
 from dino.data.coco.document import Document, read_document
 from dino.data.coco.index import CocoIndex
 from dino.data.coco.problems import DatasetError
-
-SPLITS = ("train", "valid", "test")
-_WORDS = {
-    **dict.fromkeys(("train", "training", "trainval"), "train"),
-    **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-
-
-def split_of(name: str) -> str | None:
-    """Return the split that a file or folder is named after, or None: "instances_val2017.json" is of "valid"."""
-    return next((_WORDS[word] for word in re.split("[^a-z]+", name.lower()) if word in _WORDS), None)
+from dino.data.split_names import SPLITS
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from dino.data.coco.absolute import find_pictures, is_absolute
 from dino.data.coco.checks import Finding, check_annotation, check_category, check_image
 from dino.data.coco.document import Document
 from dino.data.coco.files import Files, picture_sizes
 from dino.data.coco.lenient import obvious_reading
 from dino.data.coco.problems import DatasetError, Problem, shown
+from dino.data.split_names import split_of
 
 _ONE = {"images": "image", "annotations": "annotation", "categories": "category"}
 
@@ -33,11 +35,13 @@ class CocoReader:
         images_dir = self.document.images_dir
         if not images_dir.is_dir():
             raise DatasetError(f"{images_dir}: the images folder does not exist or is not a folder.")
-        files, found = Files(images_dir), []
-        for position, image in self._filter("images", check_image):
-            name = files.find(image["file_name"])
+        checked, found = self._filter("images", check_image), []
+        split = split_of(self.document.name) or split_of(images_dir.name)
+        names = find_pictures(Files(images_dir), [image["file_name"] for _, image in checked], split)
+        for (position, image), name in zip(checked, names, strict=True):
             if name is None:
                 what = f"the file {shown(image['file_name'])} is missing from {images_dir}"
+                what += ", and so are its last parts" if is_absolute(image["file_name"]) else ""
                 self._drop("images", position, image, ("missing file", what))
             else:
                 found.append((position, image if name == image["file_name"] else {**image, "file_name": name}))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import re
 from itertools import islice
 from pathlib import Path
 
+from dino.data.coco.absolute import find_pictures
 from dino.data.coco.files import Files
 from dino.data.formats.one_file import find_layout
 from dino.data.formats.pictures import image_folders
@@ -26,7 +28,10 @@ def find(root: Path) -> Layout | None:
 def _split(file: Path, root: Path, split: str | None) -> Split:
     """Return the split with the folder that holds most of the images named first in the file."""
     names, folders = _sampled_names(file), image_folders(file, root, split)
-    found = [sum(files.find(name) is not None for name in names) for files in map(Files, folders)]
+    found = [
+        sum(path is not None and not os.path.isabs(path) for path in find_pictures(files, names, split))
+        for files in map(Files, folders)
+    ]
     named = [folder for folder in folders if split is not None and folder != file.parent and split in folder.name]
     likeliest = folders[found.index(max(found))] if max(found) > 0 else (named or [file.parent])[0]
     return Split(likeliest, file, root)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dino.data.coco.problems import DatasetError
-from dino.data.split import SPLITS, Layout, Split, files_in, folders_in, relative, split_of
+from dino.data.split import Layout, Split, files_in, folders_in, relative
+from dino.data.split_names import SPLITS, split_of
 
 _USUAL = ("_annotations", "instances")
 

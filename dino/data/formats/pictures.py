@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dino.data.coco.document import Document
 from dino.data.coco.files import Files, is_picture, picture_sizes
 from dino.data.coco.problems import Problem
-from dino.data.split import folders_in, relative, split_of
+from dino.data.split import folders_in, relative
+from dino.data.split_names import endings, split_of
 
 
 class Pictures:
@@ -33,7 +34,7 @@ class Pictures:
         direct = Path(text)
         if direct.is_absolute() and direct.is_file():
             return direct
-        for name in _endings(text, self._split):
+        for name in endings(text, self._split):
             for files in self._folders:
                 found = files.find(name) or self._similar(files, name)
                 if found is not None:
@@ -55,16 +56,6 @@ class Pictures:
 
 def _stem(name: str) -> str:
     return os.path.splitext(name)[0]
-
-
-def _endings(text: str, split: str | None) -> Iterator[str]:
-    """Yield a path, and then its last parts, the longest first. The name of another split is not left out."""
-    yield text
-    parts = [part for part in PurePosixPath(text.replace("\\", "/")).parts if part not in ("/", "..", ".")]
-    for k, part in enumerate(parts):
-        yield "/".join(parts[k:])
-        if split_of(part) not in (None, split):
-            return
 
 
 def image_folders(file: Path, root: Path, split: str | None) -> list[Path]:

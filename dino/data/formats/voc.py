@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 from dino.data.coco.document import Document
 from dino.data.coco.lenient import whole
 from dino.data.formats.pictures import Builder, Pictures, image_folders
-from dino.data.split import SPLITS, Layout, Split, files_in, folders_in, relative, split_of, text_of
+from dino.data.split import Layout, Split, files_in, folders_in, relative, text_of
+from dino.data.split_names import SPLITS, split_of
 
 NAME = "Pascal VOC XML"
 _LISTS = {"train": ("train", "trainval"), "valid": ("val", "valid"), "test": ("test",)}

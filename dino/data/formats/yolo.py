@@ -11,7 +11,8 @@ from dino.data.coco.lenient import whole
 from dino.data.coco.problems import DatasetError
 from dino.data.formats import yolo_yaml
 from dino.data.formats.pictures import Builder, Pictures
-from dino.data.split import SPLITS, Layout, Split, files_in, folders_in, relative, split_of, text_of
+from dino.data.split import Layout, Split, files_in, folders_in, relative, text_of
+from dino.data.split_names import SPLITS, split_of
 
 NAME = "YOLO txt"
 _CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels.names")
