@@ -81,6 +81,7 @@ class _Summary:
     best: tuple[float, str] = (0.0, "")
     lines: list[str] = field(default_factory=list)
     unreadable: int = 0
+    incomplete: int = 0
     unwritten: int = 0
 
     def add(self, outcome: Outcome) -> None:
@@ -91,9 +92,11 @@ class _Summary:
             self.best = max(self.best, (outcome.found.best_score, outcome.source.path))
         self.unreadable += outcome.unreadable is not None
         self.unwritten += outcome.unwritten is not None
-        reason = outcome.unreadable or outcome.unwritten
+        self.incomplete += outcome.incomplete is not None
+        reason = outcome.unreadable or outcome.incomplete or outcome.unwritten
         if reason is not None and len(self.lines) < _MOST_LINES:
-            self.lines.append(f"left out: {reason}" if outcome.unreadable else f"no picture: {reason}")
+            kind = "left out: " if outcome.unreadable else "" if outcome.incomplete else "no picture: "
+            self.lines.append(kind + reason)
 
     def print(self, output: Path, threshold: float | str, pictures: bool) -> None:
         """Print what was found, where it is, and what is missing."""
@@ -105,16 +108,19 @@ class _Summary:
         print(f"wrote predictions.json, images.json{drawn} to {output}")
         for line in self.lines:
             print(line, file=sys.stderr)
-        if self.unreadable + self.unwritten > len(self.lines):
-            print(f"and {self.unreadable + self.unwritten - len(self.lines):,} more", file=sys.stderr)
+        failures = self.unreadable + self.incomplete + self.unwritten
+        if failures > len(self.lines):
+            print(f"and {failures - len(self.lines):,} more", file=sys.stderr)
         if self.unreadable:
             print(f"{self.unreadable} of {counted(self.inputs, 'file')} could not be read", file=sys.stderr)
+        if self.incomplete:
+            print(f"{counted(self.incomplete, 'video')} could not be read to the end", file=sys.stderr)
         if self.unwritten:
             print(f"{counted(self.unwritten, 'picture')} could not be written", file=sys.stderr)
 
 
 def predict_command(argv: Sequence[str]) -> int:
-    """Predict and return the exit code: 1 if a file could not be read, or a picture not written."""
+    """Predict and return the exit code: 1 if a file could not be read in full, or a picture not written."""
     options = parse(PredictOptions, "predict", argv)
     if not options.inputs:
         raise ValueError("predict: no INPUT. Pass files, folders or patterns.")

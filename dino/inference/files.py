@@ -16,6 +16,7 @@ from dino.inference.detections import Detections
 from dino.inference.detector import Detector
 from dino.inference.settings import Settings
 from dino.inference.sources import Source
+from dino.inference.video import IncompleteVideoError
 
 _KEPT_FORMATS = (".jpg", ".jpeg", ".png")
 
@@ -33,6 +34,8 @@ class Outcome:
     """Entries of a COCO result file."""
     unreadable: str | None = None
     """Why it could not be read."""
+    incomplete: str | None = None
+    """Why a video, whose frames are other outcomes, was not read to its end."""
     unwritten: str | None = None
     """Why its picture could not be written."""
 
@@ -78,6 +81,8 @@ def predict_files(
                 entry |= {} if frame is None else {"frame": frame}
                 entry |= {} if name is None or unwritten is not None else {"picture": name.as_posix()}
                 yield Outcome(source, found, entry, found.to_coco(number), unwritten=unwritten)
+        except IncompleteVideoError as error:
+            yield Outcome(source, incomplete=str(error))
         except ImageError as error:
             image_id += 1
             yield Outcome(source, unreadable=str(error))

@@ -23,7 +23,8 @@ def renamed(file: Path, names: dict[int, str]) -> Path:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["{here}/", "/home/other/data/", "/home/other/train/", "C:\\Users\\other\\", "D:/data/", "\\\\server\\a\\"]
+    "prefix",
+    ["{here}/", "/home/other/data/", "/home/other/train/", "C:\\Users\\other\\", "D:/data/", "\\\\server\\a\\"],
 )
 def test_pictures_of_any_absolute_path_are_found(tmp_path: Path, prefix: str) -> None:
     folder = tmp_path / "train"
