@@ -15,7 +15,7 @@ from dino.data.coco.problems import DatasetError
 from dino.data.dataset import CocoDataset
 from dino.data.images import ImageError
 from dino.data.sampler import ResumableSampler
-from dino.data.workers import end_with_parent, end_workers, started
+from dino.data.workers import end_workers, prepare_worker, started
 from dino_kernels import PackedTargets
 
 _TENSORS = ("images", "mask", "sizes_hw")
@@ -100,7 +100,7 @@ class Loader:
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=end_with_parent,
+            worker_init_fn=prepare_worker,
             pin_memory=pin_memory,
             # DataLoader draws a number at the start of each iteration. From the global generator, this would make
             # a resumed run differ from an uninterrupted one.

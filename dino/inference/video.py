@@ -9,7 +9,6 @@ from PIL import Image
 
 from dino.data import ImageError
 
-
 # Files state their number of frames or its estimate. A whole video may have a few less.
 _MISSING_FRAMES, _MISSING_SHARE = 3, 0.02
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from dino.checkpoint import build_model
-from dino.commands.demo.digits import make_digits_dataset
-from dino.commands.demo.sheet import draw_detections
+from dino.commands.demo.digits import DigitsConfig, make_digits_dataset
+from dino.commands.demo.sheet import draw_sheet
 from dino.commands.parsing import parse
 from dino.common.console import Console
 from dino.common.text import percent
@@ -32,7 +32,8 @@ class DemoOptions:
     """Train a small DINO to find handwritten digits in photographs, and draw its detections.
 
     The digits and the photographs come with scikit-learn: nothing is downloaded. The model starts from random weights.
-    The validation images show digits by other writers on another part of a photograph.
+    The validation images show digits by other writers on another part of a photograph, and detections.png shows them on
+    more photographs.
     """
 
     output: Path = Path("runs/demo")
@@ -56,14 +57,10 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(DemoOptions, "demo", arguments)
     print(f"1. Making {options.train_images:,} images for training and {options.valid_images:,} for validation")
     config = demo_config(options)
-    make_digits_dataset(
-        config.data,
-        train_images=options.train_images,
-        valid_images=options.valid_images,
-        image_size=IMAGE_SIZE,
-        seed=options.seed,
-        console=Console(sys.stdout),
+    digits = DigitsConfig(
+        train_images=options.train_images, valid_images=options.valid_images, image_size=IMAGE_SIZE, seed=options.seed
     )
+    make_digits_dataset(config.data, digits, console=Console(sys.stdout))
     print(f"   in {config.data}")
 
     print("2. Before training")
@@ -79,10 +76,8 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("AP", "AP50"):
         print(f"   {name:<4} {percent(getattr(before, name)):>4} -> {percent(result.history[-1][name]):>4}")
     path = options.output / "detections.png"
-    valid = demo_datasets(config).valid
-    assert valid is not None
-    draw_detections(valid.index, result.final_model, options.threshold).save(path)
-    print(f"   {path}: detections in validation images, right and wrong ones marked")
+    draw_sheet(result.final_model, digits, options.threshold, options.seed).save(path)
+    print(f"   {path}: detections in photographs that were not trained on, right and wrong ones marked")
     print(_next_steps(config, result, options))
     return 0
 
