@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from dino.commands.parsing import ModelOptions, Number, OptionalFile, OptionalPixels, parse
+from dino.common.files import make_folder
 from dino.common.text import counted
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def predict_command(argv: Sequence[str]) -> int:
     letters = "" if options.no_pictures else missing_letters(detector.categories.names, font)
     if letters:
         print(missing_letters_text(letters, font), file=sys.stderr)
+    make_folder(options.output, "output")
     outcomes = predict_files(
         detector,
         sources,

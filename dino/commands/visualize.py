@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from dino.commands.parsing import ModelOptions, Number, OptionalFile, parse
+from dino.common.files import make_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,7 +68,7 @@ def visualize_command(argv: Sequence[str]) -> None:
     if annotated is not None and config.denoising != "off":
         truth = annotated.true_boxes(detector.categories)
         drawings["denoising"] = lambda: draw_denoising(detector, image, *truth)
-    options.output.mkdir(parents=True, exist_ok=True)
+    make_folder(options.output, "output")
     for name, draw in drawings.items():
         path = options.output / f"{options.image.stem}_{name}.png"
         draw().save(path)

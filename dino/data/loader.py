@@ -180,6 +180,8 @@ def build_loader(
     Raises:
         ValueError: an argument is out of range, or training has fewer images than one global batch.
     """
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
     sampler = ResumableSampler(
         len(dataset), batch_size, train=train, seed=dataset.seed, rank=rank, world_size=world_size
     )

@@ -19,7 +19,7 @@ from dino.checkpoint.find import default_categories, load_trained
 from dino.checkpoint.thresholds import load_thresholds
 from dino.common.device import Amp, autocast, choose_device
 from dino.common.finite import require_finite_detections
-from dino.common.text import shorten
+from dino.common.text import command_line, shorten
 from dino.data import Categories, EvalTransform, ImageError, pad_images
 from dino.inference.boxes import nms
 from dino.inference.detections import Detections
@@ -254,7 +254,7 @@ class Detector:
         if stored is None:
             raise ValueError(
                 f'predict: threshold is "best", but none are stored with the model ({self.file or "not from a file"}). '
-                f"Run evaluate first: python -m dino evaluate --checkpoint {self.file or 'PATH'} --data DATA"
+                f"Run evaluate first: {command_line('evaluate', '--checkpoint', self.file or 'PATH', '--data', 'DATA')}"
             )
         return torch.tensor([stored.of(category_id) for category_id in self.categories.ids], dtype=torch.float32)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dino.common.text import counted, shorten
 from dino.data import open_image
-from dino.data.coco.files import IMAGE_SUFFIXES
+from dino.data.coco.files import IMAGE_SUFFIXES, is_picture
 from dino.inference.video import read_frames
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".flv", ".mjpeg")
@@ -94,7 +94,7 @@ def _expand(given: str, recursive: bool, *, in_list: bool = False) -> Iterator[S
         yield Source(given, Path(path.name), path.suffix.lower() in VIDEO_SUFFIXES)
     elif path.is_dir():
         for file in sorted(path.rglob("*") if recursive else path.iterdir()):
-            if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES:
+            if is_picture(file) and file.is_file():
                 yield Source(str(file), file.relative_to(path))
     elif _stream(given):
         yield Source(given, Path("".join(c if c.isalnum() or c in ".-" else "_" for c in given)), is_video=True)

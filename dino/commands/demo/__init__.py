@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +15,12 @@ from dino.commands.demo.digits import DigitsConfig, make_digits_dataset
 from dino.commands.demo.sheet import draw_sheet
 from dino.commands.parsing import parse
 from dino.common.console import Console
-from dino.common.text import percent
+from dino.common.files import make_folder
+from dino.common.text import command_line, percent
 from dino.data import Datasets, EvalTransform, build_datasets, build_loader
 from dino.evaluation.coco_metrics import CocoMetrics
 from dino.evaluation.evaluate import evaluate
+from dino.inference.settings import Settings
 from dino.model.config import PRESETS
 from dino.training.config import TrainConfig
 from dino.training.train import TrainResult, train
@@ -55,6 +56,8 @@ class DemoOptions:
 def main(arguments: Sequence[str]) -> int:
     """Run the demo and return its exit code."""
     options = parse(DemoOptions, "demo", arguments)
+    Settings(threshold=options.threshold)  # an error before the training
+    make_folder(options.output, "output")
     print(f"1. Making {options.train_images:,} images for training and {options.valid_images:,} for validation")
     config = demo_config(options)
     digits = DigitsConfig(
@@ -125,17 +128,18 @@ def _command(options: DemoOptions, **changed: object) -> str:
     """Return the command of a demo, with the options that are not the defaults."""
     chosen = dataclasses.asdict(options) | {"resume": False} | changed
     given = [
-        f" --{field.name.replace('_', '-')} {shlex.quote(str(chosen[field.name]))}"
+        part
         for field in dataclasses.fields(options)
         if chosen[field.name] != field.default
+        for part in (f"--{field.name.replace('_', '-')}", chosen[field.name])
     ]
-    return "python -m dino demo" + "".join(given)
+    return command_line("demo", *given)
 
 
 def _next_steps(config: TrainConfig, result: TrainResult, options: DemoOptions) -> str:
     run, valid = config.output, config.data / "valid"
     return f"""
 Next:
-  python -m dino predict --checkpoint {run} {valid} --output {options.output / "found"}
+  {command_line("predict", "--checkpoint", run, valid, "--output", options.output / "found")}
   {_command(options, epochs=3 * options.epochs)} --resume   (a better model)
   python -m dino train --data YOUR_DATA --help"""
