@@ -110,6 +110,10 @@ def read_model(path: str | os.PathLike[str] | TensorFile) -> SavedModel:
     file = read_tensors(path)
     description = _description(file)
     model = DINO(_config(file, description["model"]))
+    kinds = {name: own.is_floating_point() for name, own in model.state_dict().items()}
+    odd = [f"{n} ({t.dtype})" for n, t in file.tensors.items() if t.is_floating_point() != kinds.get(n, True)]
+    if odd:  # quantised weights are meaningless without their scales
+        raise CheckpointError(f"{file.where}: weights must be floating-point numbers, got {shorten(odd, 3)}")
     try:
         model.load_state_dict(file.tensors)
     except RuntimeError as error:

@@ -15,7 +15,7 @@ from dino.checkpoint.folder import read_categories
 from dino.checkpoint.layouts import IGNORED, SIGNATURES, layout_of, to_ours
 from dino.checkpoint.names import OURS_OFFICIAL, rename
 from dino.checkpoint.read import CheckpointError, TensorFile, read_tensors
-from dino.common.text import closest, shorten
+from dino.common.text import closest, counted, shorten
 from dino.data.categories import Categories
 
 
@@ -186,7 +186,7 @@ def _classes(
     classes = match_classes(num_source, num_target, source, categories)
     if classes is not None and classes.new:
         draft.problems.append(f"classes that the checkpoint does not have: {shorten(classes.new)}")
-        draft.notes.append(f"{len(classes.new)} new classes ({shorten(classes.new, 3)})")
+        draft.notes.append(f"{counted(len(classes.new), 'new class')} ({shorten(classes.new, 3)})")
     return classes
 
 

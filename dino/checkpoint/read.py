@@ -106,8 +106,11 @@ def _read_pickle(path: Path) -> Any:
                 f"{path}: holds {refused[1]}, which may run code when read. If you trust its origin, extract the "
                 'weights: torch.save(torch.load(path, weights_only=False)["model"], new_path)'
             ) from error
+        # PyTorch puts the reason last, after advice that does not apply.
+        reason = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+        first = next(iter(reason.strip().splitlines()), "")[:200]
         raise CheckpointError(
-            f"{path}: damaged, or not from torch.save ({type(error).__name__}: {str(error)[:200]}). Fetch it again."
+            f"{path}: damaged, or not from torch.save ({type(error).__name__}: {first}). Fetch it again."
         ) from error
 
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from dino.commands.parsing import Number, parse
+from dino.common.files import make_folder
 
 if TYPE_CHECKING:
-    from dino.data import CocoIndex, Layout
+    from dino.data import CocoIndex, Layout, TrainTransform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ def data_command(argv: Sequence[str]) -> int:
     from dino.data.convert import write_coco
     from dino.data.statistics import boxes_per_class, problems_and_notes, sizes_and_shapes
 
-    layout = find_splits(options.data)
+    layout, transform = find_splits(options.data), train_transform(options)
     if options.to is not None:
         taken = [name for name in layout.splits if (options.output / name).exists()]
         if taken:
@@ -73,8 +74,8 @@ def data_command(argv: Sequence[str]) -> int:
     problems += damaged
     notes = problems_and_notes(list(indexes.values()))
     print("\n".join([*notes, *problems]) or "no problems", flush=True)
-    options.output.mkdir(parents=True, exist_ok=True)
-    for name, draw in sheets(options, indexes).items():
+    make_folder(options.output, "output")
+    for name, draw in sheets(options, indexes, transform).items():
         path = options.output / name
         draw().save(path)
         print(f"wrote {path}")
@@ -141,17 +142,22 @@ def unreadable(indexes: dict[str, CocoIndex]) -> list[str]:
     return lines
 
 
-def sheets(options: DataOptions, indexes: dict[str, CocoIndex]) -> dict:
-    """Return the functions that draw the files of the output folder."""
-    from dino.commands.data_sheets import augmented_sheet, data_sheet
+def train_transform(options: DataOptions) -> TrainTransform:
+    """Return the augmentation of the options, checked."""
     from dino.data import TrainTransform
 
-    transform = TrainTransform(
+    return TrainTransform(
         short_sides=options.short_sides,
         long_side=options.long_side,
         crop_probability=0.0 if options.no_crop else 0.5,
         flip_probability=0.0 if options.no_flip else 0.5,
     )
+
+
+def sheets(options: DataOptions, indexes: dict[str, CocoIndex], transform: TrainTransform) -> dict:
+    """Return the functions that draw the files of the output folder."""
+    from dino.commands.data_sheets import augmented_sheet, data_sheet
+
     name, index = next(iter(indexes.items()))
     return {
         "data_sheet.png": lambda: data_sheet(name, index, options.pictures, options.seed),

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import arg
 
 from dino.commands.parsing import ModelOptions, Number, OptionalFile, OptionalFolder, parse
-from dino.common.text import counted, percent, shorten
+from dino.common.files import make_folder
+from dino.common.text import command_line, counted, percent, shorten
 
 if TYPE_CHECKING:
     from dino.data import CocoIndex
@@ -70,6 +71,8 @@ def evaluate_command(argv: Sequence[str]) -> None:
             skip_invalid=options.skip_invalid,
             strict=not options.skip_invalid,
         )
+        if ranks.first:
+            _check_files(options)
         folder = None if options.no_report or not ranks.first else _report_folder(options)
         loader = build_loader(
             dataset,
@@ -95,7 +98,6 @@ def evaluate_command(argv: Sequence[str]) -> None:
     print(metrics.table())
     for path, text in ((options.results, lambda: json.dumps(results)), (options.metrics, metrics.to_json)):
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text(), encoding="utf-8", errors="backslashreplace")  # JSON can hold half a character
             print(f"wrote {path}")
     if folder is not None:
@@ -105,6 +107,16 @@ def evaluate_command(argv: Sequence[str]) -> None:
     if left_out:
         total = counted(index.totals["images"], "image")
         print(f"left out: {len(left_out):,} of {total}: {shorten(left_out, 10, '; ')}", file=sys.stderr)
+
+
+def _check_files(options: EvaluateOptions) -> None:
+    """Make the folders of the files to write, before the evaluation, which can take hours."""
+    for option in ("results", "metrics"):
+        path: Path | None = getattr(options, option)
+        if path is not None and path.is_dir():
+            raise ValueError(f"{option}: {path} is a folder. Pass a file in it, for example {path / option}.json")
+        if path is not None:
+            make_folder(path.parent, option)
 
 
 def _report_folder(options: EvaluateOptions) -> Path:
@@ -153,7 +165,9 @@ def _report(
         data=f"{options.data} ({options.split})",
         images_in_split=index.totals["images"],
         left_out=tuple(left_out),
-        predict=f"python -m dino predict --checkpoint {options.checkpoint} --threshold best IMAGES" if stored else "",
+        predict=command_line("predict", "--checkpoint", options.checkpoint, "--threshold", "best", "IMAGES")
+        if stored
+        else "",
         thresholds_file=stored,
     )
     write_report(folder, subject, metrics, analysis, index)

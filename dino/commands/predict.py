@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from dino.commands.parsing import ModelOptions, Number, OptionalFile, OptionalPixels, parse
+from dino.common.files import make_folder
 from dino.common.text import counted
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class _Summary:
     best: tuple[float, str] = (0.0, "")
     lines: list[str] = field(default_factory=list)
     unreadable: int = 0
+    incomplete: int = 0
     unwritten: int = 0
 
     def add(self, outcome: Outcome) -> None:
@@ -91,9 +93,11 @@ class _Summary:
             self.best = max(self.best, (outcome.found.best_score, outcome.source.path))
         self.unreadable += outcome.unreadable is not None
         self.unwritten += outcome.unwritten is not None
-        reason = outcome.unreadable or outcome.unwritten
+        self.incomplete += outcome.incomplete is not None
+        reason = outcome.unreadable or outcome.incomplete or outcome.unwritten
         if reason is not None and len(self.lines) < _MOST_LINES:
-            self.lines.append(f"left out: {reason}" if outcome.unreadable else f"no picture: {reason}")
+            kind = "left out: " if outcome.unreadable else "" if outcome.incomplete else "no picture: "
+            self.lines.append(kind + reason)
 
     def print(self, output: Path, threshold: float | str, pictures: bool) -> None:
         """Print what was found, where it is, and what is missing."""
@@ -105,24 +109,28 @@ class _Summary:
         print(f"wrote predictions.json, images.json{drawn} to {output}")
         for line in self.lines:
             print(line, file=sys.stderr)
-        if self.unreadable + self.unwritten > len(self.lines):
-            print(f"and {self.unreadable + self.unwritten - len(self.lines):,} more", file=sys.stderr)
+        failures = self.unreadable + self.incomplete + self.unwritten
+        if failures > len(self.lines):
+            print(f"and {failures - len(self.lines):,} more", file=sys.stderr)
         if self.unreadable:
             print(f"{self.unreadable} of {counted(self.inputs, 'file')} could not be read", file=sys.stderr)
+        if self.incomplete:
+            print(f"{counted(self.incomplete, 'video')} could not be read to the end", file=sys.stderr)
         if self.unwritten:
             print(f"{counted(self.unwritten, 'picture')} could not be written", file=sys.stderr)
 
 
 def predict_command(argv: Sequence[str]) -> int:
-    """Predict and return the exit code: 1 if a file could not be read, or a picture not written."""
+    """Predict and return the exit code: 1 if a file could not be read in full, or a picture not written."""
     options = parse(PredictOptions, "predict", argv)
     if not options.inputs:
         raise ValueError("predict: no INPUT. Pass files, folders or patterns.")
     if options.every < 1:
         raise ValueError(f"predict: --every must be at least 1, got {options.every}")
     from dino.common.console import Console
+    from dino.inference.annotated import coco_images
     from dino.inference.draw import missing_letters_text
-    from dino.inference.files import coco_images, predict_files
+    from dino.inference.files import predict_files
     from dino.inference.fonts import load_font, missing_letters
     from dino.inference.results import JsonList
     from dino.inference.sources import find_sources
@@ -143,6 +151,7 @@ def predict_command(argv: Sequence[str]) -> int:
     letters = "" if options.no_pictures else missing_letters(detector.categories.names, font)
     if letters:
         print(missing_letters_text(letters, font), file=sys.stderr)
+    make_folder(options.output, "output")
     outcomes = predict_files(
         detector,
         sources,

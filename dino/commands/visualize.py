@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from dino.commands.parsing import ModelOptions, Number, OptionalFile, parse
+from dino.common.files import make_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -66,7 +68,7 @@ def visualize_command(argv: Sequence[str]) -> None:
     if annotated is not None and config.denoising != "off":
         truth = annotated.true_boxes(detector.categories)
         drawings["denoising"] = lambda: draw_denoising(detector, image, *truth)
-    options.output.mkdir(parents=True, exist_ok=True)
+    make_folder(options.output, "output")
     for name, draw in drawings.items():
         path = options.output / f"{options.image.stem}_{name}.png"
         draw().save(path)
@@ -113,18 +115,29 @@ def find_annotated(annotations: Path, image: Path) -> AnnotatedImage:
         DatasetError: the COCO file or the image's entry is invalid.
         ValueError: the file lacks the image.
     """
-    from dino.data import CocoIndex, DatasetError, open_image
+    from dino.data import CocoIndex, open_image
+    from dino.data.coco.document import read_document
+    from dino.data.coco.lenient import whole
+    from dino.data.coco.stream import read_collections
     from dino.data.shards import shard_of
-    from dino.inference.files import coco_images
+    from dino.inference.annotated import coco_images
     from dino.inference.sources import Source
 
     if not image.is_file():
         open_image(image)  # raises the error of a missing file
-    known = coco_images(annotations, [Source(str(image), Path(image.name))])[str(image)]
-    # The folder that file names are relative to: the image's path without its file name.
-    shard = shard_of(image)
-    root = image.absolute().parents[len(known.file_name.parts) - 1] if shard is None else shard.absolute().parent
-    index = CocoIndex.load(annotations, root, skip_invalid=True)
-    if known.id not in index.image_ids:
-        raise DatasetError("\n".join([f"{annotations}: image {known.id} is invalid.", *index.describe_problems()]))
-    return AnnotatedImage(index, index.image_ids.tolist().index(known.id))
+    name = str(annotations)
+    document = read_document(annotations, annotations.parent, name, needed=("images", "categories"))
+    known = coco_images(document, [Source(str(image), Path(image.name))])[str(image)]
+    boxes = [
+        annotation
+        for collection, blocks in read_collections(annotations, name)
+        if collection == "annotations"
+        for block in blocks
+        for annotation in block
+        if isinstance(annotation, dict) and whole(annotation.get("image_id")) == known.id
+    ]
+    folder = image.parent if (shard := shard_of(image)) is None else shard.parent
+    entry = {**known.entry, "file_name": image.relative_to(folder).as_posix()}
+    only = dataclasses.replace(document, images_dir=folder, images=[entry], annotations=boxes)
+    index = CocoIndex.from_document(only, annotations, skip_invalid=True)
+    return AnnotatedImage(index, 0)

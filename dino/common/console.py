@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TextIO, TypeVar
+import contextlib
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, TextIO, TypeVar, cast
 
 from tqdm import tqdm
 
@@ -14,12 +16,15 @@ SECONDS_BETWEEN_LINES = 30.0
 class Console:
     """Writes lines and progress bars; outside a terminal a bar is a line at intervals.
 
+    Where nothing can be written any more, because a pipe is closed or a disk is full, the rest is lost and the work
+    goes on.
+
     Args:
         stream: where to write; None: nowhere, as on all processes but the first.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream
+        self._stream = None if stream is None else cast(TextIO, _Lasting(stream))
 
     @property
     def silent(self) -> bool:
@@ -72,6 +77,30 @@ class Console:
             delay=0 if live else 1e-9,  # the first line after an interval, not at the start
             disable=self._stream is None,
         )
+
+
+class _Lasting:
+    """A stream that writes to nowhere after the first failure."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        self._attempt(lambda: self._stream.write(text))
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError:
+            with contextlib.suppress(OSError):  # Python flushes the rest at the end, and would fail again
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            self._attempt = lambda action: None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _Lines:

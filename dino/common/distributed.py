@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dino.common.device import choose_device
+from dino.common.parent import end_with_parent
 
 # The first process scores the whole validation set while the others wait for its metrics.
 TIMEOUT = timedelta(hours=1)
@@ -80,9 +82,19 @@ def current_ranks(device: torch.device | str) -> Ranks:
     return Ranks(0, 1, torch.device(device))
 
 
+class LostProcessError(RuntimeError):
+    """The processes of a run cannot reach one another: most often one of them has ended."""
+
+
 @contextmanager
 def joined_ranks(device: str) -> Iterator[Ranks]:
-    """Join the processes that torchrun started, or an existing group, for the length of the block."""
+    """Join the processes that torchrun started, or an existing group, for the length of the block.
+
+    When torchrun is killed, this process gets SIGTERM.
+
+    Raises:
+        LostProcessError: the processes cannot reach one another.
+    """
     inside_group = dist.is_available() and dist.is_initialized()
     launched = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -90,9 +102,18 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if launched and not inside_group:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            end_with_parent(signal.SIGTERM)
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield current_ranks(chosen)
+    except RuntimeError as error:
+        if not (launched or inside_group) or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise LostProcessError(
+            "lost another process of the run. If it failed, its error is above; if it was killed, memory may be short. "
+            f"A training continues with --resume ({str(error).splitlines()[0][:120]})"
+        ) from error
     finally:
         if launched and not inside_group:
             dist.destroy_process_group()

@@ -24,6 +24,18 @@ def write_text_whole(path: Path, text: str) -> None:
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def make_folder(path: Path, option: str) -> None:
+    """Make a folder that an option names, with its parents.
+
+    Raises:
+        ValueError: it cannot be made, or is a file.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{option}: {path} cannot be created ({error.strerror}). Pass another --{option}") from error
+
+
 def flush(path: Path) -> None:
     """Flush a file's content, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import shlex
 import unicodedata
 from collections.abc import Iterable
 
@@ -13,6 +14,11 @@ def shorten(parts: Iterable[object], most: int = 8, separator: str = ", ") -> st
     texts = [str(part) for part in parts]
     rest = f" and {len(texts) - most} more" if len(texts) > most else ""
     return separator.join(texts[:most]) + rest
+
+
+def command_line(*parts: object) -> str:
+    """Return a command that can be pasted into a shell: `python -m dino` with quoted arguments."""
+    return shlex.join(["python", "-m", "dino", *map(str, parts)])
 
 
 def percent(value: float) -> str:

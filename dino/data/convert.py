@@ -29,8 +29,9 @@ def write_coco(index: CocoIndex, folder: Path, *, copy: bool = False) -> Path:
         FileExistsError: the folder exists.
     """
     folder.mkdir(parents=True)
-    common = os.path.commonpath([os.path.dirname(name) or "." for name in index.file_names])
-    names = [Path(os.path.relpath(name, common)).as_posix() for name in index.file_names]
+    paths = [Path(os.path.abspath(index.image_path(position))) for position in range(len(index))]
+    common = os.path.commonpath([path.parent for path in paths])
+    names = [path.relative_to(common).as_posix() for path in paths]
     plain = [name.replace(f"{SUFFIX}/", "/") for name in names]
     if len(set(plain)) == len(set(names)):  # otherwise a folder is called like a shard
         names = plain

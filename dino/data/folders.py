@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 
 SPLITS = ("train", "valid", "test")
 _WORDS = {
@@ -24,6 +24,16 @@ def split_of_path(path: str) -> str | None:
     """Return the split that an annotation file is named after, or else its folder."""
     file = PurePath(path)
     return split_of(file.stem) or split_of(file.parent.name)
+
+
+def endings(text: str, split: str | None) -> Iterator[str]:
+    """Yield a path, and then its last parts, the longest first. The name of another split is not left out."""
+    yield text
+    parts = [part for part in PurePosixPath(text.replace("\\", "/")).parts if part not in ("/", "..", ".")]
+    for k, part in enumerate(parts):
+        yield "/".join(parts[k:])
+        if split_of(part) not in (None, split):
+            return
 
 
 def folders_in(root: Path) -> Iterator[Path]:

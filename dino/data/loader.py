@@ -15,7 +15,7 @@ from dino.data.coco.problems import DatasetError
 from dino.data.dataset import CocoDataset
 from dino.data.images import ImageError
 from dino.data.sampler import ResumableSampler
-from dino.data.workers import end_with_parent, end_workers, started
+from dino.data.workers import end_workers, prepare_worker, started
 from dino_kernels import PackedTargets
 
 _TENSORS = ("images", "mask", "sizes_hw")
@@ -100,7 +100,7 @@ class Loader:
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=end_with_parent,
+            worker_init_fn=prepare_worker,
             pin_memory=pin_memory,
             # DataLoader draws a number at the start of each iteration. From the global generator, this would make
             # a resumed run differ from an uninterrupted one.
@@ -180,6 +180,8 @@ def build_loader(
     Raises:
         ValueError: an argument is out of range, or training has fewer images than one global batch.
     """
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
     sampler = ResumableSampler(
         len(dataset), batch_size, train=train, seed=dataset.seed, rank=rank, world_size=world_size
     )

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
-import os
 import signal
-import sys
 import weakref
 from multiprocessing.util import Finalize
 from typing import Any, Protocol
@@ -14,7 +11,8 @@ from typing import Any, Protocol
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
-_PR_SET_PDEATHSIG = 1
+from dino.common.parent import end_with_parent
+
 _SECONDS_TO_END = 1.0
 
 
@@ -27,17 +25,13 @@ class Closable(Protocol):
 _open: weakref.WeakSet[Closable] = weakref.WeakSet()
 
 
-def end_with_parent(_worker: int) -> None:
+def prepare_worker(_worker: int) -> None:
     """Prepare a worker; called in it.
 
     Ctrl-C and a scheduler's SIGTERM reach all processes of a run. The training process then finishes its step, for
     which it still needs batches, so that workers ignore both. When it is killed, Linux kills them too.
     """
-    parent = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before
-            os._exit(1)
+    end_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -15,6 +15,7 @@ import numpy as np
 from dino.common.text import columns, counted, percent, shorten
 from dino.data import Categories
 from dino.data.coco.document import COLLECTIONS, read_document
+from dino.data.coco.lenient import obvious_reading
 from dino.evaluation.sample import require_finite_results
 
 
@@ -139,7 +140,7 @@ def _content(ground_truth: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
         return ground_truth
     path = Path(ground_truth)
     document = read_document(path, path.parent)
-    return {collection: getattr(document, collection) for collection in COLLECTIONS}
+    return {name: [obvious_reading(name, entry) for entry in getattr(document, name)] for name in COLLECTIONS}
 
 
 def _boxes_only(content: Mapping[str, Any], scored: set[int]) -> dict[str, Any]:

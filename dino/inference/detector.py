@@ -19,7 +19,7 @@ from dino.checkpoint.find import default_categories, load_trained
 from dino.checkpoint.thresholds import load_thresholds
 from dino.common.device import Amp, autocast, choose_device
 from dino.common.finite import require_finite_detections
-from dino.common.text import shorten
+from dino.common.text import command_line, shorten
 from dino.data import Categories, EvalTransform, ImageError, pad_images
 from dino.inference.boxes import nms
 from dino.inference.detections import Detections
@@ -27,6 +27,7 @@ from dino.inference.images import ImageLike, load_image
 from dino.inference.settings import PredictOptions, Settings, Threshold, check_integer, check_names
 from dino.inference.sources import Source, find_sources, is_single_image
 from dino.inference.tiles import merge_tiles, tile_boxes
+from dino.inference.video import IncompleteVideoError
 from dino.model.config import ModelConfig
 from dino.model.dino import DINO
 from dino.model.postprocess import postprocess
@@ -206,7 +207,7 @@ class Detector:
         A folder, a pattern such as "album/*.jpg", a text file with one path per line, a video file, the number of a
         camera and the address of a stream (rtsp://...) give an iterator; it reads an image when it is needed, and
         `path` and `frame` of the detections tell which. An image of a folder that cannot be read is left out with a
-        warning.
+        warning; so is the end of a damaged video.
 
         Args:
             source: what to detect in.
@@ -232,9 +233,10 @@ class Detector:
                     found = self.detect([image], settings)[0]
                     yield dataclasses.replace(found, path=source.path, frame=frame)
             except ImageError as error:
-                if len(sources) == 1:
+                incomplete = isinstance(error, IncompleteVideoError)
+                if len(sources) == 1 and not incomplete:
                     raise
-                warnings.warn(f"left out: {error}", stacklevel=2)
+                warnings.warn(str(error) if incomplete else f"left out: {error}", stacklevel=2)
 
     def lowest_scores(self, threshold: Threshold) -> Tensor:
         """Return the lowest score of each class's detections, float32 [C]: `threshold`, or the best ones stored.
@@ -252,7 +254,7 @@ class Detector:
         if stored is None:
             raise ValueError(
                 f'predict: threshold is "best", but none are stored with the model ({self.file or "not from a file"}). '
-                f"Run evaluate first: python -m dino evaluate --checkpoint {self.file or 'PATH'} --data DATA"
+                f"Run evaluate first: {command_line('evaluate', '--checkpoint', self.file or 'PATH', '--data', 'DATA')}"
             )
         return torch.tensor([stored.of(category_id) for category_id in self.categories.ids], dtype=torch.float32)
 

@@ -1,32 +1,24 @@
-"""Detect in many files: image ids of an annotation file, results of each, images with boxes."""
+"""Detect in many files: the results of each, and images with boxes."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dino.common.finite import NotFiniteError
 from dino.data import ImageError
-from dino.data.coco.document import read_document
+from dino.inference.annotated import Annotated
 from dino.inference.detections import Detections
 from dino.inference.detector import Detector
 from dino.inference.settings import Settings
 from dino.inference.sources import Source
+from dino.inference.video import IncompleteVideoError
 
 _KEPT_FORMATS = (".jpg", ".jpeg", ".png")
-
-
-class Annotated(NamedTuple):
-    """An image as an annotation file states it."""
-
-    id: int
-    file_name: Path
-    size_wh: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -42,50 +34,10 @@ class Outcome:
     """Entries of a COCO result file."""
     unreadable: str | None = None
     """Why it could not be read."""
+    incomplete: str | None = None
+    """Why a video, whose frames are other outcomes, was not read to its end."""
     unwritten: str | None = None
     """Why its picture could not be written."""
-
-
-def coco_images(annotations: Path, sources: Iterable[Source]) -> dict[str, Annotated]:
-    """Return id and size of images by path, found in a COCO file by the end of the path, or by the file name alone.
-
-    Raises:
-        ValueError: the COCO file is invalid, or lacks an image, or has it more than once.
-    """
-    images = read_document(annotations, annotations.parent, str(annotations), needed=("images",)).images
-    try:
-        known = [Annotated(int(image["id"]), Path(image["file_name"]), _stated_size(image)) for image in images]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{annotations}: not a COCO file with images, each with file_name and id ({error})") from error
-    by_name: dict[str, list[Annotated]] = {}
-    for image in known:
-        by_name.setdefault(image.file_name.name, []).append(image)
-    found: dict[str, Annotated] = {}
-    owners: dict[int, str] = {}
-    for source in sources:
-        candidates = by_name.get(source.name.name, [])
-        ends = [image for image in candidates if _ends_with(source.path, image.file_name)]
-        longest = max((len(image.file_name.parts) for image in ends), default=0)
-        candidates = [image for image in ends if len(image.file_name.parts) == longest] or candidates
-        if len(candidates) != 1:
-            how_often = "does not have" if not candidates else f"has {len(candidates)} images called"
-            raise ValueError(f"{annotations}: {how_often} {source.name}; its image id is not known")
-        found[source.path] = candidates[0]
-        other = owners.setdefault(candidates[0].id, source.path)
-        if other != source.path:
-            raise ValueError(f"{annotations}: image {candidates[0].id} would be both {other} and {source.path}")
-    return found
-
-
-def _ends_with(path: str, end: Path) -> bool:
-    return Path(os.path.abspath(path)).parts[-len(end.parts) :] == end.parts
-
-
-def _stated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return width and height of an entry; None if it has none, which ids do not need."""
-    if image.get("width") is None or image.get("height") is None:
-        return None
-    return int(image["width"]), int(image["height"])
 
 
 def predict_files(
@@ -129,6 +81,8 @@ def predict_files(
                 entry |= {} if frame is None else {"frame": frame}
                 entry |= {} if name is None or unwritten is not None else {"picture": name.as_posix()}
                 yield Outcome(source, found, entry, found.to_coco(number), unwritten=unwritten)
+        except IncompleteVideoError as error:
+            yield Outcome(source, incomplete=str(error))
         except ImageError as error:
             image_id += 1
             yield Outcome(source, unreadable=str(error))

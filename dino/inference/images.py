@@ -53,9 +53,10 @@ def load_image(image: ImageLike) -> Image.Image:
 def _from_array(pixels: np.ndarray) -> Image.Image:
     """Convert an array of any allowed kind to RGB."""
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)) or pixels.size == 0:
+        advice = " Transpose an array with the channels first: image.transpose(1, 2, 0)." if pixels.size else ""
         raise ValueError(
-            f"predict: an array must be [H, W, 3], [H, W, 4], [H, W, 1] or [H, W], got {list(pixels.shape)}. Transpose "
-            f"an array with the channels first: image.transpose(1, 2, 0)."
+            f"predict: an array must be [H, W, 3], [H, W, 4], [H, W, 1] or [H, W], and not empty, got "
+            f"{list(pixels.shape)}.{advice}"
         )
     colour = pixels if pixels.ndim == 2 else pixels[..., 0] if pixels.shape[2] == 1 else pixels[..., :3]
     try:

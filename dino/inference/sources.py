@@ -100,7 +100,7 @@ def _expand(given: str, recursive: bool, *, in_list: bool = False) -> Iterator[S
         yield Source(given, Path(path.name), path.suffix.lower() in VIDEO_SUFFIXES)
     elif path.is_dir():
         for file in sorted(path.rglob("*") if recursive else path.iterdir()):
-            if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES:
+            if is_picture(file) and file.is_file():
                 yield Source(str(file), file.relative_to(path))
     elif _stream(given):
         yield Source(given, Path("".join(c if c.isalnum() or c in ".-" else "_" for c in given)), is_video=True)

@@ -58,6 +58,7 @@ class DINO(nn.Module):
         """
         truth = None if targets is None else pack(targets, images.device, self.config.num_classes)
         _check(images, mask, truth)
+        images = images.to(next(self.parameters()).dtype)  # float64 under torch.set_default_dtype
         maps, masks = self.neck(self.backbone(images), mask)
         memory = self.encoder(maps, masks)
         queries = self.query_selection(memory, query_indices)

@@ -121,6 +121,7 @@ class TrainConfig:
         for name, low in _AT_LEAST.items():
             value = getattr(self, name)
             require(math.isfinite(value) and value >= low, name, value, f"at least {low}")
+        require(self.seed < 2**63, "seed", self.seed, "below 2**63")
         for name, allowed in _CHOICES.items():
             require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {allowed}")
         require(0 <= self.val_fraction < 1, "val_fraction", self.val_fraction, "at least 0 and below 1")

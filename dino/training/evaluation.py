@@ -71,24 +71,28 @@ def _evaluate(run: Run, stop: StopRequest) -> CocoMetrics:
     with loader:
         # One of several processes cannot leave: the others would wait for its results.
         batches = _until_stopped(loader, stop) if ranks.size == 1 else _padded(loader, count)
-        metrics = evaluate(
-            run.model,
-            run.console.bar(batches, "evaluate", "images", total=count, leave=False),
-            data.index,
-            run.data.categories,
-            device=ranks.device,
-            amp=run.config.amp,
-            progress=False,
-        )
-    run.leave_out("validation", loader.problems)
-    return metrics
+        try:
+            return evaluate(
+                run.model,
+                run.console.bar(batches, "evaluate", "images", total=count, leave=False),
+                data.index,
+                run.data.categories,
+                device=ranks.device,
+                amp=run.config.amp,
+                progress=False,
+            )
+        finally:
+            run.leave_out("validation", loader.problems)
 
 
 def _until_stopped(loader: Loader, stop: StopRequest) -> Iterator[Batch]:
+    batch: Batch | None = None
     for batch in loader:
         if stop.signal is not None:
             raise EvaluationStopped
         yield batch
+    if batch is None:
+        raise TrainingError(f"no validation image can be read. The first: {loader.problems[0]}")
 
 
 def _padded(loader: Loader, count: int) -> Iterator[Batch]:

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from dino.common.distributed import device_name
-from dino.common.text import counted, memory_advice, percent
+from dino.common.text import command_line, counted, memory_advice, percent
 from dino.data import Batch
 from dino.data.statistics import boxes_per_class, problems_and_notes
 from dino.training.run import Run
@@ -95,8 +95,8 @@ def closing(run: Run) -> str:
         f"also written: {', '.join(files)}; checkpoints to resume from: {path / 'last'}",
         *problems(run),
         "next:",
-        f"  python -m dino predict --checkpoint {path} IMAGES",
-        f"  python -m dino evaluate --checkpoint {path} --data {run.config.data}",
+        f"  {command_line('predict', '--checkpoint', path, 'IMAGES')}",
+        f"  {command_line('evaluate', '--checkpoint', path, '--data', run.config.data)}",
     ]
     return "\n".join(lines)
 
@@ -131,8 +131,10 @@ def stopping(run: Run) -> str:
 def resume_command(run: Run) -> str:
     """Return the command that resumes a run; its other options are in the run's config.json."""
     size = run.ranks.size
-    start = "python" if size == 1 else f"torchrun --nproc-per-node {size}"
-    return run.resume_command or f"{start} -m dino train --output {run.folder.path} --resume"
+    command = command_line("train", "--output", run.folder.path, "--resume")
+    if size > 1:
+        command = command.replace("python", f"torchrun --nproc-per-node {size}", 1)
+    return run.resume_command or command
 
 
 def stopped(run: Run, signal: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from dino.common.files import flush, write_text_whole
+from dino.common.files import flush, make_folder, write_text_whole
 from dino.training.step import TrainingError
 
 _CHECKPOINT = re.compile(r"step-\d{8,}")
@@ -58,7 +58,7 @@ class RunFolder:
         if overwrite:
             for name in self._found():
                 _delete(self.path / name)
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path, "output")
         for unfinished in self.checkpoints.glob(f"{_UNFINISHED}*"):
             _delete(unfinished)
 

@@ -55,11 +55,41 @@ def slowly(arguments: list[str], output: Path, seconds: float) -> int:
 
     open_image = images.open_image
     dataset.open_image = sources.open_image = open_slowly
-    with output.open("w") as file:
+    with output.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)
         return main(arguments)
+
+
+def by_torchrun(arguments: list[str], output: Path, seconds: float) -> int:
+    """Run a command in two processes, as torchrun does; they are forked, which saves their imports."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        run_id="leaving",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="fork",
+    )
+    try:
+        elastic_launch(config, one_rank)(arguments, output, seconds)
+    except (SignalException, ChildFailedError):
+        return 1
+    return 0
+
+
+def one_rank(arguments: list[str], output: Path, seconds: float) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a process that is not forked has no handlers of torchrun's
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(slowly(arguments, output, seconds))
 
 
 def children(pid: int) -> set[int]:
@@ -81,12 +111,16 @@ def alive(pid: int) -> bool:
 class Started:
     """A command at work."""
 
-    def __init__(self, arguments: list[str], folder: Path, seconds: float = 0.3) -> None:
+    def __init__(
+        self, arguments: list[str], folder: Path, seconds: float = 0.3, runner: Any = slowly, least: int = 0
+    ) -> None:
         self.output = folder / "output.txt"
-        self.process: BaseProcess = child_process(slowly, arguments, self.output, seconds)
+        self.process: BaseProcess = child_process(runner, arguments, self.output, seconds)
         opened = folder / "opened"
-        wait_for(lambda: (opened.exists() and opened.stat().st_size >= 2) or self.process.exitcode is not None)
-        self.children = children(self.process.pid or 0)
+        pid = self.process.pid or 0
+        at_work = lambda: opened.exists() and opened.stat().st_size >= 2 and len(children(pid)) >= least  # noqa: E731
+        wait_for(lambda: at_work() or self.process.exitcode is not None)
+        self.children = children(pid)
 
     def leave(self, number: int | None = None) -> tuple[int | None, str]:
         """Send a signal, or none, and wait for the end; return the exit code and the output."""
@@ -132,8 +166,7 @@ SIGNALS = {"Ctrl-C": signal.SIGINT, "terminate": signal.SIGTERM, "hang up": sign
     ("name", "workers"), [("train", 0), ("train", 2), ("evaluate", 0), ("evaluate", 2), ("predict", 0)]
 )
 def test_every_command_leaves_after_every_signal(start, data, checkpoint, tmp_path, name, door, workers):
-    started = start(*commands(data, checkpoint, workers, tmp_path)[name])
-    assert len(started.children) >= workers
+    started = start(*commands(data, checkpoint, workers, tmp_path)[name], least=workers)
     code, text = started.leave(SIGNALS[door])
     if door == "kill" or (name != "train" and door != "Ctrl-C"):
         assert code == -SIGNALS[door]
@@ -179,3 +212,34 @@ def test_a_model_that_is_not_finite_is_an_error_in_words(start, data, checkpoint
     for arguments in (("evaluate", "--data", data), ("predict", data / "valid", "--threshold", 0)):
         code, text = start(*arguments, "--checkpoint", tmp_path / "model", *SIZES).leave()
         assert code == 2 and "class_head" in text and "Traceback" not in text
+
+
+# Two processes of torchrun
+
+
+@pytest.mark.parametrize(
+    ("door", "workers"), [("Ctrl-C", 0), ("terminate", 2), ("kill", 2), ("kill a rank", 0), ("kill a rank", 2)]
+)
+def test_the_processes_of_torchrun_leave_together(start, data, checkpoint, tmp_path, door, workers):
+    started = start(
+        *commands(data, checkpoint, workers, tmp_path)["train"], runner=by_torchrun, least=2 * (1 + workers)
+    )
+    if door == "kill a rank":
+        os.kill(min(started.children), signal.SIGKILL)
+    code, text = started.leave(SIGNALS.get(door))
+    assert code == (-signal.SIGKILL if door == "kill" else 1)
+    if door == "kill a rank":
+        assert "error: lost another process of the run" in text and "--resume" in text and "[rank1]" not in text
+    else:
+        assert text.count("stopped by SIG") == 1 and "resume with: torchrun --nproc-per-node 2" in text
+        assert (tmp_path / "run/last/model.safetensors").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_one_process_of_torchrun_ends_both(start, checkpoint, tmp_path, workers):
+    data = write_rectangles(tmp_path / "broken", valid=8)
+    (data / "valid/7.png").write_bytes(b"no picture")
+    arguments = ("--checkpoint", checkpoint, "--data", data, "--workers", workers)
+    code, text = start("evaluate", *arguments, runner=by_torchrun).leave()
+    assert code == 1 and sum("7.png" in line for line in text.splitlines()) == 1
+    assert "Caught" not in text and "Traceback" not in text

@@ -33,7 +33,7 @@ ROOMS = {
     "dino/training": ("common model data checkpoint evaluation", "safetensors matplotlib tqdm tensorboard"),
     "dino/commands": (
         "common model data checkpoint evaluation inference report visualize training",
-        "numpy PIL sklearn tyro",
+        "numpy PIL sklearn matplotlib tyro",
     ),
     "dino": ("commands model checkpoint inference", ""),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +11,16 @@ from pathlib import Path
 import torch
 
 from dino.checkpoint import build_model
-from dino.commands.demo.digits import make_digits_dataset
-from dino.commands.demo.sheet import draw_detections
+from dino.commands.demo.digits import DigitsConfig, make_digits_dataset
+from dino.commands.demo.sheet import draw_sheet
 from dino.commands.parsing import parse
 from dino.common.console import Console
-from dino.common.text import percent
+from dino.common.files import make_folder
+from dino.common.text import command_line, percent
 from dino.data import Datasets, EvalTransform, build_datasets, build_loader
 from dino.evaluation.coco_metrics import CocoMetrics
 from dino.evaluation.evaluate import evaluate
+from dino.inference.settings import Settings
 from dino.model.config import PRESETS
 from dino.training.config import TrainConfig
 from dino.training.train import TrainResult, train
@@ -32,7 +33,8 @@ class DemoOptions:
     """Train a small DINO to find handwritten digits in photographs, and draw its detections.
 
     The digits and the photographs come with scikit-learn: nothing is downloaded. The model starts from random weights.
-    The validation images show digits by other writers on another part of a photograph.
+    The validation images show digits by other writers on another part of a photograph, and detections.png shows them on
+    more photographs.
     """
 
     output: Path = Path("runs/demo")
@@ -54,16 +56,14 @@ class DemoOptions:
 def main(arguments: Sequence[str]) -> int:
     """Run the demo and return its exit code."""
     options = parse(DemoOptions, "demo", arguments)
+    Settings(threshold=options.threshold)  # an error before the training
+    make_folder(options.output, "output")
     print(f"1. Making {options.train_images:,} images for training and {options.valid_images:,} for validation")
     config = demo_config(options)
-    make_digits_dataset(
-        config.data,
-        train_images=options.train_images,
-        valid_images=options.valid_images,
-        image_size=IMAGE_SIZE,
-        seed=options.seed,
-        console=Console(sys.stdout),
+    digits = DigitsConfig(
+        train_images=options.train_images, valid_images=options.valid_images, image_size=IMAGE_SIZE, seed=options.seed
     )
+    make_digits_dataset(config.data, digits, console=Console(sys.stdout))
     print(f"   in {config.data}")
 
     print("2. Before training")
@@ -79,10 +79,8 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("AP", "AP50"):
         print(f"   {name:<4} {percent(getattr(before, name)):>4} -> {percent(result.history[-1][name]):>4}")
     path = options.output / "detections.png"
-    valid = demo_datasets(config).valid
-    assert valid is not None
-    draw_detections(valid.index, result.final_model, options.threshold).save(path)
-    print(f"   {path}: detections in validation images, right and wrong ones marked")
+    draw_sheet(result.final_model, digits, options.threshold, options.seed).save(path)
+    print(f"   {path}: detections in photographs that were not trained on, right and wrong ones marked")
     print(_next_steps(config, result, options))
     return 0
 
@@ -130,17 +128,18 @@ def _command(options: DemoOptions, **changed: object) -> str:
     """Return the command of a demo, with the options that are not the defaults."""
     chosen = dataclasses.asdict(options) | {"resume": False} | changed
     given = [
-        f" --{field.name.replace('_', '-')} {shlex.quote(str(chosen[field.name]))}"
+        part
         for field in dataclasses.fields(options)
         if chosen[field.name] != field.default
+        for part in (f"--{field.name.replace('_', '-')}", chosen[field.name])
     ]
-    return "python -m dino demo" + "".join(given)
+    return command_line("demo", *given)
 
 
 def _next_steps(config: TrainConfig, result: TrainResult, options: DemoOptions) -> str:
     run, valid = config.output, config.data / "valid"
     return f"""
 Next:
-  python -m dino predict --checkpoint {run} {valid} --output {options.output / "found"}
+  {command_line("predict", "--checkpoint", run, valid, "--output", options.output / "found")}
   {_command(options, epochs=3 * options.epochs)} --resume   (a better model)
   python -m dino train --data YOUR_DATA --help"""

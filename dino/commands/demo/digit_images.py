@@ -47,16 +47,23 @@ def compose(
 ) -> tuple[Image.Image, list[tuple[int, Box]]]:
     """Return an image, and the value and box of each digit on it. The sizes are those of `DigitsConfig`."""
     image = _background(rng, image_size, sources.photographs)
+    return image, paint(rng, image, sources, digit_size=digit_size, max_digits=max_digits)
+
+
+def paint(
+    rng: random.Random, image: Image.Image, sources: Sources, *, digit_size: tuple[int, int], max_digits: int
+) -> list[tuple[int, Box]]:
+    """Paint digits on a square image; return the value and box of each."""
     digits: list[tuple[int, Box]] = []
     for _ in range(rng.randint(1, max_digits)):
         index = rng.randrange(len(sources.values))
         stencil = _stencil(sources.digits[index], rng.randint(*digit_size))
-        place = _free_place(rng, image_size, stencil.size, [box for _, box in digits])
+        place = _free_place(rng, image.width, stencil.size, [box for _, box in digits])
         if place is None:
             continue  # no room left; the first digit always finds room
         _draw(rng, image, stencil, place)
         digits.append((int(sources.values[index]), (*place, *stencil.size)))
-    return image, digits
+    return digits
 
 
 def _background(rng: random.Random, size: int, photographs: tuple[Image.Image, ...]) -> Image.Image:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dino.commands.demo.digit_images import Sources, compose, load_sources
+from dino.commands.demo.digit_images import Box, Sources, compose, load_sources
 from dino.common.console import Console
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -113,20 +113,29 @@ def _write_split(folder: Path, split: str, indices: Iterable[int], config: Digit
         image.save(folder / file_name, quality=95, subsampling=0)
         image_id = index + 1
         images.append({"id": image_id, "file_name": file_name, "width": config.image_size, "height": config.image_size})
-        for value, (x, y, width, height) in digits:
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": value + 1,
-                    "bbox": [x, y, width, height],
-                    "area": width * height,
-                    "iscrowd": 0,
-                }
-            )
-    categories = [{"id": value + 1, "name": name} for value, name in enumerate(DIGIT_NAMES)]
-    document = {"images": images, "annotations": annotations, "categories": categories}
+        annotations += annotations_of(image_id, digits, len(annotations) + 1)
+    document = {"images": images, "annotations": annotations, "categories": categories()}
     (folder / "_annotations.coco.json").write_text(json.dumps(document))
+
+
+def annotations_of(image_id: int, digits: Iterable[tuple[int, Box]], first_id: int) -> list[dict[str, Any]]:
+    """Return COCO annotations of digits, (value, box) each."""
+    return [
+        {
+            "id": first_id + k,
+            "image_id": image_id,
+            "category_id": value + 1,
+            "bbox": list(box),
+            "area": box[2] * box[3],
+            "iscrowd": 0,
+        }
+        for k, (value, box) in enumerate(digits)
+    ]
+
+
+def categories() -> list[dict[str, Any]]:
+    """Return COCO's categories of the digits."""
+    return [{"id": value + 1, "name": name} for value, name in enumerate(DIGIT_NAMES)]
 
 
 def _description(config: DigitsConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The demo's picture: validation images with their detections."""
+"""The demo's picture: images that were not trained on, with their detections."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from dino.commands.demo.digits import DigitsConfig, annotations_of, categories
+from dino.commands.demo.sheet_images import sheet_images
 from dino.common.text import counted
-from dino.data import CocoIndex, open_image
 from dino.evaluation.errors import Kind, Mark, Picture, judge
 from dino.evaluation.sample import build_sample
 from dino.inference.colours import Colour
@@ -22,23 +23,25 @@ _SHOWN = 8
 _ZOOM = 2
 _RIGHT: Colour = (0, 130, 95)
 _WRONG: Colour = (205, 80, 0)
+_GREY: Colour = (90, 90, 90)
+_WHAT = "digits by unseen writers, on photographs not trained on"
 
 
-def draw_detections(index: CocoIndex, checkpoint: Path, threshold: float) -> Image.Image:
-    """Draw images from all over the data with their detections, right and wrong ones marked and counted."""
+def draw_sheet(checkpoint: Path, config: DigitsConfig, threshold: float, seed: int) -> Image.Image:
+    """Draw the detections in images that were not trained on, right and wrong ones marked and counted."""
     detector = Detector.from_checkpoint(checkpoint)
+    made = sheet_images(
+        *(_SHOWN, seed), image_size=config.image_size, digit_size=config.digit_size, max_digits=config.max_digits
+    )
+    truth, results = {"images": [], "annotations": [], "categories": categories()}, []
+    for image_id, one in enumerate(made, start=1):
+        truth["images"].append({"id": image_id})
+        truth["annotations"] += annotations_of(image_id, one.digits, len(truth["annotations"]) + 1)
+        results += detector.predict(one.image, threshold).to_coco(image_id)
+    ids = list(range(1, len(made) + 1))
+    pictures = judge(build_sample(results, ids, truth, detector.categories), threshold)
     titles = detector.categories.titles
-    several = [position for position in range(len(index)) if len(index.training_boxes(position)[0]) > 1]
-    chosen = several[:: max(1, len(several) // _SHOWN)][:_SHOWN] or list(range(min(_SHOWN, len(index))))
-    images = [open_image(index.image_path(position)) for position in chosen]
-    ids = [int(index.image_ids[position]) for position in chosen]
-    results = [
-        result
-        for image, image_id in zip(images, ids, strict=True)
-        for result in detector.predict(image, threshold).to_coco(image_id)
-    ]
-    pictures = judge(build_sample(results, ids, index.ground_truth(), detector.categories), threshold)
-    return _sheet([_drawn(image, picture, titles) for image, picture in zip(images, pictures, strict=True)], pictures)
+    return _sheet([_drawn(one.image, picture, titles) for one, picture in zip(made, pictures, strict=True)], pictures)
 
 
 def _drawn(image: Image.Image, picture: Picture, titles: Sequence[str]) -> Image.Image:
@@ -75,6 +78,7 @@ def _sheet(drawings: Sequence[Image.Image], pictures: Sequence[Picture]) -> Imag
     ):
         pen.text((x, caption / 2), text, colour, font, anchor="lm")
         x += font.getlength(f"{text} ")
+    pen.text((sheet.width - gap, caption / 2), _WHAT, _GREY, font, anchor="rm")
     for place, drawing in enumerate(drawings):
         sheet.paste(drawing, (gap + place % 4 * (tile + gap), caption + place // 4 * (tile + gap)))
     return sheet

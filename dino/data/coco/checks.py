@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Container, Mapping
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from dino.data.coco.absolute import is_absolute
 from dino.data.coco.problems import shown
 
 Finding = tuple[str, str]
@@ -39,10 +39,15 @@ def check_category(entry: Any, seen: Container[int]) -> Finding | None:
 
 
 def check_image(entry: Any, seen: Container[int]) -> Finding | None:
-    """Check an image: a new id, a file name inside the folder, and the size if there is one."""
+    """Check an image: a new id, a file name, which does not leave the folder, and the size if there is one."""
     finding = _check_entry(entry, seen)
     if finding is not None:
         return finding
+    return check_size(entry) or _check_file_name(entry)
+
+
+def check_size(entry: Mapping[str, Any]) -> Finding | None:
+    """Check width and height of an image, which may be missing."""
     for key in ("width", "height"):
         if key not in entry:
             continue  # the file has it
@@ -50,7 +55,7 @@ def check_image(entry: Any, seen: Container[int]) -> Finding | None:
             return f"{key} not an integer", f"{key} must be a whole number of pixels, got {shown(entry[key])}"
         if not 0 < entry[key] < LARGEST_NUMBER:
             return f"bad {key}", f"{key} must be at least 1 pixel, got {shown(entry[key])}"
-    return _check_file_name(entry)
+    return None
 
 
 def check_annotation(
@@ -106,10 +111,8 @@ def _check_file_name(entry: Mapping[str, Any]) -> Finding | None:
     name = entry.get("file_name")
     if not isinstance(name, str) or not name or "\0" in name:
         return "bad file_name", f"file_name must be non-empty text, got {shown(name)}"
-    if name[0] not in "/\\" and name[1:2] != ":" and ".." not in name:
-        return None  # nearly all
-    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute():
-        return "absolute file_name", f"file_name {shown(name)} is absolute, must be relative to the images folder"
+    if ".." not in name or is_absolute(name):  # an absolute one is found by its last parts
+        return None
     if os.path.normpath(name.replace("\\", "/")).split("/")[0] == "..":
         return "file_name outside", f"file_name {shown(name)} leaves the images folder"
     return None

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dino.data.coco.absolute import find_pictures, is_absolute
 from dino.data.coco.at_once import Images, boxes_at_once
 from dino.data.coco.boxes import BoxStore
 from dino.data.coco.checks import Finding, check_annotation, check_category, check_image
@@ -19,7 +20,7 @@ from dino.data.coco.files import Files, picture_sizes
 from dino.data.coco.lenient import obvious_reading
 from dino.data.coco.problems import DatasetError, Problem, Problems, shown
 from dino.data.coco.stream import COLLECTIONS
-from dino.data.folders import split_of_path
+from dino.data.folders import split_of, split_of_path
 
 _ONE = {"images": "image", "annotations": "annotation", "categories": "category"}
 
@@ -142,39 +143,42 @@ class CocoReader:
             raise DatasetError(f"{images_dir}: the images folder does not exist or is not a folder.")
         self.complete = False
         self._dropped_images = set()
-        ids, widths, heights = array("q"), array("q"), array("q")
-        names: list[str] = []
-        unsized: dict[int, int] = {}  # row: position in the file
+        positions, ids, widths, heights = (array("q") for _ in range(4))
+        stated: list[str] = []
         for position, image in self._valid("images", blocks, check_image):
-            name = self.files.find(image["file_name"])
-            if name is None:
-                hint = self.files.shards.hint(image["file_name"])
-                what = f"the file {shown(image['file_name'])} is missing from {images_dir}{hint}"
-                self._drop("images", position, image, ("missing file", what))
-                continue
-            if "width" not in image or "height" not in image:
-                unsized[len(ids)] = position
+            is_sized = "width" in image and "height" in image
+            positions.append(position)
             ids.append(image["id"])
-            widths.append(image.get("width", 0))
-            heights.append(image.get("height", 0))
-            names.append(name)
-        sizes_wh = np.stack([np.array(widths, dtype=np.int64), np.array(heights, dtype=np.int64)], 1)
-        keep = np.ones(len(ids), dtype=np.bool_)
-        sizes = picture_sizes([images_dir / names[row] for row in unsized]) if unsized else []
-        for (row, position), size in zip(unsized.items(), sizes, strict=True):
-            if size is None:
-                keep[row] = False
-                what = "has no width and height, and the file cannot be read as an image"
-                entry = {"id": ids[row], "file_name": names[row]}
-                self._drop("images", position, entry, ("unreadable file", what))
-            else:
-                sizes_wh[row] = size
-        self.unsized = [names[row] for row in unsized if keep[row]]
-        rows = np.flatnonzero(keep)
-        rows = rows[np.argsort(np.array(ids, dtype=np.int64)[rows])]
-        kept = np.array(ids, dtype=np.int64)[rows]
-        self._images = Images(kept, sizes_wh[rows], [names[row] for row in rows.tolist()])
-        self._dropped_images -= set(kept.tolist()) if self._dropped_images else set()
+            widths.append(image["width"] if is_sized else 0)
+            heights.append(image["height"] if is_sized else 0)
+            stated.append(image["file_name"])
+        split = split_of(self.document.name) or split_of(images_dir.name)
+        names = find_pictures(self.files, stated, split)
+        for row in [row for row, name in enumerate(names) if name is None]:
+            what = f"the file {shown(stated[row])} is missing from {images_dir}"
+            what += ", and so are its last parts" if is_absolute(stated[row]) else self.files.shards.hint(stated[row])
+            self._drop("images", positions[row], {"id": ids[row], "file_name": stated[row]}, ("missing file", what))
+        self.unsized = self._read_sizes(positions, ids, widths, heights, names)
+        kept = np.array([row for row, name in enumerate(names) if name is not None], dtype=np.int64)
+        image_ids = np.array(ids, dtype=np.int64)
+        rows = kept[np.argsort(image_ids[kept])]
+        sizes_wh = np.stack([np.array(widths, dtype=np.int64)[rows], np.array(heights, dtype=np.int64)[rows]], 1)
+        self._images = Images(image_ids[rows], sizes_wh, [names[row] for row in rows.tolist()])
+        self._dropped_images.difference_update(self._images.ids.tolist() if self._dropped_images else ())
+
+    def _read_sizes(self, positions: array, ids: array, widths: array, heights: array, names: list) -> list[str]:
+        """Fill in sizes that are 0 from the files; return the names of these. In `names`, damaged ones become None."""
+        unsized = [row for row, name in enumerate(names) if widths[row] == 0 and name is not None]
+        sizes = picture_sizes([self.document.images_dir / names[row] for row in unsized]) if unsized else []
+        for row, size in zip(unsized, sizes, strict=True):
+            if size is not None:
+                widths[row], heights[row] = size
+                continue
+            what = "has no width and height, and the file cannot be read as an image"
+            entry = {"id": ids[row], "file_name": names[row]}
+            self._drop("images", positions[row], entry, ("unreadable file", what))
+            names[row] = None
+        return [names[row] for row in unsized if names[row] is not None]
 
     def _read_annotations(self, blocks: Iterable[list[Any]]) -> None:
         self._boxes.clear()

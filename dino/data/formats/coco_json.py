@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import re
 from itertools import islice
 from pathlib import Path
 
+from dino.data.coco.absolute import find_pictures
 from dino.data.coco.files import Files
 from dino.data.formats.one_file import find_layout
 from dino.data.formats.pictures import image_folders
@@ -29,8 +31,8 @@ def _split(file: Path, root: Path, split: str | None) -> Split:
     """Return the split with the folder that holds most of the images named first in the file."""
     names, folders = _sampled_names(file), image_folders(file, root, split)
     for in_shards in (False, True):
-        places = [Files(folder, split) for folder in folders]
-        found = [sum(files.find(name, in_shards=in_shards) is not None for name in names) for files in places]
+        places = [find_pictures(Files(folder, split), names, split, in_shards=in_shards) for folder in folders]
+        found = [sum(path is not None and not os.path.isabs(path) for path in paths) for paths in places]
         if max(found) > 0:
             break
     named = [folder for folder in folders if split is not None and folder != file.parent and split in folder.name]

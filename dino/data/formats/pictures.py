@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from dino.data.coco.document import Document
 from dino.data.coco.files import Files, is_picture, picture_sizes
 from dino.data.coco.problems import Problem
-from dino.data.folders import folders_of, split_of
+from dino.data.folders import endings, folders_of, split_of
 from dino.data.split import relative
 
 
@@ -35,7 +35,7 @@ class Pictures:
         direct = Path(text)
         if direct.is_absolute() and direct.is_file():
             return direct
-        names = list(_endings(text, self._split))
+        names = list(endings(text, self._split))
         for look in (self._loose, lambda files, name: files.shards.find(name)):
             for name, files in product(names, self._folders):
                 found = look(files, name)
@@ -62,16 +62,6 @@ class Pictures:
 
 def _stem(name: str) -> str:
     return os.path.splitext(name)[0]
-
-
-def _endings(text: str, split: str | None) -> Iterator[str]:
-    """Yield a path, and then its last parts, the longest first. The name of another split is not left out."""
-    yield text
-    parts = [part for part in PurePosixPath(text.replace("\\", "/")).parts if part not in ("/", "..", ".")]
-    for k, part in enumerate(parts):
-        yield "/".join(parts[k:])
-        if split_of(part) not in (None, split):
-            return
 
 
 def image_folders(file: Path, root: Path, split: str | None) -> list[Path]:

@@ -331,7 +331,7 @@ def test_fine_tuning_copies_the_rows_of_classes_with_equal_names(names):
                 assert torch.equal(row, source.state_dict()[key][COCO.names.index(name)])
             else:  # COCO's unused labels are no class "N/A"
                 assert torch.equal(row, before[key][label])
-    assert "1 new classes" in str(report) and report.reinitialised
+    assert "1 new class (" in str(report) and report.reinitialised
 
 
 def test_classes_of_one_name_are_paired_by_id(tmp_path):

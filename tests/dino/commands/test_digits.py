@@ -14,7 +14,7 @@ from PIL import Image
 
 pytest.importorskip("sklearn")
 
-from dino.commands.demo import digit_images
+from dino.commands.demo import digit_images, sheet_images
 from dino.commands.demo.digits import DIGIT_NAMES, DigitsConfig, make_digits_dataset
 from dino.data import build_datasets
 
@@ -147,6 +147,39 @@ def test_validation_uses_other_digits_and_another_part_of_the_photographs() -> N
     china, left, right = columns
     assert left.shape == right.shape == (427, 320, 3) and china.shape == (427, 640, 3)
     assert not np.array_equal(left, right)
+
+
+def made(seed: int, **changes: object) -> list[sheet_images.SheetImage]:
+    options = {"image_size": 160, "digit_size": (24, 48), "max_digits": 5} | changes
+    return sheet_images.sheet_images(8, seed, **options)  # type: ignore[arg-type]
+
+
+def test_the_images_of_the_sheet_are_chosen_by_the_seed() -> None:
+    first, again, other = ([one.image.tobytes() for one in made(seed)] for seed in (0, 0, 1))
+    assert first == again and not set(first) & set(other) and len(set(first)) == 8
+    assert all(3 <= len(one.digits) <= 5 and one.image.size == (160, 160) for one in made(2))
+    assert [len(one.digits) for one in made(0, max_digits=1)] == [1] * 8
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("portrait", [True, False])
+def test_pieces_of_photographs_hardly_overlap(seed: int, portrait: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    if not portrait:
+        monkeypatch.setitem(sys.modules, "matplotlib.cbook", None)
+    pieces: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
+    piece = sheet_images._piece
+
+    def noted(rng: random.Random, photograph: Image.Image, taken: list[tuple[int, int, int, int]]):
+        pieces[photograph.size] = taken
+        return piece(rng, photograph, taken)
+
+    monkeypatch.setattr(sheet_images, "_piece", noted)
+    made(seed)
+    expected = {(320, 427): 3, (512, 600): 6} if portrait else {(320, 427): 8}  # with the face
+    assert {size: len(boxes) for size, boxes in pieces.items()} == expected
+    for boxes in pieces.values() if portrait else ():
+        assert max(sheet_images._overlap(box, boxes[:k]) for k, box in enumerate(boxes)) < 0.5
 
 
 def test_a_missing_scikit_learn_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,14 +168,14 @@ ENTRIES: dict[str, tuple[Change, str, str]] = {
         "image 12: file_name must be non-empty text, got None",
     ),
     "file_name_absolute": (
-        put("images", file_name="/etc/passwd"),
+        put("images", file_name="/no/where.jpg"),
         "images",
-        "image 12 (/etc/passwd): file_name '/etc/passwd' is absolute, must be relative to the images folder",
+        "image 12 (/no/where.jpg): the file '/no/where.jpg' is missing from ",
     ),
     "file_name_drive": (
-        put("images", file_name="C:\\cat.jpg"),
+        put("images", file_name="C:\\no\\where.jpg"),
         "images",
-        "image 12 (C:\\cat.jpg): file_name 'C:\\\\cat.jpg' is absolute, must be relative to the images folder",
+        "image 12 (C:\\no\\where.jpg): the file 'C:\\\\no\\\\where.jpg' is missing from ",
     ),
     "file_name_parent": (
         put("images", file_name="../../cat.jpg"),

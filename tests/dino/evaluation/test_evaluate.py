@@ -116,6 +116,11 @@ def test_ground_truth_may_be_a_file(tmp_path):
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     results = coco_results(5, torch.tensor([[20.0, 10, 120, 60]]), torch.tensor([0.5]), [3])
     assert score(results, [5], tmp_path / "truth.json") == score(results, [5], truth)
+    other = json.loads(json.dumps(truth))
+    other["images"][0]["id"] = "5"
+    other["annotations"][0] |= {"image_id": 5.0, "iscrowd": None, "area": None, "bbox": ["20", 10, 100.0, "50"]}
+    (tmp_path / "truth.json").write_text(json.dumps(other))
+    assert score(results, [5], tmp_path / "truth.json") == score(results, [5], truth)  # read as the data of a training
 
 
 def test_json_has_no_nan_and_the_table_has_all_numbers():

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino.inference.files import coco_images, output_name, predict_files
+from dino.inference.annotated import coco_images
+from dino.inference.files import output_name, predict_files
 from dino.inference.results import JsonList
 from dino.inference.settings import Settings
 from dino.inference.sources import Source, find_sources
@@ -134,11 +135,38 @@ def test_an_image_that_is_not_known_once_is_an_error(tmp_path):
         coco_images(annotations, both)
 
 
-@pytest.mark.parametrize("content", ["{}", "not JSON", '{"images": [{"id": 1}]}', "[]"])
+@pytest.mark.parametrize("content", ["{}", "not JSON", "[]", '{"images": null}', '{"images": {}}'])
 def test_what_is_not_a_coco_file_is_named(tmp_path, content):
     (tmp_path / "coco.json").write_text(content)
-    with pytest.raises(ValueError, match=r"coco\.json: (not a COCO|has no|is not valid JSON|must be a JSON)"):
+    with pytest.raises(ValueError, match=r"coco\.json: (has no|is not valid JSON|must be a JSON|'images' must be)"):
         coco_images(tmp_path / "coco.json", [])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"id": "96"},
+        {"id": 96.0},
+        {"id": 96, "width": 80.0, "height": "60"},
+        {"id": 96, "width": None, "height": 60},
+        {"id": 96, "file_name": "album\\a.png"},
+        {"id": 96, "file_name": "/home/other/album/a.png"},
+        {"id": 96, "file_name": "D:\\data\\album\\a.png"},
+    ],
+)
+def test_entries_are_read_as_in_the_data(tmp_path, entry):
+    others = [{"id": "x", "file_name": "other.png"}, {"file_name": 3}, None, {"id": 1, "file_name": "/b/a.png"}]
+    (tmp_path / "coco.json").write_text(json.dumps({"images": [{"file_name": "album/a.png"} | entry, *others]}))
+    path = str(tmp_path / "album/a.png")
+    found = coco_images(tmp_path / "coco.json", [Source(path, Path("a.png"))])
+    assert found[path].id == 96 and found[path].size_wh == ((80, 60) if entry.get("width") else None)
+
+
+@pytest.mark.parametrize("entry", [{"id": "x"}, {}, {"id": 1, "width": -3}, {"id": 1, "height": "tall"}])
+def test_an_invalid_entry_of_an_image_is_named(tmp_path, entry):
+    (tmp_path / "coco.json").write_text(json.dumps({"images": [{"file_name": "a.png"} | entry]}))
+    with pytest.raises(ValueError, match=r"coco\.json: the image a\.png: (id|has no 'id'|width|height)"):
+        coco_images(tmp_path / "coco.json", [Source(str(tmp_path / "a.png"), Path("a.png"))])
 
 
 def test_output_names_do_not_collide():

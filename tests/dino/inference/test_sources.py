@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 from pathlib import Path
@@ -44,6 +45,10 @@ class Capture:
         self.source, self.count = source, 0
         Capture.opened.append(source)
 
+    def get(self, number):
+        assert number == 7
+        return {"short": 400.0, "estimated": 6.0, "stream": -1.0}.get(Path(str(self.source)).stem, 3.0)
+
     def isOpened(self):
         return "closed" not in str(self.source)
 
@@ -61,7 +66,7 @@ class Capture:
 
 @pytest.fixture
 def opencv(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cv2", types.SimpleNamespace(VideoCapture=Capture))
+    monkeypatch.setitem(sys.modules, "cv2", types.SimpleNamespace(VideoCapture=Capture, CAP_PROP_FRAME_COUNT=7))
     Capture.opened, Capture.released = [], 0
 
 
@@ -201,6 +206,17 @@ def test_a_video_that_cannot_be_read_is_noted(opencv, detector, album, name, mes
     outcomes = list(predict_files(detector, find_sources([name, "b.png"]), Settings()))
     assert message in (outcomes[0].unreadable or "") and outcomes[1].image["id"] == 2
     assert Capture.released == 1
+
+
+@pytest.mark.parametrize(("name", "stops"), [("short.mp4", True), ("estimated.mp4", False), ("stream.mp4", False)])
+def test_a_video_that_stops_early_is_noted_after_its_frames(opencv, detector, album, name, stops):
+    (album / name).touch()
+    outcomes = list(predict_files(detector, find_sources([name, "b.png"]), Settings()))
+    assert [outcome.image.get("id") for outcome in outcomes] == [1, 2, 3, *([None] if stops else []), 4]
+    message = f"{name}: stopped after 3 of about 400 frames. The file may be damaged or incomplete."
+    assert [outcome.incomplete for outcome in outcomes if outcome.incomplete] == [message] * stops
+    with pytest.warns(UserWarning, match="3 of about 400") if stops else contextlib.nullcontext():
+        assert len(list(detector(name))) == 3
 
 
 def test_a_reader_that_stops_early_releases_the_video(opencv, tmp_path):
