@@ -138,8 +138,8 @@ def _reuse_types() -> None:
         return numbers[kind.name]
 
     interpreter._get_np_dtype = number
-    interpreter.InterpreterBuilder.get_block_ty = lambda self, element, shape: block(element, shape)
-    tl.block_type.with_element_ty = lambda self, element: block(element, self.shape)
+    interpreter.InterpreterBuilder.get_block_ty = lambda self, dtype, shape: block(dtype, shape)
+    tl.block_type.with_element_ty = lambda self, scalar_ty: block(scalar_ty, self.shape)
 
 
 def _forget_kernels() -> dict[str, ModuleType]:
