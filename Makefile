@@ -39,7 +39,7 @@ GPU_BUILD = TORCH_CUDA_ARCH_LIST=$(GPU_ARCH) PIP_DISABLE_PIP_VERSION_CHECK=1 \
   $(PYTHON) -m pip install --no-build-isolation --no-deps -e .
 GPU_SUITE = $(PYTHON) -m benchmarks.gpu.suite --results $(GPU_RESULTS) --commit "$(GPU_COMMIT)" $(GPU_OPTIONS)
 
-.PHONY: help install test bench lint format types sanitize sanitized-library sanitize-cpu sanitize-cuda sanitize-cuda-fused sanitize-cuda-others gpu gpu-ready gpu-smoke gpu-measure gpu-peers gpu-sanitize
+.PHONY: help install test bench lint format types sanitize sanitized-library sanitized-emulation sanitize-cpu sanitize-cuda sanitize-cuda-fused sanitize-cuda-others gpu gpu-ready gpu-smoke gpu-measure gpu-peers gpu-sanitize
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -72,16 +72,20 @@ sanitized-library:
 	DINO_KERNELS_SANITIZE=address $(PYTHON) setup.py -q build --build-lib $(SANITIZED)
 	$(SANITIZED_PYTHON) -c 'from dino_kernels.ops._core import libraries; assert libraries.build_info()["sanitize"] == "address"'
 
+# Its tests would compile it, too, and wait for one another.
+sanitized-emulation:
+	$(PYTHON) tests/cuda/emulation/build.py --sanitize
+
 sanitize-cpu: sanitized-library
 	$(SANITIZED_PYTEST) -k "cpu and not emulated and not interpreted and not (accurate and (fp16 or fp64))" --fuzz 60 $(SANITIZED_TESTS)
 
-sanitize-cuda: sanitized-library
+sanitize-cuda: sanitized-library sanitized-emulation
 	$(SANITIZED_PYTEST) -k "not fused_ms and $(SANITIZED_CLASSIC) and $(SANITIZED_VARIANTS)" $(SANITIZED_EMULATION)
 
-sanitize-cuda-fused: sanitized-library
+sanitize-cuda-fused: sanitized-library sanitized-emulation
 	$(SANITIZED_PYTEST) -k "fused_ms and $(SANITIZED_VARIANTS)" $(SANITIZED_EMULATION)
 
-sanitize-cuda-others: sanitized-library
+sanitize-cuda-others: sanitized-library sanitized-emulation
 	$(SANITIZED_PYTEST) -k "(test_matching or emulated) and not fp16" --fuzz 20 tests/cuda/test_matching.py tests/ops/test_fuzz.py
 
 gpu-ready:  # fails with one line where there is no GPU; builds the libraries where they are missing

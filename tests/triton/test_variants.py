@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -135,8 +136,10 @@ def launch_all_variants() -> None:
 
 @pytest.fixture(autouse=True)
 def one_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Compile each variant once a session."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "triton"))
+    """Compile each variant once a session, whichever worker of pytest-xdist needs it."""
+    own = tmp_path_factory.getbasetemp()
+    session = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(session / "triton"))
 
 
 def compile_all(arch: int | str, kernels: Sequence[Launches], launch: Callable[[], object]) -> None:

@@ -195,7 +195,8 @@ def test_crowded_tags_make_way_for_a_legend_and_leave_the_objects_visible():
     names = [("a long name", "another name", "the third name")[label] for label in labels]
     drawn = draw.draw_detections(Image.new("RGB", (960, 660)), boxes, labels, names, [0.9] * len(boxes))
     assert drawn.height > 660
-    inside = [pixels(drawn)[y0 + 8 : y1 - 8, x0 + 8 : x1 - 8] for x0, y0, x1, y1 in boxes]
+    image = pixels(drawn)
+    inside = [image[y0 + 8 : y1 - 8, x0 + 8 : x1 - 8] for x0, y0, x1, y1 in boxes]
     assert np.mean([(part == 0).all() for part in inside]) > 0.6
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import sys
 from dataclasses import dataclass
@@ -59,6 +61,16 @@ def filled_model(**overrides: Any) -> dino.DINO:
     return model
 
 
+@functools.cache
+def _filled_double() -> dino.DINO:
+    return filled_model().double()
+
+
+def filled_double_model() -> dino.DINO:
+    """Return a copy of the small model, in float64."""
+    return copy.deepcopy(_filled_double())
+
+
 def images() -> tuple[Tensor, Tensor]:
     stored = load("small_eval")
     return tensor(stored["images"]), tensor(stored["img_mask"])
@@ -96,8 +108,13 @@ class TrainingCase:
 
     def gradient_errors(self, model: dino.DINO) -> dict[str, float]:
         """Return the relative error of every parameter's gradient norm; the absolute one where it should be zero."""
+        return self.run_backward(model)[1]
+
+    def run_backward(self, model: dino.DINO) -> tuple[tuple[dino.DetectionOutput, Losses, Tensor], dict[str, float]]:
+        """Return what `run` does, and what `gradient_errors` does."""
         model.zero_grad()
-        self.run(model)[2].backward()
+        result = self.run(model)
+        result[2].backward()
         gradients = to_official(
             {
                 name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -111,7 +128,7 @@ class TrainingCase:
         for name, norm in zip(names, self.stored["grad.norms"], strict=True):
             actual = gradients[name].double().norm().item()
             errors[name] = abs(actual - norm) / norm if norm > 0 else actual
-        return errors
+        return result, errors
 
 
 def recorded_noise(stored: dict[str, np.ndarray], prefix: str) -> Noise:

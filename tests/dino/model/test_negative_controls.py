@@ -112,10 +112,8 @@ MISTAKES: dict[str, Callable[[dino.DINO, Patch], None]] = {
 def differences(model: dino.DINO) -> dict[str, float]:
     """Return the differences that the parity tests bound, on the case with 3 and 5 boxes."""
     step = TrainingCase.load("gt3_5")
-    with torch.no_grad():
-        outputs, losses, total = step.run(model)
+    (outputs, losses, total), gradients = step.run_backward(model)
     denoising = outputs.as_dict()["dn"]
-    gradients = step.gradient_errors(model)
     return {
         "d_logits": error(outputs.logits[-1], step.stored["pred_logits"]),
         "d_boxes": error(outputs.boxes_cxcywh[-1], step.stored["pred_boxes"]),
@@ -144,13 +142,13 @@ def test_every_recorded_mistake_is_made_here() -> None:
 
 
 def test_without_a_mistake_everything_is_within_limits() -> None:
-    found = differences(parity.filled_model().double())
+    found = differences(parity.filled_double_model())
     assert {name: value for name, value in found.items() if abs(value) > LIMITS[name]} == {}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistake_shows_with_the_recorded_effect(mistake: str, monkeypatch: Patch) -> None:
-    model = parity.filled_model().double()
+    model = parity.filled_double_model()
     MISTAKES[mistake](model, monkeypatch)
     found = differences(model)
     recorded = parity.load_json("negative_controls")[mistake]

@@ -6,13 +6,16 @@ Tolerances are those that the stored files suggest for float32 kernels, or tight
 
 from __future__ import annotations
 
+import functools
 import zlib
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import dino
+from dino.model.criterion import Losses
 from dino.model.encoder import encoder_reference_points, flatten_levels
 from dino.model.position import image_position
 from dino.model.query_selection import token_proposals
@@ -31,6 +34,22 @@ def model() -> dino.DINO:
 @pytest.fixture(scope="module")
 def stored() -> dict:
     return parity.load("small_eval")
+
+
+Forward = Callable[[str], tuple[TrainingCase, dino.DetectionOutput, Losses, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def forward(model: dino.DINO) -> Forward:
+    """Return a stored step by the name of its case, and output, losses and total of the model."""
+
+    @functools.cache
+    def run(case: str) -> tuple[TrainingCase, dino.DetectionOutput, Losses, Tensor]:
+        step = TrainingCase.load(case)
+        with torch.no_grad():
+            return step, *step.run(model)
+
+    return run
 
 
 class Recorder:
@@ -134,10 +153,8 @@ def test_detections(evaluated: tuple, stored: dict, as_dict: bool) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_losses(model: dino.DINO, case: str) -> None:
-    step = TrainingCase.load(case)
-    with torch.no_grad():
-        _, losses, total = step.run(model)
+def test_losses(forward: Forward, case: str) -> None:
+    step, _, losses, total = forward(case)
     expected = {name.removeprefix("loss."): value for name, value in step.stored.items() if name.startswith("loss.")}
     assert set(losses) == set(expected)
     for name, value in expected.items():
@@ -146,10 +163,8 @@ def test_losses(model: dino.DINO, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_matches(model: dino.DINO, case: str) -> None:
-    step = TrainingCase.load(case)
-    with torch.no_grad():
-        outputs, _, _ = step.run(model)
+def test_matches(model: dino.DINO, forward: Forward, case: str) -> None:
+    step, outputs, _, _ = forward(case)
     assert outputs.encoder_logits is not None and outputs.encoder_boxes_cxcywh is not None
     logits = [outputs.logits, outputs.encoder_logits[None]]
     boxes = [outputs.boxes_cxcywh, outputs.encoder_boxes_cxcywh[None]]
@@ -162,10 +177,8 @@ def test_matches(model: dino.DINO, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_denoising_and_matching_branches_in_training(model: dino.DINO, case: str) -> None:
-    step = TrainingCase.load(case)
-    with torch.no_grad():
-        outputs, _, _ = step.run(model)
+def test_denoising_and_matching_branches_in_training(forward: Forward, case: str) -> None:
+    step, outputs, _, _ = forward(case)
     assert error(outputs.logits[-1], step.stored["pred_logits"]) < LOGITS
     assert error(outputs.boxes_cxcywh[-1], step.stored["pred_boxes"]) < BOXES
     denoising = outputs.as_dict()["dn"]
@@ -183,7 +196,7 @@ def test_gradients(case: str) -> None:
     One sample of the small model is 3e-7 pixels from such a border, which float32 crosses with some processors and
     numbers of threads: then a few gradients change by up to 6e-4.
     """
-    model = parity.filled_model().double()
+    model = parity.filled_double_model()
     step = TrainingCase.load(case)
     errors = step.gradient_errors(model)
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
@@ -213,7 +226,7 @@ def test_no_boxes_give_exactly_zero_gradient_to_box_heads_and_label_embedding(mo
 
 
 def test_three_optimiser_steps() -> None:
-    model = parity.filled_model().double()
+    model = parity.filled_double_model()
     step = TrainingCase.load("gt3_5")
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in model.named_parameters():

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import socket
 import sys
 import time
@@ -112,6 +113,9 @@ def child_process(function: Any, *arguments: Any, **environment: str) -> BasePro
 
 
 def _run_child(function: Any, arguments: tuple[Any, ...], environment: dict[str, str]) -> None:
+    # As in a terminal: under nohup, or started with &, these signals are ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # Loader processes must be children of this one: only then do they end when it is killed.
     multiprocessing.set_start_method("fork", force=True)
     os.environ.update(environment)
