@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-# 57 bytes each, and as much again while they are sorted.
-_SORTED_AT_A_TIME = 1 << 22
+# 57 bytes each, four times while they are sorted.
+_SORTED_AT_A_TIME = 1 << 20
 _READ_AT_A_TIME = 1 << 18
 
 
@@ -86,7 +86,7 @@ class BoxStore:
         return counts
 
     def by_image(self, counts: np.ndarray) -> Iterator[Boxes]:
-        """Yield all boxes sorted by image, those of an image in their order, some millions at a time.
+        """Yield all boxes sorted by image, those of an image in their order, a million at a time.
 
         Args:
             counts: what `boxes_per_image` returned.
