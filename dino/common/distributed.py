@@ -25,6 +25,10 @@ from dino.common.parent import end_with_parent
 
 # The first process scores the whole validation set while the others wait for its metrics.
 TIMEOUT = timedelta(hours=1)
+# A group must not be freed by DistributedDataParallel: that holds Python's lock while it waits for the group's thread,
+# which may need the lock to free a tensor (PyTorch 2.11 and 2.13: the process hangs). Python's own reference is
+# dropped without the lock.
+_ended: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
         ) from error
     finally:
         if launched and not inside_group:
+            _ended.append(dist.group.WORLD)
             dist.destroy_process_group()
 
 

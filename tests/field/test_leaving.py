@@ -122,13 +122,18 @@ class Started:
         wait_for(lambda: at_work() or self.process.exitcode is not None)
         self.children = children(pid)
 
-    def leave(self, number: int | None = None) -> tuple[int | None, str]:
-        """Send a signal, or none, and wait for the end; return the exit code and the output."""
+    def leave(self, number: int | None = None, seconds: float = SECONDS) -> tuple[int | None, str]:
+        """Send a signal, or none, and wait for the end; return the exit code and the output.
+
+        Args:
+            number: the signal.
+            seconds: how long it may take after a signal.
+        """
         if number is not None and self.process.pid is not None:
             os.kill(self.process.pid, number)
-        self.process.join(60 if number is None else SECONDS)
+        self.process.join(60 if number is None else seconds)
         assert self.process.exitcode is not None, f"it does not end: {self.output.read_text()}"
-        wait_for(lambda: not any(map(alive, self.children)), SECONDS)
+        wait_for(lambda: not any(map(alive, self.children)), seconds)
         return self.process.exitcode, self.output.read_text()
 
 
@@ -226,7 +231,7 @@ def test_the_processes_of_torchrun_leave_together(start, data, checkpoint, tmp_p
     )
     if door == "kill a rank":
         os.kill(min(started.children), signal.SIGKILL)
-    code, text = started.leave(SIGNALS.get(door))
+    code, text = started.leave(SIGNALS.get(door), seconds=25)  # the launcher itself takes some, and kills after 30
     assert code == (-signal.SIGKILL if door == "kill" else 1)
     if door == "kill a rank":
         assert "error: lost another process of the run" in text and "--resume" in text and "[rank1]" not in text
