@@ -162,6 +162,8 @@ def large_data(document: dict[str, Any], path: Path) -> Path:
             axes.plot(xs, ys, linewidth=1.8, markersize=5.5, label=name, **style)
         _style(axes, sorted({row["boxes"] for row in rows}))
         axes.set(xlabel="boxes", ylabel=label)
+        if field == "peak_mib":
+            axes.set_yticks([250, 500, 1000, 2000, 4000])
         axes.set_xticks(axes.get_xticks(), [f"{x / 1e6:g} million" for x in axes.get_xticks()])
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=4, frameon=False, bbox_to_anchor=(0.5, 1.0))
