@@ -7,6 +7,7 @@ The index of `train.json` is the folder `.dino-index/train.json`: NumPy files th
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -85,7 +86,7 @@ def _read_or_open(folder: Path, file: Path, document: Document, console: Console
         except StaleError as error:
             if folder.exists():
                 console.log(f"{document.name}: {error}; it is read again")
-        for left in folder.parent.glob(f"{folder.name}.*.tmp"):  # of a process that was killed
+        for left in folder.parent.glob(f"{glob.escape(folder.name)}.*.tmp"):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
         temporary.mkdir()

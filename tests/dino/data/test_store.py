@@ -328,6 +328,10 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     (folder / ".dino-index" / "train.json.123.tmp").mkdir(parents=True)
     assert len(load(folder)) == 3
     assert sorted(path.name for path in (folder / ".dino-index").iterdir()) == ["train.json", "train.json.lock"]
+    (folder / "[a].json").write_text(json.dumps(document()))
+    (folder / ".dino-index" / "[a].json.123.tmp").mkdir()
+    CocoIndex.load(folder / "[a].json", folder / "images")
+    assert not list((folder / ".dino-index").glob("*.tmp"))
 
 
 def test_processes_that_start_together_read_the_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
