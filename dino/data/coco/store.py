@@ -70,7 +70,7 @@ def read_content(file: Path, document: Document) -> Content:
 def _places(file: Path) -> Iterator[Path]:
     """Yield where the index of a file may be: beside it, or where programs keep such files if that is read-only."""
     yield file.parent / _FOLDER / file.name
-    with contextlib.suppress(RuntimeError):  # nobody's home
+    with contextlib.suppress(RuntimeError):  # there is no home folder
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         path = hashlib.sha256(os.fsencode(file.resolve())).hexdigest()
         yield caches / "dino" / f"{path[:16]}-{file.name}"
