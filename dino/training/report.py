@@ -76,7 +76,7 @@ def evaluation_line(entry: Mapping[str, float], is_best: bool) -> str:
     names = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
     metrics = "  ".join(f"{name.removeprefix('AP_')} {percent(entry[name])}" for name in names)
     averaged = f"  (averaged weights: AP {percent(entry['AP_ema'])})" if "AP_ema" in entry else ""
-    return f"epoch {entry['epoch']:g}: {metrics}{averaged}{'  best so far' if is_best else ''}"
+    return f"epoch {epochs(entry['epoch'])}: {metrics}{averaged}{'  best so far' if is_best else ''}"
 
 
 def closing(run: Run) -> str:
@@ -87,7 +87,7 @@ def closing(run: Run) -> str:
     if state.best is not None:
         which = ", averaged weights" if state.best["averaged"] else ""
         lines.append(
-            f"best model: {path / 'best'} (AP {percent(state.best['AP'])}, epoch {state.best['epoch']:g}{which})"
+            f"best model: {path / 'best'} (AP {percent(state.best['AP'])}, epoch {epochs(state.best['epoch'])}{which})"
         )
     files = [name for name in ("log.csv", "curves.png", "final_ema") if (path / name).exists()]
     lines += [
@@ -116,7 +116,7 @@ def out_of_patience(run: Run) -> str:
     assert run.state.best is not None
     return (
         f"stopping early: {run.config.patience} evaluations without an AP above {percent(run.state.best['AP'])}, of "
-        f"epoch {run.state.best['epoch']:g} (--patience)"
+        f"epoch {epochs(run.state.best['epoch'])} (--patience)"
     )
 
 
@@ -186,3 +186,8 @@ def skipped_step(step: int, skipped: SkippedStep, scale: float | None) -> str:
     """Describe a step without an update."""
     scaled = f"; the loss scale is now {scale:g}" if scale is not None else ""
     return f"step {step} skipped: {skipped}{scaled}"
+
+
+def epochs(done: float) -> str:
+    """Return a number of epochs with at most three decimals, and without zeros at the end."""
+    return f"{done:.3f}".rstrip("0").rstrip(".")

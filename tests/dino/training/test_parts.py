@@ -39,6 +39,7 @@ from dino.evaluation.coco_metrics import METRIC_NAMES, CocoMetrics
 from dino.model.config import PRESETS
 from dino.training.curves import draw_curves
 from dino.training.log import COLUMNS, Log, read_log
+from dino.training.report import epochs
 from dino.training.run_folder import RunFolder
 from dino.training.train import TrainConfig, train
 
@@ -346,3 +347,10 @@ def test_old_checkpoints_are_deleted_and_last_points_to_the_newest(tmp_path):
         folder.write(step, lambda path: (path / "x").touch(), {}, keep=2)
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["step-00000010", "step-00000015"]
     assert (tmp_path / "last").resolve() == folder.last_complete() == folder.checkpoints / "step-00000015"
+
+
+@pytest.mark.parametrize(
+    ("done", "text"), [(0, "0"), (9e-5, "0"), (0.25, "0.25"), (1 / 3, "0.333"), (10, "10"), (12.5, "12.5")]
+)
+def test_epochs_are_short_numbers(done: float, text: str) -> None:
+    assert epochs(done) == text
