@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import json
 import multiprocessing
@@ -17,15 +16,11 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from dino.data import CocoIndex, DatasetError, build_datasets, build_loader
 from dino.data.coco import boxes, columns, store
-from dino.data.coco.at_once import Images, boxes_at_once
-from dino.data.coco.checks import check_annotation
-from dino.data.coco.lenient import obvious_reading
 from dino.data.coco.stream import COLLECTIONS
 from tests.dino.data.data_examples import document, load_coco, write_images, write_split
 
@@ -146,46 +141,6 @@ def test_many_problems_are_counted_and_not_kept(tmp_path: Path) -> None:
     index = load(written(tmp_path, content), skip_invalid=True)
     assert index.describe_problems()[0].endswith("Skipped 1200 of 1500 annotations.")
     assert len(index.problems) == 1200 and len(list(index.problems)) == 1000
-
-
-@pytest.mark.parametrize("seed", range(300))
-def test_entries_checked_at_once_are_those_that_are_valid_one_by_one(seed: int) -> None:
-    rng = random.Random(seed)
-    odd = [
-        None,
-        True,
-        "1",
-        "x",
-        1.5,
-        7.0,
-        -1,
-        0,
-        2**63,
-        10**400,
-        float("nan"),
-        float("inf"),
-        [],
-        {},
-        [1],
-        -0.0,
-        64,
-        1e9,
-    ]
-    entry = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [1, 2, 3.5, 4], "area": 2, "iscrowd": 0}
-    for _ in range(rng.randint(1, 2)):
-        key = rng.choice([*entry, "bbox", "bbox"])
-        if key == "bbox" and rng.random() < 0.8:
-            entry["bbox"] = [rng.choice([*odd, 1, 20, 63]) if rng.random() < 0.4 else value for value in (1, 2, 3.5, 4)]
-        elif rng.random() < 0.2:
-            entry.pop(key, None)
-        else:
-            entry[key] = copy.copy(rng.choice(odd))
-    images = Images(np.array([7]), np.array([[64, 48]]), ["a.png"])
-    at_once = boxes_at_once([entry], images, {3}) is not None
-    if check_annotation(entry, images.size_of, (), {3}) is None:
-        assert at_once
-    if at_once:
-        assert check_annotation(obvious_reading("annotations", entry), images.size_of, (), {3}) is None
 
 
 def test_a_file_is_read_once(tmp_path: Path, readings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
