@@ -40,8 +40,6 @@ OPTIMISED = ["-O2"]
 # -O1: unoptimised kernels are too slow.
 SANITIZED = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-fno-sanitize=vptr"]
 SANITIZED += ["-fsanitize=address,undefined,float-cast-overflow"]
-# It has the accesses of bfloat16, and no sanitized test of its own.
-NOT_SANITIZED = ".float16.o"
 
 
 def sanitizer_runtime() -> str | None:
@@ -71,8 +69,7 @@ def plan(sanitize: bool) -> str:
     compiled = {source: [f"{source.relative_to(ROOT)}{suffix}" for suffix in objects(source)] for source in sources}
     for source in sources:
         for output, flags in zip(compiled[source], objects(source).values(), strict=True):
-            end = ["-fno-sanitize=all"] if sanitize and output.endswith(NOT_SANITIZED) else []
-            lines.append(f"build {output}: compile {source}\n  flags = {shlex.join([*flags, *end])}")
+            lines.append(f"build {output}: compile {source}\n  flags = {shlex.join(flags)}")
     for library, parts in LIBRARIES.items():
         lines.append(f"build {library}.so: link {' '.join(output for part in parts for output in compiled[part])}")
         lines += ["  libraries = -Ltorch -ltorch_cpu -lc10"] if library == "emulated" else []
