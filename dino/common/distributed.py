@@ -26,7 +26,7 @@ from dino.common.parent import end_with_parent
 # The first process scores the whole validation set while the others wait for its metrics.
 TIMEOUT = timedelta(hours=1)
 # A group must not be freed by DistributedDataParallel: that holds Python's lock while it waits for the group's thread,
-# which may need the lock to free a tensor (PyTorch 2.11 and 2.13: the process hangs). Python's own reference is
+# which may need the lock to free a tensor (PyTorch 2.13: the process hangs). Python's own reference is
 # dropped without the lock.
 _ended: list[Any] = []
 

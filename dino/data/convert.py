@@ -36,13 +36,13 @@ def write_coco(index: CocoIndex, folder: Path, *, copy: bool = False) -> Path:
     if len(set(plain)) == len(set(names)):  # otherwise a folder is called like a shard
         names = plain
     content = index.ground_truth()
-    for position, (image, name) in enumerate(zip(content["images"], names, strict=True)):
+    for path, image, name in zip(paths, content["images"], names, strict=True):
         image["file_name"] = name
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             continue  # two entries of one picture
-        source = open_picture_file(index.image_path(position))
+        source = open_picture_file(path)
         if not isinstance(source, Path):
             with source, target.open("wb") as file:
                 shutil.copyfileobj(source, file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -106,6 +107,16 @@ class Columns:
                 yield places + shift[np.searchsorted(before, places, side="right") - 1]
             else:
                 yield slice(start, end)
+
+    @cached_property
+    def boxes_per_class(self) -> np.ndarray:
+        """Return the number of boxes of each class, and of crowds among them, int64 [2, K]."""
+        counts = np.zeros((2, len(self.class_ids)), dtype=np.int64)
+        for rows in self.rows():
+            classes = self.classes[rows]
+            counts[0] += np.bincount(classes, minlength=counts.shape[1])
+            counts[1] += np.bincount(classes[self.crowds[rows]], minlength=counts.shape[1])
+        return counts
 
     def save_images(self, folder: Path) -> None:
         """Write all columns but those of the boxes into a folder."""

@@ -23,8 +23,13 @@ def is_picture(name: str | Path) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES and not Path(name).name.startswith(".")
 
 
-TICK_NS = 2_000_000_000
-"""Nanoseconds within which two changes can have the same time."""
+# Nanoseconds within which two changes can have the same time.
+_TICK_NS = 2_000_000_000
+
+
+def settled(changed_ns: int) -> int:
+    """Return when something changed, in nanoseconds; 0 if a later change could have the same time."""
+    return changed_ns if changed_ns < time.time_ns() - _TICK_NS else 0
 
 
 class Files:
@@ -61,10 +66,9 @@ class Files:
     def stamp(self, folder: str) -> int:
         """Return when a folder or shard changed, in ns; 0 if there is none, or a later change could have that time."""
         try:
-            changed = os.stat(self.root / folder).st_mtime_ns
+            return settled(os.stat(self.root / folder).st_mtime_ns)
         except (OSError, ValueError):
             return 0
-        return changed if changed < time.time_ns() - TICK_NS else 0
 
     def find(self, name: str, *, in_shards: bool = True) -> str | None:
         """Return the relative path of an existing file, also if `name` has Windows separators; None without one."""

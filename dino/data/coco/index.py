@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -136,16 +135,10 @@ class CocoIndex:
         keep = ~columns.crowds[here] & (boxes[:, 2:] > boxes[:, :2]).all(1)
         return boxes[keep], columns.class_ids[columns.classes[here][keep]]
 
-    @cached_property
+    @property
     def boxes_per_category(self) -> dict[int, tuple[int, int]]:
         """Return the number of boxes and of crowds among them of each category id that has any."""
-        columns = self.columns
-        counts = np.zeros((2, len(columns.class_ids)), dtype=np.int64)
-        for rows in columns.rows():
-            classes = columns.classes[rows]
-            counts[0] += np.bincount(classes, minlength=counts.shape[1])
-            counts[1] += np.bincount(classes[columns.crowds[rows]], minlength=counts.shape[1])
-        found = zip(columns.class_ids.tolist(), *counts.tolist(), strict=True)
+        found = zip(self.columns.class_ids.tolist(), *self.columns.boxes_per_class.tolist(), strict=True)
         return {category_id: (boxes, crowds) for category_id, boxes, crowds in found if boxes}
 
     def ground_truth(self) -> dict[str, Any]:

@@ -94,11 +94,9 @@ class CocoReader:
 
     def content(self) -> Content:
         """Return what was read. Call it once."""
-        totals = {key: count + self._lost(key) for key, count in self.totals.items()} | self.document.totals_of_others
+        lost = Problems(self.document.problems)
+        totals = {key: count + lost.count(key) for key, count in self.totals.items()} | self.document.totals_of_others
         return Content(self.categories, self._columns(), self.problems, totals)
-
-    def _lost(self, collection: str) -> int:
-        return sum(problem.collection == collection for problem in self.document.problems)
 
     def _columns(self) -> Columns:
         assert self._images is not None

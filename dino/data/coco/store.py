@@ -25,7 +25,7 @@ from dino.common.console import Console
 from dino.common.text import counted
 from dino.data.coco.columns import Columns
 from dino.data.coco.document import Document
-from dino.data.coco.files import TICK_NS, Files
+from dino.data.coco.files import Files, settled
 from dino.data.coco.problems import Problems
 from dino.data.coco.reader import CocoReader, Content
 from dino.data.coco.stream import read_collections
@@ -204,7 +204,7 @@ def _stamp(file: Path) -> list[int]:
     """Return size and times of change; the times are 0 if a later change could have the same."""
     state = file.stat()
     times = [state.st_mtime_ns, state.st_ctime_ns]
-    return [state.st_size, *(times if max(times) < time.time_ns() - TICK_NS else [0, 0])]
+    return [state.st_size, *(times if settled(max(times)) else [0, 0])]
 
 
 def _stamps(folder: Path, names: list[str]) -> str:
@@ -219,10 +219,15 @@ def _stamps(folder: Path, names: list[str]) -> str:
 
 def _digest(file: Path) -> str:
     digest = hashlib.sha256()
+    for block in _blocks(file):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
     with file.open("rb") as opened:
         while block := opened.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+            yield block
 
 
 def _checksum(file: Path) -> list[int]:
@@ -233,12 +238,11 @@ def _checksum(file: Path) -> list[int]:
     """
     size = check = 0
     try:
-        with file.open("rb") as opened:
-            while block := opened.read(_BLOCK):
-                words = np.frombuffer(block, np.uint64, len(block) // 8)
-                sums = words.sum(dtype=np.uint64), np.bitwise_xor.reduce(words)
-                check = zlib.crc32(b"".join(value.tobytes() for value in sums) + block[words.nbytes :], check)
-                size += len(block)
+        for block in _blocks(file):
+            words = np.frombuffer(block, np.uint64, len(block) // 8)
+            sums = words.sum(dtype=np.uint64), np.bitwise_xor.reduce(words)
+            check = zlib.crc32(b"".join(value.tobytes() for value in sums) + block[words.nbytes :], check)
+            size += len(block)
     except OSError as error:
         raise StaleError(f"its index is incomplete ({file}: {error.strerror})") from error
     return [size, check]
