@@ -165,7 +165,7 @@ def predict_command(argv: Sequence[str]) -> int:
     predictions, images = (JsonList(options.output / name) for name in ("predictions.json", "images.json"))
     finished = False
     try:
-        for outcome in Console(sys.stderr).bar(outcomes, "predict", "image", total=None if videos else len(sources)):
+        for outcome in Console(sys.stderr).bar(outcomes, "predict", "images", total=None if videos else len(sources)):
             summary.add(outcome)
             if outcome.found is not None:
                 predictions.extend(outcome.results)  # first: an image in images.json has all its results

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from torch.utils.data import Sampler
 
+from dino.common.text import counted
+
 
 class ResumableSampler(Sampler[list[tuple[int, int]]]):
     """Batches of `(epoch, index)` for one rank.
@@ -38,8 +40,8 @@ class ResumableSampler(Sampler[list[tuple[int, int]]]):
             raise ValueError(f"rank must be one of 0..{world_size - 1}, got {rank}")
         if train and num_images < batch_size * world_size:
             raise ValueError(
-                f"the data set has {num_images} images, fewer than one batch of {batch_size * world_size}"
-                f" (batch_size {batch_size} on {world_size} ranks). Lower batch_size"
+                f"the data set has {counted(num_images, 'image')}, fewer than one batch of {batch_size * world_size}"
+                f" (batch_size {batch_size} on {counted(world_size, 'rank')}). Lower batch_size"
             )
         self.num_images = num_images
         self.batch_size = batch_size

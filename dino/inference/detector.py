@@ -19,7 +19,7 @@ from dino.checkpoint.find import default_categories, load_trained
 from dino.checkpoint.thresholds import load_thresholds
 from dino.common.device import Amp, autocast, choose_device
 from dino.common.finite import require_finite_detections
-from dino.common.text import command_line, shorten
+from dino.common.text import command_line, counted, shorten
 from dino.data import Categories, EvalTransform, ImageError, pad_images
 from dino.inference.boxes import nms
 from dino.inference.detections import Detections
@@ -72,7 +72,7 @@ class Detector:
             )
         if categories.num_classes != model.config.num_classes:
             raise ValueError(
-                f"Detector: the model has {model.config.num_classes} classes, but categories has "
+                f"Detector: the model has {counted(model.config.num_classes, 'class')}, but categories has "
                 f"{categories.num_classes}. Pass the categories that it was trained on."
             )
         self.device = choose_device(device)
@@ -335,8 +335,9 @@ class Detector:
         config, transform = self.model.config, self.transform
         names = [name for label, name in enumerate(self.categories.titles) if label not in self.categories.unused]
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        sizes = f"{counted(config.num_levels, 'level')}, {counted(config.num_queries, 'query')}"
         return (
-            f"Detector({config.backbone}, {config.num_levels} levels, {config.num_queries} queries, "
-            f"{parameters / 1e6:.1f}M parameters, {len(names)} classes: {shorten(names, 5)}; "
+            f"Detector({config.backbone}, {sizes}, {parameters / 1e6:.1f}M parameters, "
+            f"{counted(len(names), 'class')}: {shorten(names, 5)}; "
             f"images {transform.short_side} to {transform.long_side} pixels, {self.device})"
         )

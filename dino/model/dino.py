@@ -15,7 +15,6 @@ from dino.model.neck import Neck
 from dino.model.outputs import DenoisingOutput, DetectionOutput
 from dino.model.query_selection import Queries, QuerySelection
 from dino.model.targets import Targets, pack
-from dino_kernels.targets import PackedTargets
 
 
 class DINO(nn.Module):
@@ -56,8 +55,13 @@ class DINO(nn.Module):
         Raises:
             ValueError, TypeError: shapes that do not fit together; malformed targets.
         """
+        _check(images, mask)
         truth = None if targets is None else pack(targets, images.device, self.config.num_classes)
-        _check(images, mask, truth)
+        if truth is not None and truth.num_images != len(images):
+            raise ValueError(
+                f"targets must have one entry per image, got {truth.num_images} for {len(images)} images. An image "
+                f"without objects has an entry of no boxes."
+            )
         images = images.to(next(self.parameters()).dtype)  # float64 under torch.set_default_dtype
         maps, masks = self.neck(self.backbone(images), mask)
         memory = self.encoder(maps, masks)
@@ -75,18 +79,16 @@ class DINO(nn.Module):
         return _split(logits, boxes, denoising, queries)
 
 
-def _check(images: Tensor, mask: Tensor, targets: PackedTargets | None) -> None:
+def _check(images: Tensor, mask: Tensor) -> None:
+    for name, value in (("images", images), ("mask", mask)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}. Call model(images, mask, targets).")
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be [B, 3, H, W], got {list(images.shape)}. Add the batch dimension.")
     expected = [images.shape[0], *images.shape[2:]]
     if list(mask.shape) != expected or mask.dtype != torch.bool:
         raise ValueError(
             f"mask must be bool {expected}, got {mask.dtype} {list(mask.shape)}. It is True on the padding of `images`."
-        )
-    if targets is not None and targets.num_images != len(images):
-        raise ValueError(
-            f"targets must have one entry per image, got {targets.num_images} for {len(images)} images. An image "
-            f"without objects has an entry of no boxes."
         )
 
 

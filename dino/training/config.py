@@ -30,7 +30,7 @@ class TrainConfig:
 
     data: Path
     """Data set: a folder or file in COCO, YOLO, Pascal VOC, CSV or WebDataset format; it determines the number of
-    classes."""
+    classes. With --resume, by default that of the run."""
     val_fraction: float = 0.0
     """Part of the training images to validate on instead of a validation split, for example 0.1; 0: none."""
     output: Path = Path("runs/train")

@@ -29,12 +29,13 @@ def greeting(run: Run) -> str:
     return "\n".join(
         [
             f"model: {config.model.backbone}, {parameters / 1e6:.1f} M parameters ({trained / 1e6:.1f} M trained), "
-            f"{data.categories.num_classes} classes",
-            f"data: {len(data.train):,} images to train on, {valid} to validate on ({config.data})",
+            f"{counted(data.categories.num_classes, 'class')}",
+            f"data: {counted(len(data.train), 'image')} to train on, {valid} to validate on ({config.data})",
             *_data_lines(run),
-            f"effective batch: {run.images_per_step} images = {config.batch_size} x {config.accumulate} accumulated"
-            f"{processes}, on {device_name(ranks.device)}{precision}",
-            f"length: {config.epochs} epochs of {run.steps_per_epoch:,} steps, {run.steps_left:,} left{drops}",
+            f"effective batch: {counted(run.images_per_step, 'image')} = {config.batch_size} x {config.accumulate} "
+            f"accumulated{processes}, on {device_name(ranks.device)}{precision}",
+            f"length: {counted(config.epochs, 'epoch', 'epochs')} of {counted(run.steps_per_epoch, 'step')}, "
+            f"{run.steps_left:,} left{drops}",
             f"output: {run.folder.path}",
         ]
     )
@@ -83,7 +84,7 @@ def closing(run: Run) -> str:
     """Describe the results of a finished run, and the commands that use them."""
     state, path = run.state, run.folder.path
     skipped = f", {state.skipped} of them skipped" if state.skipped else ""
-    lines = [f"finished: {state.step:,} steps{skipped} in {tqdm.format_interval(state.seconds)}"]
+    lines = [f"finished: {counted(state.step, 'step')}{skipped} in {tqdm.format_interval(state.seconds)}"]
     if state.best is not None:
         which = ", averaged weights" if state.best["averaged"] else ""
         lines.append(
@@ -96,8 +97,9 @@ def closing(run: Run) -> str:
         *problems(run),
         "next:",
         f"  {command_line('predict', '--checkpoint', path, 'IMAGES')}",
-        f"  {command_line('evaluate', '--checkpoint', path, '--data', run.config.data)}",
     ]
+    if run.data.layout.valid is not None or run.config.val_fraction:
+        lines.append(f"  {command_line('evaluate', '--checkpoint', path, '--data', run.config.data)}")
     return "\n".join(lines)
 
 

@@ -87,7 +87,7 @@ class Run:
         """Note, once, what failed beside the training."""
         if failure not in self.failures:
             self.failures.append(failure)
-            self.console.log(f"{failure}. The training continues")
+            self.console.log(f"{failure.removesuffix('.')}. The training continues")
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -258,3 +261,20 @@ def test_visualize_needs_boxes_to_show_denoising(plain, capsys, run_folder):
     arguments = ["--checkpoint", run_folder / "run", valid / "2.png", "--output", run_folder / "out", "--device", "cpu"]
     assert main("visualize", *arguments, "--annotations", valid / "_annotations.coco.json") == 2
     assert "has no boxes for 2.png" in capsys.readouterr().err
+
+
+def test_threads_that_wait_do_not_spin(tmp_path):
+    nowhere = str(tmp_path / "none")
+    command = [sys.executable, "-m", "dino", "evaluate", "--data", nowhere, "--checkpoint", nowhere]
+    environment = os.environ | {"OMP_DISPLAY_ENV": "TRUE"}
+    environment.pop("OMP_WAIT_POLICY", None)
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120).stderr
+    if "OMP_WAIT_POLICY" not in shown:
+        pytest.skip("this OpenMP does not show its settings")
+    assert re.search(r"OMP_WAIT_POLICY *= *'PASSIVE'", shown), "set too late, after torch was imported"
+
+
+def test_a_setting_of_threads_by_the_user_is_kept(monkeypatch, plain):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert main("summary", "--help") == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "active"

@@ -301,10 +301,12 @@ def test_presets_run(name: str) -> None:
         ((torch.zeros(2, 3, 64, 64), torch.zeros(2, 64, 64)), "mask must be bool .* got torch.float32"),
         ((torch.zeros(2, 3, 64, 64), torch.zeros(2, 32, 64, dtype=torch.bool)), "mask must be bool"),
         ((*batch(), targets(1)), "one entry per image, got 1 for 2"),
+        ((batch()[0], targets(1, 2)), r"mask must be a tensor, got list. Call model\(images, mask, targets\)"),
+        (([torch.zeros(3, 64, 64)], batch()[1]), "images must be a tensor, got list"),
     ],
 )
 def test_bad_inputs_are_named(arguments: tuple, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         tiny().train()(*arguments)
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.dino.training.train_toys import TINY, assert_same_weights, quick_runs, toy_config, write_rectangles
 
@@ -19,6 +20,7 @@ import dino.training.evaluation
 import dino.training.log
 from dino.commands.train import parse
 from dino.training.log import METRIC_COLUMNS
+from dino.training.pace import Pace
 from dino.training.step import LOSS_PARTS
 from dino.training.train import Hook, TrainingError, train
 
@@ -125,3 +127,21 @@ def test_images_left_out_are_named_once_and_counted_at_the_end(data, tmp_path, m
     for use, name in (("training", "train/1.png"), ("validation", "valid/0.png")):
         assert sum(f"left out of {use}: " in line and name in line for line in lines) == 1
         assert f"left out of {use}: 1 image, named above" in lines
+
+
+@pytest.mark.parametrize(
+    ("device", "seconds", "computed", "shown"),
+    [("cpu", 4.0, 1.0, True), ("cpu", 2.0, 1.0, False), ("cpu", 1.0, 2.0, False), ("cuda", 4.0, 1.0, False)],
+)
+def test_steps_that_wait_more_than_they_compute_are_reported_once(monkeypatch, device, seconds, computed, shown):
+    clock = {"monotonic": 0.0, "process_time": 0.0}
+    for name in clock:
+        monkeypatch.setattr(f"dino.training.pace.time.{name}", lambda name=name: clock[name])
+    pace, lines = Pace(), []
+    for step in range(30):
+        clock["monotonic"] += 100.0 if step == 0 else seconds  # the first step also loads and compiles
+        clock["process_time"] += computed
+        lines.append(pace.advice(torch.device(device)))
+    advice = [line for line in lines if line]
+    assert len(advice) == shown
+    assert not shown or "slow: 10 steps took 40.0 s, in which this process computed for 10.0 s" in advice[0]

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -261,6 +262,16 @@ def test_a_run_ends_with_its_best_and_final_model_and_logs_their_paths(data, tmp
     assert (tmp_path / "run/curves.png").stat().st_size > 10_000
     assert set(read_log(tmp_path / "run/log.csv")[0]) <= set(COLUMNS)
     assert json.loads((tmp_path / "run/config.json").read_text())["epochs"] == 2
+
+
+def test_a_run_counts_in_the_singular_and_advises_only_what_can_be_done(data, tmp_path, capsys):
+    shutil.rmtree(data / "valid")
+    train(toy_config(data, tmp_path / "run", epochs=1, max_steps=1, batch_size=1, evaluate_every=0))
+    text = capsys.readouterr().out
+    for line in ("length: 1 epoch of 8 steps", "effective batch: 1 image = 1 x 1", "finished: 1 step in"):
+        assert line in text
+    assert "dino predict" in text
+    assert "dino evaluate" not in text, "there is no validation split"
 
 
 def test_evaluation_does_not_change_the_training_that_follows(data, tmp_path, monkeypatch):
