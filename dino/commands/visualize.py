@@ -68,10 +68,11 @@ def visualize_command(argv: Sequence[str]) -> None:
     if annotated is not None and config.denoising != "off":
         truth = annotated.true_boxes(detector.categories)
         drawings["denoising"] = lambda: draw_denoising(detector, image, *truth)
+    images = {name: draw() for name, draw in drawings.items()}  # all, before the first is written
     make_folder(options.output, "output")
-    for name, draw in drawings.items():
+    for name, drawn in images.items():
         path = options.output / f"{options.image.stem}_{name}.png"
-        draw().save(path)
+        drawn.save(path)
         print(f"wrote {path}")
     if options.annotations is None:
         print("denoising is not drawn: pass the true boxes with --annotations FILE", file=sys.stderr)

@@ -256,6 +256,14 @@ def test_visualize_writes_an_image_of_each_kind(plain, capsys, run_folder):
     assert (out / "0_denoising.png").exists()
 
 
+def test_visualize_writes_all_or_nothing(plain, capsys, run_folder):
+    valid, out = run_folder / "data" / "valid", run_folder / "out"
+    arguments = ["--checkpoint", run_folder / "run", valid / "0.png", "--output", out, "--device", "cpu"]
+    assert main("visualize", *arguments, "--query", 9999) == 2
+    assert "query must be in" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_visualize_needs_boxes_to_show_denoising(plain, capsys, run_folder):
     valid = run_folder / "data" / "valid"
     arguments = ["--checkpoint", run_folder / "run", valid / "2.png", "--output", run_folder / "out", "--device", "cpu"]
