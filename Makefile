@@ -67,6 +67,7 @@ types:  ## pyright
 	pyright --pythonpath "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
 
 sanitize: sanitize-cuda sanitize-cuda-fused sanitize-cpu sanitize-cuda-others  ## op tests with AddressSanitizer and UBSan: CPU library, emulated CUDA kernels
+	@$(PYTHON) .ci/sanitized.py --write
 
 sanitized-library:
 	DINO_KERNELS_SANITIZE=address $(PYTHON) setup.py -q build --build-lib $(SANITIZED)
