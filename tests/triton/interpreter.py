@@ -169,6 +169,11 @@ def _reuse_types() -> None:
             return check_types(left, right, *rules, **division)
         return left, right
 
+    def bind(owner: Any, name: str, member: Any, builder: Any, changes: Any) -> None:
+        function = getattr(member, "__wrapped__", member)
+        changes.set_attr(owner, name, lambda *args, **options: function(*args, **options | {"_semantic": semantic}))
+
+    interpreter._patch_attr = bind
     interpreter._get_np_dtype = _once_by_name(interpreter._get_np_dtype)
     tl.block_type.with_element_ty = lambda self, scalar_ty: block(scalar_ty, self.shape)
     builder.get_block_ty = block
