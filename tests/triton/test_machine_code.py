@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from dino_kernels.ops._core import triton_support
-from dino_kernels.testing import run, sample_inputs
+from dino_kernels.testing import Case, run, sample_inputs
 
 pytest.importorskip("triton", reason=triton_support.MISSING)
 
 from benchmarks.sass.disassembly import MissingTool
 from benchmarks.sass.kinds import by_kind
 from benchmarks.sass.triton_kernels import run_programs
-from tests.triton.test_variants import VARIANTS, attention, call_attention, gpu, one_cache
+from tests.triton.test_variants import attention, call_attention, gpu, one_cache
 
 __all__ = ["attention", "one_cache"]  # fixtures
 
 
 def test_the_forward_computes_the_op_and_is_counted(attention):
-    op, case, dtype = VARIANTS[0]
+    op, dtype = "fused_ms_deform_attn", torch.bfloat16
+    case = Case("encoder", 1, 9, 8, 32, ((3, 2), (2, 1)), (4, 4))
     call_attention(op, case, dtype, as_list=True)
     forward, _ = attention
     args, options = forward.calls[0]
