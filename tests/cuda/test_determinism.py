@@ -53,7 +53,7 @@ def run_deterministically(op: str, inputs: dict[str, Any], kernel: str, grad_out
 def test_any_order_of_threads_and_blocks_gives_the_same_bits(make_inputs, op, kernel, dtype, case):
     inputs = make_inputs(op, case, dtype, kernel)
     results = []
-    for seed in range(8):
+    for seed in range(5):
         with in_order(kernel, seed):
             results.append(run_deterministically(op, inputs, kernel))
     for result in results[1:]:

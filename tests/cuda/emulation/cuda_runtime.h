@@ -14,9 +14,8 @@
 #define __device__
 #define __host__
 #define __constant__ static const
-// One block runs at a time on an OS thread. Like registers and unlike dynamic shared memory, it is not filled
-// with NaN.
-#define __shared__ static thread_local
+// One block runs at a time. Like registers and unlike dynamic shared memory, it is not filled with NaN.
+#define __shared__ static
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __grid_constant__
@@ -47,8 +46,9 @@ struct dim3 {
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
-extern __thread uint3 threadIdx, blockIdx;
-extern __thread dim3 blockDim, gridDim;
+// Of the thread that runs. One launch runs at a time in a process.
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 
 namespace emulation {

@@ -1,10 +1,12 @@
 // CUDA threads as fibers of one OS thread. A thread runs until it must wait for others (a barrier, a
-// shuffle), then the scheduler resumes the next one of its warp, and at last the next warp. Blocks run one
-// after the other.
+// shuffle), then the next one of its warp goes on, and after the last the scheduler begins another pass over
+// the warp, or goes to the next warp. Blocks run one after the other, and so do launches, whatever thread
+// makes them.
 
 #include <algorithm>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -14,8 +16,8 @@
 #include "cuda_runtime.h"
 #include "fibers.h"
 
-__thread uint3 threadIdx, blockIdx;
-__thread dim3 blockDim, gridDim;
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
 
 namespace emulation {
 namespace {
@@ -40,9 +42,19 @@ struct Thread {
 
 struct Warp {
   std::vector<std::unique_ptr<Group>> groups;
+  Group* latest = nullptr;    // the last that met
   Thread* threads = nullptr;  // the first of its lanes
-  int first = 0, size = 0;    // of its lanes in the block
+  int size = 0;               // how many lanes there are
   uint32_t live = 0;
+
+  Group& group_of(uint32_t mask) {
+    for (auto& group : groups) {
+      if (group->mask == mask) return *group;
+    }
+    groups.push_back(std::make_unique<Group>());
+    groups.back()->mask = mask;
+    return *groups.back();
+  }
 };
 
 struct Block {
@@ -61,7 +73,10 @@ struct Emulator {
   std::vector<Stack> stacks;
   Context scheduler;
   Block* block = nullptr;
-  int running = -1;  // index of the thread that runs
+  Warp* warp = nullptr;    // that runs
+  std::vector<int> order;  // of its lanes in this pass
+  size_t turn = 0;         // how many of them had theirs
+  int lane = -1;           // that runs
   bool shuffled = false;
   uint64_t random = 1;
 
@@ -76,14 +91,30 @@ struct Emulator {
     if (!shuffled) return;
     for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[(draw() >> 32) * i >> 32]);
   }
-  Thread& thread() { return block->threads[running]; }
+  Thread& thread() { return warp->threads[lane]; }
+  // The next lane of the pass that can run, made the one that does; null after the last.
+  Thread* next() {
+    while (turn < order.size()) {
+      lane = order[turn++];
+      if (lane >= warp->size || thread().state != State::ready) continue;
+      threadIdx = thread().index;
+      return &thread();
+    }
+    return nullptr;
+  }
+  void leave(Context& from, bool for_good = false) {
+    Thread* const following = next();
+    switch_to(from, following ? following->context : scheduler, for_good);
+  }
   void wait(State state) {
     thread().state = state;
-    switch_to(thread().context, scheduler);
+    leave(thread().context);
   }
 };
 
-thread_local Emulator emulator;
+thread_local Emulator emulator_of_this_thread;
+std::mutex one_launch;
+Emulator* emulator = nullptr;  // of the launch
 
 }  // namespace
 
@@ -122,25 +153,29 @@ void release_group(Warp& warp, Group& group) {
 
 // The first function on every fiber's stack.
 void thread_main() {
-  Emulator& e = emulator;
+  Emulator& e = *emulator;
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(nullptr, &e.scheduler.stack_low, &e.scheduler.stack_bytes);
+  // The first fiber of all comes from the scheduler, and finds out where its stack is.
+  const bool first = !e.scheduler.stack_low;
+  __sanitizer_finish_switch_fiber(nullptr, first ? &e.scheduler.stack_low : nullptr,
+                                  first ? &e.scheduler.stack_bytes : nullptr);
 #endif
   try {
     (*e.block->kernel)();
   } catch (...) {
     e.block->error = std::current_exception();
+    e.turn = e.order.size();  // nobody goes on
   }
   Block& block = *e.block;
   Thread& thread = e.thread();
   thread.state = State::done;
-  Warp& warp = block.warps[e.running / 32];
-  warp.live &= ~(1u << e.running % 32);
+  Warp& warp = *e.warp;
+  warp.live &= ~(1u << e.lane);
   --block.live;
   // As on the device, those who wait do not wait for a thread that has returned.
   release_barrier(block);
   for (auto& group : warp.groups) release_group(warp, *group);
-  switch_to(thread.context, e.scheduler, true);
+  e.leave(thread.context, true);
 }
 
 std::string who_waits(const Block& block) {
@@ -154,26 +189,24 @@ std::string who_waits(const Block& block) {
 }
 
 // Until all its lanes wait; in a drawn schedule perhaps not so long. Returns whether any could run.
-bool run_warp(Block& block, const Warp& warp, std::vector<int>& order) {
-  Emulator& e = emulator;
+bool run_warp(Block& block, Warp& warp) {
+  Emulator& e = *emulator;
+  e.warp = &warp;
   bool progress = false;
-  for (bool again = true; again && !(progress && e.shuffled && e.draw() % 8 == 0);) {
-    again = false;
-    e.reorder(order);
-    for (int lane : order) {
-      if (lane >= warp.size || warp.threads[lane].state != State::ready) continue;
-      progress = again = true;
-      e.running = warp.first + lane;
-      threadIdx = warp.threads[lane].index;
-      switch_to(e.scheduler, warp.threads[lane].context);
-      if (block.error) std::rethrow_exception(std::exchange(block.error, nullptr));
-    }
+  while (!(progress && e.shuffled && e.draw() % 8 == 0)) {
+    e.reorder(e.order);
+    e.turn = 0;
+    Thread* const first = e.next();
+    if (!first) break;
+    progress = true;
+    switch_to(e.scheduler, first->context);
+    if (block.error) std::rethrow_exception(std::exchange(block.error, nullptr));
   }
   return progress;
 }
 
 void run_block(Block& block) {
-  Emulator& e = emulator;
+  Emulator& e = *emulator;
   e.block = &block;
   const int count = static_cast<int>(block.threads.size());
   block.live = count;
@@ -185,18 +218,18 @@ void run_block(Block& block) {
     begin_at(thread.context, e.stacks[i], thread_main);
     if (i % 32 == 0) {
       warp.threads = &thread;
-      warp.first = i;
     }
     ++warp.size;
     warp.live |= 1u << i % 32;
   }
-  std::vector<int> warps(block.warps.size()), lanes(32);
+  std::vector<int> warps(block.warps.size());
   std::iota(warps.begin(), warps.end(), 0);
-  std::iota(lanes.begin(), lanes.end(), 0);
+  e.order.resize(32);
+  std::iota(e.order.begin(), e.order.end(), 0);
   while (block.live > 0) {
     bool progress = false;
     e.reorder(warps);
-    for (int warp : warps) progress |= run_warp(block, block.warps[warp], lanes);
+    for (int warp : warps) progress |= run_warp(block, block.warps[warp]);
     if (!progress) broken(who_waits(block));
   }
 }
@@ -204,7 +237,9 @@ void run_block(Block& block) {
 }  // namespace
 
 void launch(dim3 grid, dim3 size, size_t shared, const std::function<void()>& kernel) {
-  Emulator& e = emulator;
+  const std::lock_guard lock(one_launch);
+  emulator = &emulator_of_this_thread;
+  Emulator& e = *emulator;
   const int count = static_cast<int>(size.x * size.y * size.z);
   const int64_t blocks = int64_t{grid.x} * grid.y * grid.z;
   if (count < 1 || count > 1024 || blocks < 1)
@@ -236,10 +271,10 @@ void launch(dim3 grid, dim3 size, size_t shared, const std::function<void()>& ke
   }
 }
 
-void* dynamic_shared() { return emulator.block->shared; }
+void* dynamic_shared() { return emulator->block->shared; }
 
 bool in_dynamic_shared(const void* address) {
-  const Block& block = *emulator.block;
+  const Block& block = *emulator->block;
   const auto offset = reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(block.shared);
   return offset < block.shared_bytes;  // unsigned: a lower address is far beyond
 }
@@ -254,33 +289,25 @@ void check_assumption(bool holds, const char* condition) {
 }
 
 void set_schedule(uint64_t seed) {
-  emulator.shuffled = seed != 0;
-  emulator.random = seed * 0x9e3779b97f4a7c15u | 1;
+  emulator_of_this_thread.shuffled = seed != 0;
+  emulator_of_this_thread.random = seed * 0x9e3779b97f4a7c15u | 1;
 }
 
 void give_way() {
-  Emulator& e = emulator;
+  Emulator& e = *emulator;
   if (e.shuffled && e.draw() % 8 == 0) e.wait(State::ready);
 }
 
-int lane() { return emulator.running % 32; }
+int lane() { return emulator->lane; }
 
 const Round& exchange(Meeting at, uint32_t mask, uint64_t value, const void* wide, size_t bytes) {
-  Emulator& e = emulator;
-  Block& block = *e.block;
-  Warp& warp = block.warps[e.running / 32];
-  const int self = lane();
-  const int left = static_cast<int>(block.threads.size()) - e.running / 32 * 32;
-  if (left < 32) mask &= (1u << left) - 1;  // the last warp of a block may be short
+  Emulator& e = *emulator;
+  Warp& warp = *e.warp;
+  const int self = e.lane;
+  if (warp.size < 32) mask &= (1u << warp.size) - 1;  // the last warp of a block may be short
   if (!(mask >> self & 1)) broken("a thread is not in the mask of its own warp operation");
-  const auto same = [mask](const auto& group) { return group->mask == mask; };
-  auto found = std::find_if(warp.groups.begin(), warp.groups.end(), same);
-  if (found == warp.groups.end()) {
-    warp.groups.push_back(std::make_unique<Group>());
-    found = warp.groups.end() - 1;
-    (*found)->mask = mask;
-  }
-  Group& group = **found;
+  if (!warp.latest || warp.latest->mask != mask) warp.latest = &warp.group_of(mask);
+  Group& group = *warp.latest;
   if (group.arrived && group.meeting != at) broken("lanes of a warp meet at different warp operations");
   group.meeting = at;
   Round& round = group.rounds[group.generation % 2];
@@ -297,7 +324,7 @@ const Round& exchange(Meeting at, uint32_t mask, uint64_t value, const void* wid
 }
 
 int barrier(Reduce how, bool predicate) {
-  Emulator& e = emulator;
+  Emulator& e = *emulator;
   Block& block = *e.block;
   if (block.has_reduce && block.reduce != how)
     broken("threads of a block meet at different kinds of barriers");

@@ -67,8 +67,8 @@ torch.set_num_threads(2)
 points = (4, 4, 4, 4)
 small = Case("warm", 1, 50, 8, 32, ((8, 8), (4, 4), (2, 2), (1, 1)), points, layout=layout)
 measure(small)
-large = ((80, 120), (40, 60), (20, 30), (10, 15))
-print(json.dumps(measure(Case("large", 1, 12750, 8, 32, large, points, layout=layout))))
+large = ((48, 80), (24, 40), (12, 20), (6, 10))
+print(json.dumps(measure(Case("large", 1, 5100, 8, 32, large, points, layout=layout))))
 """
 MEGABYTE = 2**20
 
