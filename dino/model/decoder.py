@@ -84,7 +84,7 @@ class Decoder(nn.Module):
                     references.append(refine(self.box_head, states, references[-1]))
         # The same boxes with their gradient: that of all layers at once is a fifth of the operations.
         stacked, starts = torch.stack(all_states), torch.stack(references)
-        refined = refine(self.box_head, stacked[:-1], starts[:-1])
+        refined = refine(self.box_head, stacked[:-1], starts[:-1]) if torch.is_grad_enabled() else starts[1:]
         return self.norm(stacked), torch.cat([starts[:1], refined])
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dino.model.config import ModelConfig
+from dino.model.foreach import foreach_div
 from dino.model.layers import FeedForward, recompute
 from dino.model.position import image_position, pixel_counts
 from dino_kernels.nn import MSDeformAttn
@@ -83,13 +84,13 @@ def flatten_levels(maps: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Lev
     rows, columns = pixel_counts(padding, shapes)
     # An image fills the top left corner of its batch, so its first row and column have its size.
     ends = [end for row, column in zip(rows, columns, strict=True) for end in (column[:, 0, -1], row[:, -1, 0])]
-    shares = torch._foreach_div(ends, [float(side) for height, width in shapes for side in (width, height)])
+    shares = foreach_div(ends, [float(side) for height, width in shapes for side in (width, height)])
     sizes, ratios = (torch.stack(each, 1).unflatten(1, (-1, 2)) for each in (ends, shares))
     levels = Levels(
         padding=padding,
         spatial_shapes=shapes,
         valid_ratios=ratios,
-        centers=torch.cat(torch._foreach_div(pixel_centers(shapes, sizes.device), sizes[:, :, None].unbind(1)), 1),
+        centers=torch.cat(foreach_div(pixel_centers(shapes, sizes.device), sizes[:, :, None].unbind(1)), 1),
         rows=rows,
         columns=columns,
     )

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dino.model.foreach import foreach_add, foreach_div
+
 IMAGE_TEMPERATURE = 20.0
 BOX_TEMPERATURE = 10000.0
 
@@ -50,7 +52,7 @@ def image_position(
         [B, S, num_features] float32, the row's half first.
     """
     edges = [count[:, -1:] for count in rows] + [count[:, :, -1:] for count in columns]
-    shares = torch._foreach_div([*rows, *columns], torch._foreach_add(edges, 1e-6))
+    shares = foreach_div([*rows, *columns], foreach_add(edges, 1e-6))
     shares = [share.flatten(1) for share in shares]
     halves = torch.stack([torch.cat(shares[: len(rows)], 1), torch.cat(shares[len(rows) :], 1)], -1)
     lengths = wavelengths(num_features // 2, IMAGE_TEMPERATURE, halves.device)

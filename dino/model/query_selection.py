@@ -62,9 +62,7 @@ class QuerySelection(nn.Module):
         proposals, unusable = token_proposals(memory.levels)
         tokens = memory.tokens.masked_fill(unusable[..., None], 0)
         if indices is None:
-            with torch.no_grad():  # the selected tokens alone have a gradient: their features are computed again
-                scores = self.class_head(self.norm(self.project(tokens))).amax(-1)
-            indices = scores.topk(min(self.num_queries, scores.shape[1]), 1).indices
+            indices = self.select(tokens)
         rows = indices[..., None]
         tokens, proposals = (x.gather(1, rows.expand(-1, -1, x.shape[-1])) for x in (tokens, proposals))
         features = self.norm(self.project(tokens))
@@ -82,6 +80,15 @@ class QuerySelection(nn.Module):
             indices=indices,
             proposals_cxcywh=proposals.sigmoid(),
         )
+
+    @torch.no_grad()
+    def select(
+        self,
+        tokens: Tensor,  # [B, S, C]
+    ) -> Tensor:
+        """Return the best-scored tokens [B, Q], best first. Only their features, computed again, have a gradient."""
+        scores = self.class_head(self.norm(self.project(tokens))).amax(-1)
+        return scores.topk(min(self.num_queries, scores.shape[1]), 1).indices
 
 
 def token_proposals(levels: Levels) -> tuple[Tensor, Tensor]:

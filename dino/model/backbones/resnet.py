@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dino.model.backbones.base import Backbone
+from dino.model.foreach import foreach_add, foreach_mul, foreach_rsqrt, foreach_sub
 from dino.model.layers import recompute
 
 EPS = 1e-5
@@ -42,23 +43,29 @@ class Convolve:
     """
 
     def __init__(self, root: nn.Module) -> None:
-        self._folded: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._folded: dict[nn.Module, tuple[Tensor, Tensor, Any, Any]] = {}
         pairs = [pair for module in root.modules() for pair in _pairs(module)]
         if not pairs:
             return
         convolutions, norms = zip(*pairs, strict=True)
-        scales = torch._foreach_rsqrt(torch._foreach_add([norm.running_var for norm in norms], EPS))
-        scales = torch._foreach_mul(scales, [norm.weight for norm in norms])
-        shifts = torch._foreach_mul(scales, [norm.running_mean for norm in norms])
-        shifts = torch._foreach_sub([norm.bias for norm in norms], shifts)
+        scales = foreach_rsqrt(foreach_add([norm.running_var for norm in norms], EPS))
+        scales = foreach_mul(scales, [norm.weight for norm in norms])
+        shifts = foreach_mul(scales, [norm.running_mean for norm in norms])
+        shifts = foreach_sub([norm.bias for norm in norms], shifts)
         weights = ScaleWeights.apply(scales, *(convolution.weight for convolution in convolutions))
-        self._folded = dict(zip(convolutions, zip(weights, shifts, strict=True), strict=True))
+        for convolution, weight, bias in zip(convolutions, weights, shifts, strict=True):
+            self._folded[convolution] = weight, bias, convolution.stride, convolution.padding
 
-    def __call__(self, convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-        if convolution not in self._folded:
-            return norm(convolution(x))
-        weight, bias = self._folded[convolution]
-        return F.conv2d(x, weight, bias, convolution.stride, convolution.padding)
+    def __call__(self, convolution: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+        folded = self._folded.get(convolution)
+        return norm(convolution(x)) if folded is None else F.conv2d(x, *folded)
+
+    def shortcut(self, downsample: nn.Sequential | None, x: Tensor) -> Tensor:
+        """Return what a block adds to its result."""
+        if downsample is None:
+            return x
+        convolution, norm = downsample
+        return self(convolution, norm, x)
 
 
 def _pairs(module: nn.Module) -> list[tuple[nn.Conv2d, FrozenBatchNorm2d]]:
@@ -76,7 +83,7 @@ class ScaleWeights(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scales: list[Tensor], *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.scales = [scale[:, None, None, None] for scale in scales]
-        scaled = tuple(torch._foreach_mul(weights, ctx.scales))
+        scaled = tuple(foreach_mul(weights, ctx.scales))
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(new for new, old in zip(scaled, weights, strict=True) if not old.requires_grad))
         return scaled
@@ -84,7 +91,7 @@ class ScaleWeights(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         needed = [i for i, gradient in enumerate(gradients) if gradient is not None]
-        products = torch._foreach_mul([gradients[i] for i in needed], [ctx.scales[i] for i in needed])
+        products = foreach_mul([gradients[i] for i in needed], [ctx.scales[i] for i in needed])
         result: list[Any] = [None] * len(gradients)
         for i, product in zip(needed, products, strict=True):
             result[i] = product
@@ -107,7 +114,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
         out = convolve(self.conv1, self.bn1, x).relu_()
         out = convolve(self.conv2, self.bn2, out)
-        return (out + (x if self.downsample is None else convolve(*self.downsample, x))).relu_()
+        return (out + convolve.shortcut(self.downsample, x)).relu_()
 
 
 class Bottleneck(nn.Module):
@@ -130,7 +137,7 @@ class Bottleneck(nn.Module):
         out = convolve(self.conv1, self.bn1, x).relu_()
         out = convolve(self.conv2, self.bn2, out).relu_()
         out = convolve(self.conv3, self.bn3, out)
-        return (out + (x if self.downsample is None else convolve(*self.downsample, x))).relu_()
+        return (out + convolve.shortcut(self.downsample, x)).relu_()
 
 
 def _downsample(in_channels: int, channels: int, stride: int, norm: type[nn.Module]) -> nn.Sequential | None:

@@ -36,8 +36,9 @@ def test_box_position(stored: dict) -> None:
 
 def test_image_position(stored: dict) -> None:
     mask = tensor(stored["imgpos.mask"])
-    position = image_position(*pixel_counts(mask.flatten(1), [mask.shape[1:]]), 256)
-    assert error(position.unflatten(1, mask.shape[1:]).permute(0, 3, 1, 2), stored["imgpos.out"]) < 2e-6
+    height, width = mask.shape[1:]
+    position = image_position(*pixel_counts(mask.flatten(1), [(height, width)]), 256)
+    assert error(position.unflatten(1, (height, width)).permute(0, 3, 1, 2), stored["imgpos.out"]) < 2e-6
 
 
 def test_proposals_of_five_levels_and_the_border_of_wide_images(stored: dict) -> None:
