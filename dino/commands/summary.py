@@ -234,8 +234,11 @@ class Counts:
         if "layer1" in dict(backbone.named_children()):
             homes = [f"layer{i + 1}" for i in range(4)]
             row = self.row("stem", "7x7 convolution and pooling", None, ["backbone.conv1", "backbone.bn1"], 1)
-            output = (self.shapes["backbone.conv1"][0], *self.shapes["backbone.layer1.0"][1:])
-            yield replace(row, output=output, what=row.what + ("" if row.trainable else ", frozen"))
+            output = (self.model.get_parameter("backbone.conv1.weight").shape[0], *self.shapes["backbone.layer1.0"][1:])
+            # Convolutions with folded normalisation are counted where they are called.
+            flops = self.flops("backbone") - sum(self.flops(f"backbone.{home}") for home in homes)
+            what = row.what + ("" if row.trainable else ", frozen")
+            yield replace(row, output=output, flops=flops, what=what)
         elif hasattr(backbone, "patch_embed"):
             homes = [f"layers.{i}.blocks" for i in range(4)]
             yield self.row("patches", "of 4x4 pixels", self._map_shape("patch_embed"), ["backbone.patch_embed"], 1)

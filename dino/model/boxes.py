@@ -24,8 +24,7 @@ def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
 
 def inverse_sigmoid(probability: Tensor) -> Tensor:
     """Return the logit of a value in [0, 1], bounded to +-6.9; its gradient is zero outside [0.001, 0.999]."""
-    probability = probability.clamp(0, 1)
-    return torch.log(probability.clamp(min=LOGIT_EPS) / (1 - probability).clamp(min=LOGIT_EPS))
+    return torch.log(probability.clamp(LOGIT_EPS, 1) / (1 - probability).clamp(LOGIT_EPS, 1))
 
 
 def generalized_iou(
@@ -36,11 +35,12 @@ def generalized_iou(
 
     For all pairs, pass `boxes[:, None]` and `other[None, :]`.
     """
-    low_a, high_a = boxes_xyxy.split(2, -1)
-    low_b, high_b = other_xyxy.split(2, -1)
-    intersection = _area((torch.minimum(high_a, high_b) - torch.maximum(low_a, low_b)).clamp(min=0))
-    hull = _area((torch.maximum(high_a, high_b) - torch.minimum(low_a, low_b)).clamp(min=0))
-    union = _area(high_a - low_a) + _area(high_b - low_b) - intersection
+    hull_low, high = torch.minimum(boxes_xyxy, other_xyxy).split(2, -1)
+    low, hull_high = torch.maximum(boxes_xyxy, other_xyxy).split(2, -1)
+    intersection = _area((high - low).clamp(min=0))
+    hull = _area((hull_high - hull_low).clamp(min=0))
+    first, second = (_area(high - low) for low, high in (boxes_xyxy.split(2, -1), other_xyxy.split(2, -1)))
+    union = first + second - intersection
     return intersection / (union + GIOU_EPS) - (hull - union) / (hull + GIOU_EPS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -134,19 +135,21 @@ class SetCriterion(nn.Module):
             all_logits.append(outputs.encoder_logits[None])
             all_boxes.append(outputs.encoder_boxes_cxcywh[None])
         query = self.match(all_logits, all_boxes, truth)
-        logits, boxes = (torch.cat([part.float() for part in parts]) for parts in (all_logits, all_boxes))
-        table = set_losses(logits, boxes, image, query, truth, normaliser)
-        error = class_error(logits[layers - 1], image, query[layers - 1], truth.labels)
-
+        parts = [Predictions(torch.cat(all_logits), torch.cat(all_boxes), query, normaliser)]
         denoising = outputs.denoising
-        if denoising is None or denoising.layout.num_queries == 0:
-            return Losses(torch.cat([table, table.new_zeros(len(KINDS), layers)], 1), error, layers)
-        layout, logits, boxes = denoising.layout, denoising.logits.float(), denoising.boxes_cxcywh.float()
-        # Positives are matched with the box they are made of. Negatives and unused slots are background.
-        group = torch.arange(layout.num_groups, device=index.device)[:, None]
-        query = (layout.kinds * layout.group_size * group + index).expand(layers, -1, -1)
-        known = set_losses(logits, boxes, image, query, truth, normaliser * layout.num_groups)
-        return Losses(torch.cat([table, known], 1), error, layers)
+        if denoising is not None and denoising.layout.num_queries > 0:
+            # Positives are matched with the box they are made of. Negatives and unused slots are background.
+            layout = denoising.layout
+            group = torch.arange(layout.num_groups, device=index.device)[:, None]
+            known = (layout.kinds * layout.group_size * group + index).expand(layers, -1, -1)
+            scale = normaliser * layout.num_groups
+            parts.append(Predictions(denoising.logits, denoising.boxes_cxcywh, known, scale))
+        table, best = set_losses(parts, image, truth)
+        if len(parts) == 1:
+            table = torch.cat([table, table.new_zeros(len(KINDS), layers)], 1)
+        last = best[: query.shape[0] * truth.num_images * outputs.logits.shape[2]]
+        last = last.view(len(query), truth.num_images, -1)[layers - 1]
+        return Losses(table, class_error(last, image, query[layers - 1], truth.labels), layers)
 
     def match(
         self, logits: Tensor | Sequence[Tensor], boxes_cxcywh: Tensor | Sequence[Tensor], targets: PackedTargets
@@ -185,64 +188,96 @@ def mean_boxes(count: int, device: torch.device) -> Tensor:
     return mean
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """Sets of predictions with equally many queries, and the queries that should find the targets."""
+
+    logits: Tensor  # [sets, B, Q, C]
+    boxes_cxcywh: Tensor  # [sets, B, Q, 4]
+    query: Tensor  # [sets, N], or [sets, groups, N] if a target has several: index in its image, -1 where none
+    normaliser: Tensor | float
+
+    def starts(self, image: Tensor, first: int) -> Tensor:
+        """Return the row of each target's image in its sets, if all predictions follow each other, and these `first`.
+
+        Returns:
+            [sets * groups, N].
+        """
+        sets, images, queries = self.logits.shape[:3]
+        rows = torch.arange(first, first + sets * images * queries, images * queries, device=image.device)
+        rows = rows.view(-1, *[1] * (self.query.dim() - 1)) + image * queries
+        return rows.expand_as(self.query).flatten(0, -2)
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Return the sums over each set of values [kinds, ...] of its predictions or pairs, [kinds, sets]."""
+        return values.unflatten(1, (len(self.logits), -1)).flatten(2).sum(2)
+
+
 def set_losses(
-    logits: Tensor,  # [sets, B, Q, C]
-    boxes_cxcywh: Tensor,  # [sets, B, Q, 4]
+    parts: Sequence[Predictions],
     image: Tensor,  # [N] of each target
-    query: Tensor,  # [sets, N], or [sets, groups, N] if a target has several: index in its image, -1 where none
     targets: PackedTargets,
-    normaliser: Tensor | float,
-) -> Tensor:
-    """Return the losses of several sets of predictions, [KINDS, sets]. Unmatched queries are background."""
+) -> tuple[Tensor, Tensor]:
+    """Return the losses of all sets of predictions, with unmatched queries as background.
+
+    All parts are laid end to end: the number of operations does not depend on how many there are.
+
+    Returns:
+        The losses [KINDS, sets], and the best class of each prediction [R].
+    """
     assert targets.boxes_cxcywh is not None  # pack() refuses
-    sets, images, queries, classes = logits.shape
-    row = torch.arange(sets, device=logits.device).view(-1, *[1] * (query.dim() - 1))
-    # A target without a query has the index -1: the last row, an extra one that is cut off.
-    one_hot = logits.new_zeros(sets, images, queries + 1, classes)
-    one_hot[row, image, query, targets.labels] = 1
-    # Among the boxes, -1 is an existing query: its loss counts zero times, and is NaN if the prediction is.
-    counted = (query >= 0).to(boxes_cxcywh.dtype)
-    predicted, true = boxes_cxcywh[row, image, query], targets.boxes_cxcywh  # [sets, ..., N, 4], [N, 4]
-    l1 = (predicted - true).abs() * counted[..., None]
-    giou = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true))
-    sums = [
-        focal_loss(logits, one_hot[:, :, :queries]).sum((1, 2, 3)),
-        l1.flatten(1).sum(1),
-        ((1 - giou) * counted).flatten(1).sum(1),
-        l1.detach()[..., :2].flatten(1).sum(1),
-        l1.detach()[..., 2:].flatten(1).sum(1),
-    ]
-    return torch.cat([torch.stack(sums) / normaliser, cardinality_error(logits, targets.offsets.diff())[None]])
+    logits = torch.cat([part.logits.flatten(0, 2) for part in parts]).float()  # [R, C]
+    boxes = torch.cat([part.boxes_cxcywh.flatten(0, 2) for part in parts]).float()
+    queries = [part.logits.shape[:3].numel() for part in parts]
+    first = [0, *itertools.accumulate(queries[:-1])]
+    query = torch.cat([part.query.flatten(0, -2) for part in parts])  # [P, N]
+    matched = query >= 0
+    # A target without a query has the first one, which counts zero times, and is NaN if that prediction is.
+    starts = [part.starts(image, start) for part, start in zip(parts, first, strict=True)]
+    rows = torch.cat(starts) + query.clamp(min=0)
+
+    one_hot = logits.new_zeros(len(logits) + 1, logits.shape[1])
+    one_hot[rows.where(matched, len(logits)), targets.labels] = 1  # without a query, in the last row, which is cut off
+    focal = focal_loss(logits, one_hot[:-1])
+    predicted, true, counted = boxes[rows], targets.boxes_cxcywh, matched.to(boxes.dtype)
+    distance = (predicted - true).abs() * counted[..., None]
+    overlap = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true))
+    of_pairs = torch.stack([distance[..., :2].sum(-1), distance[..., 2:].sum(-1), (1 - overlap) * counted])
+    pairs = [len(start) for start in starts]
+    best = logits.argmax(1)
+    objects = (best != logits.shape[1] - 1)[None]
+
+    tables, found = [], []
+    for part, of_queries, of_targets, object_ in zip(
+        parts, focal[None].split(queries, 1), of_pairs.split(pairs, 1), objects.split(queries, 1), strict=True
+    ):
+        tables.append(torch.cat([part.sums(of_queries), part.sums(of_targets)]) / part.normaliser)
+        found.append(object_.view(*part.logits.shape[:3]).sum(2))
+    classification, center, size, giou = torch.cat(tables, 1)
+    # The official metric: mean absolute error of box counts, where "no object" is the last class.
+    cardinality = (torch.cat(found) - targets.offsets.diff()).abs().mean(1, dtype=torch.float32)
+    kinds = [classification, center + size, giou, center.detach(), size.detach(), cardinality]
+    return torch.stack(kinds), best
 
 
 def focal_loss(logits: Tensor, one_hot: Tensor) -> Tensor:
     """Return the sigmoid focal loss of every logit, alpha 0.25 and gamma 2 (arXiv 1708.02002)."""
-    probability = logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none")
-    confidence = probability * one_hot + (1 - probability) * (1 - one_hot)
-    alpha = ALPHA * one_hot + (1 - ALPHA) * (1 - one_hot)
-    return alpha * cross_entropy * (1 - confidence) ** GAMMA
-
-
-@torch.no_grad()
-def cardinality_error(logits: Tensor, counts: Tensor) -> Tensor:
-    """Return the official metric, [sets]: mean absolute error of box counts, where "no object" is the last class."""
-    predicted = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1)
-    return (predicted - counts).abs().float().mean(1)
+    alpha = (2 * ALPHA - 1) * one_hot + (1 - ALPHA)
+    return alpha * cross_entropy * (logits.sigmoid() - one_hot) ** GAMMA
 
 
 @torch.no_grad()
 def class_error(
-    logits: Tensor,  # [B, Q, C]
+    best: Tensor,  # [B, Q] most probable class
     image: Tensor,  # [N]
     query: Tensor,  # [N], -1 where none
     labels: Tensor,  # [N]
 ) -> Tensor:
     """Return the share of matched queries whose best class is wrong, in percent; 100 where none is matched."""
     matched = query >= 0
-    wrong = (logits[image, query].argmax(-1) != labels) & matched
-    share = 100 * wrong.sum() / matched.sum()
-    return share.where(matched.any(), 100.0).to(logits.dtype)
+    wrong = (best[image, query] != labels) & matched
+    return (100 * wrong.sum() / matched.sum()).nan_to_num(100.0).float()
 
 
 def build_criterion(preset: str | ModelConfig, **overrides: object) -> SetCriterion:

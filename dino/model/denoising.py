@@ -47,10 +47,9 @@ class DenoisingQueries:
         Groups do not attend to each other. Matching queries, which must work without ground truth, attend to none.
         """
         layout = self.layout
-        slots = torch.arange(layout.num_queries, device=self.content.device)
-        group = slots // max(1, layout.kinds * layout.group_size)
-        group = torch.cat([group, group.new_full((num_matching,), -1)])
-        return (group[:, None] != group) & (group != -1)
+        slots = torch.arange(layout.num_queries + num_matching, device=self.content.device)
+        group = slots.clamp(max=layout.num_queries) // max(1, layout.kinds * layout.group_size)
+        return (group[:, None] != group) & (slots < layout.num_queries)
 
 
 class Denoising(nn.Module):
@@ -102,12 +101,11 @@ class Denoising(nn.Module):
                 f"denoising_noise must have {rows} rows ({len(labels)} boxes, {layout.num_groups} groups, "
                 f"{layout.kinds} kinds), got {len(noise.p)}. Record it with the same targets and configuration."
             )
-        block = torch.arange(blocks, device=boxes.device).repeat_interleave(len(labels))  # [rows]
-        negative = block % layout.kinds == 1
-        noised_labels = _noise_labels(labels.repeat(blocks), noise, config.label_noise)
-        noised_boxes = _noise_boxes(boxes.repeat(blocks, 1), negative, noise, config.box_noise)
+        block = torch.arange(blocks, device=boxes.device)[:, None]
+        noised_labels = _noise_labels(labels, blocks, noise, config.label_noise)  # [blocks, T]
+        noised_boxes = _noise_boxes(boxes, block % layout.kinds == 1, noise, config.box_noise)
 
-        image, index = (each.repeat(blocks) for each in targets.places())
+        image, index = targets.places()
         place = (image, layout.group_size * block + index)
         shape = (targets.num_images, layout.num_queries)
         content = weight.new_zeros(*shape, weight.shape[1]).index_put(place, self.label_embed(noised_labels))
@@ -115,19 +113,19 @@ class Denoising(nn.Module):
         return DenoisingQueries(content, anchors, layout)
 
 
-def _noise_labels(labels: Tensor, noise: Noise, label_noise: float) -> Tensor:
-    """Replace a share of `label_noise / 2` of the labels."""
-    redrawn = noise.p.to(labels.device) < 0.5 * label_noise
+def _noise_labels(labels: Tensor, blocks: int, noise: Noise, label_noise: float) -> Tensor:
+    """Replace a share of `label_noise / 2` of the labels in each block."""
+    redrawn = noise.p.to(labels.device).view(blocks, len(labels)) < 0.5 * label_noise
     new = noise.new_label.to(labels)
-    if len(new) != len(labels):  # recorded for the redrawn rows alone
-        new = labels.masked_scatter(redrawn, new)
-    return torch.where(redrawn, new, labels)
+    if len(new) != redrawn.numel():  # recorded for the redrawn rows alone
+        return labels.expand_as(redrawn).masked_scatter(redrawn, new)
+    return torch.where(redrawn, new.view_as(redrawn), labels)
 
 
 def _noise_boxes(boxes_cxcywh: Tensor, negative: Tensor, noise: Noise, box_noise: float) -> Tensor:
     """Move each corner by a part of half the box's size, or one half more for negatives, which may turn inside out."""
-    part = noise.part.to(boxes_cxcywh) + negative[:, None]
-    moved = torch.where(noise.sign.to(boxes_cxcywh.device) > 0, part, -part)
-    half_size = boxes_cxcywh[:, 2:].repeat(1, 2) / 2
-    corners = cxcywh_to_xyxy(boxes_cxcywh) + moved * half_size * box_noise
-    return xyxy_to_cxcywh(corners.clamp(0, 1))
+    part = noise.part.to(boxes_cxcywh).view(len(negative), len(boxes_cxcywh), 2, 2) + negative[..., None, None]
+    moved = torch.where(noise.sign.to(boxes_cxcywh.device).view_as(part) > 0, part, -part)
+    half_size = boxes_cxcywh[:, None, 2:] / 2
+    corners = cxcywh_to_xyxy(boxes_cxcywh).unflatten(-1, (2, 2)) + moved * half_size * box_noise
+    return xyxy_to_cxcywh(corners.flatten(-2).clamp(0, 1))

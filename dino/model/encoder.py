@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dino.model.config import ModelConfig
+from dino.model.foreach import foreach_div
 from dino.model.layers import FeedForward, recompute
-from dino.model.position import image_position
+from dino.model.position import image_position, pixel_counts
 from dino_kernels.nn import MSDeformAttn
 
 
@@ -20,7 +22,9 @@ class Levels:
     padding: Tensor  # [B, S] bool, True = padding
     spatial_shapes: tuple[tuple[int, int], ...]  # (H, W) per level
     valid_ratios: Tensor  # [B, L, 2] share of the width and height that is image, float32
-    valid_sizes: Tensor  # [B, L, 2] the same in pixels of the level (W, H)
+    centers: Tensor  # [B, S, 2] each pixel's centre (x, y) in 0..1 of the valid part of its image
+    rows: list[Tensor]  # per level [B, H, W], of `pixel_counts`
+    columns: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -62,14 +66,10 @@ class Encoder(nn.Module):
     ) -> Memory:
         """Return the encoded tokens of all levels."""
         tokens, levels = flatten_levels(maps, masks)
-        channels = tokens.shape[-1]
-        position = torch.cat(
-            [
-                image_position(mask, channels).flatten(1, 2) + embed.float()
-                for mask, embed in zip(masks, self.level_embed, strict=True)
-            ],
-            1,
-        ).to(tokens.dtype)
+        position = image_position(levels.rows, levels.columns, tokens.shape[-1])
+        of_level = zip(self.level_embed.float(), levels.spatial_shapes, strict=True)
+        position = position + torch.cat([embed.expand(height * width, -1) for embed, (height, width) in of_level])
+        position = position.to(tokens.dtype)
         reference_points = encoder_reference_points(levels)
         for layer in self.layers:
             inputs = (tokens, position, reference_points, levels)
@@ -79,28 +79,31 @@ class Encoder(nn.Module):
 
 def flatten_levels(maps: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Levels]:
     """Return the tokens of all levels in one sequence [B, S, C], and where they come from."""
-    # An image fills the top left corner of its batch, so its first row and column give its size.
-    sizes = torch.stack([torch.stack([(~m[:, 0]).sum(1), (~m[:, :, 0]).sum(1)], -1) for m in masks], 1)
     shapes = tuple((m.shape[-2], m.shape[-1]) for m in maps)
-    ratios = [
-        torch.stack([size[:, 0] / width, size[:, 1] / height], -1)
-        for size, (height, width) in zip(sizes.float().unbind(1), shapes, strict=True)
-    ]
-    levels = Levels(torch.cat([m.flatten(1) for m in masks], 1), shapes, torch.stack(ratios, 1), sizes)
+    padding = torch.cat([m.flatten(1) for m in masks], 1)
+    rows, columns = pixel_counts(padding, shapes)
+    # An image fills the top left corner of its batch, so its first row and column have its size.
+    ends = [end for row, column in zip(rows, columns, strict=True) for end in (column[:, 0, -1], row[:, -1, 0])]
+    shares = foreach_div(ends, [float(side) for height, width in shapes for side in (width, height)])
+    sizes, ratios = (torch.stack(each, 1).unflatten(1, (-1, 2)) for each in (ends, shares))
+    levels = Levels(
+        padding=padding,
+        spatial_shapes=shapes,
+        valid_ratios=ratios,
+        centers=torch.cat(foreach_div(pixel_centers(shapes, sizes.device), sizes[:, :, None].unbind(1)), 1),
+        rows=rows,
+        columns=columns,
+    )
     return torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1), levels
 
 
-def pixel_centers(levels: Levels) -> list[Tensor]:
-    """Return each pixel's centre (x, y) in 0..1 of the valid part of its image, per level [B, H_l * W_l, 2]."""
-    centers = []
-    for (height, width), size in zip(levels.spatial_shapes, levels.valid_sizes.unbind(1), strict=True):
-        y = torch.arange(height, dtype=torch.float32, device=size.device) + 0.5
-        x = torch.arange(width, dtype=torch.float32, device=size.device) + 0.5
-        grid = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1).flatten(0, 1)
-        centers.append(grid / size[:, None])
-    return centers
+def pixel_centers(shapes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
+    """Return the centre (x, y) of each pixel of a level, in pixels; per level [H * W, 2] float32."""
+    line = torch.arange(0.5, max(map(max, shapes)), dtype=torch.float32, device=device)
+    grids = [(line[:width].expand(height, -1), line[:height, None].expand(-1, width)) for height, width in shapes]
+    return [torch.stack(grid, -1).flatten(0, 1) for grid in grids]
 
 
 def encoder_reference_points(levels: Levels) -> Tensor:
     """Return each pixel's centre in 0..1 of every level's padded map, [B, S, L, 2]."""
-    return torch.cat(pixel_centers(levels), 1)[:, :, None] * levels.valid_ratios[:, None]
+    return levels.centers[:, :, None] * levels.valid_ratios[:, None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -23,9 +24,10 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)  # see FeedForward
         for layer in self.layers[:-1]:
-            x = layer(x).relu_()
-        return self.layers[-1](x)
+            rows = layer(rows).relu_()
+        return self.layers[-1](rows).unflatten(0, x.shape[:-1])
 
 
 class FeedForward(nn.Module):
@@ -38,5 +40,23 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        # In place: a second copy of the widest activation would be kept for the backward pass.
-        return self.norm(x + self.linear2(self.linear1(x).relu_()))
+        # Of rows: with more dimensions, linear layers return a view, and a ReLU in place copies gradients five times.
+        hidden = self.linear1(x.flatten(0, -2)).relu_()
+        return self.norm(x + self.linear2(hidden).view_as(x))
+
+
+def self_attention(
+    module: nn.MultiheadAttention,
+    query: Tensor,  # [B, Q, C], of queries and keys
+    value: Tensor,  # [B, Q, C]
+    mask: Tensor | None,  # [Q, Q], added to the logits
+) -> Tensor:
+    """Return what the module does, [B, Q, C]: with one projection for queries and keys, and no transposed copies."""
+    channels = module.embed_dim
+    weights = module.in_proj_weight.split([2 * channels, channels])
+    biases = module.in_proj_bias.split([2 * channels, channels])
+    heads = (module.num_heads, module.head_dim)
+    query, key = F.linear(query, weights[0], biases[0]).unflatten(-1, (2, *heads)).transpose(1, 3).unbind(2)
+    value = F.linear(value, weights[1], biases[1]).unflatten(-1, heads).transpose(1, 2)
+    attended = F.scaled_dot_product_attention(query, key, value, mask)
+    return module.out_proj(attended.transpose(1, 2).flatten(2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -47,5 +48,8 @@ class Neck(nn.Module):
         sources = [*features, features[-1]]
         for level, projection in enumerate(self.projections):
             maps.append(projection(sources[level] if level < len(sources) else maps[-1]))
-        masks = [F.interpolate(mask[:, None].float(), m.shape[-2:]).squeeze(1).bool() for m in maps]
-        return maps, masks
+        whole = mask[:, None].float()
+        sizes = [m.shape[-2:] for m in maps]
+        padding = torch.cat([F.interpolate(whole, size).flatten(1) for size in sizes], 1).bool()
+        parts = padding.split([size.numel() for size in sizes], 1)
+        return maps, [part.unflatten(1, size) for part, size in zip(parts, sizes, strict=True)]

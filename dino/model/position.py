@@ -3,57 +3,66 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from dino.model.foreach import foreach_add, foreach_div
 
 IMAGE_TEMPERATURE = 20.0
 BOX_TEMPERATURE = 10000.0
 
 
-def sine_embedding(
-    angles: Tensor,  # [...], radians
-    num_features: int,
-    temperature: float,
-) -> Tensor:
-    """Return sine and cosine, interleaved, of `angles` divided by powers of the temperature.
+def wavelengths(num_features: int, temperature: float, device: torch.device) -> Tensor:
+    """Return 1 / (2 pi) times powers of the temperature, the first 1, [num_features / 2] float32."""
+    exponent = torch.arange(0, 1 - 1 / num_features, 2 / num_features, dtype=torch.float32, device=device)
+    return temperature**exponent / (2 * math.pi)
 
-    Returns:
-        [..., num_features] float32.
-    """
-    exponent = 2 * torch.arange(num_features // 2, dtype=torch.float32, device=angles.device) / num_features
-    scaled = angles.float()[..., None] / temperature**exponent
+
+def sine_embedding(
+    positions: Tensor,  # [...] in 0..1
+    wavelengths: Tensor,  # [F / 2]
+) -> Tensor:
+    """Return sine and cosine, interleaved, of the positions divided by the wavelengths, [..., F] float32."""
+    scaled = positions.float()[..., None] / wavelengths
     return torch.stack([scaled.sin(), scaled.cos()], -1).flatten(-2)
 
 
+def pixel_counts(
+    padding: Tensor,  # [B, S] bool, True = padding
+    shapes: Sequence[tuple[int, int]],  # (H, W) per level
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return each pixel's row and column, counted from 1 over the image's valid pixels; per level [B, H, W] float32."""
+    parts = (~padding).float().split([height * width for height, width in shapes], 1)
+    valid = [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
+    return [each.cumsum(1) for each in valid], [each.cumsum(2) for each in valid]
+
+
 def image_position(
-    padding: Tensor,  # [B, H, W] bool, True = padding
+    rows: Sequence[Tensor],  # of `pixel_counts`
+    columns: Sequence[Tensor],
     num_features: int,
 ) -> Tensor:
-    """Embed each pixel's row and column, counted over the valid pixels of its image.
+    """Embed the row and column of each pixel of all levels.
 
     Positions reach 2 pi at the image's edge, not at the batch's (DETR, with DINO's temperature of 20).
 
     Returns:
-        [B, H, W, num_features] float32, the row's half first.
+        [B, S, num_features] float32, the row's half first.
     """
-    valid = (~padding).float()
-    halves = []
-    for axis in (1, 2):
-        count = valid.cumsum(axis)
-        edge = count.narrow(axis, count.shape[axis] - 1, 1)
-        halves.append(sine_embedding(2 * math.pi * count / (edge + 1e-6), num_features // 2, IMAGE_TEMPERATURE))
-    return torch.cat(halves, -1)
+    edges = [count[:, -1:] for count in rows] + [count[:, :, -1:] for count in columns]
+    shares = foreach_div([*rows, *columns], foreach_add(edges, 1e-6))
+    shares = [share.flatten(1) for share in shares]
+    halves = torch.stack([torch.cat(shares[: len(rows)], 1), torch.cat(shares[len(rows) :], 1)], -1)
+    lengths = wavelengths(num_features // 2, IMAGE_TEMPERATURE, halves.device)
+    return sine_embedding(halves, lengths).flatten(-2)
 
 
 def box_position(
     boxes_cxcywh: Tensor,  # [..., 4] in 0..1
-    hidden_dim: int,
+    wavelengths: Tensor,  # [F / 2], with BOX_TEMPERATURE
 ) -> Tensor:
-    """Embed a box, hidden_dim / 2 features per coordinate in the order y, x, w, h (DAB-DETR).
-
-    Returns:
-        [..., 2 * hidden_dim] float32.
-    """
-    cx, cy, w, h = (2 * math.pi * boxes_cxcywh).unbind(-1)
-    return sine_embedding(torch.stack([cy, cx, w, h], -1), hidden_dim // 2, BOX_TEMPERATURE).flatten(-2)
+    """Embed a box, F features per coordinate in the order y, x, w, h (DAB-DETR); [..., 4 * F] float32."""
+    cx, cy, w, h = boxes_cxcywh.unbind(-1)
+    return sine_embedding(torch.stack([cy, cx, w, h], -1), wavelengths).flatten(-2)

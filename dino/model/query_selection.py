@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dino.model.boxes import inverse_sigmoid
 from dino.model.config import ModelConfig
-from dino.model.encoder import Levels, Memory, pixel_centers
+from dino.model.encoder import Levels, Memory
 from dino.model.layers import MLP
 
 
@@ -59,15 +59,14 @@ class QuerySelection(nn.Module):
         if self.variant == "static":
             shape = (len(memory.tokens), -1, -1)
             return Queries(self.content.weight.expand(shape), self.anchors.weight.float().expand(shape))
-        proposals, usable = token_proposals(memory.levels)
-        tokens = self.norm(self.project(memory.tokens.masked_fill(~usable[..., None], 0)))
-        logits: Tensor = self.class_head(tokens)
+        proposals, unusable = token_proposals(memory.levels)
+        tokens = memory.tokens.masked_fill(unusable[..., None], 0)
         if indices is None:
-            indices = logits.amax(-1).topk(min(self.num_queries, logits.shape[1]), 1).indices
+            indices = self.select(tokens)
         rows = indices[..., None]
-        features, logits, proposals = (
-            x.gather(1, rows.expand(-1, -1, x.shape[-1])) for x in (tokens, logits, proposals)
-        )
+        tokens, proposals = (x.gather(1, rows.expand(-1, -1, x.shape[-1])) for x in (tokens, proposals))
+        features = self.norm(self.project(tokens))
+        logits = self.class_head(features)
         anchors = self.box_head(features).float() + proposals
         if self.variant == "pure":
             content = features.detach()
@@ -82,24 +81,32 @@ class QuerySelection(nn.Module):
             proposals_cxcywh=proposals.sigmoid(),
         )
 
+    @torch.no_grad()
+    def select(
+        self,
+        tokens: Tensor,  # [B, S, C]
+    ) -> Tensor:
+        """Return the best-scored tokens [B, Q], best first. Only their features, computed again, have a gradient."""
+        scores = self.class_head(self.norm(self.project(tokens))).amax(-1)
+        return scores.topk(min(self.num_queries, scores.shape[1]), 1).indices
+
 
 def token_proposals(levels: Levels) -> tuple[Tensor, Tensor]:
     """Return a box around each token: its pixel's centre, and 5 % of the image at the finest level, doubled per level.
 
     Returns:
-        Logits of cxcywh [B, S, 4], +inf where there is no proposal; and [B, S] bool, True where there is one: the pixel
-        is not padding, and each coordinate of the box is between 0.01 and 0.99.
+        Logits of cxcywh [B, S, 4], +inf where there is no proposal; and [B, S] bool, True there: the pixel is padding,
+        or a coordinate of the box is not between 0.01 and 0.99.
     """
-    boxes = torch.cat(
-        [
-            torch.cat([centers, torch.full_like(centers, 0.05 * 2.0**level)], -1)
-            for level, centers in enumerate(pixel_centers(levels))
-        ],
-        1,
-    )
-    usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~levels.padding
+    centers = levels.centers
+    sizes = [
+        centers.new_full((height * width, 2), 0.05 * 2.0**level)
+        for level, (height, width) in enumerate(levels.spatial_shapes)
+    ]
+    boxes = torch.cat([centers, torch.cat(sizes).expand_as(centers)], -1)
+    unusable = ((boxes <= 0.01) | (boxes >= 0.99)).any(-1) | levels.padding
     logits = torch.log(boxes / (1 - boxes))
-    return logits.masked_fill(~usable[..., None], torch.inf), usable
+    return logits.masked_fill(unusable[..., None], torch.inf), unusable
 
 
 def random_anchors(count: int) -> Tensor:

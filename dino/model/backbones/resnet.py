@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dino.model.backbones.base import Backbone
+from dino.model.foreach import foreach_add, foreach_mul, foreach_rsqrt, foreach_sub
 from dino.model.layers import recompute
+
+EPS = 1e-5
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -28,7 +33,69 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=1e-5)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=EPS)
+
+
+class Convolve:
+    """Calls convolutions, each with the normalisation after it, which becomes part of the weights if it is frozen.
+
+    Then no map is read, written and kept for the backward pass twice.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self._folded: dict[nn.Module, tuple[Tensor, Tensor, Any, Any]] = {}
+        pairs = [pair for module in root.modules() for pair in _pairs(module)]
+        if not pairs:
+            return
+        convolutions, norms = zip(*pairs, strict=True)
+        scales = foreach_rsqrt(foreach_add([norm.running_var for norm in norms], EPS))
+        scales = foreach_mul(scales, [norm.weight for norm in norms])
+        shifts = foreach_mul(scales, [norm.running_mean for norm in norms])
+        shifts = foreach_sub([norm.bias for norm in norms], shifts)
+        weights = ScaleWeights.apply(scales, *(convolution.weight for convolution in convolutions))
+        for convolution, weight, bias in zip(convolutions, weights, shifts, strict=True):
+            self._folded[convolution] = weight, bias, convolution.stride, convolution.padding
+
+    def __call__(self, convolution: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+        folded = self._folded.get(convolution)
+        return norm(convolution(x)) if folded is None else F.conv2d(x, *folded)
+
+    def shortcut(self, downsample: nn.Sequential | None, x: Tensor) -> Tensor:
+        """Return what a block adds to its result."""
+        if downsample is None:
+            return x
+        convolution, norm = downsample
+        return self(convolution, norm, x)
+
+
+def _pairs(module: nn.Module) -> list[tuple[nn.Conv2d, FrozenBatchNorm2d]]:
+    """Return the convolutions of a module that frozen normalisation follows, and this normalisation."""
+    return [
+        (convolution, norm)
+        for convolution, norm in itertools.pairwise(module.children())
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d)
+    ]
+
+
+class ScaleWeights(torch.autograd.Function):
+    """Multiplies the weights of each convolution by a scale per channel: all in one call, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, scales: list[Tensor], *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.scales = [scale[:, None, None, None] for scale in scales]
+        scaled = tuple(foreach_mul(weights, ctx.scales))
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(new for new, old in zip(scaled, weights, strict=True) if not old.requires_grad))
+        return scaled
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        needed = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        products = foreach_mul([gradients[i] for i in needed], [ctx.scales[i] for i in needed])
+        result: list[Any] = [None] * len(gradients)
+        for i, product in zip(needed, products, strict=True):
+            result[i] = product
+        return None, *result
 
 
 class BasicBlock(nn.Module):
@@ -44,10 +111,10 @@ class BasicBlock(nn.Module):
         self.bn2 = norm(width)
         self.downsample = _downsample(in_channels, width, stride, norm)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn1(self.conv1(x)).relu_()
-        out = self.bn2(self.conv2(out))
-        return (out + (x if self.downsample is None else self.downsample(x))).relu_()
+    def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
+        out = convolve(self.conv1, self.bn1, x).relu_()
+        out = convolve(self.conv2, self.bn2, out)
+        return (out + convolve.shortcut(self.downsample, x)).relu_()
 
 
 class Bottleneck(nn.Module):
@@ -66,11 +133,11 @@ class Bottleneck(nn.Module):
         self.bn3 = norm(channels)
         self.downsample = _downsample(in_channels, channels, stride, norm)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn1(self.conv1(x)).relu_()
-        out = self.bn2(self.conv2(out)).relu_()
-        out = self.bn3(self.conv3(out))
-        return (out + (x if self.downsample is None else self.downsample(x))).relu_()
+    def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
+        out = convolve(self.conv1, self.bn1, x).relu_()
+        out = convolve(self.conv2, self.bn2, out).relu_()
+        out = convolve(self.conv3, self.bn3, out)
+        return (out + convolve.shortcut(self.downsample, x)).relu_()
 
 
 def _downsample(in_channels: int, channels: int, stride: int, norm: type[nn.Module]) -> nn.Sequential | None:
@@ -130,12 +197,13 @@ class ResNet(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return one map [B, channels, ceil(H / stride), ceil(W / stride)] per level."""
-        x = self.bn1(self.conv1(images)).relu_()
+        convolve = Convolve(self)
+        x = convolve(self.conv1, self.bn1, images).relu_()
         x = F.max_pool2d(x, 3, 2, 1)
         outputs = []
         for stage in range(max(self.levels) + 1):
             for block in self.get_submodule(f"layer{stage + 1}").children():
-                x = recompute(block, x) if self.gradient_checkpointing else block(x)
+                x = recompute(block, x, convolve) if self.gradient_checkpointing else block(x, convolve)
             if stage in self.levels:
                 outputs.append(x)
         return outputs

@@ -75,7 +75,9 @@ def test_operations_are_as_counted_by_hand(four_scale):
     linear = 2 * (256 * (256 + 128) + 2 * 256 * 256 + 2 * 256 * 2048)
     assert part(four_scale, "encoder").flops == 6 * tokens * (linear + 8 * 16 * 4 * (2 * 32 + 2))
     assert part(four_scale, "classes").flops == 6 * 900 * 2 * 256 * 91
-    assert part(four_scale, "boxes").flops == 2 * 6 * 900 * 2 * (2 * 256 * 256 + 256 * 4)  # once more for refinement
+    assert part(four_scale, "boxes").flops == (5 + 6) * 900 * 2 * (
+        2 * 256 * 256 + 256 * 4
+    )  # refinement, then predictions
     assert part(four_scale, "denoising").flops == 0
 
 

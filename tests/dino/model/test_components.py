@@ -8,15 +8,17 @@ import torch
 
 import dino
 from dino.model.boxes import inverse_sigmoid
-from dino.model.criterion import KINDS, set_losses
+from dino.model.criterion import KINDS, Predictions, set_losses
 from dino.model.denoising import Denoising
 from dino.model.encoder import encoder_reference_points, flatten_levels
-from dino.model.position import box_position, image_position
+from dino.model.position import BOX_TEMPERATURE, box_position, image_position, pixel_counts, wavelengths
 from dino.model.query_selection import token_proposals
 from dino_kernels import PackedTargets, matching_cost, pairs_of
 from dino_kernels.nn import MSDeformAttn
 from tests.dino.model import parity
 from tests.dino.model.parity import error, sample, tensor
+
+LENGTHS = wavelengths(128, BOX_TEMPERATURE, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +31,14 @@ def test_inverse_sigmoid(stored: dict) -> None:
 
 
 def test_box_position(stored: dict) -> None:
-    assert error(box_position(tensor(stored["decsine.pos"]), 256), stored["decsine.out"]) < 2e-6
+    assert error(box_position(tensor(stored["decsine.pos"]), LENGTHS), stored["decsine.out"]) < 2e-6
 
 
 def test_image_position(stored: dict) -> None:
-    position = image_position(tensor(stored["imgpos.mask"]), 256)
-    assert error(position.permute(0, 3, 1, 2), stored["imgpos.out"]) < 2e-6
+    mask = tensor(stored["imgpos.mask"])
+    height, width = mask.shape[1:]
+    position = image_position(*pixel_counts(mask.flatten(1), [(height, width)]), 256)
+    assert error(position.unflatten(1, (height, width)).permute(0, 3, 1, 2), stored["imgpos.out"]) < 2e-6
 
 
 def test_proposals_of_five_levels_and_the_border_of_wide_images(stored: dict) -> None:
@@ -43,11 +47,11 @@ def test_proposals_of_five_levels_and_the_border_of_wide_images(stored: dict) ->
     masks = [p.unflatten(1, tuple(shape)) for p, shape in zip(padding, shapes, strict=True)]
     _, levels = flatten_levels([torch.zeros(2, 1, *shape) for shape in shapes], masks)
     assert error(levels.valid_ratios, stored["prop.valid_ratios"]) < 1e-6
-    proposals, usable = token_proposals(levels)
+    proposals, unusable = token_proposals(levels)
     assert error(proposals, stored["prop.proposals"]) < 1e-5
-    assert torch.equal(usable, tensor(stored["prop.memory_kept"]))
+    assert torch.equal(~unusable, tensor(stored["prop.memory_kept"]))
     width_of_finest = shapes[0][1]
-    assert width_of_finest >= 50 and not usable[0, 0]  # 0.5 / 50 is not more than 0.01
+    assert width_of_finest >= 50 and unusable[0, 0]  # 0.5 / 50 is not more than 0.01
     assert error(sample(encoder_reference_points(levels), 4096), stored["prop.enc_reference_sample"]) < 1e-6
 
 
@@ -93,7 +97,8 @@ def test_losses_and_their_gradients(stored: dict) -> None:
     truth = PackedTargets.pack(targets)
     query = dino.build_criterion("dino_4scale_r50").match(logits[None], boxes[None], truth)
     num_boxes = float(stored["match.num_boxes"])
-    losses = set_losses(logits[None], boxes[None], truth.image_of_each(), query, truth, num_boxes)[:, 0]
+    predictions = Predictions(logits[None], boxes[None], query, num_boxes)
+    losses = set_losses([predictions], truth.image_of_each(), truth)[0][:, 0]
     for name, value in zip(KINDS, losses, strict=True):
         assert value.item() == pytest.approx(stored[f"match.loss.{name}"].item(), rel=1e-5), name
     # The stored gradients are of the weighted sum, as in training.

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import dino
 import dino_kernels
@@ -16,6 +14,7 @@ from dino.model.boxes import cxcywh_to_xyxy, generalized_iou
 from dino.model.criterion import KINDS, NUM_TRAINED, SetCriterion
 from dino.model.denoising import Denoising
 from dino_kernels import Match, PackedTargets, pairs_of
+from tests.dino.launches import Launches
 from tests.dino.model.criterion_toys import CLASSES, outputs_of, targets_of
 
 
@@ -96,19 +95,6 @@ def test_the_normaliser_may_stay_on_the_device() -> None:
     torch.testing.assert_close(least[:5], 5 * default[:5])
 
 
-class Launches(TorchDispatchMode):
-    """Counts operations that start work: all but views and allocations."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        is_view = any(
-            result.alias_info is not None and not result.alias_info.is_write for result in func._schema.returns
-        )
-        self.count += not is_view and not func.__name__.startswith(("detach", "empty"))
-        return func(*args, **kwargs or {})
-
-
 def test_the_number_of_launches_is_small_and_does_not_grow_with_the_layers() -> None:
     counts = []
     for repeats in (1, 3):
@@ -120,7 +106,7 @@ def test_the_number_of_launches_is_small_and_does_not_grow_with_the_layers() -> 
         with Launches() as launches:
             criterion().weighted_total(criterion()(outputs, targets)).backward()
         counts.append(launches.count)
-    assert counts[0] == counts[1] < 400, counts
+    assert counts[0] == counts[1] < 220, counts
 
 
 def test_all_layers_and_the_encoder_are_matched_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,9 @@ import dino.model.criterion
 import dino.model.decoder
 import dino.model.denoising
 import dino.model.position
+from dino.model.criterion import Predictions
 from tests.dino.model import parity
-from tests.dino.model.parity import SMALL, TrainingCase, error
+from tests.dino.model.parity import TrainingCase, error
 
 Patch = pytest.MonkeyPatch
 
@@ -45,16 +46,20 @@ def heads_without_norm(model: dino.DINO, patch: Patch) -> None:
 def refinement_with_norm(model: dino.DINO, patch: Patch) -> None:
     refine, norm = dino.model.decoder.refine, model.decoder.norm
 
+    layers = len(model.decoder.layers)
+
     def with_norm(head: torch.nn.Module, states: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        # [B, Q, C] is one layer's, in the decoder's loop; the predictions of all layers are normalised already.
-        return refine(head, norm(states) if states.ndim == 3 else states, reference)
+        # The predictions of all layers, [layers, B, Q, C], are normalised already.
+        return refine(head, states if states.ndim == 4 and len(states) == layers else norm(states), reference)
 
     patch.setattr(dino.model.decoder, "refine", with_norm)
 
 
 def query_embedding_order(model: dino.DINO, patch: Patch) -> None:
     original = dino.model.decoder.box_position
-    patch.setattr(dino.model.decoder, "box_position", lambda boxes, dim: original(boxes[..., [1, 0, 2, 3]], dim))
+    patch.setattr(
+        dino.model.decoder, "box_position", lambda boxes, lengths: original(boxes[..., [1, 0, 2, 3]], lengths)
+    )
 
 
 def query_embedding_without_valid_ratios(model: dino.DINO, patch: Patch) -> None:
@@ -62,19 +67,18 @@ def query_embedding_without_valid_ratios(model: dino.DINO, patch: Patch) -> None
     ratios = model.decoder.register_forward_pre_hook(
         lambda _m, inputs: scale.append(inputs[2].levels.valid_ratios[:, 0].repeat(1, 2)[:, None])
     )
-    patch.setattr(dino.model.decoder, "box_position", lambda boxes, dim: embed(boxes / scale[-1], dim))
+    patch.setattr(dino.model.decoder, "box_position", lambda boxes, lengths: embed(boxes / scale[-1], lengths))
     patch.setattr(model, "remove", ratios.remove, raising=False)
 
 
 def empty_slots_left_out(model: dino.DINO, patch: Patch) -> None:
     original = dino.model.criterion.set_losses
 
-    def without_empty_slots(logits: torch.Tensor, boxes: torch.Tensor, *rest: Any) -> Any:
-        if logits.shape[2] != SMALL["num_queries"]:  # the denoising queries
-            slots = torch.arange(logits.shape[2]) % 5
-            logits = logits.clone()
-            logits[:, 0, slots >= 3] = -100.0  # the first image has 3 of 5 boxes: these slots' loss vanishes
-        return original(logits, boxes, *rest)
+    def without_empty_slots(parts: list[Predictions], *rest: Any) -> Any:
+        matched, denoising = parts
+        logits = denoising.logits.clone()
+        logits[:, 0, torch.arange(logits.shape[2]) % 5 >= 3] = -100.0  # of 5 slots 3 are the first image's boxes
+        return original([matched, dataclasses.replace(denoising, logits=logits)], *rest)
 
     patch.setattr(dino.model.criterion, "set_losses", without_empty_slots)
 
