@@ -1,5 +1,5 @@
 // CUDA threads as fibers of one OS thread. A thread runs until it must wait for others (a barrier, a
-// shuffle), then the next one of its warp goes on, and after the last the scheduler begins another pass over
+// shuffle), then the next one of its warp continues, and after the last the scheduler begins another pass over
 // the warp, or goes to the next warp. Blocks run one after the other, and so do launches, whatever thread
 // makes them.
 
@@ -164,7 +164,7 @@ void thread_main() {
     (*e.block->kernel)();
   } catch (...) {
     e.block->error = std::current_exception();
-    e.turn = e.order.size();  // nobody goes on
+    e.turn = e.order.size();  // no thread continues
   }
   Block& block = *e.block;
   Thread& thread = e.thread();
