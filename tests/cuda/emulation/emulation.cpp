@@ -1,7 +1,7 @@
 // CUDA threads as fibers of one OS thread. A thread runs until it must wait for others (a barrier, a
-// shuffle), then the next one of its warp continues, and after the last the scheduler begins another pass over
-// the warp, or goes to the next warp. Blocks run one after the other, and so do launches, whatever thread
-// makes them.
+// shuffle), then the next one of its warp continues, and after the last the scheduler begins another pass
+// over the warp, or goes to the next warp. Blocks run one after the other, and so do launches, whatever
+// thread makes them.
 
 #include <algorithm>
 #include <exception>
