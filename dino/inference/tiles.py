@@ -112,16 +112,13 @@ def _views(boxes_xyxy: Tensor, owners: Tensor, tiles: Tensor) -> _Views:
 def _pairs(views: _Views, labels: Tensor, owners: Tensor, tiles: Tensor) -> list[tuple[float, int, int]]:
     """Return (agreement, i, j) of the pairs that may be one object, i in an earlier tile than j."""
     pairs = []
-    members = [(owners == t).nonzero()[:, 0] for t in range(len(tiles))]
-    for s in range(len(tiles)):
-        for t in range(s + 1, len(tiles)):
-            if area(intersect(tiles[s], tiles[t])) == 0 or not len(members[s]) or not len(members[t]):
-                continue
-            a, b = views[members[s]][:, None], views[members[t]][None, :]
-            agreement = _agreement(a, b)
-            agreement[labels[members[s]][:, None] != labels[members[t]]] = -2
-            for i, j in (agreement > -2).nonzero().tolist():
-                pairs.append((float(agreement[i, j]), int(members[s][i]), int(members[t][j])))
+    for tile, overlapping in enumerate(area(intersect(tiles[:, None], tiles)) > 0):
+        first = (owners == tile).nonzero()[:, 0]
+        second = (overlapping[owners] & (owners > tile)).nonzero()[:, 0]
+        agreement = _agreement(views[first][:, None], views[second][None, :])
+        agreement[labels[first][:, None] != labels[second]] = -2
+        for i, j in (agreement > -2).nonzero().tolist():
+            pairs.append((float(agreement[i, j]), int(first[i]), int(second[j])))
     return pairs
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -166,14 +168,14 @@ def test_detections_that_are_not_finite_are_named_with_their_image(here, capsys,
     assert re.search(r"left out: data/valid/0.png: .* detections are not finite", message)
 
 
-def test_a_terminal_without_the_letters_of_a_name_shows_their_numbers(here, run_python):
+def test_a_terminal_without_the_letters_of_a_name_shows_their_numbers(here, monkeypatch):
     names = Categories(CATEGORIES.ids, ("Löwe", "猫", "ёж"))
     save_model(tiny_model(), here / "run" / "best", names, SIZE)
     file = here / "data/valid/_annotations.coco.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "categories": names.to_json()}))
-    program = (
-        "import sys, dino.commands as c; sys.stdout.reconfigure(encoding='ascii')\n"
-        "print(c.main('evaluate --checkpoint run --data data --workers 0 --device cpu'.split()))"
-    )
-    printed = run_python(program)
-    assert r"\u732b" in printed and printed.endswith("0\n")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        assert evaluate() == 0
+    terminal.seek(0)
+    assert r"\u732b" in terminal.read()
