@@ -165,7 +165,7 @@ def test_mistake_shows_with_the_recorded_effect(mistake: str, monkeypatch: Patch
     found = differences(model, monkeypatch)
     recorded = parity.load_json("negative_controls")[mistake]
     noticed = {name: value for name, value in found.items() if abs(value) > LIMITS[name]}
-    assert noticed
+    assert noticed.keys() >= {name for name in LIMITS if abs(recorded[name]) > 2 * LIMITS[name]}
     # The same quantities as recorded, of about the same size: it is the recorded mistake.
     for name, value in noticed.items():
         assert abs(recorded[name]) > LIMITS[name] / 2, name
