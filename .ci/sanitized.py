@@ -16,9 +16,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / ".ci/sanitized.txt"
-CODE = ("csrc", "dino_kernels", "tests/ops", "tests/cuda", "tests/conftest.py", "setup.py", "pyproject.toml", "Makefile")
+CODE = ["csrc", "dino_kernels", "tests/ops", "tests/cuda", "tests/conftest.py"]
+CODE += ["setup.py", "pyproject.toml", "Makefile"]
 sys.path.insert(0, str(ROOT / "csrc"))
-from build_backend import find_compiler
+from build_backend import find_compiler  # noqa: E402
 
 
 def line() -> str:
@@ -30,8 +31,8 @@ def line() -> str:
         if (file := ROOT / name).is_file():
             digest.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     compiler = subprocess.run([*find_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
-    version = torch.__version__.partition("+")[0]
-    return f"{digest.hexdigest()}  {torch.backends.cpu.get_cpu_capability()}  {compiler.splitlines()[0]}  torch {version}"
+    parts = [digest.hexdigest(), torch.backends.cpu.get_cpu_capability(), compiler.splitlines()[0]]
+    return "  ".join([*parts, f"torch {torch.__version__.partition('+')[0]}"])
 
 
 def main() -> int:
