@@ -48,6 +48,8 @@ class Loop:
         self._bar: tqdm = run.console.bar((), "training", total=steps, initial=run.state.step)
         self._recent: deque[tuple[StepReport, float]] = deque(maxlen=run.config.log_every)
         self._since_row = 0
+        self._rate = 0.0  # of the step that is not settled
+        self._checkpoint_is_agreed = False
         self._step_ended = time.monotonic()
         self._in_a_row = 0
         self._saved_step = run.state.step
@@ -69,6 +71,7 @@ class Loop:
                     run.state.seconds = time.monotonic() - started
                     if run.steps_left == 0 or self.stopped is not None:
                         break
+                self._settle()
                 run.finish_epoch()
                 self._save()
                 self._write_row()
@@ -90,13 +93,30 @@ class Loop:
         factor = learning_rate_factor(state.epoch, state.step, run.config.drops, run.config.warmup_steps)
         set_learning_rates(run.optimizer, factor)
         try:
-            done = run.step(batches, lambda: (self.stop.signal is not None, self._checkpoint_is_due()))
+            run.step(batches, lambda: (self.stop.signal is not None, self._checkpoint_is_due()), self._done)
         except RuntimeError as error:
             if report.is_out_of_memory(error):
                 raise TrainingError(report.out_of_memory(run, batches)) from error
             raise
         state.step += 1
         state.images += run.images_per_step
+        self._rate = run.optimizer.param_groups[0]["lr"]
+        if run.ranks.size == 1 and self.stop.signal is not None:
+            self._settle()
+            self.stopped = self.stop.signal
+        by_steps = run.config.checkpoint_every > 0 and state.step % run.config.checkpoint_every == 0
+        if (by_steps or self._checkpoint_is_agreed) and not run.epoch_is_over and self.stopped is None:
+            self._settle()
+            self._save()
+
+    def _settle(self) -> None:
+        """Take note of the last step's results now. Otherwise they are noted during the next step, without waiting."""
+        if (done := self.run.step.finish()) is not None:
+            self._done(done)
+
+    def _done(self, done: StepReport) -> None:
+        """Take note of a step's results, while the weights are those after it."""
+        run, state = self.run, self.run.state
         now = time.monotonic()
         self._recent.append((done, now - self._step_ended))
         self._since_row += 1
@@ -118,13 +138,9 @@ class Loop:
             self._bar.refresh()  # outside a terminal the next line comes after a while
         if advice := self._pace.advice(run.ranks.device):
             run.console.log(advice)
-
-        stop_requested, checkpoint_is_due = done.flags
+        stop_requested, self._checkpoint_is_agreed = done.flags
         if stop_requested:
             self.stopped = self.stop.signal or "SIGTERM"  # the signal may have reached another process only
-        by_steps = run.config.checkpoint_every > 0 and state.step % run.config.checkpoint_every == 0
-        if (by_steps or checkpoint_is_due) and not run.epoch_is_over and self.stopped is None:
-            self._save()
 
     def _skip(self, done: StepReport) -> None:
         run, state = self.run, self.run.state
@@ -201,7 +217,7 @@ class Loop:
         count, self._since_row = self._since_row, 0
         if self.log is not None and count > 0:
             run, log = self.run, self.log
-            values = {"lr": run.optimizer.param_groups[0]["lr"], "skipped": run.state.skipped} | self._means(count)
+            values = {"lr": self._rate, "skipped": run.state.skipped} | self._means(count)
             run.attempt("log.csv", lambda: log.write(run.state.step, run.fraction_of_epochs, values))
 
     def _means(self, count: int) -> dict[str, float]:

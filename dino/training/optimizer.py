@@ -21,7 +21,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         {"params": rest, "lr": config.lr, "initial_lr": config.lr},
         {"params": backbone, "lr": config.backbone_lr, "initial_lr": config.backbone_lr},
     ]
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    # Fused: a step that is not finite is dropped on the device, see `Precision.step`.
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
 
 
 def learning_rate_factor(epoch: int, step: int, drops: Sequence[int], warmup_steps: int = 0) -> float:

@@ -35,10 +35,17 @@ class Precision:
         """Divide the gradients by the loss scale."""
         self.scaler.unscale_(optimizer)
 
-    def step(self, optimizer: torch.optim.Optimizer, finite: bool) -> None:
-        """Update the parameters if the gradients are `finite`; update the loss scale in any case."""
-        if finite:
-            self.scaler.step(optimizer)
+    def step(self, optimizer: torch.optim.Optimizer, broken: Tensor) -> None:
+        """Update the parameters unless `broken`, and the loss scale in any case, without synchronising.
+
+        Args:
+            optimizer: a fused one. These take from their attribute `found_inf` whether to change nothing, as
+                `torch.amp.GradScaler` passes it.
+            broken: float32 [], 1 or 0, on the device.
+        """
+        optimizer.grad_scale, optimizer.found_inf = None, broken  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
         self.scaler.update()
 
     def state(self) -> dict[str, Any]:

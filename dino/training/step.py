@@ -58,35 +58,65 @@ class StepReport:
     skipped: SkippedStep | None
 
 
+@dataclass(frozen=True)
+class _Pending:
+    """A step whose results are on their way from the device."""
+
+    values: Tensor  # on the host: LOSS_PARTS, gradient norm, flags, images; summed over processes
+    copied: torch.cuda.Event | None
+    losses: list[Losses]
+    image_ids: list[list[int]]
+
+
 class Step:
     """Takes optimisation steps.
 
     The losses of a step's batches are divided by the number of boxes in all of them, on all processes: their sum is the
     loss of one large batch. Only padding and the number of denoising groups still depend on the split.
+
+    A step does not wait for the device. Its results are read during the next one, before that changes the weights, or
+    by `finish`.
+
+    Args:
+        module: the model, or its distributed wrapper.
+        optimizer: a fused one of PyTorch, which drops a step on the device.
+        clip: largest norm of the gradient.
+
+    Raises:
+        ValueError: the optimiser is not fused.
     """
 
     def __init__(
         self,
-        module: nn.Module,  # the model, or its distributed wrapper
+        module: nn.Module,
         criterion: SetCriterion,
         optimizer: torch.optim.Optimizer,
         precision: Precision,
         ranks: Ranks,
         clip: float,
     ) -> None:
+        if not getattr(optimizer, "_step_supports_amp_scaling", False):
+            raise ValueError(f"optimizer must be fused, got {type(optimizer).__name__}. Create it with fused=True.")
         self.module = module
         self.criterion = criterion.to(ranks.device)
         self.optimizer = optimizer
         self.precision = precision
         self.ranks = ranks
         self.clip = clip
+        self._pending: _Pending | None = None
 
-    def __call__(self, batches: Sequence[Batch], flags: Callable[[], Sequence[bool]] = tuple) -> StepReport:
+    def __call__(
+        self,
+        batches: Sequence[Batch],
+        flags: Callable[[], Sequence[bool]] = tuple,
+        done: Callable[[StepReport], None] = lambda report: None,
+    ) -> None:
         """Take a step. Collective.
 
         Args:
             batches: this process's, whose gradients are summed.
             flags: what the processes share; called after the backward passes.
+            done: gets the report of the step before, if that was not finished, while the weights are still its result.
         """
         num_boxes = mean_boxes(sum(len(batch.targets) for batch in batches), self.ranks.device)
         all_losses, all_parts = [], []
@@ -97,26 +127,46 @@ class Step:
         self.precision.unscale(self.optimizer)
         norm = clip_gradients(self.module, self.clip)
 
-        # All that the host reads goes into one message between processes, and synchronises with the device once.
+        # All that the host reads goes into one message between processes.
         host = torch.tensor([*map(float, flags()), float(sum(map(len, batches)))], dtype=torch.float64)
         if self.ranks.device.type == "cuda":
             host = host.pin_memory().to(self.ranks.device, non_blocking=True)
         parts = torch.stack(all_parts).sum(0)
-        summed = self.ranks.sum(torch.cat([parts, norm.double().reshape(1), host])).tolist()
-        *means, mean_norm = (value / self.ranks.size for value in summed[: len(LOSS_PARTS) + 1])
-        *raised, all_images = summed[len(LOSS_PARTS) + 1 :]
-
-        finite = math.isfinite(means[0]) and math.isfinite(mean_norm)
-        self.precision.step(self.optimizer, finite)
+        summed = self.ranks.sum(torch.cat([parts, norm.double().reshape(1), host]))
+        if (report := self.finish()) is not None:
+            done(report)
+        broken = ~(summed[0].isfinite() & summed[len(LOSS_PARTS)].isfinite())
+        self.precision.step(self.optimizer, broken.float())
         self.optimizer.zero_grad(set_to_none=True)
-        skipped = None if finite else self._explain(batches, all_losses, mean_norm)
+        self._pending = _Pending(*self._to_host(summed), all_losses, [batch.image_ids for batch in batches])
+
+    def finish(self) -> StepReport | None:
+        """Return the report of the last step; None if there was none, or it was returned before. Collective."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return None
+        if pending.copied is not None:
+            pending.copied.synchronize()
+        summed = pending.values.tolist()
+        *means, norm = (value / self.ranks.size for value in summed[: len(LOSS_PARTS) + 1])
+        *raised, images = summed[len(LOSS_PARTS) + 1 :]
+        finite = math.isfinite(means[0]) and math.isfinite(norm)
         return StepReport(
             losses=dict(zip(LOSS_PARTS, means, strict=True)),
-            norm=mean_norm,
-            images=int(all_images),
+            norm=norm,
+            images=int(images),
             flags=tuple(flag > 0 for flag in raised),
-            skipped=skipped,
+            skipped=None if finite else self._explain(pending, norm),
         )
+
+    def _to_host(self, values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        """Start a copy to the host; return it, and the event after which it may be read."""
+        if values.device.type != "cuda":
+            return values, None
+        copy = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        return copy, copied
 
     def _add_gradient(self, batch: Batch, num_boxes: Tensor, *, sync: bool) -> tuple[Losses, Tensor]:
         """Return the losses, and their weighted sum per set, both without gradient."""
@@ -129,11 +179,11 @@ class Step:
             self.precision.backward(weighted.sum())
         return losses.detach(), weighted.detach()
 
-    def _explain(self, batches: Sequence[Batch], all_losses: Sequence[Losses], norm: float) -> SkippedStep:
+    def _explain(self, pending: _Pending, norm: float) -> SkippedStep:
         """Find the losses that were not finite and their images, over all processes. Collective."""
-        broken = [losses.not_finite() for losses in all_losses]
-        blamed = [i for batch, names in zip(batches, broken, strict=True) if names for i in batch.image_ids]
-        every = [i for batch in batches for i in batch.image_ids]
+        broken = [losses.not_finite() for losses in pending.losses]
+        blamed = [i for ids, names in zip(pending.image_ids, broken, strict=True) if names for i in ids]
+        every = [i for ids in pending.image_ids for i in ids]
         gathered = self.ranks.gather(({name for names in broken for name in names}, blamed, every))
         terms = sorted(set().union(*(names for names, _, _ in gathered)))
         ids = [i for _, some, every in gathered for i in (some if terms else every)]

@@ -57,7 +57,7 @@ def test_evaluation_shards_hold_each_image_once(count: int, batch: int, world: i
 @given(**SIZES, epoch=st.integers(0, 3))
 def test_training_ranks_share_one_permutation(count: int, batch: int, world: int, seed: int, epoch: int) -> None:
     if count < batch * world:
-        with pytest.raises(ValueError, match=f"has {count} images, fewer than one batch of {batch * world}"):
+        with pytest.raises(ValueError, match=rf"has {count} images?, fewer than one batch of {batch * world}"):
             samplers(count, batch, world, train=True)
         return
     shards = samplers(count, batch, world, train=True, seed=seed)

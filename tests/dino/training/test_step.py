@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from dino.training.log import read_log
 from dino.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rates
 from dino.training.precision import Precision
 from dino.training.run_folder import RunFolder
-from dino.training.step import LOSS_PARTS, Step, loss_parts
+from dino.training.step import LOSS_PARTS, Step, StepReport, loss_parts
 from dino.training.train import TrainConfig, TrainingError, train
 from dino_kernels import PackedTargets
 from tests.dino.training.train_toys import TINY, quick_runs, run_ranks, toy_config, weights, write_rectangles
@@ -56,11 +57,24 @@ def batch_of(*box_counts: int, first_id: int = 0) -> Batch:
     return collate(samples_of(*box_counts, first_id=first_id))
 
 
-def step_of(model: DINO, *, clip: float = math.inf, amp: str = "off", ranks: Ranks = ALONE) -> Step:
-    """Return a step of plain gradient descent at rate 1: the change of a parameter is its gradient."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+def step_of(
+    model: DINO, *, clip: float = math.inf, amp: str = "off", ranks: Ranks = ALONE
+) -> Callable[..., StepReport]:
+    """Return a step of plain gradient descent at rate 1 that waits for its results.
+
+    The change of a parameter is its gradient.
+    """
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
     module = replicate_or_shard(model.train(), "ddp", ranks)
-    return Step(module, SetCriterion(model.config), optimizer, Precision(amp, "cpu"), ranks, clip)
+    step = Step(module, SetCriterion(model.config), optimizer, Precision(amp, "cpu"), ranks, clip)
+
+    def take(batches: list[Batch], flags: Callable[[], Sequence[bool]] = tuple) -> StepReport:
+        step(batches, flags)
+        report = step.finish()
+        assert report is not None and step.finish() is None
+        return report
+
+    return take
 
 
 def tiny_model(**changes: Any) -> DINO:
@@ -123,40 +137,94 @@ def test_targets_are_packed_before_the_step(monkeypatch):
     assert step_of(model)(batches).skipped is None
 
 
-class HostReads(TorchDispatchMode):
-    """Counts numbers that the host reads one by one, each of which synchronises with a GPU."""
+class Waits(TorchDispatchMode):
+    """Counts what synchronises with a GPU: numbers that the host reads, and results whose size depends on values."""
 
-    count = 0
+    READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "bincount", "repeat_interleave")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is torch.ops.aten._local_scalar_dense.default
+        name = func.name().partition("::")[2]
+        chosen = args[1] if name.startswith(("index.", "index_put")) else ()
+        masks = [part for part in chosen if part is not None and part.dtype == torch.bool]
+        if name.split(".")[0] in self.READS or masks:
+            self.found.append(name)
         return func(*args, **kwargs or {})
+
+
+def waits_of_a_step(step: Step, batches: list[Batch]) -> None:
+    """Raise if a step waits for anything but the results of the step before."""
+    step(batches)
+    assert step._pending is not None
+    earlier, reports, lists = step._pending.values, [], []
+    tolist = torch.Tensor.tolist
+    with Waits() as waits, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(tensor) or tolist(tensor))
+        step(batches, lambda: (True, False), reports.append)
+    assert waits.found == []
+    assert [each is earlier for each in lists] == [True] * len(reports) == [True]
+    last = step.finish()
+    assert last is not None and last.skipped is None and last.flags == (True, False)
+
+
+def waits_of_steps(ranks: Ranks, strategy: Any) -> None:
+    samples = samples_of(1, 4, 2, 0)
+    for amp in ("off", "bf16", "fp16"):
+        module = replicate_or_shard(tiny_model().train(), strategy, ranks)
+        optimizer, precision = build_optimizer(module, TrainConfig(Path())), Precision(amp, "cpu")
+        precision.scaler = torch.amp.GradScaler("cpu", init_scale=1.0, enabled=amp == "fp16")
+        step = Step(
+            module, SetCriterion(dataclasses.replace(TINY, num_classes=2)), optimizer, precision, ranks, clip=0.1
+        )
+        for accumulate in (1, 2):
+            waits_of_a_step(step, [collate(samples)] * accumulate)
+
+
+def waits_of_steps_of_two_processes() -> None:
+    with joined_ranks("cpu") as ranks:
+        for strategy in ("ddp", "fsdp2"):
+            waits_of_steps(ranks, strategy)
+
+
+def test_a_step_waits_for_nothing():
+    waits_of_steps(ALONE, "ddp")
+
+
+def test_a_step_of_two_processes_waits_for_nothing():
+    run_ranks(2, waits_of_steps_of_two_processes)
 
 
 def compare_a_step_of_two_processes_with_one() -> None:
     samples, model = samples_of(1, 4, 2, 0), tiny_model()
     expected = step_of(copy.deepcopy(model))([collate(samples)])
-    tolist, lists = torch.Tensor.tolist, []
-    with joined_ranks("cpu") as ranks, pytest.MonkeyPatch.context() as patch:
+    with joined_ranks("cpu") as ranks:
         own = collate(samples[2 * ranks.rank : 2 * ranks.rank + 2])
-        step = step_of(model, ranks=ranks)
-        patch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(1) or tolist(tensor))
-        with HostReads() as numbers:
-            report = step([own], lambda: (ranks.rank == 1, False))
-    assert (numbers.count, len(lists)) == (0, 1)
+        report = step_of(model, ranks=ranks)([own], lambda: (ranks.rank == 1, False))
     assert report.losses == pytest.approx(expected.losses, rel=1e-4)
     assert report.norm == pytest.approx(expected.norm, rel=1e-4)
     assert report.images == 4 and report.flags == (True, False)
 
 
-def test_a_step_of_two_processes_reads_from_the_device_once_and_has_the_losses_of_one():
+def test_a_step_of_two_processes_has_the_losses_of_one():
     run_ranks(2, compare_a_step_of_two_processes_with_one)
 
 
-def test_counting_host_reads_works():
-    with HostReads() as numbers:
-        torch.ones(()).item()
-    assert numbers.count == 1
+def test_counting_waits_works():
+    with Waits() as waits:
+        ones = torch.ones(3)
+        ones[ones > 0].sum().item()
+        ones.nonzero()
+    assert waits.found == ["index.Tensor", "_local_scalar_dense", "nonzero"]
+
+
+def test_an_optimizer_that_cannot_drop_a_step_on_the_device_is_refused():
+    model = tiny_model()
+    plain = torch.optim.SGD(model.parameters(), lr=1.0)
+    with pytest.raises(ValueError, match="optimizer must be fused, got SGD"):
+        Step(model, SetCriterion(model.config), plain, Precision("off", "cpu"), ALONE, 1.0)
 
 
 def test_the_gradient_is_clipped_to_the_given_norm():

@@ -1,0 +1,48 @@
+"""A training step on a GPU never synchronises with it, and its report is that of a CPU."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from dino.common.distributed import Ranks
+from dino.data import collate
+from dino.model.criterion import SetCriterion
+from dino.training.optimizer import build_optimizer
+from dino.training.precision import Precision
+from dino.training.step import Step, StepReport
+from dino.training.train import TrainConfig
+from tests.dino.training.test_step import samples_of, tiny_model
+
+
+# Named, so that --gpu chooses these tests.
+@pytest.mark.parametrize("device", ["cuda"])
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_a_step_does_not_synchronise(device: str, amp: str, waiting_is_an_error: Callable[[], None], tmp_path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("cuda: no GPU")
+    samples, model, reports = samples_of(1, 4, 2, 0), tiny_model().train(), {}
+    for place in ("cpu", device):
+        moved = copy.deepcopy(model).to(place)
+        ranks = Ranks(0, 1, torch.device(place))
+        optimizer = build_optimizer(moved, TrainConfig(tmp_path))
+        step = Step(moved, SetCriterion(moved.config), optimizer, Precision(amp, place), ranks, clip=0.1)
+        batches = [collate(samples).pin_memory() if place == device else collate(samples)] * 2
+        found: list[StepReport] = []
+        step(batches)
+        if place == device:
+            torch.cuda.synchronize()
+            waiting_is_an_error()
+        step(batches, done=found.append)
+        torch.cuda.set_sync_debug_mode("default")
+        last = step.finish()
+        assert last is not None
+        reports[place] = [*found, last]
+    if amp == "off":
+        for ours, theirs in zip(reports[device], reports["cpu"], strict=True):
+            assert ours.losses == pytest.approx(theirs.losses, rel=1e-3) and ours.norm == pytest.approx(
+                theirs.norm, 1e-2
+            )
