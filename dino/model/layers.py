@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+TILE = 1024
+"""Tokens of which the feed-forward network is computed at once, for inference on a CPU."""
+
 
 def recompute(block: nn.Module, *inputs: object) -> Tensor:
     """Run a block without keeping its activations: the backward pass runs it again (gradient checkpointing)."""
@@ -41,8 +44,14 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Of rows: with more dimensions, linear layers return a view, and a ReLU in place copies gradients five times.
-        hidden = self.linear1(x.flatten(0, -2)).relu_()
-        return self.norm(x + self.linear2(hidden).view_as(x))
+        rows = x.flatten(0, -2)
+        if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # The hidden activations of a tile stay in the processor's cache; nothing keeps them for a backward pass.
+            return torch.cat([self._of_rows(tile) for tile in rows.split(TILE)]).view_as(x)
+        return self._of_rows(rows).view_as(x)
+
+    def _of_rows(self, rows: Tensor) -> Tensor:
+        return self.norm(rows + self.linear2(self.linear1(rows).relu_()))
 
 
 def self_attention(
