@@ -107,6 +107,7 @@ class Loop:
         by_steps = run.config.checkpoint_every > 0 and state.step % run.config.checkpoint_every == 0
         if (by_steps or self._checkpoint_is_agreed) and not run.epoch_is_over and self.stopped is None:
             self._settle()
+            self._checkpoint_is_agreed = False  # the step just settled asked for it, too
             self._save()
 
     def _settle(self) -> None:

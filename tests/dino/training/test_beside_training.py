@@ -18,8 +18,10 @@ from tests.dino.training.train_toys import TINY, assert_same_weights, quick_runs
 pytest.importorskip("tyro")
 import dino.training.evaluation
 import dino.training.log
+import dino.training.loop
 from dino.commands.train import parse
 from dino.training.log import METRIC_COLUMNS
+from dino.training.loop import Loop
 from dino.training.pace import Pace
 from dino.training.step import LOSS_PARTS
 from dino.training.train import Hook, TrainingError, train
@@ -127,6 +129,16 @@ def test_images_left_out_are_named_once_and_counted_at_the_end(data, tmp_path, m
     for use, name in (("training", "train/1.png"), ("validation", "valid/0.png")):
         assert sum(f"left out of {use}: " in line and name in line for line in lines) == 1
         assert f"left out of {use}: 1 image, named above" in lines
+
+
+def test_a_checkpoint_that_is_due_is_written_once(data, tmp_path, monkeypatch):
+    quick_runs(monkeypatch)
+    saved: list[int] = []
+    monkeypatch.setattr(dino.training.loop, "save_checkpoint", lambda run: saved.append(run.state.step))
+    # Due during the third step, until it is written.
+    monkeypatch.setattr(Loop, "_checkpoint_is_due", lambda loop: loop.run.state.step >= 2 and not saved)
+    train(toy_config(data, tmp_path / "run", batch_size=1, epochs=1, evaluate_every=0), quiet=True)
+    assert saved == [4, 8], "every process knows it one step later; the epoch has 8 steps"
 
 
 @pytest.mark.parametrize(
