@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import dino_kernels
 from dino.model.boxes import cxcywh_to_xyxy, generalized_iou
 from dino.model.config import ModelConfig, model_config
-from dino.model.outputs import DetectionOutput
+from dino.model.outputs import DenoisingOutput, DetectionOutput
 from dino.model.targets import Targets, pack
 from dino_kernels.targets import PackedTargets
 
@@ -125,9 +125,8 @@ class SetCriterion(nn.Module):
             )
         truth = pack(targets, outputs.logits.device, self.num_classes)
         if num_boxes is None:
-            num_boxes = mean_boxes(len(truth), outputs.logits.device)
+            num_boxes = mean_boxes(len(truth) if truth.counts is not None else truth.offsets[-1], outputs.logits.device)
         normaliser = num_boxes.clamp(min=1) if isinstance(num_boxes, Tensor) else max(num_boxes, 1.0)
-        image, index = truth.places()
         layers = len(outputs.logits)
 
         all_logits, all_boxes = [outputs.logits], [outputs.boxes_cxcywh]
@@ -135,16 +134,13 @@ class SetCriterion(nn.Module):
             all_logits.append(outputs.encoder_logits[None])
             all_boxes.append(outputs.encoder_boxes_cxcywh[None])
         query = self.match(all_logits, all_boxes, truth)
-        parts = [Predictions(torch.cat(all_logits), torch.cat(all_boxes), query, normaliser)]
-        denoising = outputs.denoising
-        if denoising is not None and denoising.layout.num_queries > 0:
-            # Positives are matched with the box they are made of. Negatives and unused slots are background.
-            layout = denoising.layout
-            group = torch.arange(layout.num_groups, device=index.device)[:, None]
-            known = (layout.kinds * layout.group_size * group + index).expand(layers, -1, -1)
-            scale = normaliser * layout.num_groups
-            parts.append(Predictions(denoising.logits, denoising.boxes_cxcywh, known, scale))
-        table, best = set_losses(parts, image, truth)
+        image = truth.image_of_each()
+        if truth.counts is None:
+            image = image.clamp(max=truth.num_images - 1)  # unused rows of a capacity, which have no query
+        parts = [matched_predictions(torch.cat(all_logits), torch.cat(all_boxes), query, image, normaliser)]
+        if outputs.denoising is not None and outputs.denoising.layout.num_queries > 0:
+            parts.append(denoising_predictions(outputs.denoising, normaliser))
+        table, best = set_losses(parts, truth)
         if len(parts) == 1:
             table = torch.cat([table, table.new_zeros(len(KINDS), layers)], 1)
         last = best[: query.shape[0] * truth.num_images * outputs.logits.shape[2]]
@@ -179,9 +175,9 @@ class SetCriterion(nn.Module):
         return self.weighted(losses).sum()
 
 
-def mean_boxes(count: int, device: torch.device) -> Tensor:
+def mean_boxes(count: float | Tensor, device: torch.device) -> Tensor:
     """Return the mean over processes of their number of boxes, a scalar on the device. Collective."""
-    mean = torch.full((), float(count), dtype=torch.float32, device=device)
+    mean = torch.full((), count, dtype=torch.float32, device=device) if not isinstance(count, Tensor) else count.float()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(mean)
         mean /= torch.distributed.get_world_size()
@@ -190,34 +186,43 @@ def mean_boxes(count: int, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Sets of predictions with equally many queries, and the queries that should find the targets."""
+    """Sets of predictions with equally many queries, and pairs of a query and the target that it should find."""
 
     logits: Tensor  # [sets, B, Q, C]
     boxes_cxcywh: Tensor  # [sets, B, Q, 4]
-    query: Tensor  # [sets, N], or [sets, groups, N] if a target has several: index in its image, -1 where none
+    row: Tensor  # [sets, P] query among all of these sets; any where the pair does not exist
+    target: Tensor  # [P] packed target; any where the pair does not exist
+    exists: Tensor  # [sets, P] bool
     normaliser: Tensor | float
-
-    def starts(self, image: Tensor, first: int) -> Tensor:
-        """Return the row of each target's image in its sets, if all predictions follow each other, and these `first`.
-
-        Returns:
-            [sets * groups, N].
-        """
-        sets, images, queries = self.logits.shape[:3]
-        rows = torch.arange(first, first + sets * images * queries, images * queries, device=image.device)
-        rows = rows.view(-1, *[1] * (self.query.dim() - 1)) + image * queries
-        return rows.expand_as(self.query).flatten(0, -2)
-
-    def sums(self, values: Tensor) -> Tensor:
-        """Return the sums over each set of values [kinds, ...] of its predictions or pairs, [kinds, sets]."""
-        return values.unflatten(1, (len(self.logits), -1)).flatten(2).sum(2)
+    counted: Tensor | None = None  # [Q] bool: queries with a loss; None: all
 
 
-def set_losses(
-    parts: Sequence[Predictions],
+def matched_predictions(
+    logits: Tensor,  # [sets, B, Q, C]
+    boxes_cxcywh: Tensor,  # [sets, B, Q, 4]
+    query: Tensor,  # [sets, N] of each target, -1 where none
     image: Tensor,  # [N] of each target
-    targets: PackedTargets,
-) -> tuple[Tensor, Tensor]:
+    normaliser: Tensor | float,
+) -> Predictions:
+    """Return predictions that were matched with all targets. A target without a query has the first of its image."""
+    sets, images, queries = logits.shape[:3]
+    first = torch.arange(0, sets * images * queries, images * queries, device=image.device)[:, None] + image * queries
+    target = torch.arange(len(image), device=image.device)
+    return Predictions(logits, boxes_cxcywh, first + query.clamp(min=0), target, query >= 0, normaliser)
+
+
+def denoising_predictions(denoising: DenoisingOutput, normaliser: Tensor | float) -> Predictions:
+    """Return the predictions of denoising: positives with the box they are made of, all other slots as background."""
+    logits, target = denoising.logits, denoising.target.flatten()
+    row = torch.arange(logits.shape[:3].numel(), device=target.device).view(len(logits), -1)
+    scale = normaliser * denoising.layout.num_groups
+    exists = (target >= 0).expand_as(row)
+    return Predictions(
+        logits, denoising.boxes_cxcywh, row, target.clamp(min=0), exists, scale, counted=denoising.in_group
+    )
+
+
+def set_losses(parts: Sequence[Predictions], targets: PackedTargets) -> tuple[Tensor, Tensor]:
     """Return the losses of all sets of predictions, with unmatched queries as background.
 
     All parts are laid end to end: the number of operations does not depend on how many there are.
@@ -230,29 +235,34 @@ def set_losses(
     boxes = torch.cat([part.boxes_cxcywh.flatten(0, 2) for part in parts]).float()
     queries = [part.logits.shape[:3].numel() for part in parts]
     first = [0, *itertools.accumulate(queries[:-1])]
-    query = torch.cat([part.query.flatten(0, -2) for part in parts])  # [P, N]
-    matched = query >= 0
-    # A target without a query has the first one, which counts zero times, and is NaN if that prediction is.
-    starts = [part.starts(image, start) for part, start in zip(parts, first, strict=True)]
-    rows = torch.cat(starts) + query.clamp(min=0)
+    # All pairs [P'], those that do not exist too: they count zero times, and are NaN if their query is.
+    rows = torch.cat(
+        [(part.row + start if start else part.row).flatten() for part, start in zip(parts, first, strict=True)]
+    )
+    exists = torch.cat([part.exists.flatten() for part in parts])
+    target = torch.cat([part.target.expand_as(part.row).flatten() for part in parts])
 
     one_hot = logits.new_zeros(len(logits) + 1, logits.shape[1])
-    one_hot[rows.where(matched, len(logits)), targets.labels] = 1  # without a query, in the last row, which is cut off
+    one_hot[rows.where(exists, len(logits)), targets.labels[target]] = 1  # those in the last row are cut off
     focal = focal_loss(logits, one_hot[:-1])
-    predicted, true, counted = boxes[rows], targets.boxes_cxcywh, matched.to(boxes.dtype)
+    predicted, true, counted = boxes[rows], targets.boxes_cxcywh[target], exists.to(boxes.dtype)
     distance = (predicted - true).abs() * counted[..., None]
     overlap = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true))
     of_pairs = torch.stack([distance[..., :2].sum(-1), distance[..., 2:].sum(-1), (1 - overlap) * counted])
-    pairs = [len(start) for start in starts]
+    pairs = [part.row.numel() for part in parts]
     best = logits.argmax(1)
     objects = (best != logits.shape[1] - 1)[None]
 
     tables, found = [], []
     for part, of_queries, of_targets, object_ in zip(
-        parts, focal[None].split(queries, 1), of_pairs.split(pairs, 1), objects.split(queries, 1), strict=True
+        parts, focal.split(queries), of_pairs.split(pairs, 1), objects.split(queries, 1), strict=True
     ):
-        tables.append(torch.cat([part.sums(of_queries), part.sums(of_targets)]) / part.normaliser)
-        found.append(object_.view(*part.logits.shape[:3]).sum(2))
+        of_queries, object_ = of_queries.view_as(part.logits), object_.view(*part.logits.shape[:3])
+        if part.counted is not None:
+            of_queries, object_ = of_queries.masked_fill(~part.counted[:, None], 0), object_ & part.counted
+        sums = [of_queries.flatten(1).sum(1)[None], of_targets.unflatten(1, (len(part.logits), -1)).sum(2)]
+        tables.append(torch.cat(sums) / part.normaliser)
+        found.append(object_.sum(2))
     classification, center, size, giou = torch.cat(tables, 1)
     # The official metric: mean absolute error of box counts, where "no object" is the last class.
     cardinality = (torch.cat(found) - targets.offsets.diff()).abs().mean(1, dtype=torch.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dino.model.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
@@ -15,21 +16,21 @@ from dino_kernels.targets import PackedTargets
 
 @dataclass
 class Noise:
-    """Random numbers of one batch; the rows are all boxes of the batch, once per block of the layout."""
+    """Random numbers of one batch, for every slot of every image."""
 
-    p: Tensor  # [N] in [0, 1): which labels are redrawn
-    new_label: Tensor  # [N], one per row; or the redrawn rows' new labels alone, in their order
-    sign: Tensor  # [N, 4] direction of each corner coordinate: positive if above 0
-    part: Tensor  # [N, 4] in [0, 1): how far it moves
+    p: Tensor  # [B, N] in [0, 1): which labels are redrawn
+    new_label: Tensor  # [B, N]
+    sign: Tensor  # [B, N, 4] direction of each corner coordinate: positive if above 0
+    part: Tensor  # [B, N, 4] in [0, 1): how far it moves
 
     @classmethod
-    def draw(cls, rows: int, num_classes: int, device: torch.device) -> Noise:
-        """Draw the numbers of N = `rows` rows from PyTorch's generator."""
+    def draw(cls, images: int, slots: int, num_classes: int, device: torch.device) -> Noise:
+        """Draw the numbers of B = `images` and N = `slots` from PyTorch's generator."""
         return cls(
-            p=torch.rand(rows, dtype=torch.float32, device=device),
-            new_label=torch.randint(num_classes, (rows,), device=device),
-            sign=torch.randint(2, (rows, 4), device=device),
-            part=torch.rand(rows, 4, dtype=torch.float32, device=device),
+            p=torch.rand(images, slots, dtype=torch.float32, device=device),
+            new_label=torch.randint(num_classes, (images, slots), device=device),
+            sign=torch.randint(2, (images, slots, 4), device=device),
+            part=torch.rand(images, slots, 4, dtype=torch.float32, device=device),
         )
 
 
@@ -40,16 +41,17 @@ class DenoisingQueries:
     content: Tensor  # [B, N, C]
     anchors: Tensor  # [B, N, 4] logits of cxcywh
     layout: DenoisingLayout
+    group: Tensor  # [N] group of each slot
+    target: Tensor  # [B, N], of `DenoisingOutput`
+    in_group: Tensor | None  # [N], of `DenoisingOutput`
 
     def blocked(self, num_matching: int) -> Tensor:
         """Return the attention mask [N + K, N + K] bool, True where the row may not attend to the column.
 
         Groups do not attend to each other. Matching queries, which must work without ground truth, attend to none.
         """
-        layout = self.layout
-        slots = torch.arange(layout.num_queries + num_matching, device=self.content.device)
-        group = slots.clamp(max=layout.num_queries) // max(1, layout.kinds * layout.group_size)
-        return (group[:, None] != group) & (slots < layout.num_queries)
+        group = F.pad(self.group, (0, num_matching), value=-1)
+        return (group[:, None] != group) & (group >= 0)
 
 
 class Denoising(nn.Module):
@@ -66,66 +68,72 @@ class Denoising(nn.Module):
         # One row more than classes, as in the official model, which never uses it.
         self.label_embed = nn.Embedding(config.num_classes + 1, config.hidden_dim)
 
-    def layout(self, max_boxes: int) -> DenoisingLayout:
-        """Return as many groups as fit in 2 * num_denoising queries, if no image has more than `max_boxes` boxes."""
+    def layout(self, targets: PackedTargets) -> DenoisingLayout:
+        """Return as many groups as fit in 2 * num_denoising queries; at least one, of all boxes of an image."""
         kinds = 2 if self.config.denoising == "contrastive" else 1
-        budget = 2 * self.config.num_denoising
-        if max_boxes == 0:
-            groups = 1
-        elif budget >= 100:
-            groups = max(1, budget // (2 * max_boxes))
-        else:
-            groups = max(1, budget)  # as the official model, where small settings are numbers of groups
-        return DenoisingLayout(groups, max_boxes, kinds)
+        pairs, most = self.config.num_denoising, targets.max_targets
+        # As the official model, in which small settings are numbers of groups.
+        is_budget = 2 * pairs >= 100
+        if targets.counts is None:
+            size = targets.offsets.diff().amax()
+            groups = (pairs // size.clamp(min=1)).clamp(min=1) if is_budget else max(1, 2 * pairs)
+            slots = kinds * (max(pairs, most) if is_budget else groups * most)
+            return DenoisingLayout(groups, size, kinds, slots)
+        groups = max(1, pairs // most if is_budget else 2 * pairs) if most > 0 else 1
+        return DenoisingLayout(groups, most, kinds, groups * kinds * most)
 
     def forward(self, targets: PackedTargets, noise: Noise | None = None) -> DenoisingQueries:
         """Return the queries of a batch. Unused slots are not masked: they are queries centred on the image.
 
         Args:
-            targets: the ground truth, with boxes and without a fixed capacity.
+            targets: the ground truth, with boxes.
             noise: recorded random numbers in place of drawn ones.
 
         Raises:
-            ValueError: recorded noise of another number of rows.
+            ValueError: recorded noise of another number of images or slots.
         """
-        config, weight = self.config, self.label_embed.weight
-        boxes, labels = targets.boxes_cxcywh, targets.labels  # [T, 4], [T]
+        config = self.config
+        boxes, labels, device = targets.boxes_cxcywh, targets.labels, targets.labels.device  # [T, 4], [T]
         assert boxes is not None
-        layout = self.layout(targets.max_targets)
-        blocks = layout.num_groups * layout.kinds
-        rows = blocks * len(labels)
-        if noise is None:
-            noise = Noise.draw(rows, config.num_classes, boxes.device)
-        elif len(noise.p) != rows:
-            raise ValueError(
-                f"denoising_noise must have {rows} rows ({len(labels)} boxes, {layout.num_groups} groups, "
-                f"{layout.kinds} kinds), got {len(noise.p)}. Record it with the same targets and configuration."
-            )
-        block = torch.arange(blocks, device=boxes.device)[:, None]
-        noised_labels = _noise_labels(labels, blocks, noise, config.label_noise)  # [blocks, T]
-        noised_boxes = _noise_boxes(boxes, block % layout.kinds == 1, noise, config.box_noise)
-
-        image, index = targets.places()
-        place = (image, layout.group_size * block + index)
+        layout = self.layout(targets)
         shape = (targets.num_images, layout.num_queries)
-        content = weight.new_zeros(*shape, weight.shape[1]).index_put(place, self.label_embed(noised_labels))
-        anchors = boxes.new_zeros(*shape, 4).index_put(place, inverse_sigmoid(noised_boxes))
-        return DenoisingQueries(content, anchors, layout)
-
-
-def _noise_labels(labels: Tensor, blocks: int, noise: Noise, label_noise: float) -> Tensor:
-    """Replace a share of `label_noise / 2` of the labels in each block."""
-    redrawn = noise.p.to(labels.device).view(blocks, len(labels)) < 0.5 * label_noise
-    new = noise.new_label.to(labels)
-    if len(new) != redrawn.numel():  # recorded for the redrawn rows alone
-        return labels.expand_as(redrawn).masked_scatter(redrawn, new)
-    return torch.where(redrawn, new.view_as(redrawn), labels)
+        if noise is None:
+            noise = Noise.draw(*shape, config.num_classes, device)
+        elif tuple(noise.p.shape) != shape:
+            raise ValueError(
+                f"denoising_noise must have [images, slots] = {list(shape)}, got {list(noise.p.shape)}. Record it with "
+                "the same targets and configuration."
+            )
+        size = layout.group_size.clamp(min=1) if isinstance(layout.group_size, Tensor) else max(1, layout.group_size)
+        slot = torch.arange(layout.num_queries, device=device)
+        index, group = slot % size, slot // (layout.kinds * size)
+        is_negative = slot % (layout.kinds * size) >= size
+        is_box = index < targets.offsets.diff()[:, None]  # [B, N]
+        in_group = None
+        if targets.counts is None:
+            in_group = slot < layout.num_groups * layout.kinds * layout.group_size
+            is_box = is_box & in_group
+        # Slots without a box take the first one, whose numbers are replaced.
+        target = (targets.offsets[:-1, None] + index) * is_box
+        if targets.counts is None:
+            labels = labels.clamp(min=0)  # unused rows of a capacity have none
+        redrawn = noise.p.to(device) < 0.5 * config.label_noise
+        noised_labels = torch.where(redrawn, noise.new_label.to(labels), labels[target])
+        noised_boxes = _noise_boxes(boxes[target], is_negative, noise, config.box_noise)
+        return DenoisingQueries(
+            content=self.label_embed(noised_labels) * is_box[..., None],
+            anchors=inverse_sigmoid(torch.where(is_box[..., None], noised_boxes, 0.5)),
+            layout=layout,
+            group=group,
+            target=torch.where(is_box & ~is_negative, target, -1),
+            in_group=in_group,
+        )
 
 
 def _noise_boxes(boxes_cxcywh: Tensor, negative: Tensor, noise: Noise, box_noise: float) -> Tensor:
     """Move each corner by a part of half the box's size, or one half more for negatives, which may turn inside out."""
-    part = noise.part.to(boxes_cxcywh).view(len(negative), len(boxes_cxcywh), 2, 2) + negative[..., None, None]
-    moved = torch.where(noise.sign.to(boxes_cxcywh.device).view_as(part) > 0, part, -part)
-    half_size = boxes_cxcywh[:, None, 2:] / 2
+    part = noise.part.to(boxes_cxcywh) + negative[:, None]
+    moved = torch.where(noise.sign.to(boxes_cxcywh.device) > 0, part, -part).unflatten(-1, (2, 2))
+    half_size = boxes_cxcywh[..., None, 2:] / 2
     corners = cxcywh_to_xyxy(boxes_cxcywh).unflatten(-1, (2, 2)) + moved * half_size * box_noise
     return xyxy_to_cxcywh(corners.flatten(-2).clamp(0, 1))

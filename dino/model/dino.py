@@ -63,8 +63,7 @@ class DINO(nn.Module):
                 f"without objects has an entry of no boxes."
             )
         images = images.to(next(self.parameters()).dtype)  # float64 under torch.set_default_dtype
-        maps, masks = self.neck(self.backbone(images), mask)
-        memory = self.encoder(maps, masks)
+        memory = self.encoder(*self.neck(self.backbone(images), mask))
         queries = self.query_selection(memory, query_indices)
         denoising = None
         if self.training and truth is not None and self.denoising is not None:
@@ -113,5 +112,7 @@ def _split(logits: Tensor, boxes: Tensor, denoising: DenoisingQueries | None, qu
         proposals_cxcywh=queries.proposals_cxcywh,
         denoising=None
         if denoising is None
-        else DenoisingOutput(logits[:, :, :size], boxes[:, :, :size], denoising.layout),
+        else DenoisingOutput(
+            logits[:, :, :size], boxes[:, :, :size], denoising.layout, denoising.target, denoising.in_group
+        ),
     )

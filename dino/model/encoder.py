@@ -62,10 +62,10 @@ class Encoder(nn.Module):
     def forward(
         self,
         maps: list[Tensor],  # [B, C, H_l, W_l]
-        masks: list[Tensor],  # [B, H_l, W_l] bool, True = padding
+        padding: Tensor,  # [B, S] bool, True = padding
     ) -> Memory:
         """Return the encoded tokens of all levels."""
-        tokens, levels = flatten_levels(maps, masks)
+        tokens, levels = flatten_levels(maps, padding)
         position = image_position(levels.rows, levels.columns, tokens.shape[-1])
         of_level = zip(self.level_embed.float(), levels.spatial_shapes, strict=True)
         position = position + torch.cat([embed.expand(height * width, -1) for embed, (height, width) in of_level])
@@ -77,10 +77,9 @@ class Encoder(nn.Module):
         return Memory(tokens, levels)
 
 
-def flatten_levels(maps: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Levels]:
+def flatten_levels(maps: list[Tensor], padding: Tensor) -> tuple[Tensor, Levels]:
     """Return the tokens of all levels in one sequence [B, S, C], and where they come from."""
     shapes = tuple((m.shape[-2], m.shape[-1]) for m in maps)
-    padding = torch.cat([m.flatten(1) for m in masks], 1)
     rows, columns = pixel_counts(padding, shapes)
     # An image fills the top left corner of its batch, so its first row and column have its size.
     ends = [end for row, column in zip(rows, columns, strict=True) for end in (column[:, 0, -1], row[:, -1, 0])]

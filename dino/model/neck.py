@@ -42,14 +42,11 @@ class Neck(nn.Module):
         self,
         features: list[Tensor],  # of the backbone, [B, channels, H_l, W_l]
         mask: Tensor,  # [B, H, W] bool, True = padding
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return maps [B, C, H_l, W_l] and padding masks [B, H_l, W_l] of all levels, fine to coarse."""
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return maps [B, C, H_l, W_l] of all levels, fine to coarse, and their padding, [B, S] bool."""
         maps: list[Tensor] = []
         sources = [*features, features[-1]]
         for level, projection in enumerate(self.projections):
             maps.append(projection(sources[level] if level < len(sources) else maps[-1]))
         whole = mask[:, None].float()
-        sizes = [m.shape[-2:] for m in maps]
-        padding = torch.cat([F.interpolate(whole, size).flatten(1) for size in sizes], 1).bool()
-        parts = padding.split([size.numel() for size in sizes], 1)
-        return maps, [part.unflatten(1, size) for part, size in zip(parts, sizes, strict=True)]
+        return maps, torch.cat([F.interpolate(whole, m.shape[-2:]).flatten(1) for m in maps], 1).bool()

@@ -14,16 +14,15 @@ class DenoisingLayout:
 
     A slot's number is `group_size * (kinds * group + kind) + k` for box k of an image; kind 0 holds the positives,
     kind 1 the negatives. Images with fewer boxes leave slots unused.
+
+    For targets with a fixed capacity, the number of slots depends on the capacity alone, and numbers and sizes of the
+    groups are known on the device alone. Slots behind the last group belong to none.
     """
 
-    num_groups: int
-    group_size: int
+    num_groups: int | Tensor
+    group_size: int | Tensor
     kinds: int
-
-    @property
-    def num_queries(self) -> int:
-        """Slots of all groups, N."""
-        return self.num_groups * self.kinds * self.group_size
+    num_queries: int  # slots N
 
 
 @dataclass
@@ -33,6 +32,8 @@ class DenoisingOutput:
     logits: Tensor  # [layers, B, N, C]
     boxes_cxcywh: Tensor  # [layers, B, N, 4]
     layout: DenoisingLayout
+    target: Tensor  # [B, N] int64: the packed target that a positive is to restore; -1: the slot is background
+    in_group: Tensor | None = None  # [N] bool: False behind the last group; None: all slots belong to a group
 
 
 @dataclass

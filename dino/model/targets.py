@@ -17,14 +17,10 @@ def pack(targets: Targets, device: torch.device, num_classes: int) -> PackedTarg
     """Return the targets packed and on a device, without synchronising: values on a GPU are not checked.
 
     Raises:
-        ValueError, TypeError: malformed targets; packed targets without boxes or with a fixed capacity; a label that is
-            no class.
+        ValueError, TypeError: malformed targets; packed targets without boxes; a label that is no class.
     """
     packed = targets if isinstance(targets, PackedTargets) else PackedTargets.pack(targets, device=device)
-    if packed.counts is None or packed.boxes_cxcywh is None:
-        raise ValueError(
-            "targets must have boxes and no fixed capacity, whose number of boxes the host does not have. Pack them "
-            "with dino_kernels.PackedTargets.pack(targets)."
-        )
+    if packed.boxes_cxcywh is None:
+        raise ValueError("targets must have boxes. Pack them with dino_kernels.PackedTargets.pack(targets).")
     packed.check_labels(num_classes)
     return packed if packed.labels.device == device else packed.to(device)

@@ -53,12 +53,12 @@ def draw_denoising(
     size = torch.tensor([rgb.width, rgb.height] * 2, dtype=torch.float32)
     count, config = len(labels), denoising.config
     target = {"boxes": xyxy_to_cxcywh(boxes_xyxy) / size, "labels": labels}
-    target = {key: value.to(detector.device) for key, value in target.items()}
-    layout = denoising.layout(count)
+    packed = PackedTargets.pack([target]).to(detector.device)
+    layout = denoising.layout(packed)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        noise = Noise.draw(layout.num_groups * layout.kinds * count, config.num_classes, torch.device("cpu"))
-        queries = denoising(PackedTargets.pack([target]), noise)
+        noise = Noise.draw(1, layout.num_queries, config.num_classes, torch.device("cpu"))
+        queries = denoising(packed, noise)
     noised = cxcywh_to_xyxy(queries.anchors[0].float().sigmoid()).cpu()
     redrawn = noise.p < 0.5 * config.label_noise
     view = View(rgb)
@@ -75,7 +75,7 @@ def draw_denoising(
             box = view.box(noised[slot])
             if box is not None:
                 outline(view.pen, box, colour, view.line)
-                new = f" as {detector.categories.name_of(int(noise.new_label[slot]))}" if redrawn[slot] else ""
+                new = f" as {detector.categories.name_of(int(noise.new_label[0, slot]))}" if redrawn[0, slot] else ""
                 tagged.append((box, colour, f"{number}{new}"))
     draw_tags(view.pen, place_tags(tagged, view.size, letters=font_size(view.size), width=view.line))
     legend = [Key("ground truth", TRUTH), Key("positive: to be restored", POSITIVE)]

@@ -39,6 +39,7 @@ def outputs_of(
     if encoder:
         outputs.encoder_logits, outputs.encoder_boxes_cxcywh = drawn(images, queries)
     if denoising_of is not None:
-        layout = Denoising(dino.model_config("dino_tiny", num_classes=CLASSES)).layout(denoising_of.max_targets)
-        outputs.denoising = DenoisingOutput(*drawn(LAYERS, images, layout.num_queries), layout)
+        made = Denoising(dino.model_config("dino_tiny", num_classes=CLASSES))(denoising_of)
+        drawn_denoising = drawn(LAYERS, images, made.layout.num_queries)
+        outputs.denoising = DenoisingOutput(*drawn_denoising, made.layout, made.target, made.in_group)
     return outputs

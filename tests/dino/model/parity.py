@@ -18,6 +18,7 @@ import dino
 from dino.checkpoint import to_official
 from dino.model.criterion import Losses
 from dino.model.denoising import Noise
+from dino_kernels import PackedTargets
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 sys.path.insert(0, str(GOLDEN))
@@ -88,12 +89,8 @@ class TrainingCase:
     @classmethod
     def load(cls, name: str) -> TrainingCase:
         stored = load(f"small_train_{name}")
-        return cls(
-            stored,
-            [{"boxes": tensor(stored[f"gt{b}.boxes"]), "labels": tensor(stored[f"gt{b}.labels"])} for b in (0, 1)],
-            recorded_noise(stored, "dn.draw"),
-            tensor(stored["topk"]),
-        )
+        targets = [{"boxes": tensor(stored[f"gt{b}.boxes"]), "labels": tensor(stored[f"gt{b}.labels"])} for b in (0, 1)]
+        return cls(stored, targets, recorded_noise(stored, "dn.", targets), tensor(stored["topk"]))
 
     def run(self, model: dino.DINO, *, force_selection: bool = True) -> tuple[dino.DetectionOutput, Losses, Tensor]:
         """Return output, losses and total of one forward pass in training."""
@@ -131,8 +128,17 @@ class TrainingCase:
         return result, errors
 
 
-def recorded_noise(stored: dict[str, np.ndarray], prefix: str) -> Noise:
-    return Noise(*(tensor(stored[f"{prefix}.{name}"]) for name in ("p", "new_label", "rand_sign01", "rand_part")))
+def recorded_noise(stored: dict[str, np.ndarray], prefix: str, targets: list[dict[str, Tensor]]) -> Noise:
+    """Return the official code's numbers by slot; it draws them for all boxes, once per block of every group."""
+    packed = PackedTargets.pack(targets)
+    slots, blocks = int(stored[f"{prefix}pad_size"]), 2 * int(stored[f"{prefix}num_groups"])
+    image, index = packed.places()
+    place = (image.repeat(blocks), (slots // blocks * torch.arange(blocks)[:, None] + index).flatten())
+    names = ("p", "new_label", "rand_sign01", "rand_part")
+    p, new_label, sign, part = (tensor(stored[f"{prefix}draw.{name}"]) for name in names)
+    new_label = torch.zeros_like(p, dtype=torch.int64).masked_scatter(p < 0.25, new_label)  # of the redrawn rows alone
+    shape = (packed.num_images, slots)
+    return Noise(*(x.new_zeros(*shape, *x.shape[1:]).index_put(place, x) for x in (p, new_label, sign, part)))
 
 
 def error(actual: Tensor | None, expected: np.ndarray) -> float:

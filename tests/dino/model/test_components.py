@@ -8,7 +8,7 @@ import torch
 
 import dino
 from dino.model.boxes import inverse_sigmoid
-from dino.model.criterion import KINDS, Predictions, set_losses
+from dino.model.criterion import KINDS, matched_predictions, set_losses
 from dino.model.denoising import Denoising
 from dino.model.encoder import encoder_reference_points, flatten_levels
 from dino.model.position import BOX_TEMPERATURE, box_position, image_position, pixel_counts, wavelengths
@@ -43,9 +43,7 @@ def test_image_position(stored: dict) -> None:
 
 def test_proposals_of_five_levels_and_the_border_of_wide_images(stored: dict) -> None:
     shapes = stored["prop.shapes"].tolist()
-    padding = tensor(stored["prop.mask_flatten"]).split([h * w for h, w in shapes], 1)
-    masks = [p.unflatten(1, tuple(shape)) for p, shape in zip(padding, shapes, strict=True)]
-    _, levels = flatten_levels([torch.zeros(2, 1, *shape) for shape in shapes], masks)
+    _, levels = flatten_levels([torch.zeros(2, 1, *shape) for shape in shapes], tensor(stored["prop.mask_flatten"]))
     assert error(levels.valid_ratios, stored["prop.valid_ratios"]) < 1e-6
     proposals, unusable = token_proposals(levels)
     assert error(proposals, stored["prop.proposals"]) < 1e-5
@@ -97,8 +95,8 @@ def test_losses_and_their_gradients(stored: dict) -> None:
     truth = PackedTargets.pack(targets)
     query = dino.build_criterion("dino_4scale_r50").match(logits[None], boxes[None], truth)
     num_boxes = float(stored["match.num_boxes"])
-    predictions = Predictions(logits[None], boxes[None], query, num_boxes)
-    losses = set_losses([predictions], truth.image_of_each(), truth)[0][:, 0]
+    predictions = matched_predictions(logits[None], boxes[None], query, truth.image_of_each(), num_boxes)
+    losses = set_losses([predictions], truth)[0][:, 0]
     for name, value in zip(KINDS, losses, strict=True):
         assert value.item() == pytest.approx(stored[f"match.loss.{name}"].item(), rel=1e-5), name
     # The stored gradients are of the weighted sum, as in training.
@@ -126,7 +124,8 @@ def test_denoising_queries_are_the_official_ones(stored: dict, case: str) -> Non
     # The embedding in the stored files is 8 wide; nothing else depends on the channels.
     denoising = Denoising(dino.model_config("dino_4scale_r50", num_denoising=number))
     denoising.label_embed = torch.nn.Embedding.from_pretrained(tensor(stored["cdn.label_enc"]))
-    made = denoising(PackedTargets.pack(targets_of(stored, prefix)), parity.recorded_noise(stored, prefix + "draw"))
+    targets = targets_of(stored, prefix)
+    made = denoising(PackedTargets.pack(targets), parity.recorded_noise(stored, prefix, targets))
     assert made.layout.num_queries == stored[prefix + "pad_size"]
     assert made.layout.num_groups == stored[prefix + "num_groups"]
     assert np.array_equal(made.content.numpy(), stored[prefix + "query_label"])

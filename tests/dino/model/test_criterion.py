@@ -45,12 +45,6 @@ def test_packed_targets_of_another_number_of_images_are_named() -> None:
         model(images, mask, packed_of(1, 2, 0))
 
 
-def test_targets_with_a_capacity_are_refused() -> None:
-    packed = PackedTargets.pack(targets_of(2, 3), capacity=8)
-    with pytest.raises(ValueError, match="no fixed capacity"):
-        criterion()(outputs_of(2, 10), packed)
-
-
 def test_logits_of_another_number_of_classes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"num_classes = 10 .* got 5\. Use dino\.build_criterion\(model\.config\)"):
         dino.build_criterion("dino_tiny")(outputs_of(2, 10), targets_of(2, 3))

@@ -13,9 +13,8 @@ from torch import Tensor
 import dino
 from dino.model.boxes import cxcywh_to_xyxy
 from dino.model.criterion import NUM_TRAINED
-from dino.model.denoising import DenoisingQueries, Noise
+from dino.model.denoising import Noise
 from dino.model.encoder import Memory
-from dino.model.outputs import DenoisingLayout
 from dino.model.query_selection import token_proposals
 from dino_kernels import PackedTargets
 from dino_kernels.nn import MSDeformAttn
@@ -188,9 +187,7 @@ def test_equal_queries_get_equal_predictions_in_either_branch() -> None:
     model = tiny().eval()
     memory = memory_of(model, *batch())
     content, anchors = torch.randn(2, 6, 32), torch.randn(2, 6, 4)
-    pair = DenoisingQueries(content, anchors, DenoisingLayout(1, 3, 2))
-    blocked = pair.blocked(6)
-    blocked[:6, 6:] = True  # in the model, denoising queries attend to matching ones; alone, the branches are twins
+    blocked = torch.eye(2, dtype=torch.bool).logical_not().repeat_interleave(6, 0).repeat_interleave(6, 1)
     states, references = model.decoder(content.repeat(1, 2, 1), anchors.repeat(1, 2, 1), memory, blocked)
     torch.testing.assert_close(states[:, :, :6], states[:, :, 6:], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(references[:, :, :6], references[:, :, 6:], rtol=1e-5, atol=1e-6)
@@ -209,14 +206,14 @@ def test_matching_queries_never_see_ground_truth() -> None:
 def test_groups_do_not_see_each_other() -> None:
     model = tiny(num_denoising=50).train()
     truth = targets(2, 3)
-    layout = model.denoising.layout(3)  # type: ignore[union-attr]
+    layout = model.denoising.layout(PackedTargets.pack(truth))  # type: ignore[union-attr]
     torch.manual_seed(5)
-    noise = Noise.draw(layout.num_groups * 2 * 5, 5, torch.device("cpu"))
+    noise = Noise.draw(2, layout.num_queries, 5, torch.device("cpu"))
     changed = dataclasses.replace(noise, part=noise.part.clone())
-    changed.part[10 * 4 : 10 * 5] = 0.5  # all rows of group 4
+    changed.part[:, 6 * 4 : 6 * 5] = 0.5  # of group 4
     first, second = (model(*batch(), truth, denoising_noise=n).denoising for n in (noise, changed))
     assert first is not None and second is not None
-    difference = (first.logits - second.logits).abs().amax((0, 1, 3)).unflatten(0, (layout.num_groups, -1)).amax(1)
+    difference = (first.logits - second.logits).abs().amax((0, 1, 3)).unflatten(0, (-1, 6)).amax(1)
     assert difference[4] > 1e-4
     assert torch.cat([difference[:4], difference[5:]]).max() < 1e-5
 
@@ -327,8 +324,8 @@ def test_bad_inputs_are_named(arguments: tuple, message: str) -> None:
 
 
 def test_recorded_noise_of_another_size_is_named() -> None:
-    noise = Noise.draw(7, 5, torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"denoising_noise must have .* rows .* got 7"):
+    noise = Noise.draw(2, 7, 5, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"denoising_noise must have .* \[2, 100\] .* got \[2, 7\]"):
         tiny().train()(*batch(), targets(1, 2), denoising_noise=noise)
 
 
