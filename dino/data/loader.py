@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from dino.data.sampler import ResumableSampler
 from dino.data.workers import end_workers, prepare_worker, started
 from dino_kernels import PackedTargets
 
+CAPACITY = 100
+"""Least number of boxes per image for which a fixed capacity has room; an image of COCO has at most 93."""
 _TENSORS = ("images", "mask", "sizes_hw")
 
 
@@ -30,6 +33,7 @@ class Batch:
     targets: PackedTargets  # boxes cxcywh in 0..1 of the augmented images, and labels
     image_ids: list[int]  # [B] as in the annotation file
     sizes_hw: Tensor  # [B, 2] int64, height and width of the original images
+    num_boxes: int  # of all images; targets with a fixed capacity do not tell
     problems: list[str] = field(default_factory=list)
     """Images that could not be read, each with its file and id."""
 
@@ -47,10 +51,14 @@ class Batch:
         return dataclasses.replace(self, targets=self.targets.pin_memory(), **pinned)
 
 
-def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return images [3, h, w] padded to one size, [B, 3, H, W], and the mask of the padding, [B, H, W] bool."""
-    height = max((image.shape[1] for image in images), default=0)
-    width = max((image.shape[2] for image in images), default=0)
+def pad_images(images: Sequence[Tensor], multiple: int = 1) -> tuple[Tensor, Tensor]:
+    """Return images [3, h, w] padded to one size, [B, 3, H, W], and the mask of the padding, [B, H, W] bool.
+
+    Args:
+        images: the images.
+        multiple: H and W are multiples of this.
+    """
+    height, width = (-(-max((image.shape[i] for image in images), default=0) // multiple) * multiple for i in (1, 2))
     padded = torch.zeros(len(images), 3, height, width, dtype=torch.float32)
     mask = torch.ones(len(images), height, width, dtype=torch.bool)
     for k, image in enumerate(images):
@@ -59,19 +67,35 @@ def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return padded, mask
 
 
-def collate(samples: Sequence[tuple[Tensor | None, dict[str, Any]]]) -> Batch:
+def with_capacity(targets: PackedTargets) -> PackedTargets:
+    """Return the targets with a fixed capacity: 100 boxes an image, doubled until those of every image fit."""
+    room = CAPACITY
+    while room < targets.max_targets:
+        room *= 2
+    return PackedTargets.empty(targets.num_images, room * targets.num_images, max_targets=room).copy_(targets)
+
+
+def collate(
+    samples: Sequence[tuple[Tensor | None, dict[str, Any]]], *, pad_to: int = 1, fixed_capacity: bool = False
+) -> Batch:
     """Return a batch of samples of `CocoDataset`; those without an image are left out, and their problems kept.
 
     A batch of nothing has images [0, 3, 0, 0].
+
+    Args:
+        samples: images and targets.
+        pad_to: height and width are padded to multiples of this number of pixels.
+        fixed_capacity: give the targets a fixed capacity, so that shapes do not depend on the number of boxes.
     """
     problems = [problem for _, target in samples for problem in target.get("problems", ())]
     read = [(image, target) for image, target in samples if image is not None]
-    targets = [target for _, target in read]
+    targets = PackedTargets.pack([target for _, target in read])
     return Batch(
-        *pad_images([image for image, _ in read]),
-        PackedTargets.pack(targets),
-        [target["image_id"] for target in targets],
-        torch.cat([torch.zeros(0, 2, dtype=torch.int64), *(target["size_hw"][None] for target in targets)]),
+        *pad_images([image for image, _ in read], pad_to),
+        with_capacity(targets) if fixed_capacity else targets,
+        [target["image_id"] for _, target in read],
+        torch.cat([torch.zeros(0, 2, dtype=torch.int64), *(target["size_hw"][None] for _, target in read)]),
+        len(targets),
         problems,
     )
 
@@ -90,7 +114,15 @@ class Loader:
         problems: images that could not be read so far, each with its file and id.
     """
 
-    def __init__(self, dataset: CocoDataset, sampler: ResumableSampler, *, workers: int, pin_memory: bool) -> None:
+    def __init__(
+        self,
+        dataset: CocoDataset,
+        sampler: ResumableSampler,
+        *,
+        workers: int,
+        pin_memory: bool,
+        collate: Callable[..., Batch] = collate,
+    ) -> None:
         self.dataset = dataset
         self.sampler = sampler
         self.problems: list[str] = []
@@ -167,6 +199,8 @@ def build_loader(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
+    pad_to: int = 1,
+    fixed_capacity: bool = False,
 ) -> Loader:
     """Build a loader of the batches of one rank.
 
@@ -176,6 +210,7 @@ def build_loader(
         workers: processes that prepare batches; 0 prepares them in this process. The batches are the same.
         rank, world_size: index of this process and number of processes.
         pin_memory: return page-locked tensors, for copies to a GPU.
+        pad_to, fixed_capacity: as in `collate`.
 
     Raises:
         ValueError: an argument is out of range, or training has fewer images than one global batch.
@@ -185,4 +220,5 @@ def build_loader(
     sampler = ResumableSampler(
         len(dataset), batch_size, train=train, seed=dataset.seed, rank=rank, world_size=world_size
     )
-    return Loader(dataset, sampler, workers=workers, pin_memory=pin_memory)
+    batched = partial(collate, pad_to=pad_to, fixed_capacity=fixed_capacity)
+    return Loader(dataset, sampler, workers=workers, pin_memory=pin_memory, collate=batched)

@@ -102,6 +102,7 @@ class SetCriterion(nn.Module):
     def __init__(self, config: ModelConfig, weights: LossWeights | None = None, cost: MatchCost | None = None) -> None:
         super().__init__()
         self.num_classes = config.num_classes
+        self.num_layers = config.num_decoder_layers
         self.cost = cost or MatchCost()
         weights = weights or LossWeights()
         column = [weights.classification, weights.l1, weights.giou, *[0.0] * (len(KINDS) - NUM_TRAINED)]

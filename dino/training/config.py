@@ -18,7 +18,17 @@ _CHOICES = {"amp": ("off", "bf16", "fp16"), "strategy": ("ddp", "fsdp2")}
 _AT_LEAST = {
     **dict.fromkeys(("epochs", "batch_size", "accumulate", "keep_checkpoints", "log_every", "long_side"), 1),
     **dict.fromkeys(
-        ("max_steps", "warmup_steps", "workers", "seed", "evaluate_every", "checkpoint_every", "patience"), 0
+        (
+            "max_steps",
+            "warmup_steps",
+            "workers",
+            "seed",
+            "evaluate_every",
+            "checkpoint_every",
+            "patience",
+            "pad_to",
+        ),
+        0,
     ),
     **dict.fromkeys(("lr", "backbone_lr", "weight_decay", "ema_decay", "checkpoint_minutes"), 0),
 }
@@ -64,6 +74,14 @@ class TrainConfig:
     """Largest norm of the gradient of all parameters; inf disables clipping."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Mixed precision; try bf16 first, which needs no loss scaling. Losses are always in float32."""
+    compile: bool = False
+    """Compile model and criterion with torch.compile (PyTorch's inductor): the first steps take minutes. Not for
+    fsdp2."""
+    static: bool = False
+    """Replay forward and backward pass as a CUDA graph, one for each padded size, and the update as another: one GPU,
+    one process."""
+    pad_to: int = 0
+    """Pad batches to multiples of this number of pixels; 0: as much as needed, with compile 64 and with static 128."""
     tf32: bool = True
     """Use TensorFloat-32 for float32 matrix products and convolutions on NVIDIA GPUs, as in the published runs."""
     ema_decay: float = 0.0
@@ -132,6 +150,11 @@ class TrainConfig:
         drops = self.lr_drop_epochs or ()
         require(all(epoch >= 1 for epoch in drops), "lr_drop_epochs", drops, "epochs counted from 1")
         require(not (self.resume and self.overwrite), "resume", True, "left out with overwrite, or overwrite with it")
+
+    @property
+    def padding(self) -> int:
+        """Heights and widths of batches are multiples of this."""
+        return self.pad_to or (128 if self.static else 64 if self.compile else 1)
 
     @property
     def drops(self) -> tuple[int, ...]:

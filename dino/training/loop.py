@@ -100,7 +100,7 @@ class Loop:
             raise
         state.step += 1
         state.images += run.images_per_step
-        self._rate = run.optimizer.param_groups[0]["lr"]
+        self._rate = run.config.lr * factor
         if run.ranks.size == 1 and self.stop.signal is not None:
             self._settle()
             self.stopped = self.stop.signal

@@ -12,17 +12,21 @@ from dino.training.config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Build AdamW for the parameters that require gradients, norms and biases with weight decay too."""
+    """Build AdamW for the parameters that require gradients, norms and biases with weight decay too.
+
+    With `config.static`, rates of parameters on a GPU are tensors there, which captured graphs read.
+    """
     backbone, rest = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (backbone if "backbone" in name else rest).append(parameter)
-    groups = [
-        {"params": rest, "lr": config.lr, "initial_lr": config.lr},
-        {"params": backbone, "lr": config.backbone_lr, "initial_lr": config.backbone_lr},
-    ]
+    groups = []
+    for parameters, rate in ((rest, config.lr), (backbone, config.backbone_lr)):
+        captured = config.static and any(parameter.is_cuda for parameter in parameters)
+        lr = torch.tensor(rate, dtype=torch.float32, device=parameters[0].device) if captured else rate
+        groups.append({"params": parameters, "lr": lr, "initial_lr": rate})
     # Fused: a step that is not finite is dropped on the device, see `Precision.step`.
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True, capturable=config.static)
 
 
 def learning_rate_factor(epoch: int, step: int, drops: Sequence[int], warmup_steps: int = 0) -> float:
@@ -41,7 +45,11 @@ def learning_rate_factor(epoch: int, step: int, drops: Sequence[int], warmup_ste
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set the rate of each group to its base rate times `factor`."""
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
+        rate = group["initial_lr"] * factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def clip_gradients(model: nn.Module, largest_norm: float) -> Tensor:

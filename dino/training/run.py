@@ -23,6 +23,9 @@ from dino.training.precision import Precision
 from dino.training.run_folder import RunFolder
 from dino.training.step import Step
 
+COMPILER = "inductor"
+"""Backend of `torch.compile` for `TrainConfig.compile`."""
+
 
 @dataclass
 class RunState:
@@ -147,8 +150,11 @@ def assemble(config: TrainConfig, ranks: Ranks, console: Console, folder: RunFol
         resumed: the weights will be loaded from a checkpoint of the run, so that the backbone needs none.
 
     Raises:
-        ValueError: the training images are fewer than one step needs.
+        ValueError: the training images are fewer than one step needs; an option is not for several processes.
     """
+    if ranks.size > 1 and (config.static or (config.compile and config.strategy == "fsdp2")):
+        option, what = ("static", "one process") if config.static else ("compile", "one process, or strategy ddp")
+        raise ValueError(f"{option} is for {what}, got {ranks.size} processes with {config.strategy}. Leave it out")
     data = load_data(config)
     window = config.batch_size * config.accumulate * ranks.size
     if len(data.train) < window:
@@ -165,6 +171,8 @@ def assemble(config: TrainConfig, ranks: Ranks, console: Console, folder: RunFol
         rank=ranks.rank,
         world_size=ranks.size,
         pin_memory=ranks.device.type == "cuda",
+        pad_to=config.padding,
+        fixed_capacity=config.compile or config.static,
     )
     # All processes start from the same weights.
     seed_process(config.seed)
@@ -187,6 +195,8 @@ def assemble(config: TrainConfig, ranks: Ranks, console: Console, folder: RunFol
         Precision(config.amp, ranks.device.type),
         ranks,
         config.clip,
+        compiler=COMPILER if config.compile else None,
+        static=config.static,
     )
     ema = MovingAverage(model, config.ema_decay) if config.ema_decay > 0 else None
     return Run(config, ranks, console, folder, data, loader, model, step, ema)

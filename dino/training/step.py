@@ -13,14 +13,21 @@ from torch import Tensor, nn
 from dino.common.distributed import Ranks, gradient_sync
 from dino.common.text import shorten
 from dino.model.criterion import NUM_TRAINED, Losses, SetCriterion, mean_boxes
+from dino.model.outputs import DetectionOutput
 from dino.training.optimizer import clip_gradients
 from dino.training.precision import Precision
+from dino.training.replay import Replay
+from dino_kernels import PackedTargets
 
 if TYPE_CHECKING:
     from dino.data import Batch
 
 LOSS_PARTS = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_encoder", "loss_denoising")
 """The training loss; the last layer's three losses, unweighted; the shares of encoder and denoising, weighted."""
+
+
+MOST_COMPILED = 64
+"""Variants of the model that `torch.compile` may make."""
 
 
 class TrainingError(RuntimeError):
@@ -81,6 +88,9 @@ class Step:
         module: the model, or its distributed wrapper.
         optimizer: a fused one of PyTorch, which drops a step on the device.
         clip: largest norm of the gradient.
+        compiler: backend of `torch.compile` for model and criterion, such as "inductor"; None: they are not compiled.
+        static: replay the passes of a batch, and the update, as CUDA graphs: one process, batches whose targets have a
+            fixed capacity.
 
     Raises:
         ValueError: the optimiser is not fused.
@@ -94,6 +104,9 @@ class Step:
         precision: Precision,
         ranks: Ranks,
         clip: float,
+        *,
+        compiler: str | None = None,
+        static: bool = False,
     ) -> None:
         if not getattr(optimizer, "_step_supports_amp_scaling", False):
             raise ValueError(f"optimizer must be fused, got {type(optimizer).__name__}. Create it with fused=True.")
@@ -103,6 +116,15 @@ class Step:
         self.precision = precision
         self.ranks = ranks
         self.clip = clip
+        self.static = static
+        self._forward: Callable[..., DetectionOutput] = module
+        self._losses: Callable[..., Losses] = self.criterion
+        if compiler is not None:
+            # Further variants, for example of a batch that lacks an image, must not end the run.
+            torch._dynamo.config.recompile_limit = max(MOST_COMPILED, torch._dynamo.config.recompile_limit)
+            self._forward = torch.compile(module, fullgraph=True, backend=compiler)
+            self._losses = torch.compile(self.criterion, fullgraph=True, backend=compiler)
+        self._replayed_passes, self._replayed_update = Replay(self._passes_of_tensors), Replay(self._update)
         self._pending: _Pending | None = None
 
     def __call__(
@@ -118,26 +140,20 @@ class Step:
             flags: what the processes share; called after the backward passes.
             done: gets the report of the step before, if that was not finished, while the weights are still its result.
         """
-        num_boxes = mean_boxes(sum(len(batch.targets) for batch in batches), self.ranks.device)
+        num_boxes = mean_boxes(sum(batch.num_boxes for batch in batches), self.ranks.device)
         all_losses, all_parts = [], []
         for index, batch in enumerate(batches):
             losses, weighted = self._add_gradient(batch, num_boxes, sync=index == len(batches) - 1)
             all_losses.append(losses)
             all_parts.append(loss_parts(losses, weighted))
-        self.precision.unscale(self.optimizer)
-        norm = clip_gradients(self.module, self.clip)
 
-        # All that the host reads goes into one message between processes.
         host = torch.tensor([*map(float, flags()), float(sum(map(len, batches)))], dtype=torch.float64)
         if self.ranks.device.type == "cuda":
             host = host.pin_memory().to(self.ranks.device, non_blocking=True)
-        parts = torch.stack(all_parts).sum(0)
-        summed = self.ranks.sum(torch.cat([parts, norm.double().reshape(1), host]))
         if (report := self.finish()) is not None:
             done(report)
-        broken = ~(summed[0].isfinite() & summed[len(LOSS_PARTS)].isfinite())
-        self.precision.step(self.optimizer, broken.float())
-        self.optimizer.zero_grad(set_to_none=True)
+        update = self._replayed_update if self.static else self._update
+        (summed,) = update(torch.stack(all_parts).sum(0), host)
         self._pending = _Pending(*self._to_host(summed), all_losses, [batch.image_ids for batch in batches])
 
     def finish(self) -> StepReport | None:
@@ -172,12 +188,53 @@ class Step:
         """Return the losses, and their weighted sum per set, both without gradient."""
         batch = batch.to(self.ranks.device, non_blocking=True)
         with gradient_sync(self.module, sync):
-            with self.precision.autocast():
-                outputs = self.module(batch.images, batch.mask, batch.targets)
-            losses = self.criterion(outputs, batch.targets, num_boxes)
-            weighted = self.criterion.weighted(losses)
-            self.precision.backward(weighted.sum())
-        return losses.detach(), weighted.detach()
+            if self.static:
+                truth = batch.targets
+                assert truth.boxes_cxcywh is not None
+                tensors = (batch.images, batch.mask, truth.labels, truth.boxes_cxcywh, truth.offsets, num_boxes)
+                table, error, weighted = self._replayed_passes(*tensors)
+            else:
+                table, error, weighted = self._passes(batch.images, batch.mask, batch.targets, num_boxes)
+        return Losses(table, error, self.criterion.num_layers), weighted
+
+    def _passes_of_tensors(
+        self, images: Tensor, mask: Tensor, labels: Tensor, boxes_cxcywh: Tensor, offsets: Tensor, num_boxes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        targets = PackedTargets(labels, boxes_cxcywh, offsets, max_targets=len(labels) // len(images))
+        return self._passes(images, mask, targets, num_boxes)
+
+    def _passes(
+        self, images: Tensor, mask: Tensor, targets: PackedTargets, num_boxes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the forward and backward pass of a batch; return table and class error of the losses, weighted losses."""
+        if self._forward is not self.module:  # compile for all sizes at once
+            for tensor, sides in ((images, (2, 3)), (mask, (1, 2))):
+                torch._dynamo.mark_dynamic(tensor, sides)
+        with self.precision.autocast():
+            outputs = self._forward(images, mask, targets)
+        losses = self._losses(outputs, targets, num_boxes)
+        weighted = self.criterion.weighted(losses)
+        self.precision.backward(weighted.sum())
+        return losses.table.detach(), losses.class_error, weighted.detach()
+
+    def _update(self, parts: Tensor, host: Tensor) -> tuple[Tensor]:
+        """Clip the gradient and change the weights, unless losses or gradient are not finite on any process.
+
+        Args:
+            parts: `LOSS_PARTS` of this process, float64 [6].
+            host: what the host adds, float64.
+
+        Returns:
+            `LOSS_PARTS`, gradient norm and `host`, summed over processes: one message between them.
+        """
+        self.precision.unscale(self.optimizer)
+        norm = clip_gradients(self.module, self.clip)
+        summed = self.ranks.sum(torch.cat([parts, norm.double().reshape(1), host]))
+        broken = ~(summed[0].isfinite() & summed[len(LOSS_PARTS)].isfinite())
+        self.precision.step(self.optimizer, broken.float())
+        # Graphs add to gradients in the memory that these had when they were captured.
+        self.optimizer.zero_grad(set_to_none=not self.static)
+        return (summed,)
 
     def _explain(self, pending: _Pending, norm: float) -> SkippedStep:
         """Find the losses that were not finite and their images, over all processes. Collective."""
