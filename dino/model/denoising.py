@@ -72,14 +72,16 @@ class Denoising(nn.Module):
         """Return as many groups as fit in 2 * num_denoising queries; at least one, of all boxes of an image."""
         kinds = 2 if self.config.denoising == "contrastive" else 1
         pairs, most = self.config.num_denoising, targets.max_targets
-        # As the official model, in which small settings are numbers of groups.
-        is_budget = 2 * pairs >= 100
+        # As in the official model, small settings are numbers of groups.
+        if 2 * pairs < 100:
+            groups = 2 * pairs if most > 0 and pairs > 0 else 1
+            size = most if targets.counts is not None else targets.offsets.diff().amax()
+            return DenoisingLayout(groups, size, kinds, groups * kinds * most)
         if targets.counts is None:
             size = targets.offsets.diff().amax()
-            groups = (pairs // size.clamp(min=1)).clamp(min=1) if is_budget else max(1, 2 * pairs)
-            slots = kinds * (max(pairs, most) if is_budget else groups * most)
-            return DenoisingLayout(groups, size, kinds, slots)
-        groups = max(1, pairs // most if is_budget else 2 * pairs) if most > 0 else 1
+            groups = (pairs // size.clamp(min=1)).clamp(min=1)
+            return DenoisingLayout(groups, size, kinds, kinds * max(pairs, most))
+        groups = max(1, pairs // most) if most > 0 else 1
         return DenoisingLayout(groups, most, kinds, groups * kinds * most)
 
     def forward(self, targets: PackedTargets, noise: Noise | None = None) -> DenoisingQueries:

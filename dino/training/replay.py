@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class Replay:
     def __init__(self, function: Function) -> None:
         self.function = function
         self._entries: dict[Hashable, _Entry] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Return the function's results, which later calls leave as they are."""

@@ -325,7 +325,7 @@ def test_bad_inputs_are_named(arguments: tuple, message: str) -> None:
 
 def test_recorded_noise_of_another_size_is_named() -> None:
     noise = Noise.draw(2, 7, 5, torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"denoising_noise must have .* \[2, 100\] .* got \[2, 7\]"):
+    with pytest.raises(ValueError, match=r"denoising_noise must have .* \[2, 100\], got \[2, 7\]"):
         tiny().train()(*batch(), targets(1, 2), denoising_noise=noise)
 
 

@@ -16,17 +16,20 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+import dino_kernels
 from dino.common.distributed import Ranks
 from dino.data import Batch, collate
 from dino.model.criterion import SetCriterion
 from dino.model.dino import DINO
 from dino.training import run as run_module
 from dino.training.config import TrainConfig
-from dino.training.optimizer import build_optimizer
+from dino.training.optimizer import build_optimizer, clip_gradients
 from dino.training.precision import Precision
 from dino.training.replay import Replay
 from dino.training.step import Step, StepReport
 from dino.training.train import train
+from dino_kernels import Match, PackedTargets
+from dino_kernels.nn import MSDeformAttn
 from tests.dino.training.train_toys import TINY, quick_runs, toy_config, weights, write_rectangles
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -109,6 +112,50 @@ def test_no_operation_of_what_is_replayed_depends_on_data(amp: str) -> None:
     assert len(recorded[0]) > 500
     assert all(seen == recorded[0] for seen in recorded[1:])
     assert [replay.shapes for replay in replays] == [1, 1]
+
+
+class Moves(TorchDispatchMode):
+    """Records operators that read or make tensors on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        tree_map_only(Tensor, lambda tensor: self._note(func, tensor), (args, kwargs, result))
+        return result
+
+    def _note(self, func: Any, tensor: Tensor) -> None:
+        if tensor.device.type == "cpu":
+            self.found.append(func.name())
+
+
+def test_nothing_moves_between_host_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without data stand for those on a GPU. Reading a number of theirs raises."""
+
+    def matched(logits: list[Tensor], _: list[Tensor], targets: PackedTargets, **__: Any) -> Match:
+        query = targets.labels.new_zeros(sum(len(source) for source in logits), len(targets))
+        return Match(query, query, None, None, None)
+
+    monkeypatch.setattr(dino_kernels, "hungarian_match", matched)
+    model, batch = tiny_model().to("meta"), batch_of(SIZES[2], 3, 1).to("meta")
+    for module in model.modules():
+        if isinstance(module, MSDeformAttn):
+            module.backend = "reference"
+    optimizer = torch.optim.SGD(model.parameters(), fused=False)
+    optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
+    ranks = Ranks(0, 1, torch.device("meta"))
+    step = Step(model, SetCriterion(model.config), optimizer, Precision("bf16", "cpu"), ranks, clip=0.1, static=True)
+    truth = batch.targets
+    assert truth.boxes_cxcywh is not None
+    with Moves() as moves:
+        step._passes_of_tensors(
+            batch.images, batch.mask, truth.labels, truth.boxes_cxcywh, truth.offsets, torch.ones((), device="meta")
+        )
+        clip_gradients(model, 0.1)
+    assert moves.found == []
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

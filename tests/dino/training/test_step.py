@@ -181,6 +181,9 @@ def waits_of_steps(ranks: Ranks, strategy: Any) -> None:
         )
         for accumulate in (1, 2):
             waits_of_a_step(step, [collate(samples)] * accumulate)
+        if ranks.size == 1:
+            step = Step(module, step.criterion, optimizer, precision, ranks, clip=0.1, static=True)
+            waits_of_a_step(step, [collate(samples, fixed_capacity=True)])
 
 
 def waits_of_steps_of_two_processes() -> None:
