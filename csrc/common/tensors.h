@@ -26,6 +26,25 @@ inline DType dtype_of(const char* op, const char* name, const Tensor& tensor) {
   }
 }
 
+// A contiguous tensor without data on the device of `like`. new_empty() of a stable tensor takes several times
+// longer, because it passes the dispatcher.
+inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
+  int64_t strides[8];
+  int64_t stride = 1;
+  STD_TORCH_CHECK(shape.size() <= 8, "new_tensor: too many dimensions");
+  for (size_t i = shape.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= shape.begin()[i];
+  }
+  int32_t device_type = 0, device_index = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(), strides,
+                                                  static_cast<int32_t>(dtype), device_type, device_index, &made));
+  return Tensor(made);
+}
+
 // Where the CPU library's tensors must be; see OnCuda in device.h.
 struct OnCpu {
   static constexpr const char* kHere = "the CPU";

@@ -46,10 +46,12 @@ struct ClassCosts {
     gather_logits();
     if (f.softmax) {
       to_softmax();
-    } else if (f.class_eps > 0) {
-      f.gamma == 2 ? to_focal(FocalCost<true, true>(f)) : to_focal(FocalCost<false, true>(f));
+    } else if (f.gamma != 2) {
+      f.class_eps > 0 ? to_focal(FocalCost<false, true>(f)) : to_focal(FocalCost<false, false>(f));
+    } else if (f.class_eps > SquaredFocalCost<true>::kMostEps) {
+      to_focal(FocalCost<true, true>(f));
     } else {
-      f.gamma == 2 ? to_focal(FocalCost<true, false>(f)) : to_focal(FocalCost<false, false>(f));
+      f.class_eps > 0 ? to_focal(SquaredFocalCost<true>(f)) : to_focal(SquaredFocalCost<false>(f));
     }
   }
 
