@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dino_kernels.ops._core import libraries
-from dino_kernels.ops._core.eager import SeenCalls, are_ordinary, is_observed
+from dino_kernels.ops._core.eager import ORDINARY_TYPES, SeenCalls, are_ordinary, is_observed
 
 _UNUSUAL = -2  # the image that the native op reports then
 _seen = SeenCalls(any_sizes=True)
@@ -54,9 +54,7 @@ def pairs(query_idx: Tensor, offsets: Tensor) -> list[tuple[Tensor, Tensor]] | N
 
 def _are_readable(tensors: Sequence[Any]) -> bool:
     """Return whether these are ordinary tensors on the CPU, whose values a native op can read."""
-    if libraries.CPU_MISSING is not None:
-        return False
-    if not all(isinstance(tensor, Tensor) for tensor in tensors):
+    if libraries.CPU_MISSING is not None or not ORDINARY_TYPES.issuperset(map(type, tensors)):
         return False
     if not _seen.find(len(tensors), tensors):
         if not are_ordinary(tensors) or any(tensor.device.type != "cpu" for tensor in tensors):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dino_kernels.ops._core.arguments import HungarianMatchArguments, LinearSumAssignmentArguments
 from dino_kernels.ops._core.dispatch import Backends
-from dino_kernels.ops._core.eager import SeenCalls, are_ordinary, exactly
+from dino_kernels.ops._core.eager import ORDINARY_TYPES, SeenCalls, are_ordinary, exactly
 from dino_kernels.ops._core.native import NativeBackend
 
 # Options with these values can be compared as bytes; those of NumPy's numbers do not show their type.
@@ -58,7 +58,7 @@ class RepeatedMatching:
         if targets.largest_label is not None and targets.largest_label >= found.classes:
             return None
         truth = [targets.labels, targets.offsets, *([targets.boxes_cxcywh] if found.boxes else [])]
-        if not all(isinstance(tensor, Tensor) for tensor in truth) or not self._targets.find(found.module, truth):
+        if not ORDINARY_TYPES.issuperset(map(type, truth)) or not self._targets.find(found.module, truth):
             return None
         labels, offsets, *target_boxes = [tensor.contiguous() for tensor in truth]
         rest = target_boxes[0] if target_boxes else None, offsets, None, targets.max_targets
@@ -106,7 +106,7 @@ class RepeatedAssignment:
             options: the others; `maximize`, `ties` and `full` come last.
         """
         tensors = [cost] if offsets is None else [cost, offsets]
-        if not all(isinstance(tensor, Tensor) for tensor in tensors):
+        if not ORDINARY_TYPES.issuperset(map(type, tensors)):
             return None
         key = exactly(len(tensors), *options)
         module = key and self._seen.find(key, tensors)
@@ -122,7 +122,7 @@ class RepeatedAssignment:
     def add(self, cost: Any, options: Sequence[Any], arguments: LinearSumAssignmentArguments, name: str) -> None:
         """Remember a call that passed all checks, if the kernel can take its costs as they are."""
         module, offsets = self._backends.modules[name], arguments.offsets
-        if not isinstance(module, NativeBackend) or not isinstance(cost, Tensor) or not _are_plain(options):
+        if not isinstance(module, NativeBackend) or type(cost) not in ORDINARY_TYPES or not _are_plain(options):
             return
         tensors = [cost] if offsets is None else [cost, offsets]
         key = exactly(len(tensors), *options)
@@ -131,11 +131,9 @@ class RepeatedAssignment:
 
 
 def _listed(logits: Any, boxes: Any) -> tuple[list[Tensor], list[Tensor]] | None:
-    """Return both as lists of tensors, None if they are something else."""
-    lists = [[x] if isinstance(x, Tensor) else [] if x is None else x for x in (logits, boxes)]
-    if not all(isinstance(x, (list, tuple)) and all(isinstance(tensor, Tensor) for tensor in x) for x in lists):
-        return None
-    return list(lists[0]), list(lists[1])
+    """Return both as lists of tensors, None if they are something else or of a subclass."""
+    all_logits, all_boxes = ([] if x is None else list(x) if type(x) in (list, tuple) else [x] for x in (logits, boxes))
+    return (all_logits, all_boxes) if ORDINARY_TYPES.issuperset(map(type, all_logits + all_boxes)) else None
 
 
 def _are_plain(options: Any) -> bool:
