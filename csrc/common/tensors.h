@@ -26,8 +26,8 @@ inline DType dtype_of(const char* op, const char* name, const Tensor& tensor) {
   }
 }
 
-// A contiguous tensor without data on the device of `like`. new_empty() of a stable tensor takes several times
-// longer, because it passes the dispatcher.
+// A contiguous tensor without data on the device of `like`. new_empty() of a stable tensor takes several
+// times longer, because it passes the dispatcher.
 inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
   int64_t strides[8];
   int64_t stride = 1;
@@ -40,8 +40,9 @@ inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shap
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle made = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(), strides,
-                                                  static_cast<int32_t>(dtype), device_type, device_index, &made));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(),
+                                                         strides, static_cast<int32_t>(dtype), device_type,
+                                                         device_index, &made));
   return Tensor(made);
 }
 

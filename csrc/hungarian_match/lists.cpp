@@ -16,7 +16,8 @@ using PackedLists = std::tuple<Tensor, Tensor, Tensor, int64_t, int64_t>;
 
 // Dense int64 [T].
 bool is_labels(const Tensor& labels) {
-  return labels.is_cpu() && labels.dim() == 1 && labels.scalar_type() == ScalarType::Long && labels.is_contiguous();
+  return labels.is_cpu() && labels.dim() == 1 && labels.scalar_type() == ScalarType::Long &&
+         labels.is_contiguous();
 }
 
 // Dense float32 [T, 4].
@@ -32,9 +33,9 @@ bool are_inside(const float* boxes, int64_t T, double low, double high) {
   return inside == 4 * T;
 }
 
-// Returns labels [N], boxes [N, 4] (none if there are none), offsets [B + 1], the largest label and its image, both
-// -1 without labels. The image is -2, and the tensors are unfinished, if the caller must look at the targets itself:
-// they have another dtype, shape, layout or device, or a wrong value.
+// Returns labels [N], boxes [N, 4] (none if there are none), offsets [B + 1], the largest label and its
+// image, both -1 without labels. The image is -2, and the tensors are unfinished, if the caller must look at
+// the targets itself: they have another dtype, shape, layout or device, or a wrong value.
 PackedLists pack_targets(std::vector<Tensor> labels, std::vector<Tensor> boxes, double low, double high) {
   const auto B = static_cast<int64_t>(labels.size());
   STD_TORCH_CHECK(B > 0 && (boxes.empty() || boxes.size() == labels.size()),
@@ -82,13 +83,14 @@ Tensor part_of(const Tensor& whole, int64_t start, int64_t count) {
   return Tensor(made);
 }
 
-// The pairs of each set and image of query_idx [G, N]: their queries, ascending, and their targets within the image,
-// int64 [R] each, as queries, targets, queries, ...
+// The pairs of each set and image of query_idx [G, N]: their queries, ascending, and their targets within the
+// image, int64 [R] each, as queries, targets, queries, ...
 std::vector<Tensor> matched_pairs(const Tensor& query_idx, const Tensor& offsets) {
   const struct : OnCpu {
     const char* op = "matched_pairs";
   } call;
-  STD_TORCH_CHECK(query_idx.dim() == 2 && offsets.numel() > 0, call.op, ": query_idx must be [G, N], offsets [B + 1]");
+  STD_TORCH_CHECK(query_idx.dim() == 2 && offsets.numel() > 0, call.op,
+                  ": query_idx must be [G, N], offsets [B + 1]");
   const int64_t G = query_idx.size(0), N = query_idx.size(1), B = offsets.numel() - 1;
   const auto* from = contiguous_data<int64_t>(call, "query_idx", query_idx, ScalarType::Long, G * N);
   const auto* starts = contiguous_data<int64_t>(call, "offsets", offsets, ScalarType::Long, B + 1);

@@ -23,8 +23,8 @@ DINO_INLINE Vector<double> load_doubles(const float* from) {
 #endif
 }
 
-// A visited row's cheapest columns, unmatched when they were collected. They are not sorted: most lists are read
-// once or twice.
+// A visited row's cheapest columns, unmatched when they were collected. They are not sorted: most lists are
+// read once or twice.
 template <class T>
 struct Candidates {
   static constexpr int kCapacity = 48;
@@ -177,8 +177,8 @@ struct LowestSolver {
       const V cost = cost_at(c);
       least = cost < least ? cost : least;
     }
-    // Each lane has the least cost of its columns, those congruent modulo the number of lanes. About 8 columns do
-    // not exceed the greatest of these minima, taken over at most 4 groups.
+    // Each lane has the least cost of its columns, those congruent modulo the number of lanes. About 8
+    // columns do not exceed the greatest of these minima, taken over at most 4 groups.
     const V of_groups = min_of_groups<T, 4>(least);
     const T all = min_of_lanes<T>(least)[0];
     T bound = max_of_lanes<T>(of_groups)[0];

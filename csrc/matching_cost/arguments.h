@@ -51,8 +51,8 @@ PredictionSource source_of(const Call& call, const CostArguments& given, size_t 
   const Tensor& logits = given.logits[i];
   check_place(call, "logits", logits);
   const bool has_sets = logits.dim() == 4;
-  STD_TORCH_CHECK((has_sets || logits.dim() == 3) && logits.size(-3) == p.B && logits.size(-1) == p.C, call.op,
-                  ": logits must be [G, B, Q, C] or [B, Q, C] with B = ", p.B, " and C = ", p.C);
+  STD_TORCH_CHECK((has_sets || logits.dim() == 3) && logits.size(-3) == p.B && logits.size(-1) == p.C,
+                  call.op, ": logits must be [G, B, Q, C] or [B, Q, C] with B = ", p.B, " and C = ", p.C);
   STD_TORCH_CHECK(dtype_of(call.op, "logits", logits) == p.logits_dtype, call.op,
                   ": all logits must have one dtype");
   STD_TORCH_CHECK(logits.stride(-1) == 1 || p.C <= 1 || logits.numel() == 0, call.op,

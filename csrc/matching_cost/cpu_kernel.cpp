@@ -57,7 +57,7 @@ struct ClassCosts {
 
  private:
   // Number of vectors of queries; a tile's planes have room for whole vectors.
-  static constexpr int kTogether = 2;
+  static constexpr int kTogether = DINO_VECTOR_BYTES == 32 ? 2 : 4;  // AVX2 has 16 registers
   static_assert(kCostTile % (kTogether * kQueries) == 0);
 
   // A vector of queries processes all labels at once, because their logits are close together. The costs are

@@ -51,14 +51,16 @@ class RepeatedMatching:
         if given is None:
             return None
         all_logits, all_boxes = given
-        key = exactly(len(all_logits), *options)
-        found: _Predictions | None = key and self._predictions.find(key, [*all_logits, *all_boxes])
+        key = exactly(len(all_logits), len(all_boxes), *options)
+        found: _Predictions | None = self._predictions.find(key, [*all_logits, *all_boxes]) if key else None
         if not found or targets.num_images != found.images or targets.labels.device != all_logits[0].device:
             return None
         if targets.largest_label is not None and targets.largest_label >= found.classes:
             return None
         truth = [targets.labels, targets.offsets, *([targets.boxes_cxcywh] if found.boxes else [])]
-        if not ORDINARY_TYPES.issuperset(map(type, truth)) or not self._targets.find(found.module, truth):
+        if not ORDINARY_TYPES.issuperset(map(type, truth)) or not self._targets.find(
+            (found.module, found.boxes), truth
+        ):
             return None
         labels, offsets, *target_boxes = [tensor.contiguous() for tensor in truth]
         rest = target_boxes[0] if target_boxes else None, offsets, None, targets.max_targets
@@ -70,7 +72,9 @@ class RepeatedMatching:
         with torch._C._AutoDispatchBelowAutograd():  # the results have no gradient
             return found.module.kernels[0](*arguments)
 
-    def add(self, logits: Any, boxes: Any, options: Sequence[Any], arguments: HungarianMatchArguments, name: str) -> None:
+    def add(
+        self, logits: Any, boxes: Any, options: Sequence[Any], arguments: HungarianMatchArguments, name: str
+    ) -> None:
         """Remember a call that passed all checks, if the kernel can take its tensors as they are."""
         given = _listed(logits, boxes)
         module = self._backends.modules[name]
@@ -80,12 +84,14 @@ class RepeatedMatching:
         truth = [x for x in (arguments.labels, arguments.offsets, arguments.target_boxes) if x is not None]
         used = [*given[0], *(given[1] if arguments.boxes else [])]
         as_given = zip(used, [*arguments.logits, *arguments.boxes], strict=True)
-        key = exactly(len(given[0]), *options)
+        key = exactly(len(given[0]), len(given[1]), *options)
         if not key or not are_ordinary([*predictions, *truth]):
             return
         if all(x.dtype == y.dtype and x.stride(-1) == 1 for x, y in as_given) and _are_plain(options):
             _, images, _, classes = arguments.logits[0].shape
-            found = _Predictions(module, bool(arguments.boxes), images, classes, arguments.class_cost, arguments.formula)
+            found = _Predictions(
+                module, bool(arguments.boxes), images, classes, arguments.class_cost, arguments.formula
+            )
             self._predictions.add(key, predictions, found)
             if not self._targets.find(module, truth):
                 self._targets.add(module, truth, True)
