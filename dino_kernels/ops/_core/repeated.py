@@ -93,8 +93,9 @@ class RepeatedMatching:
                 module, bool(arguments.boxes), images, classes, arguments.class_cost, arguments.formula
             )
             self._predictions.add(key, predictions, found)
-            if not self._targets.find(module, truth):
-                self._targets.add(module, truth, True)
+            kind = module, found.boxes
+            if not self._targets.find(kind, truth):
+                self._targets.add(kind, truth, True)
 
 
 class RepeatedAssignment:
