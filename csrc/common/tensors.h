@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+
 #include "dtype.h"
 
 namespace dino_kernels {
@@ -34,7 +36,7 @@ inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shap
   STD_TORCH_CHECK(shape.size() <= 8, "new_tensor: too many dimensions");
   for (size_t i = shape.size(); i-- > 0;) {
     strides[i] = stride;
-    stride *= shape.begin()[i];
+    stride *= std::max<int64_t>(shape.begin()[i], 1);
   }
   int32_t device_type = 0, device_index = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
