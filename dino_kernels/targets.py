@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dino_kernels.ops._checks import check_count
+from dino_kernels.ops._core import lists
 
 # The label of unused slots of a fixed capacity.
 NO_LABEL = -1
@@ -72,9 +73,17 @@ class PackedTargets:
             raise TypeError(
                 f"PackedTargets: targets must be a list with a dictionary for each image, got {type(targets).__name__}"
             )
+        low, high = (-OVERSHOOT, 1 + OVERSHOOT) if normalized else (-MOST, MOST)
+        if capacity is None and max_targets is None and (device is None or torch.device(device).type == "cpu"):
+            packed = lists.pack(targets, label_key, box_key, low, high)
+            if packed is not None:
+                labels, boxes, starts, largest, image = packed
+                counts = tuple(len(target[label_key]) for target in targets)
+                at = f"targets[{image}][{label_key!r}]" if image >= 0 else ""
+                return cls(labels, boxes, starts, max(counts), counts, largest, at)
         with_boxes = not targets or (isinstance(targets[0], Mapping) and box_key in targets[0])
         counts = tuple(_check(image, target, label_key, box_key, with_boxes) for image, target in enumerate(targets))
-        largest = _check_values(targets, label_key, box_key if with_boxes else None, normalized)
+        largest = _check_values(targets, label_key, box_key if with_boxes else None, low, high)
         if device is None:
             device = targets[0][label_key].device if targets else "cpu"
         where = torch.device(device)
@@ -219,13 +228,13 @@ def _check(image: int, target: Mapping[str, Tensor], label_key: str, box_key: st
 
 
 def _check_values(
-    targets: Sequence[Mapping[str, Tensor]], label_key: str, box_key: str | None, normalized: bool
+    targets: Sequence[Mapping[str, Tensor]], label_key: str, box_key: str | None, low: float, high: float
 ) -> tuple[int | None, str]:
     """Check the values on the host; return the largest label, None if it does not have all, and its place."""
     if torch.compiler.is_compiling():
         return None, ""
     if box_key is not None:
-        low, high = (-OVERSHOOT, 1 + OVERSHOOT) if normalized else (-MOST, MOST)
+        normalized = high < MOST
 
         def is_wrong(boxes: np.ndarray) -> np.ndarray:
             return np.invert(np.all((boxes >= [low, low, 0, 0]) & (boxes <= high), axis=1))

@@ -251,6 +251,18 @@ DINO_INLINE Vector<A> min_of_lanes(Vector<A> v) {
   }
 }
 
+// The minimum of the lanes that are congruent modulo kGroups, in each of them.
+template <class A, int kGroups, int kBit = kLanes<A> / 2>
+DINO_INLINE Vector<A> min_of_groups(Vector<A> v) {
+  if constexpr (kBit < kGroups) {
+    return v;
+  } else {
+    using Sequence = std::make_integer_sequence<int, kLanes<A>>;
+    const Vector<A> other = shuffle(v, v, exchanged<kBit>(Sequence{}));
+    return min_of_groups<A, kGroups, kBit / 2>(v < other ? v : other);
+  }
+}
+
 // The true lanes of a comparison's result, lane i as bit i.
 DINO_INLINE uint32_t bits_of(Vector<int32_t> mask) {
 #if defined(__AVX512F__)

@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+
 #include "dtype.h"
 
 namespace dino_kernels {
@@ -24,6 +26,26 @@ inline DType dtype_of(const char* op, const char* name, const Tensor& tensor) {
     default:
       STD_TORCH_CHECK(false, op, ": ", name, " must be float32, float64, bfloat16 or float16");
   }
+}
+
+// A contiguous tensor without data on the device of `like`. new_empty() of a stable tensor takes several
+// times longer, because it passes the dispatcher.
+inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
+  int64_t strides[8];
+  int64_t stride = 1;
+  STD_TORCH_CHECK(shape.size() <= 8, "new_tensor: too many dimensions");
+  for (size_t i = shape.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(shape.begin()[i], 1);
+  }
+  int32_t device_type = 0, device_index = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(),
+                                                         strides, static_cast<int32_t>(dtype), device_type,
+                                                         device_index, &made));
+  return Tensor(made);
 }
 
 // Where the CPU library's tensors must be; see OnCuda in device.h.

@@ -1,4 +1,5 @@
-// Schema of the native matching. The bodies are in cpu.cpp and cuda.cu.
+// Schemas of the native matching and of DETR's lists. The bodies are in cpu.cpp and cuda.cu, and in
+// lists.cpp.
 #pragma once
 
 #include "../matching_cost/schemas.h"
@@ -10,6 +11,10 @@ template <class Library>
 void define_hungarian_match(Library& m) {
   const std::string results = " -> (Tensor, Tensor, Tensor, Tensor, Tensor)";
   m.def(("hungarian_match(" + kCostSchema + ", str ties, bool full)" + results).c_str());
+  m.def(
+      "pack_targets(Tensor[] labels, Tensor[] boxes, float low, float high) -> (Tensor, Tensor, Tensor, int, "
+      "int)");
+  m.def("matched_pairs(Tensor query_idx, Tensor offsets) -> Tensor[]");
 }
 
 }  // namespace dino_kernels

@@ -23,7 +23,7 @@ bool is_scipy_order(const Call& call, const std::string& ties) {
 // Allocates the results and points p to them. `like` is any tensor on their device.
 inline AssignmentResult new_results(AssignmentParams& p, const Tensor& like, bool full) {
   const auto make = [&](std::initializer_list<int64_t> shape, ScalarType dtype, bool wanted) {
-    return wanted ? torch::stable::new_empty(like, shape, dtype) : torch::stable::new_empty(like, {0}, dtype);
+    return wanted ? new_tensor(like, shape, dtype) : new_tensor(like, {0}, dtype);
   };
   AssignmentResult results{make({p.G, p.R}, ScalarType::Long, true), make({p.G, p.B}, ScalarType::Int, true),
                            make({p.G, p.B}, ScalarType::Double, full),

@@ -2,8 +2,8 @@
 //
 // An unmatched column has dual 0 and can only end a path. So a path search examines two things per visited
 // row: the matched columns ("slots", in the order in which they were matched), whose costs are contiguous in
-// a copy of the row's, and its cheapest unmatched column, the head of a short sorted list: a matched column
-// stays matched.
+// a copy of the row's, and its cheapest unmatched column, the head of a short list: a matched column stays
+// matched.
 #pragma once
 
 #include "cpu_matrix.h"
@@ -23,13 +23,14 @@ DINO_INLINE Vector<double> load_doubles(const float* from) {
 #endif
 }
 
-// A visited row's cheapest unmatched columns, in ascending order, the lowest of equals first.
+// A visited row's cheapest columns, unmatched when they were collected. They are not sorted: most lists are
+// read once or twice.
 template <class T>
 struct Candidates {
   static constexpr int kCapacity = 48;
   T cost[kCapacity];
-  int32_t column[kCapacity];
-  int32_t next, count;
+  int32_t column[kCapacity];  // ascending
+  int32_t head, count;        // head: the cheapest that is still unmatched, the lowest of equals; count: none
 };
 
 template <class T>
@@ -129,7 +130,7 @@ struct LowestSolver {
     if (visited[row] < 0) {
       visited[row] = static_cast<int32_t>(visited_rows++);
       copied[visited[row]] = 0;
-      candidates[visited[row]].next = candidates[visited[row]].count = 0;
+      candidates[visited[row]].head = candidates[visited[row]].count = 0;
     }
     const int64_t place = visited[row];
     T* costs = slot_cost + place * capacity;
@@ -138,12 +139,26 @@ struct LowestSolver {
     return place;
   }
 
-  // A row's cheapest unmatched column, the first of the returned list; the list is empty if there is none.
+  // A row's cheapest unmatched column, the head of the returned list; it has no head if there is none.
   const Candidates<T>& cheapest_unmatched(int64_t row, int64_t place) {
     Candidates<T>& list = candidates[place];
-    while (list.next < list.count && slot_of_column[list.column[list.next]] >= 0) ++list.next;
-    if (list.next == list.count) collect(m.row(row), list);
+    if (list.head < list.count && slot_of_column[list.column[list.head]] < 0) return list;
+    find_head(list);
+    if (list.head == list.count) {
+      collect(m.row(row), list);
+      find_head(list);
+    }
     return list;
+  }
+
+  void find_head(Candidates<T>& list) const {
+    T least = kInfinity<T>;
+    list.head = list.count;
+    for (int32_t i = 0; i < list.count; ++i) {
+      const T cost = slot_of_column[list.column[i]] < 0 ? list.cost[i] : kInfinity<T>;
+      list.head = cost < least ? i : list.head;
+      least = cost < least ? cost : least;
+    }
   }
 
   // The unmatched columns up to a cost that a few of them have; if they are too many, as with ties, as many
@@ -162,42 +177,32 @@ struct LowestSolver {
       const V cost = cost_at(c);
       least = cost < least ? cost : least;
     }
-    // Each lane has the least cost of its columns, those congruent modulo the number of lanes. About 20
-    // columns do not exceed the greatest of these minima, taken over at most 8 groups.
-    V of_groups = least;
-    if constexpr (kLanes<T> == 16) {
-      const V other = shuffle(least, least, exchanged<8>(std::make_integer_sequence<int, kLanes<T>>{}));
-      of_groups = least < other ? least : other;
-    }
+    // Each lane has the least cost of its columns, those congruent modulo the number of lanes. About 8
+    // columns do not exceed the greatest of these minima, taken over at most 4 groups.
+    const V of_groups = min_of_groups<T, 4>(least);
     const T all = min_of_lanes<T>(least)[0];
     T bound = max_of_lanes<T>(of_groups)[0];
-    list.next = list.count = 0;
+    if (bound == kInfinity<T>) bound = kGreatest<T>;
+    int32_t count = 0;
+    list.count = 0;
     if (all == kInfinity<T>) return;
     for (int64_t c = 0; c < m.columns; c += kLanes<T>) {
       const V cost = cost_at(c);
-      uint32_t bits = bits_of((cost <= bound) & (cost < kInfinity<T>));
+      uint32_t bits = bits_of(cost <= bound);
       for (; bits != 0; bits &= bits - 1) {
-        if (list.count == Candidates<T>::kCapacity) {
-          if (bound == all) return;
+        if (count == Candidates<T>::kCapacity) {
+          if (bound == all) break;
           bound = all;
           c = -kLanes<T>;
-          list.count = 0;
+          count = 0;
           break;
         }
-        const int lane = __builtin_ctz(bits);
-        insert(list, row[c + lane], static_cast<int32_t>(c + lane));
+        const auto column = static_cast<int32_t>(c + __builtin_ctz(bits));
+        list.cost[count] = row[column];
+        list.column[count++] = column;
       }
     }
-  }
-
-  static DINO_INLINE void insert(Candidates<T>& list, T cost, int32_t column) {
-    int32_t at = list.count++;
-    for (; at > 0 && list.cost[at - 1] > cost; --at) {
-      list.cost[at] = list.cost[at - 1];
-      list.column[at] = list.column[at - 1];
-    }
-    list.cost[at] = cost;
-    list.column[at] = column;
+    list.count = count;
   }
 
   // Distances through a row. Returns the nearest slot that is not done, the earliest of equals.
@@ -241,9 +246,9 @@ struct LowestSolver {
       const int64_t place = visit(row);
       const double offset = base - u[row];
       const Candidates<T>& list = cheapest_unmatched(row, place);
-      if (list.next < list.count) {
-        const double distance = static_cast<double>(list.cost[list.next]) + offset;
-        const int32_t column = list.column[list.next];
+      if (list.head < list.count) {
+        const double distance = static_cast<double>(list.cost[list.head]) + offset;
+        const int32_t column = list.column[list.head];
         if (distance < sink.distance ||
             (distance == sink.distance && distance < kInfinity<double> && column < sink.column)) {
           sink = {distance, column, row};

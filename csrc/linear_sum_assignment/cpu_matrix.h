@@ -16,6 +16,8 @@ struct Matrix {
 
 template <class T>
 constexpr T kInfinity = static_cast<T>(__builtin_inf());
+template <class T>
+constexpr T kGreatest = sizeof(T) == 8 ? T(__DBL_MAX__) : T(__FLT_MAX__);  // finite
 
 // The lowest column with cost `value`, which occurs in the row.
 template <class T>

@@ -18,8 +18,8 @@ namespace dino_kernels {
 
 // Predictions, targets and formula as passed to the native ops.
 struct CostArguments {
-  const std::vector<Tensor>& logits;          // each [G_i, B, Q_i, C]
-  const std::vector<Tensor>& boxes;           // each [G_i, B, Q_i, 4], or empty
+  const std::vector<Tensor>& logits;          // each [G_i, B, Q_i, C], or [B, Q_i, C] of one set
+  const std::vector<Tensor>& boxes;           // likewise with 4, or empty
   const Tensor& labels;                       // [N] int64
   const std::optional<Tensor>& target_boxes;  // [N, 4] float32
   const Tensor& offsets;                      // [B + 1] int64
@@ -50,34 +50,35 @@ PredictionSource source_of(const Call& call, const CostArguments& given, size_t 
   const MatchingCostParams& p = call.cost_params;
   const Tensor& logits = given.logits[i];
   check_place(call, "logits", logits);
-  STD_TORCH_CHECK(logits.dim() == 4 && logits.size(1) == p.B && logits.size(3) == p.C, call.op,
-                  ": logits must be [G, B, Q, C] with B = ", p.B, " and C = ", p.C);
+  const bool has_sets = logits.dim() == 4;
+  STD_TORCH_CHECK((has_sets || logits.dim() == 3) && logits.size(-3) == p.B && logits.size(-1) == p.C,
+                  call.op, ": logits must be [G, B, Q, C] or [B, Q, C] with B = ", p.B, " and C = ", p.C);
   STD_TORCH_CHECK(dtype_of(call.op, "logits", logits) == p.logits_dtype, call.op,
                   ": all logits must have one dtype");
-  STD_TORCH_CHECK(logits.stride(3) == 1 || p.C <= 1 || logits.numel() == 0, call.op,
+  STD_TORCH_CHECK(logits.stride(-1) == 1 || p.C <= 1 || logits.numel() == 0, call.op,
                   ": logits must be dense in the last dimension");
   PredictionSource source{};
   source.first_set = first_set;
-  source.sets = logits.size(0);
-  source.Q = logits.size(2);
+  source.sets = has_sets ? logits.size(0) : 1;
+  source.Q = logits.size(-2);
   source.logits = logits.const_data_ptr();
-  source.logits_set_stride = logits.stride(0);
-  source.logits_batch_stride = logits.stride(1);
-  source.logits_row_stride = logits.stride(2);
+  source.logits_set_stride = has_sets ? logits.stride(0) : 0;
+  source.logits_batch_stride = logits.stride(-3);
+  source.logits_row_stride = logits.stride(-2);
   if (!given.boxes.empty()) {
     const Tensor& boxes = given.boxes[i];
     check_place(call, "boxes", boxes);
-    STD_TORCH_CHECK(boxes.dim() == 4 && boxes.size(0) == source.sets && boxes.size(1) == p.B &&
-                        boxes.size(2) == source.Q && boxes.size(3) == 4,
-                    call.op, ": boxes must be [G, B, Q, 4] as logits");
+    STD_TORCH_CHECK(boxes.dim() == logits.dim() && (!has_sets || boxes.size(0) == source.sets) &&
+                        boxes.size(-3) == p.B && boxes.size(-2) == source.Q && boxes.size(-1) == 4,
+                    call.op, ": boxes must be [G, B, Q, 4] or [B, Q, 4] as logits");
     STD_TORCH_CHECK(dtype_of(call.op, "boxes", boxes) == p.boxes_dtype, call.op,
                     ": all boxes must have one dtype");
-    STD_TORCH_CHECK(boxes.stride(3) == 1 || boxes.numel() == 0, call.op,
+    STD_TORCH_CHECK(boxes.stride(-1) == 1 || boxes.numel() == 0, call.op,
                     ": boxes must be dense in the last dimension");
     source.boxes = boxes.const_data_ptr();
-    source.boxes_set_stride = boxes.stride(0);
-    source.boxes_batch_stride = boxes.stride(1);
-    source.boxes_row_stride = boxes.stride(2);
+    source.boxes_set_stride = has_sets ? boxes.stride(0) : 0;
+    source.boxes_batch_stride = boxes.stride(-3);
+    source.boxes_row_stride = boxes.stride(-2);
   }
   return source;
 }

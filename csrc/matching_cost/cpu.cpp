@@ -23,10 +23,11 @@ struct CpuCostCall : OnCpu {
 
 std::tuple<Tensor, Tensor> CpuCostCall::run_cost(const Tensor& labels) const {
   const MatchingCostParams& p = cost_params;
-  Tensor cost = torch::stable::new_empty(labels, {p.G, p.N, p.Q}, ScalarType::Float);
-  Tensor status = torch::stable::new_zeros(labels, {p.G, p.B, 1}, ScalarType::Int);
+  Tensor cost = new_tensor(labels, {p.G, p.N, p.Q}, ScalarType::Float);
+  Tensor status = new_tensor(labels, {p.G, p.B, 1}, ScalarType::Int);
   auto* costs = static_cast<float*>(cost.mutable_data_ptr());
   auto* bits = static_cast<int32_t*>(status.mutable_data_ptr());
+  std::fill(bits, bits + p.G * p.B, 0);
   const CostProblems problems(op, p);
   const int64_t tiles = problems.tiles();
   run_each(p.G * p.B * tiles, p.G * p.N * p.Q / kPairsOfThread, problems.scratch_bytes(),

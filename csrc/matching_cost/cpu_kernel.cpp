@@ -46,16 +46,18 @@ struct ClassCosts {
     gather_logits();
     if (f.softmax) {
       to_softmax();
-    } else if (f.class_eps > 0) {
-      f.gamma == 2 ? to_focal(FocalCost<true, true>(f)) : to_focal(FocalCost<false, true>(f));
+    } else if (f.gamma != 2) {
+      f.class_eps > 0 ? to_focal(FocalCost<false, true>(f)) : to_focal(FocalCost<false, false>(f));
+    } else if (f.class_eps > SquaredFocalCost<true>::kMostEps) {
+      to_focal(FocalCost<true, true>(f));
     } else {
-      f.gamma == 2 ? to_focal(FocalCost<true, false>(f)) : to_focal(FocalCost<false, false>(f));
+      f.class_eps > 0 ? to_focal(SquaredFocalCost<true>(f)) : to_focal(SquaredFocalCost<false>(f));
     }
   }
 
  private:
   // Number of vectors of queries; a tile's planes have room for whole vectors.
-  static constexpr int kTogether = 4;
+  static constexpr int kTogether = DINO_VECTOR_BYTES == 32 ? 2 : 4;  // AVX2 has 16 registers
   static_assert(kCostTile % (kTogether * kQueries) == 0);
 
   // A vector of queries processes all labels at once, because their logits are close together. The costs are

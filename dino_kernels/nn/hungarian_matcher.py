@@ -220,8 +220,9 @@ def _output(output: Mapping[str, Any], *names: str) -> Tensor:
     if not isinstance(output, Mapping):
         raise TypeError(f"{OP}: outputs must be a dictionary with {names[0]!r}, got {type(output).__name__}")
     for name in names:
-        if isinstance(output.get(name), Tensor):
-            return output[name]
+        tensor = output.get(name)
+        if type(tensor) is Tensor or isinstance(tensor, Tensor):  # the second takes longer
+            return tensor
     found = {key: type(value).__name__ for key, value in output.items()}
     raise TypeError(f"{OP}: outputs must have the tensor {' or '.join(map(repr, names))}, got {found}")
 
@@ -240,13 +241,13 @@ def _pack(targets: Targets, device: torch.device, with_boxes: bool) -> PackedTar
 
 def _grouped(predictions: Tensor, groups: int) -> Tensor:
     """Return a view of [B, groups * Q, n] as [groups, B, Q, n]; the same tensor for one group."""
+    if groups == 1 and predictions.dim() == 3:
+        return predictions
     if predictions.dim() != 3 or predictions.shape[1] % groups != 0:
         raise ValueError(
             f"{OP}: predictions must be [B, Q, n] with Q a multiple of group_detr = {groups}, "
             f"got {list(predictions.shape)}"
         )
-    if groups == 1:
-        return predictions
     return predictions.unflatten(1, (groups, predictions.shape[1] // groups)).transpose(0, 1)
 
 

@@ -19,7 +19,7 @@ from dino_kernels.ops._core.dispatch import REFERENCE, Backends
 
 # Remembered calls: those of an encoder and a decoder, in training and in evaluation, and as many again.
 _LATEST = 8
-_ORDINARY_TYPES = (Tensor, torch.nn.Parameter)
+ORDINARY_TYPES = frozenset((Tensor, torch.nn.Parameter))
 # Dispatch keys of a dense tensor outside all modes and transforms. A functionality has one bit for all devices.
 _ORDINARY_KEYS = DispatchKeySet(DispatchKey.CPU)
 for _name in ("BackendSelect", "ADInplaceOrView", "AutogradCPU", "AutocastCPU", "AutocastCUDA", "AutocastXPU"):
@@ -247,7 +247,7 @@ def are_ordinary(tensors: Sequence[Tensor]) -> bool:
     """Return whether a registered op would do nothing with these tensors but call its kernel and autograd."""
     active = torch._C._dispatch_tls_local_include_set()
     return all(
-        type(tensor) in _ORDINARY_TYPES
+        type(tensor) in ORDINARY_TYPES
         and ((torch._C._dispatch_keys(tensor) | active) - _ORDINARY_KEYS).highestPriorityTypeId()
         == DispatchKey.Undefined
         for tensor in tensors

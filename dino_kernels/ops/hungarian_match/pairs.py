@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dino_kernels.ops._core import lists
 from dino_kernels.ops._matching import MESSAGES, Targets
 from dino_kernels.ops.hungarian_match import Match
 from dino_kernels.targets import PackedTargets
@@ -39,6 +40,10 @@ def pairs_of(match: Match | Tensor, targets: Targets) -> list[list[Pair]]:
     sets, rows = query_idx.shape
     if rows != len(targets):
         raise ValueError(f"pairs_of: targets must have {rows} targets, as match, got {len(targets)}")
+    images = targets.num_images
+    pairs = lists.pairs(query_idx, targets.offsets)
+    if pairs is not None:
+        return _by_set(pairs, sets, images)
     if targets.counts is None:
         numbers = torch.cat([query_idx.flatten(), targets.offsets]).cpu().numpy()
         query, offsets = numbers[: sets * rows].reshape(sets, rows), numbers[sets * rows :]
@@ -47,7 +52,7 @@ def pairs_of(match: Match | Tensor, targets: Targets) -> list[list[Pair]]:
         query = query_idx.cpu().numpy()
         offsets = np.array([0, *accumulate(targets.counts)])
     counts = np.diff(offsets)
-    images, rows = len(counts), query.shape[1]
+    rows = query.shape[1]
 
     # Image, query and target are packed in one number: a sort is several times faster than an argsort.
     row_bits, query_bits = rows.bit_length(), int(query.max(initial=0) + 1).bit_length()
@@ -65,7 +70,11 @@ def pairs_of(match: Match | Tensor, targets: Targets) -> list[list[Pair]]:
         sizes = np.diff(before[:, offsets]).ravel().tolist()
         query, target = query[matched], target[matched]
     queries, ids = (torch.from_numpy(indices.ravel()).split(sizes) for indices in (query, target))
-    pairs = list(zip(queries, ids, strict=True))
+    return _by_set(list(zip(queries, ids, strict=True)), sets, images)
+
+
+def _by_set(pairs: list[Pair], sets: int, images: int) -> list[list[Pair]]:
+    """Return a list for each set of the pairs of all sets and images."""
     return [pairs[start : start + images] for start in range(0, sets * images, images)] if images else [[]] * sets
 
 
