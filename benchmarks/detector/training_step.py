@@ -1,0 +1,215 @@
+"""Time a training step of DINO, by turns: with the kernels, with PyTorch's operators, and the official code's.
+
+    python -m benchmarks.detector.training_step                  dino_4scale_r50, 480x640, 2 images of 8 boxes
+    python -m benchmarks.detector.training_step --official DINO  and the official code, from a checkout that imports
+    python -m benchmarks.detector.training_step --compile        and ours compiled: minutes before the first step
+    python -m benchmarks.detector.training_step --publish        also write it under benchmarks/results/MACHINE
+
+The official code runs as its main.py does, with its own operator for CUDA on a GPU and its own definition in PyTorch on
+a CPU. Every step has the same images and boxes, and ends with clipping and AdamW.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.detector.precision import pytorch_operators
+from benchmarks.measure import machine
+from benchmarks.measure.race import middle_half
+from benchmarks.measure.results import LATEST, RESULTS, spread, write_json
+from benchmarks.measure.tables import as_text
+from dino.checkpoint import build_model
+from dino.model.criterion import SetCriterion
+from dino_kernels import PackedTargets
+
+FILE_NAME = "training_step.json"
+PRESET = "dino_4scale_r50"
+PARTS = ("forward", "matching and losses", "backward", "update")
+OFFICIAL, PYTORCH, KERNELS, COMPILED = "official code", "PyTorch operators", "kernels", "kernels, compiled"
+Stages = Iterator[None]
+"""A step that stops after each of PARTS."""
+
+
+class Ours:
+    """Steps of this project's model."""
+
+    def __init__(self, device: str, *, kernels: bool = True, compiled: bool = False) -> None:
+        torch.manual_seed(0)
+        self.model = build_model(PRESET, pretrained_backbone=False).to(device).train()
+        self.criterion = SetCriterion(self.model.config).to(device)
+        self.optimizer = torch.optim.AdamW(trained(self.model), lr=1e-5, weight_decay=1e-4, fused=True)
+        self.forward: Callable[..., Any] = self.model
+        self.losses: Callable[..., Any] = self.criterion
+        if compiled:
+            self.forward, self.losses = (torch.compile(each, fullgraph=True) for each in (self.model, self.criterion))
+        self.operators = nullcontext() if kernels else pytorch_operators(active=True)
+        self.compiled = compiled
+
+    def step(self, images: Tensor, mask: Tensor, targets: list[dict[str, Tensor]]) -> Stages:
+        capacity = 100 * len(targets) if self.compiled else None
+        packed = PackedTargets.pack(targets, capacity=capacity, max_targets=100 if capacity else None)
+        outputs = self.forward(images, mask, packed)
+        yield
+        num_boxes = torch.full((), float(sum(len(target["labels"]) for target in targets)), device=images.device)
+        loss = self.criterion.weighted_total(self.losses(outputs, packed, num_boxes))
+        yield
+        loss.backward()
+        yield
+        nn.utils.clip_grad_norm_(self.model.parameters(), 0.1)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        yield
+
+
+class Official:
+    """Steps of the official code, as its `engine.train_one_epoch` takes them."""
+
+    def __init__(self, checkout: Path, device: str) -> None:
+        sys.path.insert(0, str(checkout))
+        if device == "cpu":
+            # Its module calls the operator for CUDA on every device; its own definition for tests runs on a CPU.
+            sys.modules.setdefault("MultiScaleDeformableAttention", type(sys)("MultiScaleDeformableAttention"))
+        main, _ = __import__("main"), __import__("models")
+        functions = sys.modules["models.dino.ops.functions.ms_deform_attn_func"]
+        if device == "cpu":
+            modules = sys.modules["models.dino.ops.modules.ms_deform_attn"]
+            modules.MSDeformAttnFunction = type(  # type: ignore[attr-defined]
+                "OnCpu",
+                (),
+                {
+                    "apply": staticmethod(
+                        lambda value, shapes, _starts, places, weights, _step: functions.ms_deform_attn_core_pytorch(
+                            value, shapes, places, weights
+                        )
+                    )
+                },
+            )
+        config = checkout / "config" / "DINO" / "DINO_4scale.py"
+        args = argparse.ArgumentParser(parents=[main.get_args_parser()]).parse_args(
+            ["--config_file", str(config), "--device", device]
+        )
+        for name, value in main.SLConfig.fromfile(str(config))._cfg_dict.to_dict().items():
+            setattr(args, name, value)
+        # As the README of the official code sets them; the last two it reads, but its configuration lacks.
+        args.dn_scalar, args.embed_init_tgt, args.dn_label_coef, args.dn_bbox_coef = 100, True, 1.0, 1.0
+        args.use_ema, args.dn_box_noise_scale = False, 1.0
+        torch.manual_seed(0)
+        backbone = sys.modules["models.dino.backbone"]
+        backbone.is_main_process = lambda: False  # type: ignore[attr-defined]  # random weights: no download
+        self.model, self.criterion, _ = main.build_model_main(args)
+        self.model.to(device).train()
+        self.criterion.to(device)
+        self.misc = sys.modules["util.misc"]
+        self.optimizer = torch.optim.AdamW(trained(self.model), lr=1e-5, weight_decay=1e-4)
+
+    def step(self, images: Tensor, mask: Tensor, targets: list[dict[str, Tensor]]) -> Stages:
+        outputs = self.model(self.misc.NestedTensor(images, mask), targets)
+        yield
+        losses = self.criterion(outputs, targets)
+        weights = self.criterion.weight_dict
+        total = sum(losses[name] * weights[name] for name in losses if name in weights)
+        reduced = self.misc.reduce_dict(losses)
+        _ = sum(reduced[name] * weights[name] for name in reduced if name in weights).item()
+        yield
+        self.optimizer.zero_grad()
+        total.backward()
+        yield
+        nn.utils.clip_grad_norm_(self.model.parameters(), 0.1)
+        self.optimizer.step()
+        yield
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def timed(steps: Ours | Official, inputs: Sequence[Any], device: str) -> list[float]:
+    """Return the seconds of each of PARTS in a step."""
+    seconds = []
+    with steps.operators if isinstance(steps, Ours) else nullcontext():
+        started = time.perf_counter()
+        for _ in steps.step(*inputs):
+            if device == "cuda":
+                torch.cuda.synchronize()
+            now = time.perf_counter()
+            seconds.append(now - started)
+            started = now
+    return seconds
+
+
+def table(document: dict[str, Any]) -> list[list[str]]:
+    """Make a row per contestant: milliseconds of each part and of the step, and how often it fits into the first."""
+    first = document["steps"][0]
+    lines = [["step", *PARTS, "whole ms", f"x {first['name']}"]]
+    for row in document["steps"]:
+        parts = [f"{1e3 * seconds:.0f}" for seconds in row["parts_s"]]
+        lines.append([row["name"], *parts, f"{1e3 * row['whole_s']:.0f}", f"{row['speedup']['median']:.2f}x"])
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, nargs=2, default=(480, 640), help="height and width (480 640)")
+    parser.add_argument("--batch", type=int, default=2, help="images (2)")
+    parser.add_argument("--boxes", type=int, default=8, help="of each image (8)")
+    parser.add_argument("--laps", type=int, default=5, help="steps of each contestant (5)")
+    parser.add_argument("--official", type=Path, help="checkout of the official code")
+    parser.add_argument("--compile", action="store_true", help="compile ours, too")
+    parser.add_argument("--publish", action="store_true", help="write the result under benchmarks/results/MACHINE")
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    contestants: dict[str, Ours | Official] = {}
+    if options.official:
+        contestants[OFFICIAL] = Official(options.official, device)
+    contestants[PYTORCH] = Ours(device, kernels=False)
+    contestants[KERNELS] = Ours(device)
+    if options.compile:
+        contestants[COMPILED] = Ours(device, compiled=True)
+
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(options.batch, 3, *options.size, generator=generator).to(device)
+    mask = torch.zeros(options.batch, *options.size, dtype=torch.bool, device=device)
+    targets = [
+        {
+            "boxes": (torch.rand(options.boxes, 4, generator=generator) * 0.3 + 0.2).to(device),
+            "labels": torch.randint(80, (options.boxes,), generator=generator).to(device),
+        }
+        for _ in range(options.batch)
+    ]
+    laps: dict[str, list[list[float]]] = {name: [] for name in contestants}
+    for lap in range(options.laps + 1):
+        for name in list(contestants)[:: 1 if lap % 2 else -1]:
+            seconds = timed(contestants[name], (images, mask, targets), device)
+            print(f"lap {lap} of {options.laps}: {name} {sum(seconds):.2f} s", flush=True)
+            if lap > 0:  # the first one warms up
+                laps[name].append(seconds)
+    base = [sum(lap) for lap in laps[next(iter(contestants))]]
+    facts = machine.describe(device)
+    document = {"machine": facts, "preset": PRESET, "size": list(options.size), "batch": options.batch}
+    document |= {"boxes": options.boxes, "laps": options.laps}
+    document["steps"] = [
+        {
+            "name": name,
+            "parts_s": [round(median(lap[i] for lap in rows), 5) for i in range(len(PARTS))],
+            "whole_s": round(median(map(sum, rows)), 5),
+            "speedup": spread(middle_half([b / sum(lap) for b, lap in zip(base, rows, strict=True)])),
+        }
+        for name, rows in laps.items()
+    ]
+    path = RESULTS / (machine.slug(facts) if options.publish else LATEST) / FILE_NAME
+    write_json(path, document)
+    print(f"\n{as_text(table(document))}\n{path}")
+
+
+if __name__ == "__main__":
+    main()
