@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from dino.commands.parsing import RunOptions, Number, OptionalFile, OptionalFolder, parse
+from dino.commands.parsing import Number, OptionalFile, OptionalFolder, RunOptions, parse
 from dino.common.files import make_folder
 from dino.common.text import command_line, counted, percent, shorten
 

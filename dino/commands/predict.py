@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from dino.commands.parsing import RunOptions, Number, OptionalFile, OptionalPixels, parse
+from dino.commands.parsing import Number, OptionalFile, OptionalPixels, RunOptions, parse
 from dino.common.files import make_folder
 from dino.common.text import counted
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack, overload
+from typing import Any, Unpack, cast, overload
 
 import torch
 from PIL import Image
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dino.checkpoint import build_model
 from dino.checkpoint.find import default_categories, load_trained
 from dino.checkpoint.thresholds import load_thresholds
-from dino.common.device import Dtype, autocast, choose_device, choose_dtype
+from dino.common.device import Amp, Dtype, autocast, choose_device, choose_dtype
 from dino.common.finite import require_finite_detections
 from dino.common.text import command_line, counted, shorten
 from dino.data import Categories, EvalTransform, ImageError, pad_images
@@ -83,10 +83,13 @@ class Detector:
                 f"{categories.num_classes}. Pass the categories that it was trained on."
             )
         self.device = choose_device(device)
-        self.dtype, self.amp = choose_dtype(self.device, dtype)
-        """The precision that the model runs in, never "auto"; and the autocast of `dino.evaluation` for it."""
+        chosen = choose_dtype(self.device, dtype)
+        self.dtype: Dtype = chosen[0]
+        """The precision that the model runs in; never "auto"."""
+        self.amp: Amp = chosen[1]
+        """Its name as an autocast, as `dino.evaluation` takes it."""
         self.model = model.to(self.device).eval()
-        self.run: nn.Module = torch.compile(self.model) if compile else self.model
+        self.run: nn.Module = cast(nn.Module, torch.compile(self.model)) if compile else self.model
         """The model as it is called: itself, or compiled."""
         self.categories = categories
         self.transform = transform or EvalTransform()
@@ -129,9 +132,7 @@ class Detector:
                 check_integer(f"from_checkpoint: {name}", side, 1)
         found = load_trained(path, preset=preset, **overrides)
         transform = EvalTransform(short_side or found.transform.short_side, long_side or found.transform.long_side)
-        detector = cls(
-            found.model, found.categories, transform=transform, device=device, dtype=dtype, compile=compile
-        )
+        detector = cls(found.model, found.categories, transform=transform, device=device, dtype=dtype, compile=compile)
         detector.file = found.file
         return detector
 

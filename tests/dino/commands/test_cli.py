@@ -18,7 +18,7 @@ from dino.commands import exit_codes
 from dino.data import DatasetError
 from tests.dino.tools_toys import CATEGORIES, noise_picture, tiny_model, write_split
 
-WITH_OPTIONS = ("data", "evaluate", "predict", "visualize", "summary")
+WITH_OPTIONS = ("data", "evaluate", "predict", "visualize", "benchmark", "summary")
 
 
 def main(*arguments):

@@ -102,7 +102,7 @@ def test_output_that_is_not_finite_is_an_error_in_words(picture, value):
 def test_a_wrong_model_or_dtype_is_an_error_in_words():
     with pytest.raises(TypeError, match=r"must be a DINO, got str.*from_checkpoint"):
         Detector("runs/mine", CATEGORIES)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="dtype must be one of .*, got 'fp8'"):
+    with pytest.raises(ValueError, match=r"dtype must be one of .*, got 'fp8'"):
         Detector(tiny_model(), CATEGORIES, dtype="fp8")  # type: ignore[arg-type]
 
 
