@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": ("dino.commands.evaluate", "evaluate_command", "Score a model: COCO's average precision."),
     "predict": ("dino.commands.predict", "predict_command", "Find objects in images, folders and videos."),
     "visualize": ("dino.commands.visualize", "visualize_command", "Draw how the model works on an image."),
+    "benchmark": ("dino.commands.benchmark", "benchmark_command", "Time a model, as a whole and part by part."),
     "summary": ("dino.commands.summary", "summary_command", "List a model's parts, parameters and operations."),
 }
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from dino.commands.parsing import ModelOptions, Number, OptionalFile, OptionalFolder, parse
+from dino.commands.parsing import Number, OptionalFile, OptionalFolder, RunOptions, parse
 from dino.common.files import make_folder
 from dino.common.text import command_line, counted, percent, shorten
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(ModelOptions):
+class EvaluateOptions(RunOptions):
     """Score a model on a split of a data set by COCO's average precision.
 
     Writes a report, report.html: curves, errors by class and kind, a confusion matrix, and the worst images. On the
@@ -43,6 +43,8 @@ class EvaluateOptions(ModelOptions):
     """Write the detections to this file, in COCO's result format."""
     metrics: OptionalFile = None
     """Write the metrics to this file, as JSON."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Precision; other than float32 changes AP slightly. Auto is bfloat16 on a CPU with instructions for it."""
     batch_size: Number = 1
     """Images per forward pass. With more than 1, padding to the largest changes AP slightly: report AP with 1."""
     workers: Number = 2
@@ -84,7 +86,7 @@ def evaluate_command(argv: Sequence[str]) -> None:
             pin_memory=ranks.device.type == "cuda",
         )
         results, image_ids = predict_results(
-            detector.model, loader, detector.categories, device=ranks.device, amp=options.amp
+            detector.run, loader, detector.categories, device=ranks.device, amp=detector.amp
         )
         unreadable = [problem for part in ranks.gather(loader.problems) for problem in part]
         if not ranks.first:
@@ -154,7 +156,7 @@ def _report(
     # Thresholds chosen on training or test images would flatter the model there and misjudge it elsewhere.
     if best is not None and options.split == "valid" and detector.file is not None:
         source = {"data": str(options.data.resolve()), "split": options.split, "images": metrics.num_images}
-        source |= {"boxes": metrics.num_boxes, "short_side": detector.transform.short_side, "amp": options.amp}
+        source |= {"boxes": metrics.num_boxes, "short_side": detector.transform.short_side, "dtype": detector.dtype}
         thresholds = Thresholds(analysis.thresholds, best.threshold, source)
         try:
             stored = str(save_thresholds(detector.file, thresholds))

@@ -15,7 +15,7 @@ TRACEBACK_VARIABLE = "DINO_TRACEBACK"
 INTERRUPTED = 130
 USER_ERROR = 2
 FAILED = 1
-MEMORY_OPTIONS = ("--amp bf16", "a smaller --short-side and --long-side", "--batch-size 1", "--device cpu")
+MEMORY_OPTIONS = ("--dtype bfloat16", "a smaller --short-side and --long-side", "--batch-size 1", "--device cpu")
 
 
 def run(command: Callable[[], Any], *, show_traceback: bool = False) -> int:

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 from tyro.conf import arg
@@ -28,7 +28,7 @@ Number = Annotated[int, arg(metavar="N")]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Model to use, and how to run it."""
+    """Model to use, and where to run it."""
 
     checkpoint: Annotated[Path, arg(metavar="PATH")]
     """Folder of a run (for its best model), folder or file of a model, or official weights with --preset."""
@@ -38,13 +38,14 @@ class ModelOptions:
     """Shorter side of the images; by default as in the model's run, or 800."""
     long_side: OptionalPixels = None
     """Longest side of the images; by default as in the model's run, or 1333."""
-    amp: Literal["off", "bf16", "fp16"] = "off"
-    """Mixed precision."""
     device: Annotated[str, arg(metavar="NAME")] = "auto"
     """Where to run: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
 
     def detector(self, device: torch.device | str | None = None) -> Detector:
         """Load the detector for these options; `device` overrides the option."""
+        return self._load(device)
+
+    def _load(self, device: torch.device | str | None, **options: Any) -> Detector:
         from dino.inference.detector import Detector
 
         return Detector.from_checkpoint(
@@ -53,8 +54,22 @@ class ModelOptions:
             short_side=self.short_side,
             long_side=self.long_side,
             device=device or (None if self.device == "auto" else self.device),
-            amp=self.amp,
+            **options,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(ModelOptions):
+    """Model to use, and how to run it."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision: auto is bfloat16 on a CPU with instructions for it, and float32 anywhere else."""
+    compile: bool = False
+    """Compile the model: minutes at the first image and the first of another size, then faster."""
+
+    def detector(self, device: torch.device | str | None = None) -> Detector:
+        """Load the detector for these options; `device` overrides the option."""
+        return self._load(device, dtype=self.dtype, compile=self.compile)
 
 
 def parse(options: type[Options], command: str, argv: Sequence[str]) -> Options:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from dino.commands.parsing import ModelOptions, Number, OptionalFile, OptionalPixels, parse
+from dino.commands.parsing import Number, OptionalFile, OptionalPixels, RunOptions, parse
 from dino.common.files import make_folder
 from dino.common.text import counted
 
@@ -22,7 +22,7 @@ _MOST_LINES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(ModelOptions):
+class PredictOptions(RunOptions):
     """Find objects in images and videos.
 
     Writes to the output folder, image by image: predictions.json (COCO's result format), images.json (id, path and

@@ -46,8 +46,8 @@ def require_finite_detections(found: Mapping[str, Tensor], model: nn.Module, *, 
     if weights is not None:
         reason = f"Its weights are not, either: {weights}. Use an earlier checkpoint, or train with a lower --lr"
     elif amp != "off":
-        options = "--amp off or --amp bf16" if amp == "fp16" else "--amp off"
-        reason = f"The weights are finite: numbers overflow in {amp}. Pass {options}"
+        options = "bf16 or float32" if amp == "fp16" else "float32"
+        reason = f"The weights are finite: numbers overflow in {amp}. Run it in {options} (--dtype; in training --amp)"
     else:
         reason = "The weights are finite, but too large. Use an earlier checkpoint, or train with a lower --lr"
     raise NotFiniteError(f"{image}: the model's detections are not finite (NaN or infinite). {reason}")

@@ -7,7 +7,7 @@ from dino.data.coco.problems import DatasetError, Problem
 from dino.data.dataset import CocoDataset, Transform
 from dino.data.images import ImageError, open_image, to_rgb
 from dino.data.layout import Layout, Split, find_splits
-from dino.data.loader import Batch, Loader, build_loader, collate, pad_images
+from dino.data.loader import Batch, Loader, build_loader, collate, pad_images, to_device
 from dino.data.sampler import ResumableSampler
 from dino.data.transforms import EvalTransform, TrainTransform, denormalise, normalise, resized_size
 
@@ -39,5 +39,6 @@ __all__ = [
     "open_image",
     "pad_images",
     "resized_size",
+    "to_device",
     "to_rgb",
 ]

@@ -21,7 +21,11 @@ _MOST_REPLACEMENTS = 20
 
 
 class Transform(Protocol):
-    """`TrainTransform`, `EvalTransform`, or a function of your own with the same arguments and results."""
+    """`TrainTransform`, `EvalTransform`, or a function of your own with the same arguments and results.
+
+    A transform with a method `first_size` as that of `TrainTransform` gets images that were decoded in a smaller size,
+    and then their original size as `size_wh`.
+    """
 
     def __call__(
         self, image: Image.Image, boxes_xyxy: Tensor, labels: Tensor, rng: random.Random
@@ -87,7 +91,7 @@ class CocoDataset(Dataset):
         for candidate in range(position, position + min(len(self), _MOST_REPLACEMENTS)):
             candidate %= len(self)
             try:
-                image, target = self._load(candidate, random.Random(f"{self.seed}/{epoch}/{position}"))
+                image, target = self._load(candidate, f"{self.seed}/{epoch}/{position}")
             except ImageError as error:
                 if self.strict:
                     raise
@@ -100,14 +104,19 @@ class CocoDataset(Dataset):
             f"{self.index.name}: {len(problems)} images in a row cannot be read, the last one: {problems[-1]}"
         )
 
-    def _load(self, position: int, rng: random.Random) -> tuple[Tensor, dict[str, Any]]:
+    def _load(self, position: int, seed: str) -> tuple[Tensor, dict[str, Any]]:
         target = self._target(position)
         height, width = target["size_hw"].tolist()
+        size_wh: tuple[int, int] = (width, height)
         path = self.index.image_path(position)
-        image = open_image(path, image_id=target["image_id"], size_wh=(width, height))
+        first_size = getattr(self.transform, "first_size", None)
+        least_wh = None if first_size is None else first_size(size_wh, random.Random(seed))
+        image = open_image(path, image_id=target["image_id"], size_wh=size_wh, least_wh=least_wh)
+        reduced: dict[str, Any] = {} if image.size == size_wh else {"size_wh": size_wh}
         boxes_xyxy, category_ids = self.index.training_boxes(position)
         labels = torch.tensor([self.categories.label_of(int(i)) for i in category_ids], dtype=torch.int64)
-        tensor, target["boxes"], target["labels"] = self.transform(image, torch.from_numpy(boxes_xyxy), labels, rng)
+        boxes = torch.from_numpy(boxes_xyxy)
+        tensor, target["boxes"], target["labels"] = self.transform(image, boxes, labels, random.Random(seed), **reduced)
         return tensor, target
 
     def _target(self, position: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -45,10 +45,32 @@ class Batch:
         moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _TENSORS}
         return dataclasses.replace(self, targets=self.targets.to(device), **moved)
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of the batch, which another stream allocated, until this one no longer needs it."""
+        packed = self.targets
+        of_targets = [packed.labels, packed.offsets, *([] if packed.boxes_cxcywh is None else [packed.boxes_cxcywh])]
+        for tensor in (*(getattr(self, name) for name in _TENSORS), *of_targets):
+            tensor.record_stream(stream)
+
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory, from which copies to a GPU can overlap with its work."""
         pinned = {name: getattr(self, name).pin_memory() for name in _TENSORS}
         return dataclasses.replace(self, targets=self.targets.pin_memory(), **pinned)
+
+
+def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Yield batches on a device. To a GPU they are copied on a stream of their own, while it runs the step before."""
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in batches)
+        return
+    copies = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            moved = batch.to(device, non_blocking=True)
+        work = torch.cuda.current_stream(device)
+        work.wait_stream(copies)
+        moved.record_stream(work)
+        yield moved
 
 
 def pad_images(images: Sequence[Tensor], multiple: int = 1) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,8 @@ class TrainTransform:
     """Probability of a crop."""
     flip_probability: float = 0.5
     """Probability of a horizontal flip; use 0 where mirroring changes the class (digits, text)."""
+    reduced_decoding: bool = True
+    """Whether `first_size` allows files to be decoded in a smaller size."""
 
     def __post_init__(self) -> None:
         for name in ("short_sides", "crop_short_sides", "crop_size"):
@@ -77,18 +79,37 @@ class TrainTransform:
         boxes_xyxy: Tensor,  # [T, 4] float32, pixels
         labels: Tensor,  # [T] int64
         rng: random.Random,
+        size_wh: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the image float32 [3, h, w], boxes_cxcywh [T', 4] in 0..1 of that image, labels [T'].
 
         T' < T if boxes lie outside a crop.
+
+        Args:
+            size_wh: width and height that the boxes refer to, if the image was decoded in a smaller size: only pixels
+                depend on that.
         """
-        sample = (image, boxes_xyxy, labels)
-        if rng.random() < self.flip_probability:
-            sample = flip(sample)
-        if rng.random() < self.crop_probability:
-            sample = resize(sample, rng.choice(self.crop_short_sides), None)
+        sample, size_wh = (image, boxes_xyxy, labels), size_wh or image.size
+        flips, crops = self._draw(rng)
+        if flips:
+            sample = flip(sample, size_wh)
+        if crops:
+            sample = resize(sample, rng.choice(self.crop_short_sides), None, size_wh)
             sample = crop(sample, *random_region(rng, sample[0].size, *self.crop_size))
-        return to_tensors(*resize(sample, rng.choice(self.short_sides), self.long_side))
+            size_wh = sample[0].size
+        return to_tensors(*resize(sample, rng.choice(self.short_sides), self.long_side, size_wh))
+
+    def first_size(self, size_wh: tuple[int, int], rng: random.Random) -> tuple[int, int]:
+        """Return width and height after the first resize of an image of `size_wh`, whose call gets the same `rng`."""
+        if not self.reduced_decoding:
+            return size_wh
+        _, crops = self._draw(rng)
+        sides = (rng.choice(self.crop_short_sides), None) if crops else (rng.choice(self.short_sides), self.long_side)
+        return resized_size(size_wh, *sides)
+
+    def _draw(self, rng: random.Random) -> tuple[bool, bool]:
+        """Draw whether to flip, and whether to crop."""
+        return rng.random() < self.flip_probability, rng.random() < self.crop_probability
 
 
 def resized_size(size_wh: tuple[int, int], short_side: int, long_side: int | None) -> tuple[int, int]:
@@ -105,19 +126,24 @@ def resized_size(size_wh: tuple[int, int], short_side: int, long_side: int | Non
     return int(short_side * width / height), short_side
 
 
-def resize(sample: Sample, short_side: int, long_side: int | None) -> Sample:
-    """Scale the shorter side to short_side, or less if the longer side would exceed long_side."""
+def resize(sample: Sample, short_side: int, long_side: int | None, size_wh: tuple[int, int] | None = None) -> Sample:
+    """Scale the shorter side to short_side, or less if the longer side would exceed long_side.
+
+    Boxes are in an image of `size_wh`, by default that of the image.
+    """
     image, boxes_xyxy, labels = sample
-    resized = image.resize(resized_size(image.size, short_side, long_side), Image.Resampling.BILINEAR)
-    scale_x, scale_y = resized.width / image.width, resized.height / image.height
+    width, height = size_wh or image.size
+    resized = image.resize(resized_size((width, height), short_side, long_side), Image.Resampling.BILINEAR)
+    scale_x, scale_y = resized.width / width, resized.height / height
     return resized, boxes_xyxy * torch.tensor([scale_x, scale_y, scale_x, scale_y], dtype=torch.float32), labels
 
 
-def flip(sample: Sample) -> Sample:
-    """Mirror horizontally."""
+def flip(sample: Sample, size_wh: tuple[int, int] | None = None) -> Sample:
+    """Mirror horizontally. Boxes are in an image of `size_wh`, by default that of the image."""
     image, boxes_xyxy, labels = sample
+    width, _ = size_wh or image.size
     x0, y0, x1, y1 = boxes_xyxy.unbind(-1)
-    boxes_xyxy = torch.stack([image.width - x1, y0, image.width - x0, y1], -1)
+    boxes_xyxy = torch.stack([width - x1, y0, width - x0, y1], -1)
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), boxes_xyxy, labels
 
 

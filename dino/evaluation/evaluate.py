@@ -77,7 +77,7 @@ def predict_results(
     try:
         with torch.no_grad():  # not inference_mode: sharded weights gathered under it could not be trained again
             for batch in console.bar(loader, "evaluate", "batches"):
-                batch = batch.to(device)
+                batch = batch.to(device, non_blocking=True)
                 with context():
                     outputs = model(batch.images, batch.mask)
                 detections = postprocess(outputs, batch.sizes_hw, top_k)

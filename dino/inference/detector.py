@@ -8,16 +8,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack, overload
+from typing import Any, Unpack, cast, overload
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from dino.checkpoint import build_model
 from dino.checkpoint.find import default_categories, load_trained
 from dino.checkpoint.thresholds import load_thresholds
-from dino.common.device import Amp, autocast, choose_device
+from dino.common.device import Amp, Dtype, autocast, choose_device, choose_dtype
 from dino.common.finite import require_finite_detections
 from dino.common.text import command_line, counted, shorten
 from dino.data import Categories, EvalTransform, ImageError, pad_images
@@ -48,11 +48,17 @@ class Detector:
         categories: names and ids of the model's classes.
         transform: resizes and normalises; use the sizes that the model was trained with.
         device: None is a GPU if there is one.
-        amp: "bf16" or "fp16" run the model under autocast.
+        dtype: "float32"; "bfloat16" or "float16" run the model under autocast; "auto" is bfloat16 on a CPU with
+            instructions for it (AVX512-BF16 or AMX), and float32 anywhere else. On the demo's images, in bfloat16
+            95 % of the scores differ from those of float32 by less than 0.03, and all boxes by less than 0.2 % of the
+            image: an object at the threshold can appear or vanish.
+        compile: run the model by `torch.compile`. The first image takes minutes, and so do the first of another size,
+            after which all sizes share one program, and the first batch of more than one. Detections are those of
+            eager mode up to rounding.
 
     Raises:
         TypeError: the model is not a DINO.
-        ValueError: the number of `categories` is not the model's number of classes, the device is unavailable, or amp
+        ValueError: the number of `categories` is not the model's number of classes, the device is unavailable, or dtype
             is unknown.
     """
 
@@ -63,7 +69,8 @@ class Detector:
         *,
         transform: EvalTransform | None = None,
         device: torch.device | str | None = None,
-        amp: Amp = "off",
+        dtype: Dtype | torch.dtype = "auto",
+        compile: bool = False,
     ) -> None:
         if not isinstance(getattr(model, "config", None), ModelConfig):
             raise TypeError(
@@ -76,11 +83,16 @@ class Detector:
                 f"{categories.num_classes}. Pass the categories that it was trained on."
             )
         self.device = choose_device(device)
-        autocast(self.device, amp)
+        chosen = choose_dtype(self.device, dtype)
+        self.dtype: Dtype = chosen[0]
+        """The precision that the model runs in; never "auto"."""
+        self.amp: Amp = chosen[1]
+        """Its name as an autocast, as `dino.evaluation` takes it."""
         self.model = model.to(self.device).eval()
+        self.run: nn.Module = cast(nn.Module, torch.compile(self.model)) if compile else self.model
+        """The model as it is called: itself, or compiled."""
         self.categories = categories
         self.transform = transform or EvalTransform()
-        self.amp: Amp = amp
         self.file: Path | None = None
         """The file of weights that the model was loaded from."""
 
@@ -93,7 +105,8 @@ class Detector:
         short_side: int | None = None,
         long_side: int | None = None,
         device: torch.device | str | None = None,
-        amp: Amp = "off",
+        dtype: Dtype | torch.dtype = "auto",
+        compile: bool = False,
         **overrides: Any,
     ) -> Detector:
         """Load a detector from a file.
@@ -104,7 +117,7 @@ class Detector:
             preset: the model that weights alone belong to; a name of `dino.PRESETS`. A file with its own configuration
                 needs none.
             short_side, long_side: size of the images in pixels; by default as in training.
-            device, amp: see `Detector`.
+            device, dtype, compile: see `Detector`.
             overrides: fields of `ModelConfig` to replace in the preset, such as `num_classes=80`.
 
         Raises:
@@ -119,7 +132,7 @@ class Detector:
                 check_integer(f"from_checkpoint: {name}", side, 1)
         found = load_trained(path, preset=preset, **overrides)
         transform = EvalTransform(short_side or found.transform.short_side, long_side or found.transform.long_side)
-        detector = cls(found.model, found.categories, transform=transform, device=device, amp=amp)
+        detector = cls(found.model, found.categories, transform=transform, device=device, dtype=dtype, compile=compile)
         detector.file = found.file
         return detector
 
@@ -298,7 +311,7 @@ class Detector:
         sizes = torch.tensor([image.size[::-1] for image in images])
         padded, mask = pad_images([self.transform(image, *nothing)[0] for image in images])
         with autocast(self.device, self.amp)():
-            outputs = self.model(padded.to(self.device), mask.to(self.device))
+            outputs = self.run(padded.to(self.device), mask.to(self.device))
         logits, boxes = outputs.logits[-1].float(), outputs.boxes_cxcywh[-1]
         for k, name in enumerate(names):
             require_finite_detections({"scores": logits[k], "boxes": boxes[k]}, self.model, image=name, amp=self.amp)
@@ -339,5 +352,5 @@ class Detector:
         return (
             f"Detector({config.backbone}, {sizes}, {parameters / 1e6:.1f}M parameters, "
             f"{counted(len(names), 'class')}: {shorten(names, 5)}; "
-            f"images {transform.short_side} to {transform.long_side} pixels, {self.device})"
+            f"images {transform.short_side} to {transform.long_side} pixels, {self.dtype} on {self.device})"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ TILE = 1024
 """Tokens of which the feed-forward network is computed at once, for inference on a CPU."""
 
 
-def recompute(block: nn.Module, *inputs: object) -> Tensor:
+def recompute(block: Callable[..., Tensor], *inputs: object) -> Tensor:
     """Run a block without keeping its activations: the backward pass runs it again (gradient checkpointing)."""
     return checkpoint(block, *inputs, use_reentrant=False) if torch.is_grad_enabled() else block(*inputs)
 

@@ -12,7 +12,7 @@ from dino.common.files import write_whole
 from dino.evaluation.coco_metrics import METRIC_NAMES
 from dino.training.step import LOSS_PARTS
 
-STEP_COLUMNS = ("lr", *LOSS_PARTS, "gradient_norm", "images_per_second", "skipped")
+STEP_COLUMNS = ("lr", *LOSS_PARTS, "gradient_norm", "images_per_second", "waiting", "skipped")
 METRIC_COLUMNS = tuple(f"{name}{suffix}" for suffix in ("", "_ema") for name in METRIC_NAMES)
 COLUMNS = ("step", "epoch", *STEP_COLUMNS, *METRIC_COLUMNS)
 
@@ -22,7 +22,8 @@ Row = Mapping[str, float]
 class Log:
     """Appends rows to log.csv and to TensorBoard files.
 
-    Rows of steps have `STEP_COLUMNS`, averaged since the previous row; rows of evaluations have `METRIC_COLUMNS`.
+    Rows of steps have `STEP_COLUMNS`, averaged since the previous row; `waiting` is the share of their time in which
+    the process waited for images. Rows of evaluations have `METRIC_COLUMNS`.
 
     Args:
         folder: the run's folder.

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from tqdm import tqdm
 
-from dino.data import Batch
+from dino.data import Batch, to_device
 from dino.training import report
 from dino.training.checkpoint import save_checkpoint
 from dino.training.curves import draw_curves, matplotlib_is_installed
@@ -46,7 +46,7 @@ class Loop:
         """The signal that ended the run early."""
         steps = run.state.step + run.steps_left
         self._bar: tqdm = run.console.bar((), "training", total=steps, initial=run.state.step)
-        self._recent: deque[tuple[StepReport, float]] = deque(maxlen=run.config.log_every)
+        self._recent: deque[tuple[StepReport, float, float]] = deque(maxlen=run.config.log_every)
         self._since_row = 0
         self._rate = 0.0  # of the step that is not settled
         self._checkpoint_is_agreed = False
@@ -81,7 +81,8 @@ class Loop:
     def _windows(self) -> Iterator[list[Batch]]:
         """Yield the batches of each step, from the run's position to the end of the epoch."""
         loader, batches = self.run.loader, []
-        for batch in loader.batches(self.run.state.epoch, self.run.state.images):
+        loaded = self._pace.watch(loader.batches(self.run.state.epoch, self.run.state.images))
+        for batch in to_device(loaded, self.run.ranks.device):
             self.run.leave_out("training", loader.problems)
             batches.append(batch)
             if len(batches) == self.run.config.accumulate:
@@ -119,7 +120,8 @@ class Loop:
         """Take note of a step's results, while the weights are those after it."""
         run, state = self.run, self.run.state
         now = time.monotonic()
-        self._recent.append((done, now - self._step_ended))
+        seconds, waited = now - self._step_ended, self._pace.waited()
+        self._recent.append((done, seconds, waited))
         self._since_row += 1
         self._step_ended = now
         if done.skipped is None:
@@ -137,7 +139,7 @@ class Loop:
         self._bar.update()
         if len(self._recent) == 1:
             self._bar.refresh()  # outside a terminal the next line comes after a while
-        if advice := self._pace.advice(run.ranks.device):
+        if advice := self._pace.advice(run.ranks.device, seconds, waited, run.config.workers):
             run.console.log(advice)
         stop_requested, self._checkpoint_is_agreed = done.flags
         if stop_requested:
@@ -222,10 +224,13 @@ class Loop:
             run.attempt("log.csv", lambda: log.write(run.state.step, run.fraction_of_epochs, values))
 
     def _means(self, count: int) -> dict[str, float]:
-        """Return the means of losses, gradient norm and speed over the last `count` steps."""
+        """Return the means of losses, gradient norm, speed and waiting over the last `count` steps."""
         recent = list(self._recent)[-count:]
-        finite = [done for done, _ in recent if done.skipped is None]
-        means = {"images_per_second": sum(done.images for done, _ in recent) / sum(seconds for _, seconds in recent)}
+        finite = [done for done, *_ in recent if done.skipped is None]
+        images, seconds, waited = (
+            sum(column) for column in zip(*((d.images, s, w) for d, s, w in recent), strict=True)
+        )
+        means = {"images_per_second": images / seconds, "waiting": waited / seconds}
         if finite:
             means |= {name: sum(done.losses[name] for done in finite) / len(finite) for name in LOSS_PARTS}
             means["gradient_norm"] = sum(done.norm for done in finite) / len(finite)

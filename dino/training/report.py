@@ -15,6 +15,8 @@ from dino.data.statistics import boxes_per_class, problems_and_notes
 from dino.training.run import Run
 from dino.training.step import SkippedStep
 
+_SHOWN_WAITING = 0.05  # of the time of a step
+
 
 def greeting(run: Run) -> str:
     """Describe the model, the data, the batch and the length of a run."""
@@ -67,6 +69,8 @@ def status(run: Run, values: Mapping[str, float]) -> str:
         last = max(run.state.history[-1]["AP"], run.state.history[-1].get("AP_ema", 0.0))
         parts.append(f"AP {percent(last)} (best {percent(run.state.best['AP'])})")
     parts.append(f"{values['images_per_second']:.1f} images/s")
+    if values["waiting"] >= _SHOWN_WAITING:
+        parts.append(f"waiting {values['waiting']:.0%} for images")
     if run.ranks.device.type == "cuda":
         parts.append(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
     return ", ".join(parts)

@@ -215,6 +215,7 @@ def load_data(config: TrainConfig) -> Datasets:
             long_side=config.long_side,
             crop_probability=0.5 if config.crop else 0.0,
             flip_probability=0.5 if config.flip else 0.0,
+            reduced_decoding=config.reduced_decoding,
         ),
         eval_transform=EvalTransform(max(config.short_sides), config.long_side),
         official_classes=config.official_classes,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dino.common.distributed import Ranks
-from dino.data import collate
+from dino.data import collate, to_device
 from dino.model.criterion import SetCriterion
 from dino.training.optimizer import build_optimizer, set_learning_rates
 from dino.training.precision import Precision
@@ -32,13 +32,13 @@ def test_a_step_does_not_synchronise(device: str, amp: str, waiting_is_an_error:
         ranks = Ranks(0, 1, torch.device(place))
         optimizer = build_optimizer(moved, TrainConfig(tmp_path))
         step = Step(moved, SetCriterion(moved.config), optimizer, Precision(amp, place), ranks, clip=0.1)
-        batches = [collate(samples).pin_memory() if place == device else collate(samples)] * 2
+        loaded = [collate(samples).pin_memory() if place == device else collate(samples)] * 2
         found: list[StepReport] = []
-        step(batches)
+        step(list(to_device(loaded, ranks.device)))
         if place == device:
             torch.cuda.synchronize()
             waiting_is_an_error()
-        step(batches, done=found.append)
+        step(list(to_device(loaded, ranks.device)), done=found.append)
         torch.cuda.set_sync_debug_mode("default")
         last = step.finish()
         assert last is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -146,6 +147,12 @@ def _downsample(in_channels: int, channels: int, stride: int, norm: type[nn.Modu
     return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), norm(channels))
 
 
+def _run(blocks: Sequence[nn.Module], x: Tensor, convolve: Convolve) -> Tensor:
+    for block in blocks:
+        x = block(x, convolve)
+    return x
+
+
 class GroupNorm8(nn.GroupNorm):
     """Group normalisation in groups of 8 channels: for networks trained from scratch on small batches."""
 
@@ -204,8 +211,9 @@ class ResNet(Backbone):
         x = F.max_pool2d(x, 3, 2, 1)
         outputs = []
         for stage in range(max(self.levels) + 1):
-            for block in self.get_submodule(f"layer{stage + 1}").children():
-                x = recompute(block, x, convolve) if self.gradient_checkpointing else block(x, convolve)
+            blocks = partial(_run, tuple(self.get_submodule(f"layer{stage + 1}").children()))
+            # Whole stages: the input of a block is two thirds of what it keeps.
+            x = recompute(blocks, x, convolve) if self.gradient_checkpointing else blocks(x, convolve)
             if stage in self.levels:
                 outputs.append(x)
         return outputs

@@ -18,7 +18,7 @@ from dino.commands import exit_codes
 from dino.data import DatasetError
 from tests.dino.tools_toys import CATEGORIES, noise_picture, tiny_model, write_split
 
-WITH_OPTIONS = ("data", "evaluate", "predict", "visualize", "summary")
+WITH_OPTIONS = ("data", "evaluate", "predict", "visualize", "benchmark", "summary")
 
 
 def main(*arguments):
@@ -165,7 +165,7 @@ def test_errors_of_this_package_and_of_files_are_the_users(plain, tmp_path, caps
 def test_out_of_memory_says_what_helps(plain, capsys):
     assert exit_codes.run(raising(torch.OutOfMemoryError("tried to allocate 20 GiB"))) == 1
     text = capsys.readouterr().err
-    assert "20 GiB" in text and "--amp bf16" in text and "Traceback" not in text
+    assert "20 GiB" in text and "--dtype bfloat16" in text and "Traceback" not in text
 
 
 def test_ctrl_c_ends_with_130_and_no_traceback(plain, capsys):

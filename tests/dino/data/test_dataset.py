@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from dino.data import (
@@ -163,3 +169,40 @@ def test_a_folder_that_became_unreadable_ends_the_run(count: int, tmp_path: Path
         DatasetError, match=rf"{min(count, 20)} images in a row cannot be read, .*the file does not exist"
     ):
         data[0]
+
+
+def test_training_decodes_large_photographs_smaller_and_changes_pixels_only(tmp_path: Path) -> None:
+    image = {"id": 1, "file_name": "large.jpg", "width": 322, "height": 241}
+    boxes = [{"id": 1, "image_id": 1, "category_id": 17, "bbox": [30.5, 40, 200, 150]}]
+    write_split(tmp_path, document() | {"images": [image], "annotations": boxes})
+    smooth = Image.open(tmp_path / "large.jpg").resize((12, 9)).resize((322, 241), Image.Resampling.BICUBIC)
+    smooth.save(tmp_path / "large.jpg", quality=95)
+    reduced, whole = dataset(tmp_path), dataset(tmp_path)
+    whole.transform = dataclasses.replace(SMALL, reduced_decoding=False)
+    for epoch in range(30):
+        (image, target), (expected, truth) = reduced[epoch, 0], whole[epoch, 0]
+        assert image is not None and expected is not None and image.shape == expected.shape
+        assert torch.equal(target["boxes"], truth["boxes"]) and torch.equal(target["labels"], truth["labels"])
+        assert 0 < (image - expected).abs().mean() < 0.05
+
+
+def test_a_transform_of_ones_own_and_evaluation_get_whole_images(tmp_path: Path) -> None:
+    write_split(tmp_path)
+    sizes = []
+
+    def transform(image: Image.Image, boxes: torch.Tensor, labels: torch.Tensor, rng: random.Random) -> Any:
+        sizes.append(image.size)
+        return normalise(image), boxes, labels
+
+    data = dataset(tmp_path)
+    data.transform = transform  # type: ignore[assignment]
+    assert data[1][0] is not None and sizes == [(64, 48)]
+    assert not hasattr(EvalTransform, "first_size")
+
+
+@given(st.tuples(st.integers(30, 2000), st.integers(30, 2000)), st.integers(0, 99), st.sampled_from([None, 0.0, 1.0]))
+def test_the_first_size_is_that_of_the_first_resize(size_wh: tuple[int, int], seed: int, crops: float | None) -> None:
+    transform = SMALL if crops is None else dataclasses.replace(SMALL, crop_probability=crops)
+    with mock.patch.object(Image.Image, "resize", autospec=True, side_effect=Image.Image.resize) as resize:
+        transform(Image.new("RGB", size_wh), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), random.Random(seed))
+    assert resize.call_args_list[0].args[1] == transform.first_size(size_wh, random.Random(seed))

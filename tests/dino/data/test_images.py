@@ -206,3 +206,47 @@ def test_the_first_frame_of_an_animation_is_used(tmp_path: Path) -> None:
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     image = open_image(tmp_path / "a.gif", size_wh=(WIDTH, HEIGHT))
     assert grey_of(image)[:, :4].mean() > grey_of(image)[:, -4:].mean() + 20
+
+
+# Smaller decoding
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    """Smooth noise."""
+    cells = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    ("least", "size"),
+    [((200, 150), (200, 150)), ((199, 150), (200, 150)), ((200, 151), (400, 300)), ((401, 9), (800, 600)),
+     ((60, 60), (100, 75)), ((101, 76), (200, 150)), ((900, 900), (800, 600))],
+)  # fmt: skip
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_is_decoded_no_smaller_than_requested_and_turned_as_the_whole(
+    least: tuple[int, int], size: tuple[int, int], orientation: int, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = orientation > 4  # stated upright, which exchanges the sides
+    photograph(800, 600).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    stated, least, size = ((h, w) if turned else (w, h) for w, h in ((800, 600), least, size))
+    whole = open_image(tmp_path / "a.jpg", size_wh=stated)
+    image = open_image(tmp_path / "a.jpg", size_wh=stated, least_wh=least)
+    assert image.size == size and image.mode == "RGB"
+    small = whole.resize(image.size, Image.Resampling.BILINEAR)
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(small).astype(int)).mean() < 2
+
+
+def test_other_formats_sizes_and_square_reductions_are_those_of_the_whole(tmp_path: Path) -> None:
+    photograph(80, 60).save(tmp_path / "a.png")
+    assert open_image(tmp_path / "a.png", size_wh=(80, 60), least_wh=(10, 10)).size == (80, 60)
+    photograph(80, 60).save(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match="has 80x60 pixels, but the annotation file states 60x80"):
+        open_image(tmp_path / "a.jpg", size_wh=(60, 80), least_wh=(10, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photograph(806, 801).save(tmp_path / "b.jpg", exif=exif)  # an eighth of both sides is 101
+    stored, upright = (open_image(tmp_path / "b.jpg", size_wh=wh, least_wh=(90, 90)) for wh in ((806, 801), (801, 806)))
+    assert stored.size == upright.size == (101, 101)
+    assert np.array_equal(np.asarray(stored.transpose(Image.Transpose.ROTATE_270)), np.asarray(upright))

@@ -99,11 +99,11 @@ def test_output_that_is_not_finite_is_an_error_in_words(picture, value):
         broken.predict(picture, 0.0)
 
 
-def test_a_wrong_model_or_amp_is_an_error_in_words():
+def test_a_wrong_model_or_dtype_is_an_error_in_words():
     with pytest.raises(TypeError, match=r"must be a DINO, got str.*from_checkpoint"):
         Detector("runs/mine", CATEGORIES)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="amp must be one of"):
-        Detector(tiny_model(), CATEGORIES, amp="fp8")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"dtype must be one of .*, got 'fp8'"):
+        Detector(tiny_model(), CATEGORIES, dtype="fp8")  # type: ignore[arg-type]
 
 
 # Arguments of from_checkpoint
@@ -131,7 +131,7 @@ def run(tmp_path_factory):
         ({"preset": "dino_4scale_r5"}, "preset must be one of .*perhaps you meant 'dino_4scale_r50'"),
         ({"short_side": "32"}, "from_checkpoint: short_side must be an integer of at least 1, got '32'"),
         ({"long_side": 0}, "from_checkpoint: long_side must be an integer of at least 1, got 0"),
-        ({"amp": "half"}, "amp must be one of"),
+        ({"dtype": "half"}, "dtype must be one of"),
         ({"device": "gpu"}, "device must be cpu, cuda"),
     ],
 )

@@ -20,7 +20,7 @@ import dino.training.evaluation
 import dino.training.log
 import dino.training.loop
 from dino.commands.train import parse
-from dino.training.log import METRIC_COLUMNS
+from dino.training.log import METRIC_COLUMNS, read_log
 from dino.training.loop import Loop
 from dino.training.pace import Pace
 from dino.training.step import LOSS_PARTS
@@ -153,7 +153,39 @@ def test_steps_that_wait_more_than_they_compute_are_reported_once(monkeypatch, d
     for step in range(30):
         clock["monotonic"] += 100.0 if step == 0 else seconds  # the first step also loads and compiles
         clock["process_time"] += computed
-        lines.append(pace.advice(torch.device(device)))
+        lines.append(pace.advice(torch.device(device), seconds, 0.0, 2))
     advice = [line for line in lines if line]
     assert len(advice) == shown
     assert not shown or "slow: 10 steps took 40.0 s, in which this process computed for 10.0 s" in advice[0]
+
+
+@pytest.mark.parametrize(("loading", "shown"), [(0.6, 1), (0.25, 1), (0.15, 0)])
+def test_waiting_for_images_is_measured_and_much_of_it_reported_once(monkeypatch, loading, shown):
+    clock = [0.0]
+    for name in ("monotonic", "process_time"):
+        monkeypatch.setattr(f"dino.training.pace.time.{name}", lambda: clock[0])
+
+    def loader():
+        for step in range(160):
+            clock[0] += 100.0 if step == 0 else loading  # the first batch starts the workers
+            yield step
+
+    pace, lines = Pace(), []
+    for step in pace.watch(loader()):
+        clock[0] += 1.0 - loading
+        waited = pace.waited()
+        assert waited == pytest.approx(loading if step else 100.0)
+        lines.append(pace.advice(torch.device("cpu"), 1.0 if step else 101.0, waited, 3))
+    advice = [line for line in lines if line]
+    assert len(advice) == shown and lines[50:51] == advice[:1] * shown + [None] * (1 - shown)
+    assert not shown or (f"waiting: {loading:.0%} of the last 50 steps" in advice[0] and "(now 3)" in advice[0])
+
+
+def test_the_share_of_waiting_is_logged_and_shown(data, tmp_path, monkeypatch, capsys):
+    quick_runs(monkeypatch)
+    monkeypatch.setattr(Pace, "waited", lambda pace: 1e9)
+    monkeypatch.setattr("dino.common.console.SECONDS_BETWEEN_LINES", 0.0)
+    train(toy_config(data, tmp_path / "run", epochs=1))
+    rows = read_log(tmp_path / "run" / "log.csv")
+    assert rows and all(row["waiting"] == pytest.approx(1e9 * row["images_per_second"] / 2, rel=1e-3) for row in rows)
+    assert "% for images" in capsys.readouterr().out
