@@ -18,7 +18,7 @@ from functools import partial
 from itertools import chain, groupby
 from typing import Any
 
-from benchmarks.detector import ablation, memory
+from benchmarks.detector import ablation, memory, precision, training_step
 from benchmarks.matching.peers import BASELINES, LISTS
 from benchmarks.matching.workloads import ASSIGNMENT, COST, MATCHER
 from benchmarks.measure.machine import ROOT, caption
@@ -180,6 +180,8 @@ TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
     "matching": (FILE_NAME, matching_table),
     **{op: (FILE_NAME, partial(matching_op_table, op=op)) for op in MATCHING_JOBS},
     "ablation": (ablation.FILE_NAME, ablation.table),
+    "precision": (precision.FILE_NAME, precision.table),
+    "training_step": (training_step.FILE_NAME, training_step.table),
     "step_memory": (memory.FILE_NAME, memory.table),
     "counts": (counts.STORED.name, counts.table),
 }
