@@ -21,7 +21,7 @@ from dino.training.ema import MovingAverage
 from dino.training.optimizer import build_optimizer
 from dino.training.precision import Precision
 from dino.training.run_folder import RunFolder
-from dino.training.step import Step
+from dino.training.step import Step, compiled
 
 COMPILER = "inductor"
 """Backend of `torch.compile` for `TrainConfig.compile`."""
@@ -186,16 +186,19 @@ def assemble(config: TrainConfig, ranks: Ranks, console: Console, folder: RunFol
             )
         console.log(f"{config.finetune}: {report}")
     model.to(ranks.device)
-    module = replicate_or_shard(model, config.strategy, ranks)
+    called, criterion = model, SetCriterion(model.config).to(ranks.device)
+    if config.compile:
+        called, criterion = compiled(model, COMPILER), compiled(criterion, COMPILER)
+    module = replicate_or_shard(called, config.strategy, ranks)
     seed_process(config.seed + ranks.rank)
     step = Step(
         module.train(),
-        SetCriterion(model.config),
+        criterion,
         build_optimizer(model, config),
         Precision(config.amp, ranks.device.type),
         ranks,
         config.clip,
-        compiler=COMPILER if config.compile else None,
+        compiled=config.compile,
         static=config.static,
     )
     ema = MovingAverage(model, config.ema_decay) if config.ema_decay > 0 else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from dino.common.distributed import Ranks, gradient_sync
 from dino.common.text import shorten
 from dino.model.criterion import NUM_TRAINED, Losses, SetCriterion, mean_boxes
-from dino.model.outputs import DetectionOutput
 from dino.training.optimizer import clip_gradients
 from dino.training.precision import Precision
 from dino.training.replay import Replay
@@ -26,6 +25,7 @@ LOSS_PARTS = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_encoder", "loss
 """The training loss; the last layer's three losses, unweighted; the shares of encoder and denoising, weighted."""
 
 
+Compiled = TypeVar("Compiled", bound=nn.Module)
 MOST_COMPILED = 64
 """Variants of the model that `torch.compile` may make."""
 
@@ -88,7 +88,7 @@ class Step:
         module: the model, or its distributed wrapper.
         optimizer: a fused one of PyTorch, which drops a step on the device.
         clip: largest norm of the gradient.
-        compiler: backend of `torch.compile` for model and criterion, such as "inductor"; None: they are not compiled.
+        compiled: whether model and criterion are compiled, see `compiled`; further sizes then compile no more.
         static: replay the passes of a batch, and the update, as CUDA graphs: one process, batches whose targets have a
             fixed capacity.
 
@@ -105,7 +105,7 @@ class Step:
         ranks: Ranks,
         clip: float,
         *,
-        compiler: str | None = None,
+        compiled: bool = False,
         static: bool = False,
     ) -> None:
         if not getattr(optimizer, "_step_supports_amp_scaling", False):
@@ -117,13 +117,7 @@ class Step:
         self.ranks = ranks
         self.clip = clip
         self.static = static
-        self._forward: Callable[..., DetectionOutput] = module
-        self._losses: Callable[..., Losses] = self.criterion
-        if compiler is not None:
-            # Further variants, for example of a batch that lacks an image, must not end the run.
-            torch._dynamo.config.recompile_limit = max(MOST_COMPILED, torch._dynamo.config.recompile_limit)
-            self._forward = torch.compile(module, fullgraph=True, backend=compiler)
-            self._losses = torch.compile(self.criterion, fullgraph=True, backend=compiler)
+        self.compiled = compiled
         self._replayed_passes, self._replayed_update = Replay(self._passes_of_tensors), Replay(self._update)
         self._pending: _Pending | None = None
 
@@ -207,12 +201,12 @@ class Step:
         self, images: Tensor, mask: Tensor, targets: PackedTargets, num_boxes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the forward and backward pass of a batch; return table and class error of the losses, weighted losses."""
-        if self._forward is not self.module:  # compile for all sizes at once
+        if self.compiled:
             for tensor, sides in ((images, (2, 3)), (mask, (1, 2))):
                 torch._dynamo.mark_dynamic(tensor, sides)
         with self.precision.autocast():
-            outputs = self._forward(images, mask, targets)
-        losses = self._losses(outputs, targets, num_boxes)
+            outputs = self.module(images, mask, targets)
+        losses = self.criterion(outputs, targets, num_boxes)
         weighted = self.criterion.weighted(losses)
         self.precision.backward(weighted.sum())
         return losses.table.detach(), losses.class_error, weighted.detach()
@@ -245,6 +239,18 @@ class Step:
         terms = sorted(set().union(*(names for names, _, _ in gathered)))
         ids = [i for _, some, every in gathered for i in (some if terms else every)]
         return SkippedStep(tuple(terms), tuple(ids), norm)
+
+
+def compiled(module: Compiled, backend: str) -> Compiled:
+    """Return the module behind `torch.compile`, in one graph without breaks.
+
+    Args:
+        module: the model, before it is replicated, or the criterion.
+        backend: of `torch.compile`.
+    """
+    # Further variants, for example of a batch that lacks an image, must not end the run.
+    torch._dynamo.config.recompile_limit = max(MOST_COMPILED, torch._dynamo.config.recompile_limit)
+    return cast(Compiled, torch.compile(module, fullgraph=True, backend=backend))
 
 
 def loss_parts(

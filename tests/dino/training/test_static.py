@@ -26,7 +26,7 @@ from dino.training.config import TrainConfig
 from dino.training.optimizer import build_optimizer, clip_gradients
 from dino.training.precision import Precision
 from dino.training.replay import Replay
-from dino.training.step import Step, StepReport
+from dino.training.step import Step, StepReport, compiled
 from dino.training.train import train
 from dino_kernels import Match, PackedTargets
 from dino_kernels.nn import MSDeformAttn
@@ -216,12 +216,15 @@ def test_compiled_steps_are_the_plain_ones_and_compile_a_few_times_only() -> Non
     first, second = tiny_model(), tiny_model()
     torch.manual_seed(2)
     plain = reports_of(step_of(first), batches)
-    compiled = step_of(second, compiler=counting)
+    counted: Any = counting
+    model, criterion = compiled(second, counted), compiled(SetCriterion(second.config), counted)
+    optimizer = build_optimizer(second, TrainConfig(Path(), lr=1e-3))
+    step = Step(model, criterion, optimizer, Precision("off", "cpu"), ALONE, clip=0.1, compiled=True)
     torch.manual_seed(2)
-    some = reports_of(compiled, batches[:10])
+    some = reports_of(step, batches[:10])
     after_ten = len(graphs)
     assert after_ten == 2  # model and criterion, for all sizes
-    found = reports_of(compiled, batches[10:])
+    found = reports_of(step, batches[10:])
     assert len(graphs) == after_ten
     for one, other in zip(plain, [*some, *found], strict=True):
         assert other.losses == pytest.approx(one.losses, rel=1e-3)
