@@ -250,6 +250,8 @@ def compiled(module: Compiled, backend: str) -> Compiled:
     """
     # Further variants, for example of a batch that lacks an image, must not end the run.
     torch._dynamo.config.recompile_limit = max(MOST_COMPILED, torch._dynamo.config.recompile_limit)
+    # Otherwise DistributedDataParallel splits the graph, which fails for free sizes (PyTorch 2.13).
+    torch._dynamo.config.optimize_ddp = False
     return cast(Compiled, torch.compile(module, fullgraph=True, backend=backend))
 
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import dino_kernels
-from dino.common.distributed import Ranks
+from dino.common.distributed import Ranks, joined_ranks, replicate_or_shard
 from dino.data import Batch, collate
 from dino.model.criterion import SetCriterion
 from dino.model.dino import DINO
@@ -30,7 +30,7 @@ from dino.training.step import Step, StepReport, compiled
 from dino.training.train import train
 from dino_kernels import Match, PackedTargets
 from dino_kernels.nn import MSDeformAttn
-from tests.dino.training.train_toys import TINY, quick_runs, toy_config, weights, write_rectangles
+from tests.dino.training.train_toys import TINY, quick_runs, run_ranks, toy_config, weights, write_rectangles
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 SIZES = [((64, 50), (40, 64)), ((90, 64), (60, 33)), ((64, 128), (128, 64)), ((30, 100), (64, 70)), ((128, 128),) * 2]
@@ -228,6 +228,30 @@ def test_compiled_steps_are_the_plain_ones_and_compile_a_few_times_only() -> Non
     assert len(graphs) == after_ten
     for one, other in zip(plain, [*some, *found], strict=True):
         assert other.losses == pytest.approx(one.losses, rel=1e-3)
+
+
+def compare_compiled_steps_of_two_processes() -> None:
+    with joined_ranks("cpu") as ranks:
+        seeds = range(10 * ranks.rank, 10 * ranks.rank + 4)
+        batches = [[batch_of(SIZES[seed % 5], seed % 4, 2, seed=seed)] * 2 for seed in seeds]
+        losses = []
+        for is_compiled in (False, True):
+            model = called = tiny_model()
+            criterion = SetCriterion(model.config)
+            if is_compiled:
+                called, criterion = compiled(model, "eager"), compiled(criterion, "eager")
+            optimizer, module = build_optimizer(model, TrainConfig(Path())), replicate_or_shard(called, "ddp", ranks)
+            step = Step(module, criterion, optimizer, Precision("off", "cpu"), ranks, clip=0.1, compiled=is_compiled)
+            torch.manual_seed(ranks.rank)
+            losses.append([report.losses["loss"] for report in reports_of(step, batches)])
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.mark.compiler
+def test_compiled_steps_of_two_processes(everything: bool) -> None:
+    if not everything:
+        pytest.skip("compiling in two processes takes half a minute: in a long run")
+    run_ranks(2, compare_compiled_steps_of_two_processes)
 
 
 @pytest.mark.parametrize("options", [{"static": True}, {"static": True, "amp": "bf16", "accumulate": 2}], ids=str)
