@@ -116,9 +116,10 @@ class Official:
         yield
         losses = self.criterion(outputs, targets)
         weights = self.criterion.weight_dict
-        total = sum(losses[name] * weights[name] for name in losses if name in weights)
+        total: Any = sum(losses[name] * weights[name] for name in losses if name in weights)
         reduced = self.misc.reduce_dict(losses)
-        _ = sum(reduced[name] * weights[name] for name in reduced if name in weights).item()
+        logged: Any = sum(reduced[name] * weights[name] for name in reduced if name in weights)
+        logged.item()
         yield
         self.optimizer.zero_grad()
         total.backward()
