@@ -89,6 +89,23 @@ template <class V>
 DINO_INLINE void store(void* to, V v) {
   __builtin_memcpy(to, &v, sizeof(V));
 }
+// Stores a vector at an aligned address without reading its cache line, for data that will leave the caches.
+template <class V>
+DINO_INLINE void stream(void* to, V v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(static_cast<float*>(to), (__m512)v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(static_cast<float*>(to), (__m256)v);
+#else
+  store(to, v);
+#endif
+}
+// Orders streamed data before everything that the thread stores later.
+DINO_INLINE void finish_streams() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
 template <class To, class From>
 DINO_INLINE To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From));

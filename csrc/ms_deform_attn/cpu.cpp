@@ -2,6 +2,7 @@
 #include "cpu.h"
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "../common/tasks.h"
@@ -38,8 +39,8 @@ struct CpuCall : OnCpu {
 
  private:
   std::vector<int64_t> integers(const char* name, const Tensor& tensor) const;
-  Tensor gradient_of_value(const Tensor& value, bool wanted);
-  void set_value_tasks();
+  void scatter_value(const CpuKernels& kernels);
+  void gather_value(const CpuKernels& kernels);
 };
 
 std::vector<int64_t> CpuCall::integers(const char* name, const Tensor& tensor) const {
@@ -99,22 +100,25 @@ int64_t query_grain(const CpuParams& p) {
   return std::max<int64_t>(1, kCornerChannels / std::max<int64_t>(1, p.M * p.K * p.D));
 }
 
+int64_t lanes_of(const CpuParams& p, const CpuKernels& kernels) {
+  return kernels.vector_bytes / (p.dtype == DType::float64 ? 8 : 4);
+}
+
 Tensor CpuCall::run_forward(const Tensor& value) {
   CpuParams& p = params;
   Tensor output = torch::stable::new_empty(value, {p.B, p.Q, p.M * p.D});
   if (output.numel() == 0) return output;
   p.output = output.mutable_data_ptr();
-  run(p, kernels_for(p).forward, p.B * p.Q, query_grain(p));
+  const CpuKernels& kernels = kernels_for(p);
+  p.heads_per_table = heads_per_table(p, lanes_of(p, kernels));
+  run(p, kernels.forward, p.B * p.Q, query_grain(p));
   return output;
 }
 
-// A task is a head, or one level of a head if there are fewer (image, head) pairs than threads. When summing
-// in place, a thread takes its heads together, because their rows are neighbours.
-void CpuCall::set_value_tasks() {
+// A task is a head, or one level of a head if there are fewer (image, head) pairs than threads.
+void CpuCall::scatter_value(const CpuKernels& kernels) {
   CpuParams& p = params;
-  const int64_t threads = torch::stable::get_num_threads(), heads = p.B * p.M;
-  p.heads_together = p.sums_in_place ? std::clamp<int64_t>(heads / threads, 1, p.M) : 1;
-  if (packed && heads < threads) {
+  if (packed && p.B * p.M < torch::stable::get_num_threads()) {
     for (const Level& level : levels) {
       groups.push_back({level.start, int64_t{level.height} * level.width, level.first_point, level.points});
     }
@@ -123,32 +127,45 @@ void CpuCall::set_value_tasks() {
   }
   p.groups = groups.data();
   p.number_of_groups = static_cast<int64_t>(groups.size());
+  p.heads_per_table = 1;
+  run(p, kernels.scatter_value, p.B * p.number_of_groups * p.M, 1);
 }
 
-// With few samples per row, as in a decoder, zeroing separate sums and copying them costs more than the
-// additions; then the sums are made in grad_value, which must start at zero.
-Tensor CpuCall::gradient_of_value(const Tensor& value, bool wanted) {
+// A task is a head, or some rows of a head if there are fewer (image, head) pairs than threads.
+void CpuCall::gather_value(const CpuKernels& kernels) {
   CpuParams& p = params;
-  constexpr int64_t kFewCornersPerRow = 8;
-  const bool has_dtype_of_sums = p.dtype == DType::float32 || p.dtype == DType::float64;
-  p.sums_in_place = has_dtype_of_sums && p.Q * p.K * 4 < kFewCornersPerRow * p.S;
-  Tensor gradient =
-      wanted && p.sums_in_place ? torch::stable::new_zeros(value, value.sizes()) : gradient_of(value, wanted);
-  p.grad_value = data_if(wanted, gradient);
-  return gradient;
+  const int64_t heads = p.B * p.M, threads = torch::stable::get_num_threads();
+  p.parts = (threads + heads - 1) / heads;
+  run(p, kernels.gather_value, heads * p.parts, 1);
 }
 
-// Sums follow the order of the queries for any number of threads, so there is no separate deterministic mode.
+// With few samples per row, as in a decoder, filling sums with zeros costs more than the additions. Sums
+// follow the order of the queries for any number of threads, so there is no separate deterministic mode.
 Tensor CpuCall::run_backward(const Tensor& value, bool value_wanted, const std::optional<Tensor>&) {
+  constexpr int64_t kFewCornersPerRow = 8;
   CpuParams& p = params;
   const CpuKernels& kernels = kernels_for(p);
-  Tensor grad_value = gradient_of_value(value, value_wanted);
-  if (p.grad_positions || p.grad_weights || p.grad_reference_points) {
+  const int64_t lanes = lanes_of(p, kernels), corners = p.Q * p.K * 4;
+  Tensor grad_value = gradient_of(value, value_wanted);
+  p.grad_value = data_if(value_wanted, grad_value);
+  p.heads_per_table = heads_per_table(p, lanes);
+  AlignedMemory kept;
+  const bool gathers =
+      p.grad_value && corners < kFewCornersPerRow * p.S && corners <= std::numeric_limits<int32_t>::max();
+  if (gathers) {
+    const int64_t samples = (p.heads_per_table * p.K + lanes - 1) / lanes * lanes;  // of a table, padded
+    const int64_t bytes = p.B * p.Q * (p.M / p.heads_per_table) * 4 * samples * kernels.vector_bytes / lanes;
+    kept = aligned_memory(2 * bytes);
+    p.corner_rows = kept.get();
+    p.corner_weights = kept.get() + bytes;
+  }
+  if (gathers || p.grad_positions || p.grad_weights || p.grad_reference_points) {
     run(p, kernels.backward_samples, p.B * p.Q, query_grain(p));
   }
-  if (p.grad_value) {
-    set_value_tasks();
-    run(p, kernels.backward_value, p.B * p.number_of_groups * p.M, 1);
+  if (gathers) {
+    gather_value(kernels);
+  } else if (p.grad_value) {
+    scatter_value(kernels);
   }
   return grad_value;
 }

@@ -1,7 +1,8 @@
 // Backward, samples: gradients of positions, weights and reference points.
 //
 // All of them follow from the dot products of each sample's four rows with the head's output gradient. Tables
-// are built one head ahead, as in the forward.
+// are built one ahead, as in the forward. If grad_value is gathered later, rows and weights of the corners
+// are kept for it.
 #pragma once
 
 #include "cpu_samples.h"
@@ -17,62 +18,123 @@ struct BackwardSamples {
 
   Source<T> source;
   SampleTable<A> tables[2];
-  V* any_grad_head;   // where kVectors is 0
-  A* grad_attention;  // [K rounded up]
-  int64_t bytes;      // of scratch
+  V* any_grad_heads;      // [heads of a table, vectors of D]
+  A* grad_attention;      // [samples of a table, padded]
+  int64_t* head_of_lane;  // [kWidth] where a table has several heads
+  int64_t bytes;          // of scratch
 
   BackwardSamples(const CpuParams& p, Scratch scratch)
       : source(p, scratch),
         tables{{scratch, source.levels.padded}, {scratch, source.levels.padded}},
-        any_grad_head(scratch.take<V>(Row::vectors(p.D))),
+        any_grad_heads(scratch.take<V>(p.heads_per_table * Row::vectors(p.D))),
         grad_attention(scratch.take<A>(source.levels.padded)),
+        head_of_lane(scratch.take<int64_t>(kWidth)),
         bytes(scratch.used) {}
 
   // Queries [begin, end), counted across the batch.
   void run(int64_t begin, int64_t end) {
     const CpuParams& p = source.p;
     source.begin();
-    const int64_t first = begin * p.M, last = end * p.M;
-    source.make_table(first, tables[0]);
-    for (int64_t h = first; h < last; ++h) {
-      SampleTable<A>& ahead = tables[(h + 1 - first) % 2];
-      // The frame must still be that of this head's query when its gradients are scaled.
-      const bool ahead_shares_frame = h + 1 < last && h % p.M + 1 < p.M;
-      if (ahead_shares_frame) source.make_table(h + 1, ahead);
-      head_gradients(tables[(h - first) % 2], h);
-      if (h + 1 < last && !ahead_shares_frame) source.make_table(h + 1, ahead);
+    for (int64_t i = 0; i < kWidth; ++i) {
+      const int64_t head = i / (p.K > 0 ? p.K : 1);
+      head_of_lane[i] = head < p.heads_per_table ? head : p.heads_per_table - 1;
+    }
+    const bool dots = p.grad_positions || p.grad_weights || p.grad_reference_points;
+    const int64_t tables_of_query = p.M / p.heads_per_table, last = end * tables_of_query;
+    TableIndex at(p, begin), ahead = at;
+    make_table(ahead, tables[0]);
+    ahead.advance(p);
+    for (int64_t t = begin * tables_of_query, current = 0; t < last; ++t, current = 1 - current) {
+      SampleTable<A>& next = tables[1 - current];
+      // The frame must still be that of this table's query when its gradients are scaled.
+      const bool ahead_shares_frame = t + 1 < last && ahead.m != 0;
+      if (ahead_shares_frame) make_table(ahead, next);
+      if (dots) gradients(tables[current], at);
+      if (t + 1 < last && !ahead_shares_frame) make_table(ahead, next);
+      at = ahead;
+      ahead.advance(p);
     }
   }
 
-  // Dot products of one corner's rows of kWidth samples with the head's output gradient, one sample per lane.
-  static DINO_INLINE V corner_dots(char* const* rows, int64_t D, const V* grad_head) {
-    V parts[kWidth];
-#pragma GCC unroll 16
-    for (int i = 0; i < kWidth; ++i) {
-      const T* row = reinterpret_cast<const T*>(rows[i]);
-      if constexpr (kVectors > 0) {
-        V lanes[kVectors];
-        Row::load(row, D, lanes);
-        parts[i] = lanes[0] * grad_head[0];
-        for (int v = 1; v < kVectors; ++v) parts[i] += lanes[v] * grad_head[v];
-      } else {
-        parts[i] = V{};
-        for (int64_t v = 0; v * kWidth < D; ++v) {
-          const int64_t left = D - v * kWidth;
-          parts[i] +=
-              grad_head[v] * (left >= kWidth ? widen(row + v * kWidth) : load_some(row + v * kWidth, left));
-        }
-      }
-    }
-    return transposed_sums<A, kWidth>(parts);
-  }
-
-  DINO_INLINE void head_gradients(const SampleTable<A>& table, int64_t h) {
+  DINO_INLINE void make_table(const TableIndex& at, SampleTable<A>& table) {
     const CpuParams& p = source.p;
-    const int64_t query = h / p.M, m = h % p.M;
+    if (p.corner_rows) {
+      const int64_t groups = p.M / p.heads_per_table;
+      const int64_t first = ((at.b * groups + at.m / p.heads_per_table) * p.Q + at.q) * 4 * table.padded;
+      table.row_numbers = static_cast<Integer<A>*>(p.corner_rows) + first;
+      table.weights = static_cast<A*>(p.corner_weights) + first;
+    }
+    source.make_table(at, table);
+  }
+
+  // The dot product of one row with a head's output gradient, not yet summed over the lanes.
+  static DINO_INLINE V products(const char* row, int64_t D, const V* grad_head) {
+    const T* channels = reinterpret_cast<const T*>(row);
+    if constexpr (kVectors > 0) {
+      V lanes[kVectors];
+      Row::load(channels, D, lanes);
+      V sum = lanes[0] * grad_head[0];
+      for (int v = 1; v < kVectors; ++v) sum += lanes[v] * grad_head[v];
+      return sum;
+    } else {
+      V sum{};
+      for (int64_t v = 0; v * kWidth < D; ++v) {
+        const int64_t left = D - v * kWidth;
+        sum += grad_head[v] *
+               (left >= kWidth ? widen(channels + v * kWidth) : load_some(channels + v * kWidth, left));
+      }
+      return sum;
+    }
+  }
+
+  // Dot products of the four corners' rows of samples [k, k + kWidth), one sample per lane.
+  DINO_INLINE void corner_dots(const SampleTable<A>& table, int64_t k, const V* grad_heads, V* dots) const {
+    const int64_t D = source.p.D, left = source.p.K - k;
+    char* const* rows = table.rows + k;
+    V parts[kWidth];
+    if (source.p.heads_per_table > 1) {
+      const int64_t vectors = Row::vectors(D), head_bytes = source.head_bytes();
+      for (int c = 0; c < 4; ++c) {
+        for (int i = 0; i < kWidth; ++i) {
+          const int64_t head = head_of_lane[i];
+          parts[i] = products(rows[c * table.padded + i] + head * head_bytes, D, grad_heads + head * vectors);
+        }
+        dots[c] = transposed_sums<A, kWidth>(parts);
+      }
+      return;
+    }
     V registers[kVectors ? kVectors : 1];
-    V* grad_head = kVectors ? registers : any_grad_head;
-    Row::load(source.grad_output(h), p.D, grad_head);
+    for (int v = 0; v < kVectors; ++v) registers[v] = grad_heads[v];
+    const V* grad_head = kVectors ? registers : grad_heads;
+    if (left <= kWidth / 2) {  // two corners of half a vector of samples
+      constexpr int kHalf = kWidth / 2;
+      for (int c = 0; c < 4; c += 2) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kWidth; ++i) {
+          parts[i] = products(rows[(c + i / kHalf) * table.padded + i % kHalf], D, grad_head);
+        }
+        dots[c] = transposed_sums<A, kWidth>(parts);
+        using Sequence = std::make_integer_sequence<int, kWidth>;
+        dots[c + 1] = shuffle(dots[c], dots[c], exchanged<kHalf>(Sequence{}));
+      }
+      return;
+    }
+    for (int c = 0; c < 4; ++c) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) {
+        parts[i] = products(rows[c * table.padded + i], D, grad_head);
+      }
+      dots[c] = transposed_sums<A, kWidth>(parts);
+    }
+  }
+
+  DINO_INLINE void gradients(const SampleTable<A>& table, const TableIndex& at) {
+    const CpuParams& p = source.p;
+    const int64_t query = at.query(p), m = at.m, first = at.head(p) * p.K, samples = table_samples(p);
+    const T* grad_output = source.grad_output(at.b, at.q, at.m);
+    for (int64_t head = 0; head < p.heads_per_table; ++head) {
+      Row::load(grad_output + head * p.D, p.D, any_grad_heads + head * Row::vectors(p.D));
+    }
     A* grad_reference = static_cast<A*>(p.grad_reference_points);
     if (grad_reference) {
       grad_reference += query * p.L * p.reference_coordinates;
@@ -81,11 +143,10 @@ struct BackwardSamples {
       }
     }
     V expectation{};
-    for (int64_t k = 0; k < p.K; k += kWidth) {
-      const V upper_left = corner_dots(table.rows + k, p.D, grad_head);
-      const V upper_right = corner_dots(table.rows + table.padded + k, p.D, grad_head);
-      const V lower_left = corner_dots(table.rows + 2 * table.padded + k, p.D, grad_head);
-      const V lower_right = corner_dots(table.rows + 3 * table.padded + k, p.D, grad_head);
+    for (int64_t k = 0; k < samples; k += kWidth) {
+      V dots[4];
+      corner_dots(table, k, any_grad_heads, dots);
+      const V upper_left = dots[0], upper_right = dots[1], lower_left = dots[2], lower_right = dots[3];
       const V attention = load<V>(table.attention + k);
       const V right = load<V>(table.fraction_x + k), below = load<V>(table.fraction_y + k);
       const V upper_slope = upper_right - upper_left, lower_slope = lower_right - lower_left;
@@ -93,7 +154,7 @@ struct BackwardSamples {
       const V sampled = upper + below * (lower - upper);
       if (p.grad_weights) {
         store(grad_attention + k, sampled);
-        const auto present = lane_numbers<A>(k) < static_cast<Integer<A>>(p.K);
+        const auto present = lane_numbers<A>(k) < static_cast<Integer<A>>(samples);
         expectation += present ? attention * sampled : V{};
       }
       const V grad_x = attention * (upper_slope + below * (lower_slope - upper_slope));  // per pixel
@@ -102,7 +163,7 @@ struct BackwardSamples {
         V low, high;
         interleave(chain(grad_x, load<V>(source.frame.scale_x + k)),
                    chain(grad_y, load<V>(source.frame.scale_y + k)), low, high);
-        const int64_t left = 2 * (p.K - k), i = (h * p.K + k) * 2;
+        const int64_t left = 2 * (samples - k), i = (first + k) * 2;
         store_raw<T>(p.grad_positions, p.positions_as_value, i, low, left);
         if (left > kWidth)
           store_raw<T>(p.grad_positions, p.positions_as_value, i + kWidth, high, left - kWidth);
@@ -110,11 +171,12 @@ struct BackwardSamples {
       if (grad_reference) add_reference_gradients(table, k, grad_x, grad_y, grad_reference);
     }
     if (p.grad_weights) {
-      const V mean = sum_of_lanes<A>(expectation);
-      for (int64_t k = 0; k < p.K; k += kWidth) {
+      const V mean =
+          p.heads_per_table > 1 ? sum_of_neighbours<A>(expectation, p.K) : sum_of_lanes<A>(expectation);
+      for (int64_t k = 0; k < samples; k += kWidth) {
         V gradient = load<V>(grad_attention + k);
         if (p.reference_points) gradient = load<V>(table.attention + k) * (gradient - mean);
-        store_raw<T>(p.grad_weights, p.weights_as_value, h * p.K + k, gradient, p.K - k);
+        store_raw<T>(p.grad_weights, p.weights_as_value, first + k, gradient, samples - k);
       }
     }
   }
@@ -127,20 +189,21 @@ struct BackwardSamples {
     const CpuParams& p = source.p;
     const V by_width = chain(grad_x, load<V>(table.raw_x + k)),
             by_height = chain(grad_y, load<V>(table.raw_y + k));
-    for (int64_t l = 0; l < p.L; ++l) {
-      const Level& level = p.levels[l];
-      const A width = static_cast<A>(level.width), height = static_cast<A>(level.height);
-      const A half = A(0.5) / static_cast<A>(level.points > 0 ? level.points : 1);
-      A* gradient = grad_reference + l * p.reference_coordinates;
-      const int64_t from = level.first_point > k ? level.first_point : k;
-      const int64_t level_end = level.first_point + level.points;
-      const int64_t to = level_end < k + kWidth ? level_end : k + kWidth;
-      for (int64_t i = from; i < to; ++i) {
-        gradient[0] += grad_x[i - k] * width;
-        gradient[1] += grad_y[i - k] * height;
-        if (p.reference_coordinates == 4) {
-          gradient[2] += by_width[i - k] * width * half;
-          gradient[3] += by_height[i - k] * height * half;
+    for (int64_t head = 0; head < p.heads_per_table; ++head) {
+      for (int64_t l = 0; l < p.L; ++l) {
+        const Level& level = p.levels[l];
+        const A width = static_cast<A>(level.width), height = static_cast<A>(level.height);
+        const A half = A(0.5) / static_cast<A>(level.points > 0 ? level.points : 1);
+        A* gradient = grad_reference + l * p.reference_coordinates;
+        const int64_t first = head * p.K + level.first_point, last = first + level.points;
+        const int64_t from = first > k ? first : k, to = last < k + kWidth ? last : k + kWidth;
+        for (int64_t i = from; i < to; ++i) {
+          gradient[0] += grad_x[i - k] * width;
+          gradient[1] += grad_y[i - k] * height;
+          if (p.reference_coordinates == 4) {
+            gradient[2] += by_width[i - k] * width * half;
+            gradient[3] += by_height[i - k] * height * half;
+          }
         }
       }
     }

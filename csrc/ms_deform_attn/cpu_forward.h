@@ -2,7 +2,7 @@
 //
 // One channel per lane. Tables are built one head ahead: the addresses of the next head's rows are then known
 // while this head's are summed, and an out-of-order processor fetches them early. (Additional prefetch
-// instructions cost more than they saved; see the op's README.md.)
+// instructions cost more than they saved; see the op's README.md.) Heads with few samples share a table.
 #pragma once
 
 #include "cpu_samples.h"
@@ -32,15 +32,23 @@ struct Forward {
     const CpuParams& p = source.p;
     source.begin();
     T* output = static_cast<T*>(p.output);
-    const int64_t first = begin * p.M, last = end * p.M;
-    source.make_table(first, tables[0]);
-    for (int64_t h = first; h < last; ++h) {
-      if (h + 1 < last) source.make_table(h + 1, tables[(h + 1 - first) % 2]);
-      weighted_sum(tables[(h - first) % 2], p.K, p.D, output + h * p.D);
+    const int64_t heads = p.heads_per_table, last = end * p.M;
+    TableIndex ahead(p, begin);
+    source.make_table(ahead, tables[0]);
+    ahead.advance(p);
+    for (int64_t h = begin * p.M, current = 0; h < last; h += heads, current = 1 - current) {
+      if (h + heads < last) source.make_table(ahead, tables[1 - current]);
+      ahead.advance(p);
+      for (int64_t head = 0; head < heads; ++head) {
+        weighted_sum(tables[current], head, output + (h + head) * p.D);
+      }
     }
   }
 
-  DINO_INLINE void weighted_sum(const SampleTable<A>& table, int64_t K, int64_t D, T* output) {
+  DINO_INLINE void weighted_sum(const SampleTable<A>& table, int64_t head, T* output) {
+    const int64_t K = source.p.K, D = source.p.D, first = head * D;
+    char* const* rows = table.rows + head * K;
+    const A* weights = table.weights + head * K;
     if constexpr (kVectors > 0) {
       // Enough independent sums to hide the latency of a multiply-add.
       constexpr int kSums = kVectors >= 8 ? 1 : kVectors >= 4 ? 2 : 4;
@@ -49,8 +57,8 @@ struct Forward {
 #pragma GCC unroll 4
         for (int c = 0; c < 4; ++c) {
           V lanes[kVectors];
-          Row::load(reinterpret_cast<const T*>(table.rows[c * table.padded + k]), D, lanes);
-          const V weight = broadcast(table.weights[c * table.padded + k]);
+          Row::load(reinterpret_cast<const T*>(rows[c * table.padded + k]) + first, D, lanes);
+          const V weight = broadcast(weights[c * table.padded + k]);
           for (int i = 0; i < kVectors; ++i) sums[c % kSums][i] += weight * lanes[i];
         }
       }
@@ -62,8 +70,8 @@ struct Forward {
       for (int64_t i = 0; i < Row::vectors(D); ++i) sum[i] = V{};
       for (int64_t k = 0; k < K; ++k) {
         for (int c = 0; c < 4; ++c) {
-          const T* row = reinterpret_cast<const T*>(table.rows[c * table.padded + k]);
-          const V weight = broadcast(table.weights[c * table.padded + k]);
+          const T* row = reinterpret_cast<const T*>(rows[c * table.padded + k]) + first;
+          const V weight = broadcast(weights[c * table.padded + k]);
           for (int64_t i = 0; i * kWidth < D; ++i) {
             const int64_t left = D - i * kWidth;
             sum[i] += weight * (left >= kWidth ? widen(row + i * kWidth) : load_some(row + i * kWidth, left));

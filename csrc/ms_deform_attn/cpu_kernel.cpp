@@ -2,8 +2,9 @@
 // channels.
 #include "cpu.h"
 #include "cpu_backward_samples.h"
-#include "cpu_backward_value.h"
 #include "cpu_forward.h"
+#include "cpu_gather_value.h"
+#include "cpu_scatter_value.h"
 
 namespace dino_kernels::DINO_CPU_VARIANT {
 
@@ -54,6 +55,6 @@ constexpr CpuKernel kernel = {scratch_bytes<Kernel>, run<Kernel>};
 
 extern const CpuKernels ms_deform_attn;
 const CpuKernels ms_deform_attn = {DINO_VECTOR_BYTES, kernel<Forward>, kernel<BackwardSamples>,
-                                   kernel<BackwardValue>};
+                                   kernel<ScatterValue>, kernel<GatherValue>};
 
 }  // namespace dino_kernels::DINO_CPU_VARIANT

@@ -9,9 +9,30 @@
 #include "../common/exp_log.h"
 #include "../common/scratch.h"
 #include "bilinear.h"
-#include "params.h"
+#include "cpu.h"
 
 namespace dino_kernels::DINO_CPU_VARIANT {
+
+// A table holds the samples of p.heads_per_table neighbouring heads, sample by sample, head by head.
+DINO_INLINE int64_t table_samples(const CpuParams& p) { return p.heads_per_table * p.K; }
+
+// The image, query and first head of a table.
+struct TableIndex {
+  int64_t b, q, m;
+  TableIndex(int64_t b_, int64_t q_, int64_t m_) : b(b_), q(q_), m(m_) {}
+  TableIndex(const CpuParams& p, int64_t query) : TableIndex(query / p.Q, query % p.Q, 0) {}
+  int64_t query(const CpuParams& p) const { return b * p.Q + q; }
+  int64_t head(const CpuParams& p) const { return query(p) * p.M + m; }
+  // Divisions would take as long as the table of a few samples.
+  DINO_INLINE void advance(const CpuParams& p) {
+    m += p.heads_per_table;
+    if (m < p.M) return;
+    m = 0;
+    if (++q < p.Q) return;
+    q = 0;
+    ++b;
+  }
+};
 
 // Constant over all queries: the level of each sample. Lanes after the last sample have an empty level, so
 // none of their corners is valid.
@@ -28,21 +49,24 @@ struct SampleLevels {
     for (int64_t i = 0; i < padded; ++i) width[i] = height[i] = start[i] = 0;
     for (int64_t l = 0; l < p.L; ++l) {
       const Level& level = p.levels[l];
-      for (int64_t k = level.first_point; k < level.first_point + level.points; ++k) {
-        width[k] = level.width;
-        height[k] = level.height;
-        start[k] = static_cast<Integer<A>>(level.start);
+      for (int64_t head = 0; head < p.heads_per_table; ++head) {
+        const int64_t first = head * p.K + level.first_point;
+        for (int64_t k = first; k < first + level.points; ++k) {
+          width[k] = level.width;
+          height[k] = level.height;
+          start[k] = static_cast<Integer<A>>(level.start);
+        }
       }
     }
   }
 };
 
-// base and scale of each of the K samples, for one query.
+// base and scale of each sample of a table, for one query.
 template <class A>
 struct Frame {
   A *base_x, *base_y, *scale_x, *scale_y;
-  Frame(Scratch& scratch, int64_t K) {
-    const int64_t padded = round_up(K, kLanes<A>);
+  Frame(Scratch& scratch, int64_t samples) {
+    const int64_t padded = round_up(samples, kLanes<A>);
     base_x = scratch.take<A>(padded);
     base_y = scratch.take<A>(padded);
     scale_x = scratch.take<A>(padded);
@@ -66,11 +90,14 @@ struct Frame {
           sy = point[3] * half * height;
         }
       }
-      for (int64_t k = level.first_point; k < level.first_point + level.points; ++k) {
-        base_x[k] = bx;
-        base_y[k] = by;
-        scale_x[k] = sx;
-        scale_y[k] = sy;
+      for (int64_t head = 0; head < p.heads_per_table; ++head) {
+        const int64_t first = head * p.K + level.first_point;
+        for (int64_t k = first; k < first + level.points; ++k) {
+          base_x[k] = bx;
+          base_y[k] = by;
+          scale_x[k] = sx;
+          scale_y[k] = sy;
+        }
       }
     }
   }
@@ -150,15 +177,42 @@ DINO_INLINE void softmax(const RawSamples<T>& logits, int64_t i, int64_t count, 
   }
 }
 
+// The sum or the maximum of each `count` neighbouring lanes, in each of them; count is a power of two.
+template <class A, class Join, int kBit = 1>
+DINO_INLINE Vector<A> join_neighbours(Vector<A> v, int64_t count, Join join) {
+  if constexpr (kBit == kLanes<A>) {
+    return v;
+  } else {
+    if (kBit >= count) return v;
+    using Sequence = std::make_integer_sequence<int, kLanes<A>>;
+    return join_neighbours<A, Join, kBit * 2>(join(v, shuffle(v, v, exchanged<kBit>(Sequence{}))), count,
+                                              join);
+  }
+}
+template <class A>
+DINO_INLINE Vector<A> sum_of_neighbours(Vector<A> v, int64_t count) {
+  return join_neighbours<A>(v, count, [](Vector<A> a, Vector<A> b) { return a + b; });
+}
+
+// The softmax of each `count` neighbouring logits of a vector.
+template <class A>
+DINO_INLINE Vector<A> softmax_of_neighbours(Vector<A> logits, int64_t count) {
+  const Vector<A> maximum =
+      join_neighbours<A>(logits, count, [](Vector<A> a, Vector<A> b) { return a > b ? a : b; });
+  const Vector<A> e = exp_of_nonpositive<A>(logits - maximum);
+  return e / sum_of_neighbours<A>(e, count);
+}
+
 // The 4 corner rows of each sample, and their weights.
 template <class A>
 struct SampleTable {
   int64_t padded;
-  char** rows;                 // [4, padded] first channel of the corner's row, or the empty row
-  A* weights;                  // [4, padded] bilinear weight times attention
-  A* attention;                // [padded]
-  A *fraction_x, *fraction_y;  // [padded]
-  A *raw_x, *raw_y;            // [padded]
+  char** rows;                        // [4, padded] first channel of the corner's row, or the empty row
+  Integer<A>* row_numbers = nullptr;  // [4, padded] of S, or -1 for the empty row; null: not needed
+  A* weights;                         // [4, padded] bilinear weight times attention
+  A* attention;                       // [padded]
+  A *fraction_x, *fraction_y;         // [padded]
+  A *raw_x, *raw_y;                   // [padded]
   SampleTable(Scratch& scratch, int64_t padded_) : padded(padded_) {
     rows = scratch.take<char*>(4 * padded);
     weights = scratch.take<A>(4 * padded);
@@ -192,12 +246,13 @@ DINO_INLINE void store_row_pointers(char** to, Vector<Integer<A>> row, Vector<In
   }
 }
 
+// The corners that are valid and not masked.
 template <class A>
-DINO_INLINE void mask_row_pointers(char** rows, Vector<Integer<A>> row, Vector<Integer<A>> valid,
-                                   const RowBase& base) {
+DINO_INLINE Vector<Integer<A>> unmasked(Vector<Integer<A>> row, Vector<Integer<A>> valid, const bool* mask) {
   for (int i = 0; i < kLanes<A>; ++i) {
-    if (valid[i] && base.mask[row[i]]) rows[i] = base.empty;
+    if (valid[i] && mask[row[i]]) valid[i] = 0;
   }
+  return valid;
 }
 
 // Fills lanes [i, i + lanes) of the table, from pixel positions and attention.
@@ -209,10 +264,12 @@ DINO_INLINE void set_corners(SampleTable<A>& table, const SampleLevels<A>& level
       bilinear_corners<Vector<A>>(x, y, load<Int>(levels.width + i), load<Int>(levels.height + i));
   const Int start = load<Int>(levels.start + i);
   for (int c = 0; c < 4; ++c) {
-    char** rows = table.rows + c * table.padded + i;
-    store_row_pointers<A>(rows, start + corners.row[c], corners.valid[c], base);
-    if (base.mask) mask_row_pointers<A>(rows, start + corners.row[c], corners.valid[c], base);
-    store(table.weights + c * table.padded + i, corners.weight[c] * attention);
+    const int64_t at = c * table.padded + i;
+    const Int row = start + corners.row[c];
+    const Int valid = base.mask ? unmasked<A>(row, corners.valid[c], base.mask) : corners.valid[c];
+    store_row_pointers<A>(table.rows + at, row, valid, base);
+    if (table.row_numbers) store(table.row_numbers + at, valid ? row : Int{} - 1);
+    store(table.weights + at, corners.weight[c] * attention);
   }
   store(table.attention + i, attention);
   store(table.fraction_x + i, corners.fraction_x);
@@ -229,52 +286,63 @@ struct Source {
   RawSamples<T> positions, weights;
   SampleLevels<A> levels;
   Frame<A> frame;
-  char* empty_row;
+  char* empty_row;  // [heads of a table, D]
   int64_t frame_query = -1;
 
   Source(const CpuParams& p_, Scratch& scratch)
       : p(p_),
         positions(p_, p_.positions, p_.M * p_.K * 2, p_.positions_as_value),
         weights(p_, p_.weights, p_.M * p_.K, p_.weights_as_value),
-        levels(scratch, p_.K),
-        frame(scratch, p_.K),
-        empty_row(scratch.take<char>(p_.D * sizeof(T))) {}
+        levels(scratch, table_samples(p_)),
+        frame(scratch, table_samples(p_)),
+        empty_row(scratch.take<char>(p_.heads_per_table * head_bytes())) {}
+
+  int64_t head_bytes() const { return p.D * static_cast<int64_t>(sizeof(T)); }
 
   void begin() {
     levels.fill(p);
     frame_query = -1;
-    for (int64_t i = 0; i < p.D * static_cast<int64_t>(sizeof(T)); ++i) empty_row[i] = 0;
+    for (int64_t i = 0; i < p.heads_per_table * head_bytes(); ++i) empty_row[i] = 0;
   }
 
-  const T* grad_output(int64_t h) const {
-    const int64_t query = h / p.M;
-    return static_cast<const T*>(p.grad_output.data) + query / p.Q * p.grad_output.batch_stride +
-           query % p.Q * p.grad_output.row_stride + h % p.M * p.D;
+  const T* grad_output(int64_t b, int64_t q, int64_t m) const {
+    return static_cast<const T*>(p.grad_output.data) + b * p.grad_output.batch_stride +
+           q * p.grad_output.row_stride + m * p.D;
   }
 
-  // The table of head h = query * M + m, with queries counted across the batch, over the rows of value.
-  DINO_INLINE void make_table(int64_t h, SampleTable<A>& table) {
-    const int64_t m = h % p.M, b = h / p.M / p.Q;
+  // The table of some heads of a query, over the rows of value.
+  DINO_INLINE void make_table(const TableIndex& at, SampleTable<A>& table) {
     char* head = static_cast<char*>(const_cast<void*>(p.value.data)) +
-                 (b * p.value.batch_stride + m * p.D) * static_cast<int64_t>(sizeof(T));
+                 (at.b * p.value.batch_stride + at.m * p.D) * static_cast<int64_t>(sizeof(T));
     const RowBase base{head, p.value.row_stride * static_cast<int64_t>(sizeof(T)), empty_row,
-                       p.value_mask ? p.value_mask + b * p.S : nullptr};
-    make_table(h, base, table);
+                       p.value_mask ? p.value_mask + at.b * p.S : nullptr};
+    make_table(at, base, table);
   }
 
   // The same over any array of rows. One function for every kernel and number of channels: inlined, it was
   // two thirds of the time that this library takes to compile, and no faster.
-  __attribute__((noinline)) void make_table(int64_t h, const RowBase& base, SampleTable<A>& table) {
-    const int64_t query = h / p.M, m = h % p.M, b = query / p.Q, q = query % p.Q;
+  __attribute__((noinline)) void make_table(const TableIndex& at, const RowBase& base,
+                                            SampleTable<A>& table) {
+    const int64_t query = at.query(p), samples = table_samples(p);
     if (query != frame_query && (p.reference_points || frame_query < 0)) frame.set(p, query);
     frame_query = query;
-    const int64_t first_weight = b * p.weights.batch_stride + q * p.weights.row_stride + m * p.K;
-    const int64_t first_position = b * p.positions.batch_stride + q * p.positions.row_stride + m * p.K * 2;
-    if (p.reference_points) softmax<T>(weights, first_weight, p.K, table.attention);
-    for (int64_t k = 0; k < p.K; k += kWidth) {
+    const int64_t first_weight = at.b * p.weights.batch_stride + at.q * p.weights.row_stride + at.m * p.K;
+    const int64_t first_position =
+        at.b * p.positions.batch_stride + at.q * p.positions.row_stride + at.m * p.K * 2;
+    if (p.reference_points && p.heads_per_table == 1) {
+      softmax<T>(weights, first_weight, p.K, table.attention);
+    }
+    for (int64_t k = 0; k < samples; k += kWidth) {
       V x, y;
       positions.load_pairs(first_position + 2 * k, x, y);
-      const V attention = p.reference_points ? load<V>(table.attention + k) : weights.load(first_weight + k);
+      V attention;
+      if (!p.reference_points) {
+        attention = weights.load(first_weight + k);
+      } else if (p.heads_per_table == 1) {
+        attention = load<V>(table.attention + k);
+      } else {
+        attention = softmax_of_neighbours<A>(weights.load(first_weight), p.K);
+      }
       store(table.raw_x + k, x);
       store(table.raw_y + k, y);
       x = load<V>(frame.base_x + k) + x * load<V>(frame.scale_x + k);

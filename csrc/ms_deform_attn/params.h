@@ -17,14 +17,6 @@ struct Level {
   int64_t points;       // how many of the K samples belong to this level
 };
 
-// A range of levels whose grad_value one task accumulates.
-struct LevelGroup {
-  int64_t first_row;    // of S
-  int64_t rows;         // of S
-  int64_t first_point;  // of K
-  int64_t points;       // of K
-};
-
 // [B, n, ...] with dense rows: batch b, row i begins at data + b * batch_stride + i * row_stride.
 struct Rows {
   const void* data;
@@ -57,15 +49,6 @@ struct MSDeformAttnParams {
   // [B, Q, L, reference_coordinates] compute dtype; on CUDA [B, Q, M, L, reference_coordinates], not yet
   // summed
   void* grad_reference_points;
-};
-
-// Additional parameters of the CPU kernels.
-struct CpuParams : MSDeformAttnParams {
-  const Level* levels;       // [L]
-  const LevelGroup* groups;  // [number_of_groups]
-  int64_t number_of_groups;
-  int64_t heads_together;  // for which a task accumulates grad_value in one pass over the queries
-  bool sums_in_place;      // grad_value starts at zero, and its sums may be made there
 };
 
 }  // namespace dino_kernels

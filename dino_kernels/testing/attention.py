@@ -257,6 +257,8 @@ CASES: tuple[Case, ...] = (
     Case("decoder_masked", 3, 50, 8, 32, _PYRAMID, (4, 4, 4, 4), reference_coordinates=4, mask=True),
     Case("decoder_few_queries", 2, 9, 8, 32, _PYRAMID, (4, 4, 4, 4), reference_coordinates=4),
     Case("rtdetr", 2, 60, 8, 32, ((16, 16), (8, 8), (4, 4)), (3, 6, 3), reference_coordinates=4),
+    Case("rfdetr", 2, 40, 16, 16, ((9, 11),), (2,), reference_coordinates=4),
+    Case("two_points_masked", 2, 60, 6, 16, ((9, 11),), (2,), reference_coordinates=4, mask=True),
     Case("wide_level", 1, 167, 2, 32, ((3, 167), (2, 84)), (4, 4), layout="local"),
     Case("one_pixel_levels", 2, 19, 2, 8, ((1, 1), (1, 1), (2, 2)), (4, 4, 4)),
     Case("height_one", 2, 20, 2, 8, ((1, 13), (1, 7)), (4, 4)),

@@ -14,6 +14,11 @@ from tests.comparison import assert_same_bits
 from tests.ops.contract.calls import OPS, assert_same, perform
 
 ENCODER = Case("encoder", 2, 411, 8, 32, ((14, 20), (7, 10), (4, 5), (2, 3)), (4, 4, 4, 4), layout="local", mask=True)
+# Few samples per row: rows of grad_value are divided among threads, for the second case into more parts than rows.
+FEW_SAMPLES = (
+    Case("decoder", 1, 50, 3, 16, ((14, 20), (7, 10)), (2, 2), reference_coordinates=4),
+    Case("six_rows", 1, 3, 1, 8, ((2, 3),), (3,)),
+)
 ONE_IMAGE_ONE_HEAD = Case("one_head", 1, 411, 1, 36, ((14, 20), (7, 10)), (4, 3))
 
 
@@ -32,6 +37,16 @@ def test_any_number_of_threads_gives_the_same_bits_with_gaps_between_levels(make
     inputs = make_inputs(op, ONE_IMAGE_ONE_HEAD, torch.float32, "cpu")
     inputs["value"] = torch.randn(1, 400, 1, 36, generator=torch.Generator().manual_seed(0)).requires_grad_()
     inputs["level_start_index"] = torch.tensor([50, 30])  # and they share rows
+    torch.set_num_threads(1)
+    alone = run(op, inputs, "cpu")
+    for threads in (2, 5):
+        torch.set_num_threads(threads)
+        assert_same_bits(run(op, inputs, "cpu"), alone)
+
+
+@pytest.mark.parametrize("case", FEW_SAMPLES, ids=lambda case: case.id)
+def test_any_number_of_threads_gives_the_same_bits_with_few_samples(make_inputs, restored_threads, op, case):
+    inputs = make_inputs(op, case, torch.float32, "cpu")
     torch.set_num_threads(1)
     alone = run(op, inputs, "cpu")
     for threads in (2, 5):
