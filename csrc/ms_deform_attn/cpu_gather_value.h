@@ -47,14 +47,15 @@ struct GatherValue {
     }
   }
 
-  // Calls f(query, index among the call's corners) for the corners of a head.
+  // Calls f(query, index among the call's corners) for the corners of a head, in the order in which
+  // ScatterValue adds them: the choice between the two changes no bit.
   template <class F>
   DINO_INLINE void for_corners(int64_t b, int64_t m, F f) const {
     const int64_t heads = p.heads_per_table, padded = round_up(table_samples(p), kLanes<A>);
     int64_t first = (b * (p.M / heads) + m / heads) * p.Q * 4 * padded + m % heads * p.K;
     for (int64_t q = 0; q < p.Q; ++q, first += 4 * padded) {
-      for (int64_t c = 0; c < 4; ++c) {
-        for (int64_t k = 0; k < p.K; ++k) f(q, first + c * padded + k);
+      for (int64_t k = 0; k < p.K; ++k) {
+        for (int64_t c = 0; c < 4; ++c) f(q, first + c * padded + k);
       }
     }
   }

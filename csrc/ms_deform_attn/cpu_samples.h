@@ -177,16 +177,16 @@ DINO_INLINE void softmax(const RawSamples<T>& logits, int64_t i, int64_t count, 
   }
 }
 
-// The sum or the maximum of each `count` neighbouring lanes, in each of them; count is a power of two.
-template <class A, class Join, int kBit = 1>
+// The sum or the maximum of each `count` neighbouring lanes, in each of them; count is a power of two. Lanes
+// are joined in the order of sum_of_lanes, so that tables of one head and of several have the same bits.
+template <class A, class Join, int kBit = kLanes<A> / 2>
 DINO_INLINE Vector<A> join_neighbours(Vector<A> v, int64_t count, Join join) {
-  if constexpr (kBit == kLanes<A>) {
+  if constexpr (kBit == 0) {
     return v;
   } else {
-    if (kBit >= count) return v;
     using Sequence = std::make_integer_sequence<int, kLanes<A>>;
-    return join_neighbours<A, Join, kBit * 2>(join(v, shuffle(v, v, exchanged<kBit>(Sequence{}))), count,
-                                              join);
+    if (kBit < count) v = join(v, shuffle(v, v, exchanged<kBit>(Sequence{})));
+    return join_neighbours<A, Join, kBit / 2>(v, count, join);
   }
 }
 template <class A>
@@ -200,7 +200,7 @@ DINO_INLINE Vector<A> softmax_of_neighbours(Vector<A> logits, int64_t count) {
   const Vector<A> maximum =
       join_neighbours<A>(logits, count, [](Vector<A> a, Vector<A> b) { return a > b ? a : b; });
   const Vector<A> e = exp_of_nonpositive<A>(logits - maximum);
-  return e / sum_of_neighbours<A>(e, count);
+  return e * (A(1) / sum_of_neighbours<A>(e, count));
 }
 
 // The 4 corner rows of each sample, and their weights.

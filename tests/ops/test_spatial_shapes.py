@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -72,6 +74,14 @@ def test_levels_may_start_anywhere_and_rows_between_them_are_not_read(make_input
         position += rows
         used[start : start + rows] = True
     assert (result.grads["value"][:, ~used] == 0).all()
+
+
+@pytest.mark.parametrize("points", [(1, 1, 0), (2, 1, 1), (4, 2, 2), (5, 4, 3)], ids=str)
+def test_rows_that_no_level_has_do_not_change_a_bit_on_a_cpu(make_inputs, op, points):
+    """With many rows the gradient of the value is gathered, with few it is scattered."""
+    inputs = make_inputs(op, replace(CASE, points=points), torch.float32, "cpu")
+    few, many = run(op, inputs, "cpu"), run(op, with_rows(inputs, 2000, (0, 99, 129)), "cpu")
+    assert torch.equal(many.grads["value"][:, :135], few.grads["value"])
 
 
 @pytest.mark.parametrize("starts", [(0, 0, 0), (0, 50, 95), (30, 30, 30)], ids=str)
