@@ -13,7 +13,7 @@ MOST_LINES_OF_A_FILE = 400
 # 27,100 before large data and tar shards; 44,200 and 28,800 before steps without waits and with few operations; 44,400
 # and 29,100 before compiled and captured steps, native lists of matching, input, and `dino benchmark`. Raising a limit
 # needs a reason.
-MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 46_100, "tests": 30_000}
+MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 46_300, "tests": 30_000}
 
 
 def lines_of(folders: str) -> dict[str, int]:

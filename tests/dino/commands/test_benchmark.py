@@ -68,7 +68,7 @@ def test_a_compiled_model_is_one_part(monkeypatch, capsys):
     graphs = Graphs()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
     monkeypatch.setitem(PRESETS, "dino_toy", TINY)
-    arguments = ("--short-side", 64, "--long-side", 96, "--batch-sizes", 1, "--image-size", 60, 80)
+    arguments = ("--short-side", 64, "--long-side", 96, "--batch-sizes", 1, "--image-size", 60, 80, "--seconds", 0.1)
     assert benchmark("--preset", "dino_toy", "--compile", *arguments) == 0
     out = capsys.readouterr().out
     assert "dino_toy, random weights" in out and "eager, batch 1  compiled, batch 1" in out

@@ -57,8 +57,8 @@ def test_every_option_is_read_somewhere():
     unread = [
         field.name for field in dataclasses.fields(TrainConfig) if not re.search(rf"config\.{field.name}\b", sources)
     ]
-    # Through the property `drops`.
-    assert unread == ["lr_drop_epochs"] and "config.drops" in sources
+    # Through the properties `drops` and `padding`.
+    assert unread == ["lr_drop_epochs", "pad_to"] and "config.drops" in sources and "config.padding" in sources
 
 
 def test_a_configuration_survives_json():
