@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 Table = list[list[str]]  # the first row is the header
-WORDS = ("workload", "baseline", "kernel", "per", "op", "by", "model", "pass", "part")  # columns aligned to the left
+# Columns aligned to the left.
+WORDS = ("workload", "baseline", "kernel", "per", "op", "by", "model", "pass", "part", "mode", "step")
 
 
 def milliseconds(row: dict[str, Any]) -> str:
