@@ -23,6 +23,7 @@ from benchmarks.measure.tables import as_text
 from dino.commands.demo import IMAGE_SIZE, DemoOptions, demo_config
 from dino.commands.demo.digits import make_digits_dataset
 from dino.model.config import ModelConfig
+from dino.training.config import TrainConfig
 from dino.training.train import train
 
 FILE_NAME = "ablation.json"
@@ -46,22 +47,27 @@ VARIANTS: dict[str, dict[str, str]] = {
 METRICS = ("AP", "AP50", "AP75")
 
 
-def run_one(name: str, seed: int, epochs: int, data: Path, output: Path) -> dict[str, Any]:
-    """Train a variant with a seed, or read its finished run; return its metrics after the last epoch."""
-    done = output / "result.json"
+def train_once(about: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Train, or read the finished run in the output folder; return `about` and the metrics after the last epoch."""
+    done = config.output / "result.json"
     if done.exists():
         return json.loads(done.read_text())
-    base = demo_config(DemoOptions(epochs=epochs, seed=seed))
-    model: ModelConfig = dataclasses.replace(base.model, **VARIANTS[name])  # pyright: ignore[reportArgumentType]
-    config = dataclasses.replace(base, data=data, output=output, model=model, resume=output.exists(), overwrite=False)
-    result = train(config)
+    result = train(dataclasses.replace(config, resume=config.output.exists(), overwrite=False))
     if result.stopped_by is not None:
         raise KeyboardInterrupt
-    row = {"variant": name, "fields": VARIANTS[name], "seed": seed, "epochs": epochs, "steps": result.step}
+    row = about | {"steps": result.step, "skipped": result.skipped_steps}
     row |= {metric: result.history[-1][metric] for metric in METRICS}
     row["history"] = [{key: entry[key] for key in ("epoch", *METRICS)} for entry in result.history]
     done.write_text(json.dumps(row))
     return row
+
+
+def run_one(name: str, seed: int, epochs: int, data: Path, output: Path) -> dict[str, Any]:
+    """Train a variant with a seed, or read its finished run; return its metrics after the last epoch."""
+    base = demo_config(DemoOptions(epochs=epochs, seed=seed))
+    model: ModelConfig = dataclasses.replace(base.model, **VARIANTS[name])  # pyright: ignore[reportArgumentType]
+    about = {"variant": name, "fields": VARIANTS[name], "seed": seed, "epochs": epochs}
+    return train_once(about, dataclasses.replace(base, data=data, output=output, model=model))
 
 
 def table(document: dict[str, Any]) -> list[list[str]]:

@@ -22,12 +22,12 @@ from unittest import mock
 
 import dino_kernels
 import dino_kernels.nn.ms_deform_attn
+from benchmarks.detector.ablation import train_once
 from benchmarks.measure import machine
 from benchmarks.measure.results import LATEST, RESULTS, write_json
 from benchmarks.measure.tables import as_text
 from dino.commands.demo import DemoOptions, demo_config
 from dino.commands.demo.digits import DigitsConfig, make_digits_dataset
-from dino.training.train import train
 
 FILE_NAME = "precision.json"
 IMAGE_SIZE = 96
@@ -63,9 +63,6 @@ def pytorch_operators(active: bool) -> Iterator[None]:
 
 def run_one(name: str, seed: int, data: Path, output: Path) -> None:
     """Train in a mode with a seed and write the result, unless that was done."""
-    done = output / "result.json"
-    if done.exists():
-        return
     config = dataclasses.replace(
         demo_config(DemoOptions(epochs=2, seed=seed)),
         data=data,
@@ -73,18 +70,10 @@ def run_one(name: str, seed: int, data: Path, output: Path) -> None:
         batch_size=4,
         short_sides=(IMAGE_SIZE,),
         long_side=IMAGE_SIZE,
-        resume=output.exists(),
-        overwrite=False,
         **MODES[name],
     )
     with pytorch_operators(name == PYTORCH):
-        result = train(config)
-    if result.stopped_by is not None:
-        raise KeyboardInterrupt
-    last = result.history[-1]
-    row = {"mode": name, "seed": seed, "steps": result.step, "skipped": result.skipped_steps}
-    row |= {metric: last[metric] for metric in ("AP", "AP50", "AP75")}
-    done.write_text(json.dumps(row))
+        train_once({"mode": name, "seed": seed}, config)
 
 
 def finished(output: Path) -> list[dict[str, Any]]:

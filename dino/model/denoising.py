@@ -72,13 +72,12 @@ class Denoising(nn.Module):
         """Return as many groups as fit in 2 * num_denoising queries; at least one, of all boxes of an image."""
         kinds = 2 if self.config.denoising == "contrastive" else 1
         pairs, most = self.config.num_denoising, targets.max_targets
+        size = most if targets.counts is not None else targets.offsets.diff().amax()
         # As in the official model, small settings are numbers of groups.
         if 2 * pairs < 100:
             groups = 2 * pairs if most > 0 and pairs > 0 else 1
-            size = most if targets.counts is not None else targets.offsets.diff().amax()
             return DenoisingLayout(groups, size, kinds, groups * kinds * most)
-        if targets.counts is None:
-            size = targets.offsets.diff().amax()
+        if isinstance(size, Tensor):
             groups = (pairs // size.clamp(min=1)).clamp(min=1)
             return DenoisingLayout(groups, size, kinds, kinds * max(pairs, most))
         groups = max(1, pairs // most) if most > 0 else 1
@@ -115,10 +114,9 @@ class Denoising(nn.Module):
         if targets.counts is None:
             in_group = slot < layout.num_groups * layout.kinds * layout.group_size
             is_box = is_box & in_group
+            labels = labels.clamp(min=0)  # unused rows of a capacity have none
         # Slots without a box take the first one, whose numbers are replaced.
         target = (targets.offsets[:-1, None] + index) * is_box
-        if targets.counts is None:
-            labels = labels.clamp(min=0)  # unused rows of a capacity have none
         redrawn = noise.p.to(device) < 0.5 * config.label_noise
         noised_labels = torch.where(redrawn, noise.new_label.to(labels), labels[target])
         noised_boxes = _noise_boxes(boxes[target], is_negative, noise, config.box_noise)

@@ -39,13 +39,16 @@ class Replay:
         """Return the function's results, which later calls leave as they are."""
         shapes = tuple((each.shape, each.dtype) for each in inputs)
         entry = self._entries.get(shapes)
+        is_first = entry is None
         if entry is None:
             entry = self._entries[shapes] = _Entry([each.clone() for each in inputs])
-            return list(self._first(entry))
-        for own, given in zip(entry.inputs, inputs, strict=True):
-            own.copy_(given, non_blocking=True)
+        else:
+            for own, given in zip(entry.inputs, inputs, strict=True):
+                own.copy_(given, non_blocking=True)
         if entry.inputs[0].device.type != "cuda":
             return list(self.function(*entry.inputs))
+        if is_first:
+            return list(self._run_aside(entry))
         if entry.graph is None:
             self._capture(entry)
         assert entry.graph is not None
@@ -57,10 +60,8 @@ class Replay:
         """The number of sets of shapes so far."""
         return len(self._entries)
 
-    def _first(self, entry: _Entry) -> Sequence[Tensor]:
+    def _run_aside(self, entry: _Entry) -> Sequence[Tensor]:
         """Run the function on another stream, as PyTorch demands before a capture."""
-        if entry.inputs[0].device.type != "cuda":
-            return self.function(*entry.inputs)
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
