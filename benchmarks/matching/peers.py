@@ -55,6 +55,12 @@ class MatchingInputs:
         self._seed = seed
 
     @cached_property
+    def layers(self) -> list[dict[str, Tensor]]:
+        """Return each set's `pred_logits` [B, Q, C] and `pred_boxes` [B, Q, 4], as the models of DETR's family do."""
+        both = zip(self.logits, self.boxes, strict=True)
+        return [{"pred_logits": logits, "pred_boxes": boxes} for logits, boxes in both]
+
+    @cached_property
     def counts(self) -> list[int]:
         """Return T of each image."""
         return [len(target["labels"]) for target in self.targets]
@@ -154,11 +160,7 @@ def _lists(name: str) -> Matcher:
     module = HungarianMatcher(CLASS_WEIGHT, L1_WEIGHT, GIOU_WEIGHT, preset="dino", backend=name)
 
     def run(op: str, inputs: MatchingInputs) -> list[list[Pairs]]:
-        outputs = [
-            {"pred_logits": logits, "pred_boxes": boxes}
-            for logits, boxes in zip(inputs.logits, inputs.boxes, strict=True)
-        ]
-        return module.match_all(outputs, inputs.targets)
+        return module.match_all(inputs.layers, inputs.targets)
 
     return Matcher(f"{name}{LISTS}", True, (MATCHER,), run, _pairs_answer, _backend_unsupported(name))
 
@@ -215,14 +217,14 @@ def own_pairs_cost(inputs: MatchingInputs, dtype: torch.dtype, giou_eps: float =
 
 def _dino(op: str, inputs: MatchingInputs) -> list[Any]:
     with torch.no_grad():
-        layers = zip(inputs.logits, inputs.boxes, strict=True)
         if op == COST:
-            return [_dino_cost(logits, boxes, inputs.targets) for logits, boxes in layers]
-        return [_solve_images(_dino_cost(logits, boxes, inputs.targets), inputs.counts) for logits, boxes in layers]
+            return [_dino_cost(layer, inputs.targets) for layer in inputs.layers]
+        return [_solve_images(_dino_cost(layer, inputs.targets), inputs.counts) for layer in inputs.layers]
 
 
-def _dino_cost(logits: Tensor, boxes: Tensor, targets: Sequence[dict[str, Tensor]]) -> Tensor:
+def _dino_cost(layer: dict[str, Tensor], targets: Sequence[dict[str, Tensor]]) -> Tensor:
     """Compute the cost [B, Q, N] of one layer."""
+    logits, boxes = layer["pred_logits"], layer["pred_boxes"]
     labels, target_boxes = (torch.cat([target[name] for target in targets]) for name in ("labels", "boxes"))
     cost = pair_cost(logits.flatten(0, 1), boxes.flatten(0, 1), labels, target_boxes)
     return cost.view(*logits.shape[:2], -1)
@@ -309,6 +311,6 @@ def _transformers(op: str, inputs: MatchingInputs) -> list[list[Pairs]]:
     module = importlib.import_module(DEFORMABLE_DETR_LOSS)
     matcher = module.DeformableDetrHungarianMatcher(CLASS_WEIGHT, L1_WEIGHT, GIOU_WEIGHT)
     return [
-        matcher({"logits": logits, "pred_boxes": boxes}, inputs.targets_of_transformers)
-        for logits, boxes in zip(inputs.logits, inputs.boxes, strict=True)
+        matcher({"logits": layer["pred_logits"], "pred_boxes": layer["pred_boxes"]}, inputs.targets_of_transformers)
+        for layer in inputs.layers
     ]

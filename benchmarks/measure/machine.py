@@ -98,8 +98,8 @@ def _threads(machine: dict[str, Any]) -> str:
 
 
 def slug(machine: dict[str, Any]) -> str:
-    """Return the folder name of a machine: `nvidia-h100-80gb-hbm3`, `intel-xeon-gold-6248-2-threads`."""
-    name = machine.get("gpu") or f"{machine['cpu']} {_threads(machine)}"
+    """Return the folder name of a machine: `nvidia-h100-80gb-hbm3`, `intel-xeon-gold-6248-avx512-2-threads`."""
+    name = machine.get("gpu") or f"{machine['cpu']} {machine['vector_unit']} {_threads(machine)}"
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((?:r|tm)\)|@.*?hz", "", name.lower())).strip("-")
 
 

@@ -217,11 +217,11 @@ class HungarianMatcher(nn.Module):
 
 def _output(output: Mapping[str, Any], *names: str) -> Tensor:
     """Return the tensor of a layer under the first of some names that it has."""
-    if not isinstance(output, Mapping):
+    if type(output) is not dict and not isinstance(output, Mapping):  # the second takes longer
         raise TypeError(f"{OP}: outputs must be a dictionary with {names[0]!r}, got {type(output).__name__}")
     for name in names:
         tensor = output.get(name)
-        if type(tensor) is Tensor or isinstance(tensor, Tensor):  # the second takes longer
+        if type(tensor) is Tensor or isinstance(tensor, Tensor):
             return tensor
     found = {key: type(value).__name__ for key, value in output.items()}
     raise TypeError(f"{OP}: outputs must have the tensor {' or '.join(map(repr, names))}, got {found}")
@@ -230,7 +230,9 @@ def _output(output: Mapping[str, Any], *names: str) -> Tensor:
 def _pack(targets: Targets, device: torch.device, with_boxes: bool) -> PackedTargets:
     if isinstance(targets, PackedTargets):
         return targets
-    dictionaries = isinstance(targets, Sequence) and all(isinstance(target, Mapping) for target in targets)
+    dictionaries = isinstance(targets, Sequence) and all(
+        type(target) is dict or isinstance(target, Mapping) for target in targets
+    )
     # transformers has another name for labels.
     other_name = dictionaries and len(targets) > 0 and "labels" not in targets[0] and "class_labels" in targets[0]
     label_key = "class_labels" if other_name else "labels"
