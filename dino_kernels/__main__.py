@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shutil
+import sys
 import textwrap
 from importlib import metadata
 from typing import Any
@@ -136,7 +138,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     arguments = parser.parse_args()
     facts = report()
-    print(json.dumps(facts, indent=2) if arguments.json else render(facts))
+    try:
+        print(json.dumps(facts, indent=2) if arguments.json else render(facts), flush=True)
+    except BrokenPipeError:  # by `| head`; Python would raise again when it flushes at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -73,6 +73,16 @@ def test_report_as_json_gives_every_backend_a_reason_or_none():
         assert all(reason is None or reason for reason in devices["cpu"]["reasons"].values())
 
 
+def test_report_ends_quietly_when_its_reader_has_gone(monkeypatch, capfd):
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, "argv", ["dino_kernels"])
+    with os.fdopen(writer, "w") as closed_pipe:
+        monkeypatch.setattr(sys, "stdout", closed_pipe)
+        main()
+    assert capfd.readouterr().err == ""
+
+
 def test_cuda_library_loads_beside_any_torch():
     if not (Path(libraries.__file__).parent / "_cuda.so").is_file():
         pytest.skip(f"not built: {libraries.CUDA_MISSING}")
