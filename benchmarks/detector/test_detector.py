@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -18,19 +19,22 @@ from benchmarks.measure.playback import CLOCK
 from benchmarks.measure.race import race, stopwatch_for
 from benchmarks.measure.results import spread, times
 from dino.checkpoint import build_model
+from dino.model import decoder
 from dino.model.dino import DINO
 from dino_kernels.nn import MSDeformAttn
 
 PRESET, SIZE = "dino_4scale_r50", (800, 1333)
 OP = "fused_ms_deform_attn"
-# By the name of a module: the part of the table for its time.
+# A function: it calls none of the module's own.
+SELF_ATTENTION = "decoder.self_attention"
+# By the name of a module, or SELF_ATTENTION: the part of the table for its time.
 PARTS = {
     "backbone": "backbone",
     "neck": "neck",
     "encoder.layers.*.self_attn": "encoder, deformable attention",
     "encoder.layers.*.ffn": "encoder, feed-forward",
     "encoder": "encoder, the rest",
-    "decoder.layers.*.self_attn": "decoder, self-attention",
+    SELF_ATTENTION: "decoder, self-attention",
     "decoder.layers.*.cross_attn": "decoder, deformable attention",
     "decoder.layers.*.ffn": "decoder, feed-forward",
     "decoder": "decoder, the rest",
@@ -72,6 +76,16 @@ class PartTimer:
         self._running: list[list[Any]] = []
         self._now = stopwatch
         self._hooks = []
+        attention = decoder.self_attention
+
+        def timed_attention(*arguments: Any) -> torch.Tensor:
+            self._start()
+            result = attention(*arguments)
+            self._stop(PARTS[SELF_ATTENTION])
+            return result
+
+        self._patch = mock.patch.object(decoder, "self_attention", timed_attention)
+        self._patch.start()
         for name, module in model.named_modules():
             part = PARTS.get(".".join("*" if piece.isdigit() else piece for piece in name.split(".")))
             if part is not None:
@@ -89,8 +103,11 @@ class PartTimer:
             self._running[-1][1] += whole
 
     def remove(self) -> None:
+        self._patch.stop()
         for hook in self._hooks:
             hook.remove()
+        missing = set(PARTS.values()) - set(self.seconds)
+        assert not missing, f"never called: {missing}"
 
 
 def now(device: str) -> float:
