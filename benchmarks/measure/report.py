@@ -176,6 +176,7 @@ TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
     "whole_model": (FILE_NAME, whole_model_table),
     "ms_deform_attn": (FILE_NAME, lambda document: full_table(document, "ms_deform_attn")),
     "fused_ms_deform_attn": (FILE_NAME, lambda document: full_table(document, "fused_ms_deform_attn")),
+    "speed": (FILE_NAME, speed_table),
     "detector": (FILE_NAME, detector_table),
     "matching": (FILE_NAME, matching_table),
     **{op: (FILE_NAME, partial(matching_op_table, op=op)) for op in MATCHING_JOBS},
