@@ -39,7 +39,22 @@ GPU_BUILD = TORCH_CUDA_ARCH_LIST=$(GPU_ARCH) PIP_DISABLE_PIP_VERSION_CHECK=1 \
   $(PYTHON) -m pip install --no-build-isolation --no-deps -e .
 GPU_SUITE = $(PYTHON) -m benchmarks.gpu.suite --results $(GPU_RESULTS) --commit "$(GPU_COMMIT)" $(GPU_OPTIONS)
 
-.PHONY: help install test bench lint format types sanitize sanitized-library sanitized-emulation sanitize-cpu sanitize-cuda sanitize-cuda-fused sanitize-cuda-others gpu gpu-ready gpu-smoke gpu-measure gpu-peers gpu-sanitize
+# Wheels go into WHEELS. One serves every Python from 3.11 on (limited API) and every torch from 2.10 on (stable ABI).
+# The one without CUDA kernels has the version label +cpu. auditwheel names the oldest glibc that they run on, and
+# copies nothing: torch brings its own libraries, and CUDA's runtime is linked statically.
+WHEELS ?= dist
+MOST_BYTES_OF_A_WHEEL := 100000000
+# setuptools would put into a wheel what an earlier build left in build/lib.*.
+define BUILD_WHEEL
+rm -rf build/lib.* build/bdist.* build/wheel
+$(PYTHON) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel . \
+  $(if $(1),-C--build-option=egg_info -C--build-option=--tag-build=$(1))
+if [ "$$(uname)" = Linux ]; then \
+  auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' --wheel-dir $(WHEELS) build/wheel/*.whl; \
+else mkdir -p $(WHEELS) && cp build/wheel/*.whl $(WHEELS); fi
+endef
+
+.PHONY: help install test bench lint format types sanitize sanitized-library sanitized-emulation sanitize-cpu sanitize-cuda sanitize-cuda-fused sanitize-cuda-others wheels wheel-cpu wheel-cuda check-wheels test-wheels sdist gpu gpu-ready gpu-smoke gpu-measure gpu-peers gpu-sanitize
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -88,6 +103,31 @@ sanitize-cuda-fused: sanitized-library sanitized-emulation
 
 sanitize-cuda-others: sanitized-library sanitized-emulation
 	$(SANITIZED_PYTEST) -k "(test_matching or emulated) and not fp16" --fuzz 20 tests/cuda/test_matching.py tests/ops/test_fuzz.py
+
+wheels:  ## a CPU wheel and a CUDA wheel for every Python and torch, into dist/, checked
+	rm -f $(WHEELS)/*.whl
+	$(MAKE) wheel-cpu
+	$(MAKE) wheel-cuda
+	$(MAKE) check-wheels
+
+wheel-cpu: export DINO_KERNELS_CUDA = 0
+wheel-cuda: export DINO_KERNELS_CUDA = 1
+
+wheel-cpu:  ## the wheel without CUDA kernels, for Linux or macOS
+	$(call BUILD_WHEEL,+cpu)
+
+wheel-cuda:  ## the wheel with CUDA kernels; fails without nvcc
+	$(call BUILD_WHEEL)
+
+check-wheels:  ## the limited API and the size of the wheels in dist/
+	abi3audit --strict --assume-minimum-abi3 3.11 $(WHEELS)/*.whl
+	@ls -l $(WHEELS)/*.whl | awk '{print; if ($$5 > $(MOST_BYTES_OF_A_WHEEL)) bad = 1} END {exit bad}'
+
+test-wheels:  ## the wheels in dist/ in new environments: each Python on PATH, oldest and newest torch (gigabytes)
+	$(PYTHON) -m pytest -m install_matrix tests/packaging/test_wheels.py
+
+sdist:  ## the source distribution, into dist/
+	$(PYTHON) -m build --sdist --no-isolation --outdir $(WHEELS)
 
 gpu-ready:  # fails with one line where there is no GPU; builds the libraries where they are missing
 	@code=0; $(PYTHON) -m benchmarks.gpu.ready || code=$$?; \
