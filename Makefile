@@ -59,7 +59,7 @@ if [ "$$(uname)" = Linux ]; then \
 else mkdir -p $(WHEELS) && cp build/wheel/*.whl $(WHEELS); fi
 endef
 
-.PHONY: help install test bench lint format types sanitize sanitized-library sanitized-emulation sanitize-cpu sanitize-cuda sanitize-cuda-fused sanitize-cuda-others wheels wheel-cpu wheel-cuda check-wheels test-wheels wheel-tools sdist check check-release release-page gpu gpu-ready gpu-smoke gpu-measure gpu-peers gpu-sanitize
+.PHONY: help install test bench lint format types sanitize sanitized-library sanitized-emulation sanitize-cpu sanitize-cuda sanitize-cuda-fused sanitize-cuda-others wheels wheel-cpu wheel-cuda check-wheels test-wheels wheel-tools sdist hub check check-release release-page gpu gpu-ready gpu-smoke gpu-measure gpu-peers gpu-sanitize
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -150,6 +150,9 @@ check-release:  ## the version, the changelog and the citation agree with TAG=v0
 
 release-page:  ## the page of a release, with the files in dist/, by GitHub's client
 	gh release create "$(TAG)" --verify-tag --notes-file CHANGELOG.md $(WHEELS)/*
+
+hub:  ## the source of the kernel for the Hugging Face kernel hub, into build/hub/
+	$(PYTHON) csrc/hub/export.py build/hub
 
 sdist:  ## the source distribution, into dist/
 	$(PYTHON) -m build --sdist --no-isolation --outdir $(WHEELS)

@@ -233,7 +233,8 @@ def plan(build: Path, compiler: list[str], flags: list[str], nvcc: Nvcc | str) -
 
     ninja.rule("compile", [*compiler, *flags, f"-ffile-prefix-map={ROOT}=.", *includes, *output], depfile=True)
     ninja.rule("link", [*compiler, *SANITIZERS[SANITIZE], "$in", *torch_libraries, *python_symbols, "-o", "$out"])
-    libraries = {CPU_LIBRARY: ninja.edge(f"_C{CPU_SUFFIX}", "link", compile_all("compile", [*CSRC.rglob("*.cpp")]))}
+    sources = [path for path in CSRC.rglob("*.cpp") if CSRC / "hub" not in path.parents]
+    libraries = {CPU_LIBRARY: ninja.edge(f"_C{CPU_SUFFIX}", "link", compile_all("compile", sources))}
     if isinstance(nvcc, Nvcc):
         command = [str(nvcc.path), *nvcc.flags]
         ninja.rule("nvcc", [*command, *DEFINES, f"-I{CSRC}", *torch_includes, *output], depfile=True)
