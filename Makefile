@@ -62,7 +62,7 @@ endef
 .PHONY: help install test bench lint format types sanitize sanitized-library sanitized-emulation sanitize-cpu sanitize-cuda sanitize-cuda-fused sanitize-cuda-others wheels wheel-cpu wheel-cuda check-wheels test-wheels wheel-tools sdist hub check check-release release-page gpu gpu-ready gpu-smoke gpu-measure gpu-peers gpu-sanitize
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 install:  ## the package, editable, with everything to test, measure and develop it
 	$(PYTHON) -m pip install -e ".[bench,test,dev]"

@@ -69,7 +69,14 @@ def built(source: Path) -> Path:
     for path in (source / "torch-ext/ms_deform_attn").glob("*.py"):
         (variant / path.name).write_text(path.read_text())
     (variant / "_ops.py").write_text(OPS)
-    metadata = {"name": "ms-deform-attn", "id": ID, "version": 1, "license": "Apache-2.0", "backend": {"type": "cpu"}}
+    metadata = {
+        "name": "ms-deform-attn",
+        "id": ID,
+        "version": 1,
+        "license": "Apache-2.0",
+        "python-depends": [],
+        "backend": {"type": "cpu"},
+    }
     metadata["digest"] = {"algorithm": "sha256", "files": {}}
     (variant / "metadata.json").write_text(json.dumps(metadata))
     (source / "registration.h").write_text(REGISTRATION)
@@ -78,7 +85,7 @@ def built(source: Path) -> Path:
     includes += ["-isystem", f"{torch_folder}/include", "-isystem", python]
     flags = [
         "-std=c++20",
-        "-O1",
+        "-O0",
         "-fPIC",
         "-fvisibility=hidden",
         "-shared",
@@ -203,7 +210,7 @@ def test_transformers_run_it_by_kernelize(built):
         backbone_config=transformers.ResNetConfig(
             embedding_size=8, hidden_sizes=[8, 8, 8, 16], depths=[1] * 4, out_features=["stage2", "stage3", "stage4"]
         ),
-        backbone=None, use_pretrained_backbone=False, d_model=32, encoder_layers=1, decoder_layers=1,
+        backbone=None, use_pretrained_backbone=False, d_model=32, encoder_layers=1, decoder_layers=2,
         encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=4, decoder_attention_heads=4, num_queries=10,
     )  # fmt: skip
     torch.manual_seed(0)
