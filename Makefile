@@ -39,13 +39,36 @@ GPU_BUILD = TORCH_CUDA_ARCH_LIST=$(GPU_ARCH) PIP_DISABLE_PIP_VERSION_CHECK=1 \
   $(PYTHON) -m pip install --no-build-isolation --no-deps -e .
 GPU_SUITE = $(PYTHON) -m benchmarks.gpu.suite --results $(GPU_RESULTS) --commit "$(GPU_COMMIT)" $(GPU_OPTIONS)
 
-.PHONY: help install test bench lint format types sanitize sanitized-library sanitized-emulation sanitize-cpu sanitize-cuda sanitize-cuda-fused sanitize-cuda-others gpu gpu-ready gpu-smoke gpu-measure gpu-peers gpu-sanitize
+# Wheels go into WHEELS. One serves every Python from 3.11 on (limited API) and every torch from 2.10 on (stable ABI).
+# The one without CUDA kernels has the version label +cpu. auditwheel names the oldest glibc that they run on, and
+# copies nothing: torch brings its own libraries, and CUDA's runtime is linked statically.
+WHEELS ?= dist
+CPU_LABEL ?= +cpu
+TOOLS ?= wheels nvcc
+TORCH ?= torch
+TAG ?=
+TRIED ?= build/tried
+MOST_BYTES_OF_A_WHEEL := 100000000
+# setuptools would put into a wheel what an earlier build left in build/lib.*.
+define BUILD_WHEEL
+rm -rf build/lib.* build/bdist.* build/wheel
+$(PYTHON) -m build --wheel --no-isolation --outdir build/wheel -C--global-option=--quiet \
+  $(if $(1),-C--build-option=egg_info -C--build-option=--tag-build=$(1))
+if [ "$$(uname)" = Linux ]; then \
+  auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' --wheel-dir $(WHEELS) build/wheel/*.whl; \
+else mkdir -p $(WHEELS) && cp build/wheel/*.whl $(WHEELS); fi
+endef
+
+.PHONY: help install test bench lint format types sanitize sanitized-library sanitized-emulation sanitize-cpu sanitize-cuda sanitize-cuda-fused sanitize-cuda-others wheels wheel-cpu wheel-cuda check-wheels test-wheels wheel-tools sdist hub check check-release release-page gpu gpu-ready gpu-smoke gpu-measure gpu-peers gpu-sanitize
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 install:  ## the package, editable, with everything to test, measure and develop it
 	$(PYTHON) -m pip install -e ".[bench,test,dev]"
+
+check:  ## the report of what is installed, and the kernels' results on this machine
+	$(PYTHON) -m dino_kernels --check
 
 test:  ## all tests
 	$(PYTHON) -m pytest
@@ -88,6 +111,51 @@ sanitize-cuda-fused: sanitized-library sanitized-emulation
 
 sanitize-cuda-others: sanitized-library sanitized-emulation
 	$(SANITIZED_PYTEST) -k "(test_matching or emulated) and not fp16" --fuzz 20 tests/cuda/test_matching.py tests/ops/test_fuzz.py
+
+wheels:  ## a CPU wheel and a CUDA wheel for every Python and torch, into dist/, checked
+	rm -f $(WHEELS)/*.whl
+	$(MAKE) wheel-cpu
+	$(MAKE) wheel-cuda
+	$(MAKE) check-wheels
+
+wheel-cpu: export DINO_KERNELS_CUDA = 0
+wheel-cuda: export DINO_KERNELS_CUDA = 1
+
+wheel-cpu:  ## the wheel without CUDA kernels, for Linux or macOS
+	$(call BUILD_WHEEL,$(CPU_LABEL))
+
+wheel-cuda:  ## the wheel with CUDA kernels; fails without nvcc
+	$(call BUILD_WHEEL)
+
+check-wheels:  ## the limited API and the size of the wheels in dist/
+	abi3audit --strict --assume-minimum-abi3 3.11 $(WHEELS)/*.whl
+	@ls -l $(WHEELS)/*.whl | awk '{print; if ($$5 > $(MOST_BYTES_OF_A_WHEEL)) bad = 1} END {exit bad}'
+
+# No compiler, nvcc or ninja is on the PATH of the new environment.
+test-wheels:  ## each wheel in dist/ in a new environment: PYTHON=python3.13 TORCH=torch==2.10.0 (gigabytes)
+	$(PYTHON) -m venv --clear $(TRIED)
+	$(TRIED)/bin/python -m pip install --quiet "$(TORCH)" numpy
+	for wheel in $(abspath $(wildcard $(WHEELS)/*.whl)); do echo "$$wheel"; cd $(TRIED) && \
+	  bin/python -m pip install --quiet --no-deps --force-reinstall "$$wheel" && \
+	  env -u PYTHONPATH PATH="$$PWD/bin" bin/python -m dino_kernels --check || exit 1; done
+
+wheel-tools:  ## what `make wheels` needs: torch's headers and the extras of TOOLS
+	$(PYTHON) -c 'import sys, tomllib; \
+	  extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	  print("numpy", *(need for name in sys.argv[1:] for need in extras[name]), sep="\n")' $(TOOLS) \
+	  | $(PYTHON) -m pip install "$(TORCH)" -r /dev/stdin
+
+check-release:  ## the version, the changelog and the citation agree with TAG=v0.1.0
+	$(PYTHON) .ci/release.py "$(TAG)"
+
+release-page:  ## the page of a release, with the files in dist/, by GitHub's client
+	gh release create "$(TAG)" --verify-tag --notes-file CHANGELOG.md $(WHEELS)/*
+
+hub:  ## the source of the kernel for the Hugging Face kernel hub, into build/hub/
+	$(PYTHON) csrc/hub/export.py build/hub
+
+sdist:  ## the source distribution, into dist/
+	$(PYTHON) -m build --sdist --no-isolation --outdir $(WHEELS)
 
 gpu-ready:  # fails with one line where there is no GPU; builds the libraries where they are missing
 	@code=0; $(PYTHON) -m benchmarks.gpu.ready || code=$$?; \

@@ -1,13 +1,15 @@
 """Compiles csrc/ with ninja, into a build folder that persists so that touching one file recompiles one file.
 
-    dino_kernels/_C.<python>.so   CPU kernels and build_info(), always
-    dino_kernels/_cuda.so         every csrc/**/*.cu, where nvcc is found; else build_info() says why not
+    dino_kernels/_C.abi3.so   CPU kernels and build_info(), always
+    dino_kernels/_cuda.so     every csrc/**/*.cu, where nvcc is found; else build_info() says why not
 
 Both use LibTorch's stable ABI only: they run under any torch from 2.10 on, whichever they were compiled against, and
-the CUDA library also loads beside a CPU torch. Everything is looked for inside build_ext, because this file also runs
-when a build front end merely asks for requirements.
+the CUDA library also loads beside a CPU torch. `_C` uses Python's limited API, so one file serves every Python from
+3.11 on; only free-threaded Pythons, which have no limited API, get one of their own. Everything is looked for inside
+build_ext, because this file also runs when a build front end merely asks for requirements.
 
-Environment: CXX, CXXFLAGS, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, and DINO_KERNELS_SANITIZE=address.
+Environment: CXX, CXXFLAGS, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DINO_KERNELS_SANITIZE=address, and
+DINO_KERNELS_CUDA: 0 leaves the CUDA library out, 1 fails where it cannot be built.
 """
 
 from __future__ import annotations
@@ -46,13 +48,19 @@ from build_backend import (
 
 CPU_LIBRARY, CUDA_LIBRARY = "dino_kernels._C", "dino_kernels._cuda"
 SANITIZE = os.environ.get("DINO_KERNELS_SANITIZE", "")
+CUDA = os.environ.get("DINO_KERNELS_CUDA", "")
+
+# The oldest Python of pyproject.toml, as Py_LIMITED_API encodes it and as wheels are tagged.
+LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
+PYTHON_DEFINES, WHEEL_TAG = ["-DPy_LIMITED_API=0x030b0000"] if LIMITED_API else [], "cp311"
+CPU_SUFFIX = ".abi3.so" if LIMITED_API else sysconfig.get_config_var("EXT_SUFFIX")
 
 DEFINES = [TORCH_TARGET, *(["-DDINO_KERNELS_X86=1"] if X86 else [])]
 # Written for Linux on x86-64; macOS and Arm get what their compilers document and are untested.
 # Not -ffast-math: the kernels must tell NaN and infinity from numbers.
 CXX_FLAGS = "-O3 -std=c++20 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast".split()
 WARNINGS = ["-Wall", "-Wextra"]
-# pybind11's type information crosses library borders, which the vptr check takes for an error.
+# The vptr check compares type information across library borders, where it may have copies.
 # -O0: with checks around every intrinsic, any optimisation takes minutes a file.
 ADDRESS = "-O0 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all".split()
 ADDRESS += ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize=vptr"]
@@ -86,16 +94,6 @@ def torch_folder() -> Path:
     )
 
 
-def pybind11_include() -> Path:
-    try:
-        import pybind11
-    except ImportError:  # the copy among torch's headers refuses to be used with its stable ABI
-        raise SystemExit(
-            "dino-kernels: pybind11 not found; pip install it, or leave out --no-build-isolation."
-        ) from None
-    return Path(pybind11.get_include())
-
-
 def architecture_flags() -> list[str]:
     """TORCH_CUDA_ARCH_LIST in torch's notation, "8.0;9.0a+PTX", as nvcc's flags."""
     flags = []
@@ -120,12 +118,20 @@ def nvcc_candidates() -> list[Path]:
 
 def find_nvcc(compiler: list[str]) -> Nvcc | str:
     """The first CUDA compiler that works, or why there is none."""
+    if CUDA not in ("", "0", "1"):
+        raise SystemExit(f"dino-kernels: DINO_KERNELS_CUDA must be 0, 1 or unset, got {CUDA!r}")
+    if CUDA == "0":
+        return "left out by DINO_KERNELS_CUDA=0"
     if SANITIZE:
         return f"not part of a build with DINO_KERNELS_SANITIZE={SANITIZE}"
     tried = [probe_nvcc(path, compiler) for path in nvcc_candidates()]
-    if not tried:
-        return "nvcc was not found (CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda, nvidia-cuda-nvcc packages)"
-    return next((found for found in tried if isinstance(found, Nvcc)), tried[0])
+    missing = "nvcc was not found (CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda, nvidia-cuda-nvcc packages)"
+    chosen = next((found for found in tried if isinstance(found, Nvcc)), tried[0] if tried else missing)
+    if CUDA == "1" and isinstance(chosen, str):
+        raise SystemExit(
+            f"dino-kernels: DINO_KERNELS_CUDA=1, but {chosen}. Name a CUDA toolkit in CUDA_HOME, or unset the variable."
+        )
+    return chosen
 
 
 def probe_nvcc(path: Path, compiler: list[str]) -> Nvcc | str:
@@ -202,15 +208,12 @@ def write_if_changed(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def plan(
-    build: Path, suffix: str, compiler: list[str], flags: list[str], nvcc: Nvcc | str
-) -> tuple[str, dict[str, str]]:
+def plan(build: Path, compiler: list[str], flags: list[str], nvcc: Nvcc | str) -> tuple[str, dict[str, str]]:
     """The text of build.ninja, and the files that it makes by extension name."""
     ninja = NinjaFile()
     python = sysconfig.get_path("include")
     torch_includes = ["-isystem", str(build / "torch/include")]
-    # pybind11 comes before torch, whose headers have a copy of it that the stable ABI may not use.
-    includes = [f"-I{CSRC}", f"-I{build}", "-isystem", str(build / "pybind11"), *torch_includes, "-isystem", python]
+    includes = [f"-I{CSRC}", f"-I{build}", *torch_includes, "-isystem", python]
     output = ["-MMD", "-MF", "$out.d", "$flags", "-c", "$in", "-o", "$out"]
     torch_libraries = ["-shared", f"-L{build / 'torch/lib'}", "-ltorch_cpu", "-lc10"]
     # Python's own symbols are the interpreter's; only macOS wants to be told.
@@ -230,7 +233,8 @@ def plan(
 
     ninja.rule("compile", [*compiler, *flags, f"-ffile-prefix-map={ROOT}=.", *includes, *output], depfile=True)
     ninja.rule("link", [*compiler, *SANITIZERS[SANITIZE], "$in", *torch_libraries, *python_symbols, "-o", "$out"])
-    libraries = {CPU_LIBRARY: ninja.edge(f"_C{suffix}", "link", compile_all("compile", [*CSRC.rglob("*.cpp")]))}
+    sources = [path for path in CSRC.rglob("*.cpp") if CSRC / "hub" not in path.parents]
+    libraries = {CPU_LIBRARY: ninja.edge(f"_C{CPU_SUFFIX}", "link", compile_all("compile", sources))}
     if isinstance(nvcc, Nvcc):
         command = [str(nvcc.path), *nvcc.flags]
         ninja.rule("nvcc", [*command, *DEFINES, f"-I{CSRC}", *torch_includes, *output], depfile=True)
@@ -240,18 +244,18 @@ def plan(
     return ninja.text, libraries
 
 
-def compile_libraries(build: Path, suffix: str) -> dict[str, Path]:
+def compile_libraries(build: Path) -> dict[str, Path]:
     if SANITIZE not in SANITIZERS:
         raise SystemExit(f"dino-kernels: DINO_KERNELS_SANITIZE must be 'address' or unset, got {SANITIZE!r}")
     compiler, ninja, torch = find_compiler(), find_ninja(), torch_folder()
     nvcc = find_nvcc(compiler)
-    flags = [*CXX_FLAGS, *WARNINGS, *DEFINES, *SANITIZERS[SANITIZE], *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    flags = [*CXX_FLAGS, *WARNINGS, *DEFINES, *PYTHON_DEFINES, *SANITIZERS[SANITIZE]]
+    flags += shlex.split(os.environ.get("CXXFLAGS", ""))
     build.mkdir(parents=True, exist_ok=True)
     link_to(torch, build / "torch")
-    link_to(pybind11_include(), build / "pybind11")
     info = json.dumps(build_info(compiler, torch, flags, nvcc), indent=1)
     write_if_changed(build / "build_info.h", f'inline constexpr char BUILD_INFO_JSON[] = R"json({info})json";\n')
-    text, libraries = plan(build, suffix, compiler, flags, nvcc)
+    text, libraries = plan(build, compiler, flags, nvcc)
     write_if_changed(build / "build.ninja", text)
 
     command = [ninja, "-C", str(build)]
@@ -262,13 +266,20 @@ def compile_libraries(build: Path, suffix: str) -> dict[str, Path]:
     return {name: build / file for name, file in libraries.items()}
 
 
+def remove_libraries(folder: Path) -> None:
+    """Remove an earlier build's libraries: a `_C` for one Python is imported before `_C.abi3.so`, and its CUDA library
+    would not be the one that this build_info() speaks of."""
+    for library in [*folder.glob("_C.*.so"), folder / "_cuda.so"]:
+        library.unlink(missing_ok=True)
+
+
 class NinjaBuild(build_ext):
     """build_ext that compiles nothing itself: it runs ninja and takes the libraries."""
 
     def build_extensions(self) -> None:
-        suffix = sysconfig.get_config_var("EXT_SUFFIX")
-        tag = suffix.split(".")[1] + (f"-{SANITIZE}" if SANITIZE else "")
-        libraries = compile_libraries(ROOT / "build" / tag, suffix)
+        tag = sysconfig.get_config_var("EXT_SUFFIX").split(".")[1] + (f"-{SANITIZE}" if SANITIZE else "")
+        libraries = compile_libraries(ROOT / "build" / tag)
+        remove_libraries(Path(self.get_ext_fullpath(CPU_LIBRARY)).parent)
         for name, library in libraries.items():
             target = Path(self.get_ext_fullpath(name))
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -276,8 +287,7 @@ class NinjaBuild(build_ext):
         self.extensions = [extension for extension in self.extensions if extension.name in libraries]
 
     def copy_extensions_to_source(self) -> None:
-        # An earlier build's CUDA library would not be the one that this build_info() speaks of.
-        (ROOT / self.get_ext_filename(CUDA_LIBRARY)).unlink(missing_ok=True)
+        remove_libraries(ROOT / "dino_kernels")
         super().copy_extensions_to_source()
 
     def get_ext_filename(self, fullname: str) -> str:
@@ -298,6 +308,10 @@ class FullSdist(sdist):
 
 
 setup(
-    ext_modules=[Extension(CPU_LIBRARY, sources=[]), Extension(CUDA_LIBRARY, sources=[])],
+    ext_modules=[
+        Extension(CPU_LIBRARY, sources=[], py_limited_api=LIMITED_API),
+        Extension(CUDA_LIBRARY, sources=[]),
+    ],
     cmdclass={"build_ext": NinjaBuild, "sdist": FullSdist},
+    options={"bdist_wheel": {"py_limited_api": WHEEL_TAG}} if LIMITED_API else {},
 )

@@ -1,4 +1,7 @@
-"""Report what is installed and built, and which backend runs each op, or why it cannot: `python -m dino_kernels`."""
+"""Report what is installed and built, and which backend runs each op, or why it cannot: `python -m dino_kernels`.
+
+With --check, also compare the kernels with the reference on small inputs.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ import dino_kernels
 from dino_kernels import PackedTargets, __version__, explain
 from dino_kernels.ops._core import dispatch, libraries
 from dino_kernels.testing import Case, sample_inputs
+from dino_kernels.testing.check import check_kernels
 
 SAMPLE = Case("sample", batch=1, queries=4, heads=8, channels=32, shapes=((4, 4), (2, 2)), points=(4, 4))
 
@@ -106,7 +110,9 @@ def render(facts: dict[str, Any]) -> str:
     for op, devices in facts["ops"].items():
         for device, backends in devices.items():
             lines.append(f"{op} on {device}, float32: {backends['runs'] or 'no backend'}")
-            lines += _table({name: reason or "supported" for name, reason in backends["reasons"].items()})
+            checked = facts.get("check", {}).get(op, {}).get(device, {})
+            states = {name: reason or "supported" for name, reason in backends["reasons"].items()}
+            lines += _table(states | {name: f"supported, {result}" for name, result in checked.items()})
     return "\n".join(lines)
 
 
@@ -133,16 +139,31 @@ def _table(rows: dict[str, str]) -> list[str]:
     return lines
 
 
-def main() -> None:
+def _check(devices: list[str]) -> dict[str, dict[str, dict[str, str]]]:
+    """Return "correct" or the first error, by op, device and backend."""
+    found: dict[str, dict[str, dict[str, str]]] = {name: {} for name in dispatch.ops()}
+    for device in devices:
+        for op, backend, error in check_kernels(device):
+            found[op].setdefault(device, {})[backend] = error or "correct"
+    return found
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m dino_kernels", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.add_argument("--check", action="store_true", help="check the kernels' results; exit with 1 if one is wrong")
     arguments = parser.parse_args()
     facts = report()
+    wrong = False
+    if arguments.check:
+        facts["check"] = _check(sorted({device for devices in facts["ops"].values() for device in devices}))
+        wrong = any(text != "correct" for op in facts["check"].values() for by in op.values() for text in by.values())
     try:
         print(json.dumps(facts, indent=2) if arguments.json else render(facts), flush=True)
     except BrokenPipeError:  # by `| head`; Python would raise again when it flushes at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return int(wrong)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

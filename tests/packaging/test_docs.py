@@ -17,7 +17,14 @@ from benchmarks.measure import report
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     str(path.relative_to(ROOT))
-    for pattern in ("*.md", "dino/**/*.md", "dino_kernels/**/*.md", "benchmarks/**/*.md", "tests/**/*.md")
+    for pattern in (
+        "*.md",
+        ".github/*.md",
+        "dino/**/*.md",
+        "dino_kernels/**/*.md",
+        "benchmarks/**/*.md",
+        "tests/**/*.md",
+    )
     for path in ROOT.glob(pattern)
 )
 CODE = (".py", ".cpp", ".cu", ".cuh", ".h")

@@ -21,14 +21,16 @@ import torch
 from dino_kernels.__main__ import main
 from dino_kernels.ops._core import libraries
 from dino_kernels.ops._core.dispatch import ops
+from dino_kernels.testing.check import check_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}" if sysconfig.get_config_var("Py_GIL_DISABLED") else "_C.abi3.so"
 needs_library = pytest.mark.skipif(libraries.C is None, reason=f"no CPU library: {libraries.CPU_MISSING}")
 
 
 def python(*arguments: str, **environment: str) -> str:
     """What a new Python prints that imports this same package."""
-    folder = Path(libraries.__file__).parent.parent
+    folder = Path(libraries.__file__).parents[3]
     done = subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=os.environ | environment, capture_output=True, text=True
     )
@@ -71,6 +73,35 @@ def test_report_as_json_gives_every_backend_a_reason_or_none():
     for devices in facts["ops"].values():
         assert devices["cpu"]["runs"] in devices["cpu"]["reasons"]
         assert all(reason is None or reason for reason in devices["cpu"]["reasons"].values())
+
+
+def test_report_checks_every_kernel_that_runs():
+    facts = json.loads(python("-m", "dino_kernels", "--json", "--check"))
+    for op, devices in facts["ops"].items():
+        kernels = {name for name, reason in devices["cpu"]["reasons"].items() if reason is None and name != "reference"}
+        assert facts["check"][op].get("cpu", {}) == dict.fromkeys(kernels, "correct")
+
+
+def test_report_names_a_wrong_result_and_exits_with_1(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dino_kernels", "--check"])
+    wrong = [("ms_deform_attn", "cpu", "AssertionError: grad_value: error 1")]
+    monkeypatch.setattr("dino_kernels.__main__.check_kernels", lambda device: wrong)
+    assert main() == 1
+    assert "supported, AssertionError: grad_value: error 1" in capsys.readouterr().out
+
+
+@needs_library
+def test_the_check_finds_a_wrong_kernel(monkeypatch):
+    backends = ops()["linear_sum_assignment"]
+    right = backends.modules["cpu"].forward
+
+    def swapped(arguments):
+        columns, *others = right(arguments)
+        return columns.flip(-1), *others
+
+    monkeypatch.setattr(backends.modules["cpu"], "forward", swapped)
+    found = {op: error for op, backend, error in check_kernels("cpu") if op == "linear_sum_assignment"}
+    assert "linear_sum_assignment: columns" in (found["linear_sum_assignment"] or "")
 
 
 def test_report_ends_quietly_when_its_reader_has_gone(monkeypatch, capfd):
@@ -127,8 +158,7 @@ def ninja_plan(build: Path) -> set[str]:
 @pytest.mark.skipif(shutil.which("ninja") is None, reason="ninja is not installed")
 @pytest.mark.parametrize("source", ["ops.cpp", "ms_deform_attn/cpu.cpp"])
 def test_touching_one_source_recompiles_one_file(source):
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    build = ROOT / "build" / suffix.split(".")[1]
+    build = ROOT / "build" / sysconfig.get_config_var("EXT_SUFFIX").split(".")[1]
     if not (build / "build.ninja").is_file():
         pytest.skip("not built in this source tree")
     path, before = ROOT / "csrc" / source, ninja_plan(build)
@@ -138,7 +168,7 @@ def test_touching_one_source_recompiles_one_file(source):
         added = ninja_plan(build) - before
     finally:
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert added == {f"{source}.o", f"_C{suffix}"} - before
+    assert added == {f"{source}.o", LIBRARY} - before
 
 
 # The ways to install: commands for a shell in a copy of the source tree, with the environment's programs on PATH.
@@ -146,7 +176,7 @@ TORCH = f"torch=={torch.__version__.partition('+')[0]}"
 WAYS = {
     "pip isolated": f"pip install {TORCH} && pip install -e .",
     "pip without isolation or network": (
-        f"pip install {TORCH} numpy setuptools ninja pybind11 && pip install --no-build-isolation --no-deps -e ."
+        f"pip install {TORCH} numpy setuptools ninja && pip install --no-build-isolation --no-deps -e ."
     ),
     "uv": f"pip install {TORCH} uv && uv pip install -e .",
     "sdist and wheel": f"pip install {TORCH} build && python -m build && pip install dist/*.whl",
@@ -183,7 +213,7 @@ def test_install(way, source_tree, tmp_path):
         (wheel,), (sdist,) = (source_tree / "dist").glob("*.whl"), (source_tree / "dist").glob("*.tar.gz")
         with zipfile.ZipFile(wheel) as archive:
             files = {Path(name).name for name in archive.namelist()}
-        assert f"_C{sysconfig.get_config_var('EXT_SUFFIX')}" in files
+        assert LIBRARY in files
         assert ("_cuda.so" in files) == built_cuda
         with tarfile.open(sdist) as archive:
             assert any(name.endswith("csrc/ops.cpp") for name in archive.getnames())

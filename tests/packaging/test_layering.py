@@ -40,7 +40,7 @@ ROOMS = {
 TOP_LEVEL = {
     "csrc", "dino_kernels", "dino", "benchmarks", "tests", "setup.py", "README.md", "README.zh-CN.md", "CHANGELOG.md",
     "CONTRIBUTING.md", "LICENSE", "pyproject.toml", "Makefile", ".clang-format", ".pre-commit-config.yaml",
-    ".gitignore", ".ci",
+    ".gitignore", ".ci", ".github", "CITATION.cff",
 }  # fmt: skip
 FILES = [str(p.relative_to(ROOT)) for name in ("dino_kernels", "dino") for p in sorted((ROOT / name).rglob("*.py"))]
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from sysconfig import get_config_var
 from types import ModuleType
 from typing import Any
 
@@ -34,8 +33,8 @@ class CudaLibrary:
 def _load_cpu() -> tuple[ModuleType | None, str | None]:
     if find_spec("dino_kernels._C") is None:
         others = ", ".join(sorted(path.name for path in _FOLDER.glob("_C.*.so")))
-        found = f"only {others}, for another Python" if others else "no compiled library"
-        return None, f"found {found} in {_FOLDER}, where _C{get_config_var('EXT_SUFFIX')} is needed; {_BUILD}"
+        found = f"only {others}, for another Python," if others else "no compiled library"
+        return None, f"found {found} in {_FOLDER}; {_BUILD}"
     try:
         from dino_kernels import _C
     except ImportError as error:  # a torch older than 2.10, another machine, or a damaged file
