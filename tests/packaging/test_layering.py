@@ -20,8 +20,9 @@ ROOMS = {
     "dino_kernels/ops": ("ops/_core targets", "numpy triton"),
     "dino_kernels/nn": ("ops targets", ""),
     "dino_kernels/integrations": ("* nn ops ops/_core", "transformers mmcv mmengine"),
+    "dino_kernels/onnx": ("* ops", "onnx onnxscript"),
     "dino_kernels/testing": ("* ops ops/_core targets", ""),
-    "dino_kernels": ("* nn ops ops/_core targets testing", "numpy"),
+    "dino_kernels": ("* nn ops ops/_core onnx targets testing", "numpy"),
     "dino/common": ("", "numpy tqdm"),
     "dino/model": ("", ""),
     "dino/data": ("common", "numpy PIL yaml"),
@@ -138,9 +139,23 @@ def test_rooms_use_one_another_in_one_direction():
 
 
 def test_importing_the_package_imports_no_test_or_optional_package(run_python):
-    imports = "import sys, dino_kernels.integrations.transformers, dino_kernels.integrations.original"
+    imports = (
+        "import sys, dino_kernels.onnx, dino_kernels.integrations.transformers, dino_kernels.integrations.original"
+    )
     program = f"{imports}; print(*{{name.partition('.')[0] for name in sys.modules}})"
-    optional = {"triton", "transformers", "mmcv", "PIL", "matplotlib", "scipy", "pybind11", "dino"}
+    optional = {
+        "triton",
+        "transformers",
+        "mmcv",
+        "PIL",
+        "matplotlib",
+        "scipy",
+        "pybind11",
+        "dino",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+    }
     assert not ({"pytest", "hypothesis"} | optional) & set(run_python(program).split())
 
 
