@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+import dino_kernels.onnx
 from dino.common.text import suggestion
 from dino.export.attention import gather, grid, plugin
 from dino.model.config import ModelConfig
@@ -60,7 +61,13 @@ FORMS: dict[str, Form] = {
         runs_in="TensorRT",
     ),
     # The op of dino_kernels as one node: the kernel is chosen where the file runs.
-    "op": Form(fused_ms_deform_attn, ("torch", "aoti")),
+    # In ONNX a node of the domain dino_kernels, run by the library of custom ops.
+    "op": Form(
+        fused_ms_deform_attn,
+        ("torch", "aoti", "onnx"),
+        translations=dino_kernels.onnx.translations,
+        prepare_session=dino_kernels.onnx.register,
+    ),
 }
 DEFAULT = {"onnx": "gather", "openvino": "gather", "torch": "op", "aoti": "op"}
 """The form of each format."""
