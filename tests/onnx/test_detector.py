@@ -17,7 +17,7 @@ from dino.model.postprocess import postprocess
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from tests.onnx import nodes  # noqa: E402
+from tests.onnx import nodes
 
 pytestmark = pytest.mark.skipif(
     dino_kernels.onnx.why_missing() is not None, reason=str(dino_kernels.onnx.why_missing())
