@@ -93,6 +93,19 @@ class Description:
         }
         return {f"{PREFIX}{name}": json.dumps(value) for name, value in content.items()}
 
+    def to_json(self) -> str:
+        """Return the metadata as one text, for formats that hold a file of it."""
+        return json.dumps(self.to_strings(), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | None, file: object) -> Description:
+        """Read the text of `to_json`; None is that of a file without one. Errors as in `from_strings`."""
+        try:
+            strings = json.loads(text or "{}")
+        except ValueError as error:
+            raise ExportError(f"{file}: its metadata are damaged ({error}). Export it again.") from error
+        return cls.from_strings(strings if isinstance(strings, dict) else {}, file)
+
     @classmethod
     def from_strings(cls, strings: Mapping[str, str], file: object) -> Description:
         """Read the metadata of a file.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -90,7 +91,7 @@ def _fold(backbone: ResNet) -> None:
     folded = Convolve(backbone).folded
     for module in list(backbone.modules()):
         names = list(dict(module.named_children()))
-        for name, norm in zip(names, names[1:], strict=False):
+        for name, norm in itertools.pairwise(names):
             convolution = module.get_submodule(name)
             if convolution in folded:
                 weight, bias, *_ = folded[convolution]

@@ -55,8 +55,8 @@ def to_onnx(program: ExportedProgram, form: Form, description: Description, opse
     weights = sum(value.const_value.nbytes for value in exported.model.graph.initializers.values() if value.const_value)
     if weights > _MOST_BYTES:
         raise ExportError(
-            f"the model has {weights / 1e9:.1f} GB of weights, and an ONNX file holds at most 2. Export with --half, or "
-            "with --format torch."
+            f"the model has {weights / 1e9:.1f} GB of weights, and an ONNX file holds at most 2. Export with --half, "
+            "or with --format torch."
         )
     model = exported.model_proto
     found = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}

@@ -16,7 +16,7 @@ from dino_kernels import fused_ms_deform_attn
 from dino_kernels.nn import MSDeformAttn
 
 Attend = Callable[..., Tensor]
-"""The arguments and the result of `dino_kernels.fused_ms_deform_attn`; `level_start_index` is None, shapes are a list."""
+"""Arguments and result of `dino_kernels.fused_ms_deform_attn`; `level_start_index` is None, shapes are a list."""
 
 
 def _nothing() -> dict[Any, Any]:
@@ -110,9 +110,7 @@ class _Attention(nn.Module):
         value = self.value_proj(tokens).unflatten(-1, (self.heads, -1))
         offsets = self.sampling_offsets(query).unflatten(-1, (self.heads, -1, 2))
         logits = self.attention_weights(query).unflatten(-1, (self.heads, -1))
-        output = self.attend(
-            value, shapes, starts, reference_points, offsets, logits, padding, num_points=self.points
-        )
+        output = self.attend(value, shapes, starts, reference_points, offsets, logits, padding, num_points=self.points)
         return self.output_proj(output.to(tokens.dtype))
 
 
@@ -124,5 +122,3 @@ def replace_attention(model: nn.Module, form: Form) -> None:
         if isinstance(module, MSDeformAttn):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, _Attention(module, form.attend))
-
-

@@ -22,9 +22,7 @@ def attend(
     num_points: Sequence[int],
 ) -> Tensor:
     """Return `fused_ms_deform_attn` of the same arguments, [B, Q, M * D] float32."""
-    value, locations, weights = classic_arguments(
-        value, shapes, reference_points, offsets, logits, padding, num_points
-    )
+    value, locations, weights = classic_arguments(value, shapes, reference_points, offsets, logits, padding, num_points)
     rows = torch.tensor([height * width for height, width in shapes], device=value.device)
     sizes = sizes_wh(shapes, value.device)
     return sample(value, sizes, rows.cumsum(0) - rows, locations.unflatten(3, (len(shapes), -1)), weights)

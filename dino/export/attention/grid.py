@@ -23,9 +23,7 @@ def attend(
     num_points: Sequence[int],
 ) -> Tensor:
     """Return `fused_ms_deform_attn` of the same arguments, [B, Q, M * D] float32."""
-    value, locations, weights = classic_arguments(
-        value, shapes, reference_points, offsets, logits, padding, num_points
-    )
+    value, locations, weights = classic_arguments(value, shapes, reference_points, offsets, logits, padding, num_points)
     batch, _, heads, channels = value.shape
     queries, samples = weights.shape[1], weights.shape[3]
     grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1).split(list(num_points), 2)  # [B * M, Q, P, 2]

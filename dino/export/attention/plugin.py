@@ -30,9 +30,7 @@ def attend(
     num_points: Sequence[int],
 ) -> Tensor:
     """Return `fused_ms_deform_attn` of the same arguments, [B, Q, M * D] float32."""
-    value, locations, weights = classic_arguments(
-        value, shapes, reference_points, offsets, logits, padding, num_points
-    )
+    value, locations, weights = classic_arguments(value, shapes, reference_points, offsets, logits, padding, num_points)
     table = torch.tensor([[height, width] for height, width in shapes], dtype=torch.int32, device=value.device)
     rows = table[:, 0] * table[:, 1]
     first = rows.cumsum(0, dtype=torch.int32) - rows
@@ -99,9 +97,7 @@ def translations() -> dict[Any, Any]:
 class _Definition(nn.Module):
     """The plugin in basic operations."""
 
-    def forward(
-        self, value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
-    ) -> Tensor:
+    def forward(self, value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
         output = gather.sample(value, shapes.flip(1).float(), starts.long(), locations, weights.flatten(3))
         return output.unflatten(-1, value.shape[2:])
 
