@@ -1,6 +1,6 @@
 """Time exported attention and an exported DINO in ONNX Runtime and OpenVINO beside PyTorch, by turns in one run.
 
-    pip install onnx onnxscript onnxruntime openvino
+    pip install -e ".[openvino]"
     python -m benchmarks.detector.onnx --prepare      export the files; minutes, no quiet machine needed
     python -m benchmarks.detector.onnx                measure
     python -m benchmarks.detector.onnx --publish      also write benchmarks/results/MACHINE/onnx.json
@@ -38,10 +38,10 @@ LEVELS = {
     (480, 640): ((60, 80), (30, 40), (15, 20), (8, 10)),
     (800, 1333): ((100, 167), (50, 84), (25, 42), (13, 21)),
 }
-OURS = "ONNX Runtime, our op"
+TORCH, OURS = "PyTorch, our kernel", "ONNX Runtime, our op"
 # By name: the engine and the form of attention in its file.
 CONTESTANTS = {
-    "PyTorch, our kernel": ("torch", "op"),
+    TORCH: ("torch", "op"),
     OURS: ("onnxruntime", "op"),
     "ONNX Runtime, gather": ("onnxruntime", "gather"),
     "ONNX Runtime, GridSample": ("onnxruntime", "grid"),
@@ -179,8 +179,8 @@ def measure(job: str, size: tuple[int, int], folder: Path, seconds: float) -> li
             calls[name] = in_torch(job, size, inputs)
         else:
             calls[name] = in_openvino(path, inputs) if engine == "openvino" else in_onnxruntime(path, form, inputs)
-    expected = next(iter(calls.values()))()
-    differences = {name: difference(job, call(), expected) for name, call in calls.items()}
+    outputs = {name: call() for name, call in calls.items()}
+    differences = {name: difference(job, each, outputs[TORCH]) for name, each in outputs.items()}
     wrong = {name: error for name, error in differences.items() if not error <= ALLOWED[job]}
     assert not wrong, f"{job} at {size}: differences above {ALLOWED[job]}: {wrong}"
     timings = race(calls, stopwatch_for("cpu"), seconds, 3)
