@@ -2,11 +2,14 @@
 
     dino_kernels/_C.abi3.so   CPU kernels and build_info(), always
     dino_kernels/_cuda.so     every csrc/**/*.cu, where nvcc is found; else build_info() says why not
+    dino_kernels/_onnx.so     custom ops for ONNX Runtime: csrc/onnx/ and CPU kernels of the first; if it fails to
+                              compile, the others install without it
 
-Both use LibTorch's stable ABI only: they run under any torch from 2.10 on, whichever they were compiled against, and
-the CUDA library also loads beside a CPU torch. `_C` uses Python's limited API, so one file serves every Python from
-3.11 on; only free-threaded Pythons, which have no limited API, get one of their own. Everything is looked for inside
-build_ext, because this file also runs when a build front end merely asks for requirements.
+The first two use LibTorch's stable ABI only: they run under any torch from 2.10 on, whichever they were compiled
+against, and the CUDA library also loads beside a CPU torch. `_C` uses Python's limited API, so one file serves every
+Python from 3.11 on; only free-threaded Pythons, which have no limited API, get one of their own. The third uses neither
+torch nor Python. Everything is looked for inside build_ext, because this file also runs when a build front end merely
+asks for requirements.
 
 Environment: CXX, CXXFLAGS, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DINO_KERNELS_SANITIZE=address, and
 DINO_KERNELS_CUDA: 0 leaves the CUDA library out, 1 fails where it cannot be built.
@@ -46,7 +49,9 @@ from build_backend import (
     torch_version,
 )
 
-CPU_LIBRARY, CUDA_LIBRARY = "dino_kernels._C", "dino_kernels._cuda"
+CPU_LIBRARY, CUDA_LIBRARY, ONNX_LIBRARY = "dino_kernels._C", "dino_kernels._cuda", "dino_kernels._onnx"
+# What ONNX Runtime's custom ops share with the CPU library; these files do not use torch.
+SHARED_WITH_ONNX = ["common/cpu_capability.cpp", "ms_deform_attn/cpu_choice.cpp", "ms_deform_attn/cpu_kernel.cpp"]
 SANITIZE = os.environ.get("DINO_KERNELS_SANITIZE", "")
 CUDA = os.environ.get("DINO_KERNELS_CUDA", "")
 
@@ -219,22 +224,24 @@ def plan(build: Path, compiler: list[str], flags: list[str], nvcc: Nvcc | str) -
     # Python's own symbols are the interpreter's; only macOS wants to be told.
     python_symbols = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
 
+    def outputs(path: Path) -> list[str]:
+        return [f"{path.relative_to(CSRC)}{suffix}" for suffix in objects(path)]
+
     def compile_all(rule: str, sources: list[Path]) -> list[str]:
         return [
-            ninja.edge(
-                f"{path.relative_to(CSRC)}{suffix}",
-                rule,
-                [str(path)],
-                [*flags, "-fno-sanitize=all"] if unused(flags) else flags,
-            )
+            ninja.edge(name, rule, [str(path)], [*flags, "-fno-sanitize=all"] if unused(flags) else flags)
             for path in sorted(sources)
-            for suffix, flags in objects(path).items()
+            for name, flags in zip(outputs(path), objects(path).values(), strict=True)
         ]
 
     ninja.rule("compile", [*compiler, *flags, f"-ffile-prefix-map={ROOT}=.", *includes, *output], depfile=True)
     ninja.rule("link", [*compiler, *SANITIZERS[SANITIZE], "$in", *torch_libraries, *python_symbols, "-o", "$out"])
-    sources = [path for path in CSRC.rglob("*.cpp") if CSRC / "hub" not in path.parents]
+    ninja.rule("link_alone", [*compiler, *SANITIZERS[SANITIZE], "-shared", "$in", "-o", "$out"])
+    onnx = {*CSRC.glob("onnx/*.cpp")}
+    sources = sorted({*CSRC.rglob("*.cpp")} - {*CSRC.glob("hub/**/*.cpp")} - onnx)
     libraries = {CPU_LIBRARY: ninja.edge(f"_C{CPU_SUFFIX}", "link", compile_all("compile", sources))}
+    shared = [name for path in SHARED_WITH_ONNX for name in outputs(CSRC / path)]
+    libraries[ONNX_LIBRARY] = ninja.edge("_onnx.so", "link_alone", compile_all("compile", [*onnx]) + shared)
     if isinstance(nvcc, Nvcc):
         command = [str(nvcc.path), *nvcc.flags]
         ninja.rule("nvcc", [*command, *DEFINES, f"-I{CSRC}", *torch_includes, *output], depfile=True)
@@ -260,16 +267,20 @@ def compile_libraries(build: Path) -> dict[str, Path]:
 
     command = [ninja, "-C", str(build)]
     jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
-    if subprocess.run([*command, *jobs], check=False).returncode != 0:
+    needed = [file for name, file in libraries.items() if name != ONNX_LIBRARY]
+    if subprocess.run([*command, *jobs, *needed], check=False).returncode != 0:
         raise SystemExit("dino-kernels: compiling csrc/ failed; the compiler's message is above (pip shows it with -v)")
+    if subprocess.run([*command, *jobs, libraries[ONNX_LIBRARY]], check=False).returncode != 0:
+        print("dino-kernels: compiling csrc/onnx/ failed; continuing without the custom ops for ONNX Runtime")
+        del libraries[ONNX_LIBRARY]
     (build / "compile_commands.json").write_text(run([*command, "-t", "compdb"]).stdout)
     return {name: build / file for name, file in libraries.items()}
 
 
 def remove_libraries(folder: Path) -> None:
-    """Remove an earlier build's libraries: a `_C` for one Python is imported before `_C.abi3.so`, and its CUDA library
-    would not be the one that this build_info() speaks of."""
-    for library in [*folder.glob("_C.*.so"), folder / "_cuda.so"]:
+    """Remove an earlier build's libraries: a `_C` for one Python is imported before `_C.abi3.so`, and the others would
+    not be those that this build_info() speaks of."""
+    for library in [*folder.glob("_C.*.so"), folder / "_cuda.so", folder / "_onnx.so"]:
         library.unlink(missing_ok=True)
 
 
@@ -291,8 +302,8 @@ class NinjaBuild(build_ext):
         super().copy_extensions_to_source()
 
     def get_ext_filename(self, fullname: str) -> str:
-        # The CUDA library is no Python module: loaded by path, it fits every Python.
-        if fullname.rpartition(".")[2] == "_cuda":
+        # These are no Python modules: loaded by path, they fit every Python.
+        if fullname.rpartition(".")[2] in ("_cuda", "_onnx"):
             return fullname.replace(".", os.sep) + ".so"
         return super().get_ext_filename(fullname)
 
@@ -310,7 +321,7 @@ class FullSdist(sdist):
 setup(
     ext_modules=[
         Extension(CPU_LIBRARY, sources=[], py_limited_api=LIMITED_API),
-        Extension(CUDA_LIBRARY, sources=[]),
+        *(Extension(name, sources=[]) for name in (CUDA_LIBRARY, ONNX_LIBRARY)),
     ],
     cmdclass={"build_ext": NinjaBuild, "sdist": FullSdist},
     options={"bdist_wheel": {"py_limited_api": WHEEL_TAG}} if LIMITED_API else {},

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import dino_kernels
-from dino_kernels import PackedTargets, __version__, explain
+from dino_kernels import PackedTargets, __version__, explain, onnx
 from dino_kernels.ops._core import dispatch, libraries
 from dino_kernels.testing import Case, sample_inputs
 from dino_kernels.testing.check import check_kernels
@@ -36,6 +36,7 @@ def report() -> dict[str, Any]:
             "torch": torch.__version__,
             "torch's CUDA": torch.version.cuda or "none: torch is a CPU build",
             "triton": _installed("triton"),
+            "onnxruntime": _installed("onnxruntime"),
         },
         "devices": {
             "cpu": f"{_processor()}, {torch.get_num_threads()} threads, {libraries.C.cpu_capability()} kernels"
@@ -43,7 +44,12 @@ def report() -> dict[str, Any]:
             else f"{_processor()}, {torch.get_num_threads()} threads",
             **{f"cuda:{i}": _gpu(i) for i in range(torch.cuda.device_count())},
         },
-        "libraries": {"cpu": libraries.CPU_MISSING or "loaded", "cuda": libraries.CUDA_MISSING or "loaded", **_cuda()},
+        "libraries": {
+            "cpu": libraries.CPU_MISSING or "loaded",
+            "cuda": libraries.CUDA_MISSING or "loaded",
+            "onnx": onnx.why_missing() or "loaded",
+            **_cuda(),
+        },
         "build": libraries.build_info(),
         "ops": {name: {device: _backends(name, device) for device in devices} for name in dispatch.ops()},
     }

@@ -19,7 +19,7 @@ from dino_kernels.ops._core import libraries
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_GPU = "no CUDA device here (torch.cuda.is_available() is False)"
-PEERS = ("transformers", "mmcv", "deformops", "scipy", "lapx", "torch-linear-assignment")
+PEERS = ("transformers", "mmcv", "deformops", "scipy", "lapx", "torch-linear-assignment", "onnxruntime", "openvino")
 
 
 def cpu_model() -> str:

@@ -1,4 +1,4 @@
-// CPU entry points: level table, choice of kernel, tasks over ATen's threads.
+// CPU entry points: level table, tasks over ATen's threads.
 #include "cpu.h"
 
 #include <algorithm>
@@ -10,16 +10,6 @@
 
 namespace dino_kernels {
 namespace {
-
-// The widest vectors that divide the channels of a head: a partial vector costs more than a narrower one.
-const CpuKernels& kernels_for(const CpuParams& p) {
-  constexpr const CpuKernels* kVariants[] = DINO_CPU_VARIANTS(ms_deform_attn);
-  const int64_t widest = widest_variant(), compute_bytes = p.dtype == DType::float64 ? 8 : 4;
-  for (int64_t variant = widest; variant >= 0; --variant) {
-    if (p.D % (kVariants[variant]->vector_bytes / compute_bytes) == 0) return *kVariants[variant];
-  }
-  return *kVariants[widest];
-}
 
 // One call's parameters and the data they point to.
 struct CpuCall : OnCpu {
@@ -92,16 +82,6 @@ void run(const CpuParams& p, const CpuKernel& kernel, int64_t tasks, int64_t gra
   if (tasks == 0) return;
   run_ranges(tasks, grain, kernel.scratch_bytes(p),
              [&](int64_t begin, int64_t end, void* scratch) { kernel.run(p, begin, end, scratch); });
-}
-
-// Minimum number of queries per task: below it, starting a thread costs more than the work.
-int64_t query_grain(const CpuParams& p) {
-  constexpr int64_t kCornerChannels = 32768;
-  return std::max<int64_t>(1, kCornerChannels / std::max<int64_t>(1, p.M * p.K * p.D));
-}
-
-int64_t lanes_of(const CpuParams& p, const CpuKernels& kernels) {
-  return kernels.vector_bytes / (p.dtype == DType::float64 ? 8 : 4);
 }
 
 Tensor CpuCall::run_forward(const Tensor& value) {

@@ -51,4 +51,13 @@ struct CpuKernels {
 
 DINO_DECLARE_CPU_VARIANTS(CpuKernels, ms_deform_attn)
 
+// The kernels for a call: the widest vectors that divide the channels of a head.
+const CpuKernels& kernels_for(const CpuParams& p);
+
+// How many numbers of the compute dtype fill one vector of these kernels.
+int64_t lanes_of(const CpuParams& p, const CpuKernels& kernels);
+
+// Minimum number of queries per task: below it, starting a thread costs more than the work.
+int64_t query_grain(const CpuParams& p);
+
 }  // namespace dino_kernels

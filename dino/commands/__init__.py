@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": ("dino.commands.evaluate", "evaluate_command", "Score a model: COCO's average precision."),
     "predict": ("dino.commands.predict", "predict_command", "Find objects in images, folders and videos."),
     "visualize": ("dino.commands.visualize", "visualize_command", "Draw how the model works on an image."),
+    "export": ("dino.commands.export", "export_command", "Write a model for ONNX Runtime and other engines."),
     "benchmark": ("dino.commands.benchmark", "benchmark_command", "Time a model, as a whole and part by part."),
     "summary": ("dino.commands.summary", "summary_command", "List a model's parts, parameters and operations."),
 }
@@ -38,6 +39,7 @@ with your own data (COCO, YOLO, Pascal VOC, a CSV of boxes, WebDataset shards):
   python -m dino train --data DATA --output runs/mine
   python -m dino evaluate --checkpoint runs/mine --data DATA
   python -m dino predict --checkpoint runs/mine photo.jpg album/ --output found
+  python -m dino export --checkpoint runs/mine --output model.onnx
 
 what they write:
   runs/mine/best/         the best model, which --checkpoint runs/mine selects

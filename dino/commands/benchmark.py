@@ -157,6 +157,8 @@ def _marks(detector: Detector) -> Iterator[list[tuple[str, float]]]:
     """Append each part and the time of its end to a list while the detector runs."""
     import torch
 
+    from dino.model.dino import DINO
+
     marks: list[tuple[str, float]] = []
 
     def mark(part: str) -> None:
@@ -165,7 +167,8 @@ def _marks(detector: Detector) -> Iterator[list[tuple[str, float]]]:
         marks.append((part, time.perf_counter()))
 
     whole = detector.run
-    compiled = whole is not detector.model
+    # An exported file is one part, too.
+    compiled = whole is not detector.model or not isinstance(whole, DINO)
     hooks = [whole.register_forward_pre_hook(lambda *_: mark(_PREPROCESSING))]
     for name, part in {} if compiled else _PARTS.items():  # hooks would become part of the compiled program
         module = detector.model.get_submodule(name)

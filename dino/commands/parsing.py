@@ -31,7 +31,7 @@ class ModelOptions:
     """Model to use, and where to run it."""
 
     checkpoint: Annotated[Path, arg(metavar="PATH")]
-    """Folder of a run (for its best model), folder or file of a model, or official weights with --preset."""
+    """Folder of a run (for its best model), file of a model, official weights with --preset, or an exported file."""
     preset: OptionalName = None
     """Model of official weights, for example dino_4scale_r50."""
     short_side: OptionalPixels = None
@@ -46,14 +46,25 @@ class ModelOptions:
         return self._load(device)
 
     def _load(self, device: torch.device | str | None, **options: Any) -> Detector:
+        from dino.export.runtime import is_exported
         from dino.inference.detector import Detector
 
+        chosen = None if self.device == "auto" else self.device
+        if is_exported(self.checkpoint):
+            fixed = {name: getattr(self, name) for name in ("preset", "short_side", "long_side")}
+            fixed |= {"compile": options.get("compile") or None}
+            fixed |= {"dtype": None if options.get("dtype", "auto") in ("auto", "float32") else options["dtype"]}
+            for name, value in fixed.items():
+                if value is not None:
+                    option = name.replace("_", "-")
+                    raise ValueError(f"--{option} cannot change an exported file, {self.checkpoint}. Leave it out.")
+            return Detector.from_exported(self.checkpoint, device=device or chosen)
         return Detector.from_checkpoint(
             self.checkpoint,
             preset=self.preset,
             short_side=self.short_side,
             long_side=self.long_side,
-            device=device or (None if self.device == "auto" else self.device),
+            device=device or chosen,
             **options,
         )
 

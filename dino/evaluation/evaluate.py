@@ -72,6 +72,7 @@ def predict_results(
     ranks, context = current_ranks(device), autocast(device, amp)
     console = Console(sys.stderr if progress and ranks.first else None)
     was_training = model.training
+    top_k = min(top_k, getattr(model, "most_detections", None) or top_k)  # of an exported file
     model.to(device).eval()
     by_image: dict[int, list[dict[str, Any]]] = {}
     try:

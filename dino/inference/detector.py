@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Unpack, cast, overload
 
 import torch
 from PIL import Image
@@ -21,6 +21,7 @@ from dino.common.device import Amp, Dtype, autocast, choose_device, choose_dtype
 from dino.common.finite import require_finite_detections
 from dino.common.text import command_line, counted, shorten
 from dino.data import Categories, EvalTransform, ImageError, pad_images
+from dino.export.runtime import ExportedModel, is_exported, load_exported
 from dino.inference.boxes import nms
 from dino.inference.detections import Detections
 from dino.inference.images import ImageLike, load_image
@@ -31,6 +32,9 @@ from dino.inference.video import IncompleteVideoError
 from dino.model.config import ModelConfig
 from dino.model.dino import DINO
 from dino.model.postprocess import postprocess
+
+if TYPE_CHECKING:
+    from dino.export.export import ExportArguments, Exported
 
 
 class Detector:
@@ -44,7 +48,7 @@ class Detector:
     ...     print(found.path, found)
 
     Args:
-        model: a trained model; moved to the device and put into evaluation mode.
+        model: a trained model, or an exported one; moved to the device and put into evaluation mode.
         categories: names and ids of the model's classes.
         transform: resizes and normalises; use the sizes that the model was trained with.
         device: None is a GPU if there is one.
@@ -64,7 +68,7 @@ class Detector:
 
     def __init__(
         self,
-        model: DINO,
+        model: DINO | ExportedModel,
         categories: Categories,
         *,
         transform: EvalTransform | None = None,
@@ -130,11 +134,49 @@ class Detector:
         for name, side in (("short_side", short_side), ("long_side", long_side)):
             if side is not None:
                 check_integer(f"from_checkpoint: {name}", side, 1)
+        if is_exported(path):
+            raise ValueError(f"from_checkpoint: {path} is an exported file. Use Detector.from_exported.")
         found = load_trained(path, preset=preset, **overrides)
         transform = EvalTransform(short_side or found.transform.short_side, long_side or found.transform.long_side)
         detector = cls(found.model, found.categories, transform=transform, device=device, dtype=dtype, compile=compile)
         detector.file = found.file
         return detector
+
+    @classmethod
+    def from_exported(cls, path: str | Path, *, device: torch.device | str | None = None) -> Detector:
+        """Load a file of `python -m dino export`, which ONNX Runtime, OpenVINO or PyTorch runs.
+
+        Classes, image size and precision are those of the file. Arguments and errors: `dino.export.runtime`.
+        """
+        model = load_exported(path, device=device)
+        about = model.description
+        detector = cls(model, about.categories, transform=about.transform, device=model.device, dtype="float32")
+        detector.file = Path(path)
+        return detector
+
+    def export(self, path: str | Path, **options: Unpack[ExportArguments]) -> Exported:
+        """Write the model to a file that runs elsewhere, and compare its detections of photographs with the model's.
+
+        Args:
+            path: the file, for example "model.onnx".
+            options: format, attention, size, opset, half, detections, photos; see `dino.export.export.export_model`.
+
+        Returns:
+            What was written and how far it differs; print it.
+
+        Raises: as `export_model`.
+        """
+        from dino.export.export import export_model
+
+        return export_model(self.own_model("export"), path, self.categories, self.transform, **options)
+
+    def own_model(self, command: str) -> DINO:
+        """Return the model, unless it is an exported one."""
+        if not isinstance(self.model, DINO):
+            raise ValueError(
+                f"{command}: needs the model itself, got the exported file {self.file}. Pass its checkpoint."
+            )
+        return self.model
 
     @classmethod
     def from_preset(
@@ -316,7 +358,8 @@ class Detector:
         for k, name in enumerate(names):
             require_finite_detections({"scores": logits[k], "boxes": boxes[k]}, self.model, image=name, amp=self.amp)
         logits = logits.masked_fill(unwanted.to(logits.device), -torch.inf)
-        results = postprocess({"pred_logits": logits, "pred_boxes": boxes}, sizes, settings.top_k)
+        most = getattr(self.model, "most_detections", None) or settings.top_k
+        results = postprocess({"pred_logits": logits, "pred_boxes": boxes}, sizes, min(settings.top_k, most))
         found = []
         for result in results:
             result = {key: value.cpu().clone() for key, value in result.items()}
@@ -348,9 +391,10 @@ class Detector:
         config, transform = self.model.config, self.transform
         names = [name for label, name in enumerate(self.categories.titles) if label not in self.categories.unused]
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        what = self.model.engine if isinstance(self.model, ExportedModel) else f"{parameters / 1e6:.1f}M parameters"
         sizes = f"{counted(config.num_levels, 'level')}, {counted(config.num_queries, 'query')}"
         return (
-            f"Detector({config.backbone}, {sizes}, {parameters / 1e6:.1f}M parameters, "
+            f"Detector({config.backbone}, {sizes}, {what}, "
             f"{counted(len(names), 'class')}: {shorten(names, 5)}; "
             f"images {transform.short_side} to {transform.long_side} pixels, {self.dtype} on {self.device})"
         )

@@ -24,7 +24,7 @@ def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
 
 def inverse_sigmoid(probability: Tensor) -> Tensor:
     """Return the logit of a value in [0, 1], bounded to +-6.9; its gradient is zero outside [0.001, 0.999]."""
-    return torch.log(probability.clamp(LOGIT_EPS, 1) / (1 - probability).clamp(LOGIT_EPS, 1))
+    return torch.log(probability.clamp(LOGIT_EPS, 1.0) / (1 - probability).clamp(LOGIT_EPS, 1.0))
 
 
 def generalized_iou(

@@ -83,7 +83,7 @@ def flatten_levels(maps: list[Tensor], padding: Tensor) -> tuple[Tensor, Levels]
     rows, columns = pixel_counts(padding, shapes)
     # An image fills the top left corner of its batch, so its first row and column have its size.
     ends = [end for row, column in zip(rows, columns, strict=True) for end in (column[:, 0, -1], row[:, -1, 0])]
-    shares = foreach_div(ends, [float(side) for height, width in shapes for side in (width, height)])
+    shares = foreach_div(ends, [torch.sym_float(side) for height, width in shapes for side in (width, height)])
     sizes, ratios = (torch.stack(each, 1).unflatten(1, (-1, 2)) for each in (ends, shares))
     levels = Levels(
         padding=padding,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -66,3 +67,7 @@ class DetectionOutput:
 def _layers(logits: Tensor, boxes_cxcywh: Tensor) -> dict[str, Any]:
     layers = [{"pred_logits": a, "pred_boxes": b} for a, b in zip(logits, boxes_cxcywh, strict=True)]
     return layers[-1] | {"aux_outputs": layers[:-1]}
+
+
+# Otherwise torch.export refuses a model that returns it.
+torch.export.register_dataclass(DetectionOutput)

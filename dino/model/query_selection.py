@@ -57,7 +57,7 @@ class QuerySelection(nn.Module):
         they can be selected, as in the official model.
         """
         if self.variant == "static":
-            shape = (len(memory.tokens), -1, -1)
+            shape = (memory.tokens.shape[0], -1, -1)
             return Queries(self.content.weight.expand(shape), self.anchors.weight.float().expand(shape))
         proposals, unusable = token_proposals(memory.levels)
         tokens = memory.tokens.masked_fill(unusable[..., None], 0)
@@ -71,7 +71,7 @@ class QuerySelection(nn.Module):
         if self.variant == "pure":
             content = features.detach()
         else:
-            content = self.content.weight[: indices.shape[1]].expand(len(indices), -1, -1)
+            content = self.content.weight[: indices.shape[1]].expand(indices.shape[0], -1, -1)
         return Queries(
             content=content,
             anchors=anchors.detach(),

@@ -207,6 +207,7 @@ def test_install(way, source_tree, tmp_path):
     )
     facts = json.loads(report.stdout)
     assert all(devices["cpu"]["runs"] == "cpu" for devices in facts["ops"].values())
+    assert facts["libraries"]["onnx"] == "loaded"
     built_cuda = "nvcc" in facts["build"]["cuda"]
     assert built_cuda == ("cuda runtime" in facts["libraries"])
     if way == "sdist and wheel":
@@ -215,5 +216,6 @@ def test_install(way, source_tree, tmp_path):
             files = {Path(name).name for name in archive.namelist()}
         assert LIBRARY in files
         assert ("_cuda.so" in files) == built_cuda
+        assert "_onnx.so" in files
         with tarfile.open(sdist) as archive:
             assert any(name.endswith("csrc/ops.cpp") for name in archive.getnames())

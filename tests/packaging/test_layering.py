@@ -20,19 +20,21 @@ ROOMS = {
     "dino_kernels/ops": ("ops/_core targets", "numpy triton"),
     "dino_kernels/nn": ("ops targets", ""),
     "dino_kernels/integrations": ("* nn ops ops/_core", "transformers mmcv mmengine"),
+    "dino_kernels/onnx": ("* ops", "onnx onnxscript"),
     "dino_kernels/testing": ("* ops ops/_core targets", ""),
-    "dino_kernels": ("* nn ops ops/_core targets testing", "numpy"),
+    "dino_kernels": ("* nn ops ops/_core onnx targets testing", "numpy"),
     "dino/common": ("", "numpy tqdm"),
     "dino/model": ("", ""),
     "dino/data": ("common", "numpy PIL yaml"),
     "dino/checkpoint": ("common model data", "safetensors"),
     "dino/evaluation": ("common model data", "numpy faster_coco_eval"),
-    "dino/inference": ("common model data checkpoint evaluation", "numpy PIL cv2 pandas supervision"),
+    "dino/export": ("common model data", "numpy PIL onnx onnxruntime onnxscript openvino sklearn google"),
+    "dino/inference": ("common model data checkpoint evaluation export", "numpy PIL cv2 pandas supervision"),
     "dino/report": ("common data evaluation inference", "numpy PIL"),
     "dino/visualize": ("model data inference", "PIL"),
     "dino/training": ("common model data checkpoint evaluation", "safetensors matplotlib tqdm tensorboard"),
     "dino/commands": (
-        "common model data checkpoint evaluation inference report visualize training",
+        "common model data checkpoint evaluation export inference report visualize training",
         "numpy PIL sklearn matplotlib tyro",
     ),
     "dino": ("commands model checkpoint inference", ""),
@@ -83,7 +85,7 @@ def violations(file: str, tree: ast.AST) -> list[str]:
     for name in imported(tree):
         top = name.partition("/")[0]
         if top == "dino_kernels" and package == "dino":
-            fine = room_of(name) in ("dino_kernels", "dino_kernels/nn")
+            fine = room_of(name) in ("dino_kernels", "dino_kernels/nn", "dino_kernels/onnx")
         elif top in ("dino", "dino_kernels"):
             target = name if name in allowed else room_of(name)  # a room, or one file
             fine = target in allowed and (target != package or package in allowed)
@@ -138,9 +140,23 @@ def test_rooms_use_one_another_in_one_direction():
 
 
 def test_importing_the_package_imports_no_test_or_optional_package(run_python):
-    imports = "import sys, dino_kernels.integrations.transformers, dino_kernels.integrations.original"
+    imports = (
+        "import sys, dino_kernels.onnx, dino_kernels.integrations.transformers, dino_kernels.integrations.original"
+    )
     program = f"{imports}; print(*{{name.partition('.')[0] for name in sys.modules}})"
-    optional = {"triton", "transformers", "mmcv", "PIL", "matplotlib", "scipy", "pybind11", "dino"}
+    optional = {
+        "triton",
+        "transformers",
+        "mmcv",
+        "PIL",
+        "matplotlib",
+        "scipy",
+        "pybind11",
+        "dino",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+    }
     assert not ({"pytest", "hypothesis"} | optional) & set(run_python(program).split())
 
 

@@ -44,7 +44,7 @@ class Convolve:
     """
 
     def __init__(self, root: nn.Module) -> None:
-        self._folded: dict[nn.Module, tuple[Tensor, Tensor, Any, Any]] = {}
+        self.folded: dict[nn.Module, tuple[Tensor, Tensor, Any, Any]] = {}
         pairs = [pair for module in root.modules() for pair in _pairs(module)]
         if not pairs:
             return
@@ -55,10 +55,10 @@ class Convolve:
         shifts = foreach_sub([norm.bias for norm in norms], shifts)
         weights = ScaleWeights.apply(scales, *(convolution.weight for convolution in convolutions))
         for convolution, weight, bias in zip(convolutions, weights, shifts, strict=True):
-            self._folded[convolution] = weight, bias, convolution.stride, convolution.padding
+            self.folded[convolution] = weight, bias, convolution.stride, convolution.padding
 
     def __call__(self, convolution: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
-        folded = self._folded.get(convolution)
+        folded = self.folded.get(convolution)
         return norm(convolution(x)) if folded is None else F.conv2d(x, *folded)
 
     def shortcut(self, downsample: nn.Sequential | None, x: Tensor) -> Tensor:

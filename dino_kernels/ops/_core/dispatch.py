@@ -15,6 +15,7 @@ from dino_kernels.ops._core import libraries
 # Runs every call, but "auto" takes it on a CPU only: on a GPU it is twenty times slower than the kernels, which a user
 # should not get without notice.
 REFERENCE = "reference"
+AUTO = "auto"
 
 
 class UnsupportedError(RuntimeError):
@@ -70,6 +71,10 @@ class Backends:
             _warn_of_missing_kernels(missing)
         return name
 
+    def module(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        """Return the backend that a registered op runs. An exported program has "auto": it chooses where it runs."""
+        return self.modules[self.resolve(name, arguments) if name == AUTO else name]
+
     def choose(self, requested: str, arguments: tuple[Any, ...]) -> str:
         """Return the name of the backend that runs this call.
 
@@ -77,14 +82,14 @@ class Backends:
             ValueError: `requested` names no backend.
             UnsupportedError: the requested backend cannot run the call, or none can.
         """
-        if requested == "auto":
+        if requested == AUTO:
             on_cpu = device_of(arguments).type == "cpu"
             for name in self.modules:
                 if (on_cpu or name != REFERENCE) and self.unsupported(name, arguments) is None:
                     return name
             raise UnsupportedError(self._refusal(arguments))
         if not isinstance(requested, str) or requested not in self.modules:
-            allowed = ", ".join(repr(name) for name in ("auto", *self.modules))
+            allowed = ", ".join(repr(name) for name in (AUTO, *self.modules))
             raise ValueError(f"{self.op}: backend must be one of {allowed}, got {requested!r}")
         reason = self.unsupported(requested, arguments)
         if reason is not None:

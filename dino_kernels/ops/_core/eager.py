@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet
 
-from dino_kernels.ops._core.dispatch import REFERENCE, Backends
+from dino_kernels.ops._core.dispatch import AUTO, REFERENCE, Backends
 
 # Remembered calls: those of an encoder and a decoder, in training and in evaluation, and as many again.
 _LATEST = 8
@@ -107,6 +107,8 @@ class DifferentiableOp:
         it, and its kernel checks the numbers in tensors.
         """
         if is_observed():
+            if backend == AUTO and torch.compiler.is_exporting():
+                return self._op(*self._backends.prepare(*given, num_points=num_points), AUTO)
             name, arguments = self._check(given, num_points, backend)
             return self._op(*arguments, name) if name != REFERENCE else self._run(name, arguments, False)
         deterministic = torch.are_deterministic_algorithms_enabled()  # not every backend supports it

@@ -46,7 +46,8 @@ def define_differentiable(
 
     def gradient_kernel(grad_output: Tensor, *inputs_requested_backend: Any) -> Any:
         *inputs, requested, backend = inputs_requested_backend
-        return backends.modules[backend].backward(grad_output, make(inputs), requested)
+        arguments = make(inputs)
+        return backends.module(backend, arguments).backward(grad_output, arguments, requested)
 
     def gradient_fake(grad_output: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
         tensors = [inputs[position] for position in positions]
@@ -112,7 +113,8 @@ def define_undifferentiable(
 def _kernel_of(backends: Backends, make: Callable[[Sequence[Any]], Any]) -> Callable[..., Any]:
     def kernel(*inputs_and_backend: Any) -> Any:
         *inputs, backend = inputs_and_backend
-        return backends.modules[backend].forward(make(inputs))
+        arguments = make(inputs)
+        return backends.module(backend, arguments).forward(arguments)
 
     return kernel
 

@@ -1,0 +1,1 @@
+"""Export a trained model to ONNX, OpenVINO, torch.export or AOTInductor, and run such files."""
