@@ -202,7 +202,7 @@ def test_python_files_import_only_torch_and_themselves(source):
         assert {name.partition(".")[0] for name in lines} <= {"", "torch", "__future__", "collections", "typing"}
 
 
-def test_transformers_run_it_by_kernelize(built):
+def test_transformers_run_it_by_kernelize(built, monkeypatch):
     kernels = pytest.importorskip("kernels")
     transformers = pytest.importorskip("transformers")
     config = transformers.DeformableDetrConfig(
@@ -213,6 +213,14 @@ def test_transformers_run_it_by_kernelize(built):
         backbone=None, use_pretrained_backbone=False, d_model=32, encoder_layers=1, decoder_layers=2,
         encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=4, decoder_attention_heads=4, num_queries=10,
     )  # fmt: skip
+    module = importlib.import_module("transformers.models.deformable_detr.modeling_deformable_detr")
+    original = module.MultiScaleDeformableAttention
+    if not hasattr(
+        original, "kernel_layer_name"
+    ):  # transformers marks it only for the versions of kernels that it knows
+        for name in ("kernel_layer_name", "kernel_condition"):
+            monkeypatch.setattr(original, name, None, raising=False)  # so that the class is restored
+        kernels.replace_kernel_forward_from_hub(original, "MultiScaleDeformableAttention")
     torch.manual_seed(0)
     model = transformers.DeformableDetrForObjectDetection(config).eval()
     pixels = torch.randn(1, 3, 64, 96)
