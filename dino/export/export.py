@@ -101,6 +101,9 @@ def export_model(
     format = format_of(path, format)
     name, form = form_of(attention, format)
     require_packages(format)
+    if opset < LEAST_OPSET:
+        # PyTorch's exporter writes this one, and converts it to later ones alone.
+        raise ExportError(f"opset must be at least {LEAST_OPSET}, got {opset}.")
     least = least_side(model)
     pairs = model.config.num_queries * model.config.num_classes
     if size is not None and (len(size) != 2 or min(size) < least):
