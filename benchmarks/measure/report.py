@@ -18,7 +18,7 @@ from functools import partial
 from itertools import chain, groupby
 from typing import Any
 
-from benchmarks.detector import ablation, memory, precision, training_step
+from benchmarks.detector import ablation, export, memory, precision, training_step
 from benchmarks.matching.peers import BASELINES, LISTS
 from benchmarks.matching.workloads import ASSIGNMENT, COST, MATCHER
 from benchmarks.measure.machine import ROOT, caption
@@ -182,6 +182,7 @@ TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
     "ablation": (ablation.FILE_NAME, ablation.table),
     "precision": (precision.FILE_NAME, precision.table),
     "training_step": (training_step.FILE_NAME, training_step.table),
+    "export": (export.FILE_NAME, export.table),
     "step_memory": (memory.FILE_NAME, memory.table),
     "counts": (counts.STORED.name, counts.table),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from dino_kernels import fused_ms_deform_attn
 SHAPES = [(9, 11), (5, 6), (1, 1)]
 
 
-def arguments(coordinates: int, dtype: torch.dtype = torch.float32):
+def arguments(coordinates: int, dtype: torch.dtype = torch.float32) -> Any:
     generator = torch.Generator().manual_seed(coordinates)
     rows = sum(height * width for height, width in SHAPES)
     offsets = 3 * torch.randn(2, 13, 4, 9, 2, generator=generator)

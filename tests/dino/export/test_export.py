@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 
@@ -40,6 +41,12 @@ def free(tmp_path_factory):
 def pair(free):
     """The file and its model, as detectors."""
     return Detector.from_exported(free), Detector.from_checkpoint(free.parent / "run", dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Files without the exporter's own simplification, which takes most of the time and is tested by `free`."""
+    monkeypatch.setattr(torch.onnx, "export", functools.partial(torch.onnx.export, optimize=False))
 
 
 def equal(found, expected):
@@ -120,14 +127,14 @@ def test_evaluate_predict_and_benchmark_take_a_file(free, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_is_exported(variant, monkeypatch, tmp_path):
+def test_every_variant_is_exported(variant, monkeypatch, quick, tmp_path):
     model = small_model(monkeypatch, **VARIANTS[variant])
     exported = export(model, tmp_path / "model.onnx")
     assert max(comparison.within for comparison in exported.comparisons) < 1e-4
     assert (exported.comparisons[0].other_tokens is None) == (variant == "static")
 
 
-def test_detections_are_part_of_the_graph(tmp_path):
+def test_detections_are_part_of_the_graph(quick, tmp_path):
     model = small_model()
     exported = export(model, tmp_path / "model.onnx", detections=9, attention="grid")
     assert max(comparison.within for comparison in exported.comparisons) < 1e-4
@@ -142,7 +149,7 @@ def test_detections_are_part_of_the_graph(tmp_path):
     np.testing.assert_allclose(boxes[1], boxes[0] * [200, 100, 200, 100], rtol=1e-5, atol=1e-4)
 
 
-def test_half_is_float16_inside_and_float32_outside(tmp_path):
+def test_half_is_float16_inside_and_float32_outside(quick, tmp_path):
     exported = export(small_model(), tmp_path / "half.onnx", half=True)
     model = onnx.load(exported.path)
     kinds = {onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT}
@@ -152,7 +159,7 @@ def test_half_is_float16_inside_and_float32_outside(tmp_path):
     assert 1e-6 < max(comparison.within for comparison in exported.comparisons) < exported.bound
 
 
-def test_the_plugin_is_tensorrts(tmp_path):
+def test_the_plugin_is_tensorrts(quick, tmp_path):
     exported = export(small_model(num_decoder_layers=2), tmp_path / "model.onnx", attention="plugin")
     assert max(comparison.within for comparison in exported.comparisons) < 1e-4  # by its definition, in ONNX Runtime
     model = onnx.shape_inference.infer_shapes(onnx.load(exported.path))
@@ -203,7 +210,7 @@ def test_a_model_is_exported_by_pytorch_itself():
     assert outputs.logits.shape == (1, 2, 20, 3) and outputs.denoising is None
 
 
-def test_openvino_runs_the_same_graph(tmp_path):
+def test_openvino_runs_the_same_graph(quick, tmp_path):
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
     model = small_model()
     exported = export(model, tmp_path / "model.xml")
@@ -218,7 +225,7 @@ def test_openvino_runs_the_same_graph(tmp_path):
     )
 
 
-def test_a_file_that_differs_keeps_another_name(monkeypatch, tmp_path):
+def test_a_file_that_differs_keeps_another_name(monkeypatch, quick, tmp_path):
     def wrong(*arguments):
         content = written(*arguments)
         model = onnx.load(arguments[0])
