@@ -181,7 +181,7 @@ def engine_of(path: Path, format: str, form: Form, description: Description) -> 
         note = "" if runnable is model else ", the plugin replaced by its definition"
         return lambda inputs: session.run(None, inputs), f"ONNX Runtime {onnxruntime.__version__}{note}"
     if format == "openvino":
-        import openvino
+        import openvino  # pyright: ignore[reportMissingImports]
 
         model = openvino.Core().read_model(path)
         if selected:

@@ -16,7 +16,7 @@ from dino.model.dino import DINO
 
 CATEGORIES = Categories((3, 7, 40), ("cat", "dog", "a horse"))
 TRANSFORM = EvalTransform(64, 107)
-SIZE = (64, 96)
+SIZE = (72, 104)
 SMALL: dict[str, Any] = {
     "hidden_dim": 32,
     "num_heads": 4,

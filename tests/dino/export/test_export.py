@@ -15,7 +15,6 @@ from dino import commands
 from dino.checkpoint import save_model
 from dino.export import export as export_file
 from dino.export.description import ExportError
-from dino.export.graph import least_side, level_sides
 from dino.export.onnx_file import machine_paths
 from dino.inference.detector import Detector
 from tests.dino.export.export_toys import CATEGORIES, SIZE, TRANSFORM, VARIANTS, export, small_model
@@ -272,13 +271,3 @@ def test_other_files_are_refused(tmp_path):
         Detector.from_checkpoint(tmp_path / "model.onnx")
     with pytest.raises(ExportError, match="ends with"):
         Detector.from_exported(Image.__file__)
-
-
-@pytest.mark.parametrize("backbone", ["resnet_tiny", "convnext_t", "swin_t"])
-@pytest.mark.parametrize("num_levels", [3, 4])
-def test_the_least_side_is_where_the_model_has_its_levels(backbone, num_levels, monkeypatch):
-    model = small_model(monkeypatch, backbone=backbone, num_levels=num_levels)
-    side = least_side(model)
-    maps = model.neck(model.backbone(torch.zeros(1, 3, side, side)), torch.zeros(1, side, side, dtype=torch.bool))[0]
-    assert [m.shape[-2] for m in maps] == level_sides(model, side)
-    assert maps[-1].shape[-1] >= 2 and sum(m[0, 0].numel() for m in maps) >= 20
