@@ -11,8 +11,8 @@ SUFFIXES = {".py", ".pyi", ".cpp", ".h", ".cu", ".cuh"}
 MOST_LINES_OF_A_FILE = 400
 # 35,385 and 22,600 before data formats, tiles and videos, the report, and checks of what people bring; 41,600 and
 # 27,100 before large data and tar shards; 44,200 and 28,800 before steps without waits and with few operations; 44,400
-# and 29,100 before compiled and captured steps, native lists of matching, input, and `dino benchmark`; 46,300 and 30,000
-# before `dino export`. Raising a limit needs a reason.
+# and 29,100 before compiled and captured steps, native lists of matching, input, and `dino benchmark`; 46,300 and
+# 30,000 before `dino export`. Raising a limit needs a reason.
 MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 48_200, "tests": 30_600}
 
 
