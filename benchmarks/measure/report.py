@@ -18,7 +18,7 @@ from functools import partial
 from itertools import chain, groupby
 from typing import Any
 
-from benchmarks.detector import ablation, memory, onnx, precision, training_step
+from benchmarks.detector import ablation, export, memory, onnx, precision, training_step
 from benchmarks.matching.peers import BASELINES, LISTS
 from benchmarks.matching.workloads import ASSIGNMENT, COST, MATCHER
 from benchmarks.measure.machine import ROOT, caption
@@ -183,6 +183,7 @@ TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
     "ablation": (ablation.FILE_NAME, ablation.table),
     "precision": (precision.FILE_NAME, precision.table),
     "training_step": (training_step.FILE_NAME, training_step.table),
+    "export": (export.FILE_NAME, export.table),
     "step_memory": (memory.FILE_NAME, memory.table),
     "onnx": (onnx.FILE_NAME, onnx.table),
     "counts": (counts.STORED.name, counts.table),

@@ -56,7 +56,7 @@ def visualize_command(argv: Sequence[str]) -> None:
     annotated = None if options.annotations is None else find_annotated(options.annotations, options.image)
     image = open_image(options.image, size_wh=None if annotated is None else annotated.size_wh)
     detector = options.detector()
-    config = detector.model.config
+    config = detector.own_model("visualize").config
     level = min(options.level, config.num_levels - 1)
     drawings: dict[str, Callable[[], Image.Image]] = {
         "refinement": lambda: draw_refinement(detector, image),

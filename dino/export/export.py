@@ -101,6 +101,9 @@ def export_model(
     format = format_of(path, format)
     name, form = form_of(attention, format)
     require_packages(format)
+    if opset < LEAST_OPSET:
+        # PyTorch's exporter writes this one, and converts it to later ones alone.
+        raise ExportError(f"opset must be at least {LEAST_OPSET}, got {opset}.")
     least = least_side(model)
     pairs = model.config.num_queries * model.config.num_classes
     if size is not None and (len(size) != 2 or min(size) < least):
@@ -178,7 +181,7 @@ def engine_of(path: Path, format: str, form: Form, description: Description) -> 
         note = "" if runnable is model else ", the plugin replaced by its definition"
         return lambda inputs: session.run(None, inputs), f"ONNX Runtime {onnxruntime.__version__}{note}"
     if format == "openvino":
-        import openvino
+        import openvino  # pyright: ignore[reportMissingImports]
 
         model = openvino.Core().read_model(path)
         if selected:

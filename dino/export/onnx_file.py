@@ -37,8 +37,6 @@ def to_onnx(program: ExportedProgram, form: Form, description: Description, opse
     """
     import torch
 
-    if opset < LEAST_OPSET:
-        raise ExportError(f"opset must be at least {LEAST_OPSET}, which PyTorch's exporter writes, got {opset}.")
     outputs = output_names(description)
     selected = len(program.graph_signature.user_outputs) > len(outputs)
     with _quiet():

@@ -174,7 +174,7 @@ def _onnx_description(path: Path) -> Description:
 
 def _from_openvino(path: Path, device: torch.device) -> ExportedModel:
     try:
-        import openvino
+        import openvino  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise missing_engine("OpenVINO", '"dino-kernels[openvino]"') from error
     core = openvino.Core()
@@ -191,7 +191,7 @@ def _from_openvino(path: Path, device: torch.device) -> ExportedModel:
 
 def openvino_run(model: Any) -> Run:
     """Compile a model of OpenVINO for the CPU, in float32, with as many threads as PyTorch."""
-    import openvino
+    import openvino  # pyright: ignore[reportMissingImports]
 
     options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(model, "CPU", options)

@@ -29,7 +29,7 @@ def require_packages(format: str) -> None:
         raise missing_engine(error.name or "ONNX", '"dino-kernels[export]"') from error
     if format == "openvino":
         try:
-            import openvino  # noqa: F401
+            import openvino  # pyright: ignore[reportMissingImports]  # noqa: F401
         except ImportError as error:
             raise missing_engine("OpenVINO", '"dino-kernels[openvino]"') from error
 
@@ -61,7 +61,7 @@ def strip_traces(program: ExportedProgram) -> None:
 
 
 def _write_openvino(path: Path, model: Any, description: Description) -> None:
-    import openvino
+    import openvino  # pyright: ignore[reportMissingImports]
 
     try:
         converted = openvino.convert_model(_in_memory(model))

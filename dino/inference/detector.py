@@ -92,7 +92,7 @@ class Detector:
         """The precision that the model runs in; never "auto"."""
         self.amp: Amp = chosen[1]
         """Its name as an autocast, as `dino.evaluation` takes it."""
-        self.model = model.to(self.device).eval()
+        self.model = cast(DINO, model.to(self.device).eval())  # or an ExportedModel, which has no parts
         self.run: nn.Module = cast(nn.Module, torch.compile(self.model)) if compile else self.model
         """The model as it is called: itself, or compiled."""
         self.categories = categories

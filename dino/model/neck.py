@@ -48,5 +48,27 @@ class Neck(nn.Module):
         sources = [*features, features[-1]]
         for level, projection in enumerate(self.projections):
             maps.append(projection(sources[level] if level < len(sources) else maps[-1]))
+        return maps, torch.cat([part.flatten(1) for part in _resized(mask, [m.shape[-2:] for m in maps])], 1)
+
+
+def _resized(
+    mask: Tensor,  # [B, H, W] bool
+    sizes: list[torch.Size],  # (H, W) per level
+) -> list[Tensor]:
+    """Return the nearest pixels of a mask in other sizes, per level [B, H, W] bool."""
+    if not torch.compiler.is_exporting():
         whole = mask[:, None].float()
-        return maps, torch.cat([F.interpolate(whole, m.shape[-2:]).flatten(1) for m in maps], 1).bool()
+        return [F.interpolate(whole, size)[:, 0].bool() for size in sizes]
+    # The same numbers, step by step: engines round their own resizing in other ways, and would take other pixels.
+    return [
+        mask.index_select(1, _nearest(mask, 1, height)).index_select(2, _nearest(mask, 2, width))
+        for height, width in sizes
+    ]
+
+
+def _nearest(mask: Tensor, dimension: int, count: int) -> Tensor:
+    """Return the `count` rows or columns of a mask that resizing takes, int64 [count]."""
+    length = mask.shape[dimension]
+    sides = torch.tensor([length, count], dtype=torch.float32, device=mask.device)
+    places = torch.arange(count, dtype=torch.float32, device=mask.device) * (sides[0] / sides[1])
+    return places.floor().long().clamp(max=length - 1)

@@ -11,10 +11,10 @@ SUFFIXES = {".py", ".pyi", ".cpp", ".h", ".cu", ".cuh"}
 MOST_LINES_OF_A_FILE = 400
 # 35,385 and 22,600 before data formats, tiles and videos, the report, and checks of what people bring; 41,600 and
 # 27,100 before large data and tar shards; 44,200 and 28,800 before steps without waits and with few operations; 44,400
-# and 29,100 before compiled and captured steps, native lists of matching, input, and `dino benchmark`; 46,300 and 30,000
-# before wheels, the self-check and the kernel for the hub. Raising a limit
+# and 29,100 before compiled and captured steps, native lists of matching, input, and `dino benchmark`; 46,300 and
+# 30,000 before exported files, ONNX Runtime's ops, weights by name, wheels and the kernel for the hub. Raising a limit
 # needs a reason.
-MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 46_700, "tests": 30_450}
+MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 50_000, "tests": 32_000}
 
 
 def lines_of(folders: str) -> dict[str, int]:

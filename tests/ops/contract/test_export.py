@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import dino_kernels
 from dino_kernels import PackedTargets
 from dino_kernels.nn import MSDeformAttn
+from dino_kernels.ops.fused_ms_deform_attn import native
 from dino_kernels.testing import MatchingCase, matching_inputs
 from tests.conftest import device_of
 
@@ -83,6 +84,21 @@ def test_an_exported_layer_runs_at_other_sizes_and_survives_saving(tmp_path):
     dynamic = ({0: batch, 1: queries}, {0: batch, 1: queries}, {0: batch, 1: rows}, {}, {}, {0: batch, 1: rows})
     calls = [layer_inputs(2, 17, SHAPES), layer_inputs(3, 31, LARGER)]
     check_program(Layer().eval(), calls, {"arguments": dynamic}, tmp_path / "layer.pt2")
+
+
+@pytest.mark.parametrize(("requested", "stored"), [("auto", "auto"), ("cpu", "cpu")])
+def test_an_exported_layer_chooses_its_backend_where_it_runs(requested, stored, monkeypatch):
+    layer, arguments = Layer(), layer_inputs(2, 17, SHAPES)
+    layer.attention.backend = requested
+    program = torch.export.export(layer, arguments)
+    assert [n.args[-1] for n in program.graph.nodes if "fused_ms_deform_attn" in str(n.target)] == [stored]
+    expected = layer(*arguments)
+    chosen = []
+    forward = type(native.cpu).forward
+    monkeypatch.setattr(type(native.cpu), "forward", lambda self, a: chosen.append(self) or forward(self, a))
+    found = program.module()(*arguments)
+    assert chosen == [native.cpu]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kernel", ["cpu", "triton", "cuda"])
