@@ -20,6 +20,7 @@ COMMANDS = {
     "predict": ("dino.commands.predict", "predict_command", "Find objects in images, folders and videos."),
     "visualize": ("dino.commands.visualize", "visualize_command", "Draw how the model works on an image."),
     "benchmark": ("dino.commands.benchmark", "benchmark_command", "Time a model, as a whole and part by part."),
+    "weights": ("dino.commands.weights", "weights_command", "List published checkpoints, or download them."),
     "summary": ("dino.commands.summary", "summary_command", "List a model's parts, parameters and operations."),
 }
 
