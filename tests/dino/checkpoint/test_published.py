@@ -214,9 +214,7 @@ def test_the_error_has_the_address_and_where_the_file_belongs(server, monkeypatc
     if reason == "no network":
         server.http.shutdown()
         server.http.server_close()
-    assert (
-        main(["predict", "--checkpoint", row.name, str(Path(__file__).parents[1] / "golden"), "--device", "cpu"]) == 2
-    )
+    assert main(["predict", "--checkpoint", row.name, str(photo), "--device", "cpu"]) == 2
     text = capsys.readouterr().err
     for part in (row.name, row.url, f"Put that file at {row.path}", "404" if reason == "missing" else "refused"):
         assert part in text
