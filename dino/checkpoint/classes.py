@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -9,9 +10,7 @@ from torch import Tensor
 
 from dino.data.categories import Categories
 
-CLASS_HEADS = tuple(
-    f"{part}.class_head.{kind}" for part in ("decoder", "query_selection") for kind in ("weight", "bias")
-)
+CLASS_HEAD = re.compile(r"(decoder|query_selection)\.class_head\.(\d+\.)?(weight|bias)")
 LABEL_EMBED = "denoising.label_embed.weight"
 # Logit of a label that stands for no category: low enough to keep it out of the 300 best detections.
 _NEVER = -10.0
@@ -72,7 +71,8 @@ def take_rows(name: str, own: Tensor, given: Tensor, classes: ClassRows) -> Tens
     """Return `own` with the matching rows of `given`, or None if the shapes do not allow it.
 
     Args:
-        name: one of `CLASS_HEADS`, or `LABEL_EMBED`, which has one row more than there are classes (not in detrex).
+        name: one that `CLASS_HEAD` matches, or `LABEL_EMBED`, which has one row more than there are classes (not in
+            detrex).
         own: the model's tensor, whose other rows are kept.
         given: the checkpoint's tensor.
         classes: the correspondence of the two.

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dino.checkpoint.folder import read_model
+from dino.checkpoint.layouts import VARIANTS, layout_of
 from dino.checkpoint.load import load_checkpoint
+from dino.checkpoint.published import find_published
 from dino.checkpoint.read import CheckpointError, find_model, read_tensors
 from dino.common.finite import not_finite
 from dino.common.text import shorten
@@ -39,13 +41,15 @@ def load_trained(path: str | Path, *, preset: str | None = None, **overrides: An
 
     Args:
         path: the folder of a run (its best model is taken), a folder with `model.safetensors`, or that file; or a file
-            of weights alone, such as the official `.pth` files, which needs `preset`.
+            of weights alone, such as the official `.pth` files, which needs `preset`; or the name of a published
+            checkpoint, which is downloaded once (`python -m dino weights` lists them).
         preset: the model that weights alone belong to; a name of `dino.PRESETS`. A file with its own configuration
             needs none; if given, the two must agree.
         overrides: fields of `ModelConfig` to replace in the preset, such as `num_classes=80`.
 
     Raises:
         FileNotFoundError: the path does not exist or holds no model.
+        ConnectionError: a published checkpoint could not be downloaded.
         CheckpointError: the file is not a model, is damaged, has weights that are not finite, or contradicts the
             preset or the overrides.
         ValueError, TypeError: the preset or a field does not exist, or the path is no path.
@@ -53,6 +57,9 @@ def load_trained(path: str | Path, *, preset: str | None = None, **overrides: An
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"checkpoint must be a path, got {type(path).__name__}")
     model_config(preset or ModelConfig(), **overrides)  # unknown names are errors whatever the file holds
+    published = find_published(path)
+    if published is not None:
+        _check_agreement(published.name, published.config, preset, overrides)
     file = find_model(path)
     if file.suffix not in _SUFFIXES:
         raise CheckpointError(
@@ -66,6 +73,10 @@ def load_trained(path: str | Path, *, preset: str | None = None, **overrides: An
             transform = EvalTransform(**extra.get(SIZE, {}))
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{file}: {SIZE} is not a size of images: {error}") from error
+    elif published is not None:
+        model = DINO(published.config)
+        load_checkpoint(model, source)
+        categories, transform = published.categories, EvalTransform()
     elif preset is None:
         raise CheckpointError(
             f"{file}: weights without a configuration. Name the model they belong to with preset, for example "
@@ -73,7 +84,8 @@ def load_trained(path: str | Path, *, preset: str | None = None, **overrides: An
         )
     else:
         # Not build_model: it would download backbone weights that the checkpoint replaces.
-        model = DINO(model_config(preset, **overrides))
+        layout = layout_of(source.tensors) or ""
+        model = DINO(model_config(preset, **(VARIANTS.get(layout, {}) | overrides)))
         load_checkpoint(model, source)
         categories, transform = None, EvalTransform()
     damage = not_finite(model.state_dict().items())
@@ -85,7 +97,7 @@ def load_trained(path: str | Path, *, preset: str | None = None, **overrides: An
     return TrainedModel(model, categories or default_categories(model.config.num_classes), transform, file)
 
 
-def _check_agreement(file: Path, own: ModelConfig, preset: str | None, overrides: dict[str, Any]) -> None:
+def _check_agreement(file: Path | str, own: ModelConfig, preset: str | None, overrides: dict[str, Any]) -> None:
     """Raise CheckpointError if a file's configuration is not the requested one, in what decides the detections."""
     requested = model_config(preset or own, **overrides)
     # A preset's number of classes is that of COCO, and not a request.

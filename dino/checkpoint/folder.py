@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dino.checkpoint.published import find_published
 from dino.checkpoint.read import (
     HEADER_KEY,
     MODEL_FILE,
@@ -124,7 +125,13 @@ def read_model(path: str | os.PathLike[str] | TensorFile) -> SavedModel:
 
 
 def saved_config(path: str | os.PathLike[str]) -> ModelConfig | None:
-    """Return the configuration of a model of `save_model`; None for weights alone. The weights are not read."""
+    """Return the configuration of a model of `save_model`, or of a published checkpoint; None for other weights.
+
+    The weights are not read, or downloaded.
+    """
+    published = find_published(path)
+    if published is not None:
+        return published.config
     file = find_model(path)
     header = read_header(file) if file.suffix == ".safetensors" else None
     found = TensorFile(str(file), {}, header)

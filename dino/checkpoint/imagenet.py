@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import urllib.error
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from dino.checkpoint.layouts import IGNORED
 from dino.checkpoint.read import CheckpointError, read_tensors
+from dino.common.download import DownloadError, download
 from dino.common.text import shorten
 from dino.model.config import ModelConfig, model_config
 from dino.model.dino import DINO
@@ -92,21 +91,13 @@ def _download(name: str) -> Path:
         raise ValueError(
             f"no ImageNet weights were published for {name}. Start from random weights with pretrained_backbone=False."
         )
-    url = URLS[name]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if path.exists():
-        return path
-    digest = re.search(r"-([0-9a-f]{8})\.", path.name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), digest and digest[1])
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
-        raise ConnectionError(
-            f"{name}: could not download the ImageNet weights from {url} ({error}). Put that file at {path}, pass its "
-            "path as backbone_weights (--backbone-weights), or start from random weights with "
+        return download(URLS[name], what=f"ImageNet weights of {name}")
+    except DownloadError as error:
+        raise DownloadError(
+            f"{error}, pass its path as backbone_weights (--backbone-weights), or start from random weights with "
             "pretrained_backbone=False (--model.no-pretrained-backbone)."
         ) from error
-    return path
 
 
 def build_model(

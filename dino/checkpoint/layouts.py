@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
 
 from dino.checkpoint.names import HEAD_COPY, OURS_OFFICIAL, Table, canonical, count_layers, rename
 
@@ -14,8 +17,16 @@ SIGNATURES = {
     "dino": r"(neck\.projections|query_selection|decoder\.(class|box)_head|denoising)\.",
     "official": r"(transformer|input_proj|label_enc|backbone\.0)\.",
 }
+# Fields of `ModelConfig` in which the models of a layout differ from the official code's, in all their configurations.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "detrex": {"shared_heads": False, "position_temperature": 10000.0, "position_offset": -0.5},
+    "mmdet": {"shared_heads": False},
+}
 # Counters, and buffers that follow from the configuration: neither loaded nor missed.
 IGNORED = re.compile(r"(.*\.)?(num_batches_tracked|relative_position_index|attn_mask)")
+
+# Merging of 2x2 patches after a stage of Swin.
+MERGING = re.compile(r"backbone\.layers\.\d+\.downsample\.")
 
 
 def layout_of(names: Iterable[str]) -> str | None:
@@ -27,12 +38,13 @@ def layout_of(names: Iterable[str]) -> str | None:
     return None
 
 
-def to_ours(layout: str, names: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
+def to_ours(layout: str, names: Iterable[str], *, shared_heads: bool = True) -> tuple[dict[str, list[str]], list[str]]:
     """Translate the names of a state dict to ours.
 
     Args:
         layout: one of `SIGNATURES`.
         names: the names of a state dict in that layout.
+        shared_heads: whether our model has one head for all decoder layers.
 
     Returns:
         The given names for each of ours, and the given names without a counterpart. A head has several given names if
@@ -52,6 +64,8 @@ def to_ours(layout: str, names: Iterable[str]) -> tuple[dict[str, list[str]], li
             copy = HEAD_COPY.match(official or "")
             layer = int(copy["layer"]) if copy else 0
             ours = rename(canonical(official), OURS_OFFICIAL, back=True) if official else None
+            if copy and ours and not shared_heads:
+                ours = re.sub(r"(decoder\.\w+_head)\.", rf"\1.{layer}.", ours)
         if ours is None:
             unknown.append(name)
         else:
@@ -89,7 +103,16 @@ def official_table(layout: str, num_decoder_layers: int, num_backbone_levels: in
         )
     else:
         stem, norm, ffn, attention = "", "gn", "ffn", ("self_attn", "self_attn", "cross_attn")
-        backbone = (("backbone.0.body.{resnet}", "backbone.{resnet}"),)
+        block, theirs = "backbone.0.layers.{i}.blocks.{j}", "backbone.stages.{i}.blocks.{j}"
+        backbone = (
+            ("backbone.0.body.{resnet}", "backbone.{resnet}"),
+            ("backbone.0.patch_embed.proj.{rest}", "backbone.patch_embed.projection.{rest}"),
+            (f"{block}.attn.{{rest}}", f"{theirs}.attn.w_msa.{{rest}}"),
+            (f"{block}.mlp.fc1.{{rest}}", f"{theirs}.ffn.layers.0.0.{{rest}}"),
+            (f"{block}.mlp.fc2.{{rest}}", f"{theirs}.ffn.layers.1.{{rest}}"),
+            ("backbone.0.layers.{i}.{rest}", "backbone.stages.{i}.{rest}"),
+            ("backbone.0.{rest}", "backbone.{rest}"),
+        )
         heads = (
             ("transformer.enc_out_class_embed.{rest}", f"bbox_head.cls_branches.{encoder_head}.{{rest}}"),
             ("transformer.decoder.class_embed.{i}.{rest}", "bbox_head.cls_branches.{i}.{rest}"),
@@ -149,3 +172,12 @@ def _detectron_stage(stage: int) -> Table:
         (f"{ours}.downsample.1.{{rest}}", f"{theirs}.shortcut.norm.{{rest}}"),
         (f"{ours}.downsample.0.{{rest}}", f"{theirs}.shortcut.{{rest}}"),
     )
+
+
+def official_merging(tensor: Tensor) -> Tensor:
+    """Return a tensor of mmdetection's `MERGING`, [..., C * 4], in the official order of inputs, [..., 4 * C].
+
+    mmdetection has the 2x2 patches innermost and row by row; officially they are outermost and column by column.
+    """
+    patches = tensor.unflatten(-1, (-1, 2, 2))
+    return patches.movedim(-3, -1).transpose(-3, -2).flatten(-3)

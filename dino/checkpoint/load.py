@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dino.checkpoint.classes import CLASS_HEADS, LABEL_EMBED, ClassRows, coco_categories, match_classes, take_rows
+from dino.checkpoint.classes import CLASS_HEAD, LABEL_EMBED, ClassRows, coco_categories, match_classes, take_rows
 from dino.checkpoint.folder import read_categories
-from dino.checkpoint.layouts import IGNORED, SIGNATURES, layout_of, to_ours
+from dino.checkpoint.layouts import IGNORED, MERGING, SIGNATURES, VARIANTS, layout_of, official_merging, to_ours
 from dino.checkpoint.names import OURS_OFFICIAL, rename
 from dino.checkpoint.read import CheckpointError, TensorFile, read_tensors
 from dino.common.text import closest, counted, shorten
 from dino.data.categories import Categories
+from dino.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def load_checkpoint(
         )
     draft = _Draft()
     given = _by_our_names(file, layout, expected, draft)
+    _check_positions(model, layout, draft)
     classes = _classes(file, layout, given, expected, categories, draft)
     for name, own in expected.items():
         if IGNORED.fullmatch(name):
@@ -108,7 +110,7 @@ def load_checkpoint(
             draft.missing.append(name)
         elif (
             classes is not None
-            and name in (*CLASS_HEADS, LABEL_EMBED)
+            and (CLASS_HEAD.fullmatch(name) or name == LABEL_EMBED)
             and not (classes.same and given[name].shape == own.shape)
         ):
             taken = take_rows(name, own, given[name], classes)
@@ -131,7 +133,10 @@ def load_checkpoint(
 
 
 def _by_our_names(file: TensorFile, layout: str, expected: Mapping[str, Tensor], draft: _Draft) -> dict[str, Tensor]:
-    names, unknown = to_ours(layout, [name for name in file.tensors if not IGNORED.fullmatch(name)])
+    shared = not any(name.startswith("decoder.class_head.0.") for name in expected)
+    names, unknown = to_ours(
+        layout, [name for name in file.tensors if not IGNORED.fullmatch(name)], shared_heads=shared
+    )
     draft.unexpected += unknown
     given = {}
     for ours, copies in names.items():
@@ -144,20 +149,27 @@ def _by_our_names(file: TensorFile, layout: str, expected: Mapping[str, Tensor],
         apart = [name for name in copies if not torch.equal(file.tensors[name], given[ours])]
         if apart:
             draft.problems.append(
-                f"{ours} is one tensor here, but {shorten([*apart, copies[-1]])} differ: heads that the decoder layers "
-                "do not share cannot be represented"
+                f"{ours} is one tensor here, but {shorten([*apart, copies[-1]])} differ: the decoder layers do not "
+                "share their heads. Build the model with shared_heads=False"
             )
             draft.notes.append(f"{ours}: the last of {len(copies)} differing copies, {copies[-1]}")
     if layout == "mmdet":
+        given |= {name: official_merging(tensor) for name, tensor in given.items() if MERGING.match(name)}
         biases = [name for name in expected if name.startswith("neck.") and name.endswith("conv.bias")]
         zero = [name for name in biases if name not in given]
         given.update({name: torch.zeros_like(expected[name]) for name in zero})
         draft.notes += [f"{len(zero)} biases of the neck set to 0: mmdetection has none"] if zero else []
-    if layout == "detrex":
-        draft.notes.append(
-            "detrex encodes positions differently (temperature 10000, offset -0.5): fine-tune before use"
-        )
     return given
+
+
+def _check_positions(model: nn.Module, layout: str, draft: _Draft) -> None:
+    """Note that the model embeds positions in another way than the layout's models: its detections would be wrong."""
+    config = getattr(model, "config", None)
+    theirs = {name: value for name, value in VARIANTS.get(layout, {}).items() if name.startswith("position_")}
+    if isinstance(config, ModelConfig) and any(getattr(config, name) != value for name, value in theirs.items()):
+        fields = ", ".join(f"{name}={value:g}" for name, value in theirs.items())
+        draft.problems.append(f"{layout} embeds positions in another way. Build the model with {fields}")
+        draft.notes.append(f"{layout} embeds positions in another way ({fields}): fine-tune before use")
 
 
 def _classes(
@@ -169,8 +181,8 @@ def _classes(
     draft: _Draft,
 ) -> ClassRows | None:
     """Match the checkpoint's classes to the model's; None if that is not possible."""
-    head = "decoder.class_head.bias"
-    if head not in given or head not in expected:
+    head = next((name for name in expected if name.startswith("decoder.class_head.") and name.endswith("bias")), "")
+    if head not in given:
         return None
     num_source, num_target = len(given[head]), len(expected[head])
     if categories is not None and categories.num_classes != num_target:

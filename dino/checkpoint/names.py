@@ -20,6 +20,8 @@ _PLACES = {
     "i": r"\d+",
     "j": r"\d+",
     "rest": r".+",
+    "tensor": r"weight|bias",
+    "mlp": r"layers\..+",
     "head": r"class|bbox",
     "table": r"relative_position_bias_table",
     "resnet": r"(?:conv1|bn1|layer\d)\..+",
@@ -50,8 +52,11 @@ OURS_OFFICIAL: Table = (
     ("decoder.layers.{i}.ffn.norm.{rest}", "transformer.decoder.layers.{i}.norm3.{rest}"),
     ("decoder.query_position.{rest}", "transformer.decoder.ref_point_head.{rest}"),
     ("decoder.norm.{rest}", "transformer.decoder.norm.{rest}"),
-    ("decoder.class_head.{rest}", "transformer.decoder.class_embed.0.{rest}"),
-    ("decoder.box_head.{rest}", "transformer.decoder.bbox_embed.0.{rest}"),
+    # One head for all layers, then heads of their own.
+    ("decoder.class_head.{tensor}", "transformer.decoder.class_embed.0.{tensor}"),
+    ("decoder.box_head.{mlp}", "transformer.decoder.bbox_embed.0.{mlp}"),
+    ("decoder.class_head.{i}.{tensor}", "transformer.decoder.class_embed.{i}.{tensor}"),
+    ("decoder.box_head.{i}.{mlp}", "transformer.decoder.bbox_embed.{i}.{mlp}"),
 )
 
 HEAD_COPY = re.compile(r"(?:transformer\.decoder\.)?(?P<head>class|bbox)_embed\.(?P<layer>\d+)\.")
@@ -108,9 +113,10 @@ def to_official(
 
 def _aliases(official: Mapping[str, torch.Tensor], num_decoder_layers: int) -> dict[str, torch.Tensor]:
     added = {}
+    shared = not any(match["layer"] != "0" for match in map(HEAD_COPY.match, official) if match)
     for name, tensor in official.items():
         if match := HEAD_COPY.match(name):
-            for layer in range(num_decoder_layers):
+            for layer in range(num_decoder_layers) if shared else [int(match["layer"])]:
                 alias = f"{match['head']}_embed.{layer}.{name[match.end() :]}"
                 added[alias] = added[f"transformer.decoder.{alias}"] = tensor
     for stage in range(4):

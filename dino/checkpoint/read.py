@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dino.common.text import shorten
+from dino.checkpoint.published import PUBLISHED, find_published
+from dino.common.text import shorten, suggestion
 
 MODEL_FILE = "model.safetensors"
 HEADER_KEY = "dino"
@@ -40,16 +41,25 @@ class TensorFile:
 
 
 def find_model(path: str | os.PathLike[str]) -> Path:
-    """Return the file of weights that a path means: that file, or the preferred one in a folder.
+    """Return the file of weights that a path means: that file, the preferred one in a folder, or a published one.
+
+    The name of a published checkpoint (`dino.checkpoint.published`) downloads it, unless a file has that name.
 
     Raises:
         FileNotFoundError: the path does not exist, or is a folder without a model.
+        ConnectionError: a published checkpoint could not be downloaded.
     """
     path = Path(path)
     if path.is_file():
         return path
     if not path.exists():
-        raise FileNotFoundError(f"checkpoint {path}: no such file or folder")
+        published = find_published(path)
+        if published is not None:
+            return published.download()
+        raise FileNotFoundError(
+            f"checkpoint {path}: no such file or folder, and no name of a published checkpoint."
+            f"{suggestion(str(path), PUBLISHED)} python -m dino weights lists these"
+        )
     places = [Path(place) / MODEL_FILE for place in _PLACES]
     found = next((path / place for place in places if (path / place).is_file()), None)
     if found is None:

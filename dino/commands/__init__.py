@@ -21,6 +21,7 @@ COMMANDS = {
     "visualize": ("dino.commands.visualize", "visualize_command", "Draw how the model works on an image."),
     "export": ("dino.commands.export", "export_command", "Write a model for ONNX Runtime and other engines."),
     "benchmark": ("dino.commands.benchmark", "benchmark_command", "Time a model, as a whole and part by part."),
+    "weights": ("dino.commands.weights", "weights_command", "List published checkpoints, or download them."),
     "summary": ("dino.commands.summary", "summary_command", "List a model's parts, parameters and operations."),
 }
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from dino.checkpoint import build_model
 from dino.checkpoint.find import default_categories, load_trained
+from dino.checkpoint.published import PUBLISHED
 from dino.checkpoint.thresholds import load_thresholds
 from dino.common.device import Amp, Dtype, autocast, choose_device, choose_dtype
 from dino.common.finite import require_finite_detections
-from dino.common.text import command_line, counted, shorten
+from dino.common.text import command_line, counted, shorten, suggestion
 from dino.data import Categories, EvalTransform, ImageError, pad_images
 from dino.export.runtime import ExportedModel, is_exported, load_exported
 from dino.inference.boxes import nms
@@ -117,7 +118,8 @@ class Detector:
 
         Args:
             path: the folder of a run, whose best model is taken; a folder with `model.safetensors`; that file; or a
-                file of weights alone, such as the official `.pth` files, which needs `preset`.
+                file of weights alone, such as the official `.pth` files, which needs `preset`; or the name of a
+                published checkpoint.
             preset: the model that weights alone belong to; a name of `dino.PRESETS`. A file with its own configuration
                 needs none.
             short_side, long_side: size of the images in pixels; by default as in training.
@@ -143,6 +145,24 @@ class Detector:
         return detector
 
     @classmethod
+    def from_pretrained(cls, name: str, **options: Any) -> Detector:
+        """Load a published checkpoint by name; `python -m dino weights` lists them. It is downloaded once.
+
+        Args:
+            name: a name of `dino.checkpoint.published.PUBLISHED`, such as "detrex-4scale-r50-24ep".
+            options: as for `from_checkpoint`.
+
+        Raises:
+            ValueError: the name or an option is unknown.
+            ConnectionError: the download failed. The message names the address, and where to put the file.
+        """
+        if name not in PUBLISHED:
+            raise ValueError(
+                f"from_pretrained: no published checkpoint {name!r}.{suggestion(name, PUBLISHED)} Their names: "
+                f"{', '.join(PUBLISHED)}"
+            )
+        return cls.from_checkpoint(name, **options)
+
     def from_exported(cls, path: str | Path, *, device: torch.device | str | None = None) -> Detector:
         """Load a file of `python -m dino export`, which ONNX Runtime, OpenVINO or PyTorch runs.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -61,6 +62,12 @@ class ModelConfig:
     """Strength of label noise: half of it is the share of denoising labels redrawn."""
     box_noise: float = 1.0
     """Strength of box noise, in halves of the box's width and height."""
+    shared_heads: bool = True
+    """One pair of heads for all decoder layers; False has one pair per layer, as detrex and mmdetection."""
+    position_temperature: float = 20.0
+    """Temperature of the sine embedding of pixels; detrex has 10000."""
+    position_offset: float = 0.0
+    """Added to a pixel's row and column, which count from 1; detrex has -0.5, the pixel's centre."""
     gradient_checkpointing: bool = False
     """Recompute backbone and encoder layers in the backward pass: saves memory, costs time."""
 
@@ -76,6 +83,10 @@ class ModelConfig:
         require(self.num_encoder_layers >= 1, "num_encoder_layers", self.num_encoder_layers, "at least 1")
         require(self.num_queries >= 1, "num_queries", self.num_queries, "at least 1")
         require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
+        require(self.position_temperature > 0, "position_temperature", self.position_temperature, "above 0")
+        require(
+            math.isfinite(self.position_offset), "position_offset", self.position_offset, "a finite number of pixels"
+        )
         for name, allowed in _CHOICES.items():
             require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {allowed}")
 

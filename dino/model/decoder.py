@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dino.model.boxes import inverse_sigmoid
 from dino.model.config import ModelConfig
 from dino.model.encoder import Memory
-from dino.model.layers import MLP, FeedForward, self_attention
+from dino.model.layers import MLP, FeedForward, HeadPerLayer, self_attention
 from dino.model.position import BOX_TEMPERATURE, box_position, wavelengths
 from dino_kernels.nn import MSDeformAttn
 
@@ -41,7 +41,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder layers that share one box head and one class head."""
+    """Decoder layers that share one box head and one class head, unless `shared_heads` is False."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -49,8 +49,12 @@ class Decoder(nn.Module):
         self.query_position = MLP(2 * channels, channels, channels, 2)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_decoder_layers))
         self.norm = nn.LayerNorm(channels)
-        self.class_head = nn.Linear(channels, config.num_classes)
-        self.box_head = MLP(channels, channels, 4, 3)
+        self.class_head: nn.Module = nn.Linear(channels, config.num_classes)
+        self.box_head: nn.Module = MLP(channels, channels, 4, 3)
+        if not config.shared_heads:
+            layers = range(config.num_decoder_layers)
+            self.class_head = HeadPerLayer(nn.Linear(channels, config.num_classes) for _ in layers)
+            self.box_head = HeadPerLayer(MLP(channels, channels, 4, 3) for _ in layers)
 
     def forward(
         self,
@@ -73,15 +77,16 @@ class Decoder(nn.Module):
         states = content
         reference = anchors.sigmoid()
         all_states, references = [], [reference]
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             boxes = references[-1][:, :, None] * scale
             position = self.query_position(box_position(boxes[:, :, 0], lengths).to(states.dtype))
             states = layer(states, position, boxes, memory, mask)
             all_states.append(states)
             # A layer attends to constants, so that gradients do not flow through all refinements.
             if len(references) < len(self.layers):
+                box_head = self.box_head[index] if isinstance(self.box_head, HeadPerLayer) else self.box_head
                 with torch.no_grad():
-                    references.append(refine(self.box_head, states, references[-1]))
+                    references.append(refine(box_head, states, references[-1]))
         # The same boxes with their gradient: that of all layers at once is a fifth of the operations.
         stacked, starts = torch.stack(all_states), torch.stack(references)
         refined = refine(self.box_head, stacked[:-1], starts[:-1]) if torch.is_grad_enabled() else starts[1:]

@@ -56,6 +56,7 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gradient_checkpointing = config.gradient_checkpointing
+        self.position = {"temperature": config.position_temperature, "offset": config.position_offset}
         self.level_embed = nn.Parameter(torch.empty(config.num_levels, config.hidden_dim))
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_encoder_layers))
 
@@ -66,7 +67,7 @@ class Encoder(nn.Module):
     ) -> Memory:
         """Return the encoded tokens of all levels."""
         tokens, levels = flatten_levels(maps, padding)
-        position = image_position(levels.rows, levels.columns, tokens.shape[-1])
+        position = image_position(levels.rows, levels.columns, tokens.shape[-1], **self.position)
         of_level = zip(self.level_embed.float(), levels.spatial_shapes, strict=True)
         position = position + torch.cat([embed.expand(height * width, -1) for embed, (height, width) in of_level])
         position = position.to(tokens.dtype)

@@ -10,7 +10,7 @@ from torch import nn
 from dino.model.decoder import Decoder
 from dino.model.denoising import Denoising
 from dino.model.encoder import Encoder
-from dino.model.layers import MLP
+from dino.model.layers import MLP, HeadPerLayer
 from dino.model.query_selection import QuerySelection, random_anchors
 from dino_kernels.nn import MSDeformAttn
 
@@ -28,16 +28,25 @@ def initialize(encoder: Encoder, selection: QuerySelection, decoder: Decoder, de
     nn.init.normal_(encoder.level_embed)
     if denoising is not None:
         nn.init.normal_(denoising.label_embed.weight)
-    _initialize_heads(decoder.class_head, decoder.box_head)
+    class_heads, box_heads = (_each(head) for head in (decoder.class_head, decoder.box_head))
+    _initialize_heads(class_heads[0], box_heads[0])
     if selection.variant == "static":
         selection.anchors.weight.copy_(random_anchors(selection.num_queries))
     else:
-        selection.class_head.load_state_dict(decoder.class_head.state_dict())
-        selection.box_head.load_state_dict(decoder.box_head.state_dict())
+        class_heads, box_heads = [*class_heads, selection.class_head], [*box_heads, selection.box_head]
+    for first, *others in (class_heads, box_heads):
+        for head in others:
+            head.load_state_dict(first.state_dict())
 
 
-def _initialize_heads(class_head: nn.Linear, box_head: MLP) -> None:
+def _each(head: nn.Module) -> list[nn.Module]:
+    """Return the heads of the decoder layers, or the one that they share."""
+    return list(head) if isinstance(head, HeadPerLayer) else [head]
+
+
+def _initialize_heads(class_head: nn.Module, box_head: nn.Module) -> None:
     """Start every class at probability 0.01 and every box at its anchor."""
+    assert isinstance(class_head, nn.Linear) and isinstance(box_head, MLP)
     class_head.reset_parameters()
     nn.init.constant_(class_head.bias, -math.log(99))
     layers = [layer for layer in box_head.layers if isinstance(layer, nn.Linear)]

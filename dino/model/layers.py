@@ -34,6 +34,14 @@ class MLP(nn.Module):
         return self.layers[-1](rows).unflatten(0, x.shape[:-1])
 
 
+class HeadPerLayer(nn.ModuleList):
+    """Heads of their own for the decoder layers, in place of one that all layers share."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Apply head i to `states[i]`, [layers, ..., C]; there may be fewer layers than heads."""
+        return torch.stack([head(of_layer) for head, of_layer in zip(self, states, strict=False)])
+
+
 class FeedForward(nn.Module):
     """Two linear layers around a ReLU, added to the input, then layer norm."""
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dino.model.foreach import foreach_add, foreach_div
 
-IMAGE_TEMPERATURE = 20.0
 BOX_TEMPERATURE = 10000.0
 
 
@@ -43,19 +42,23 @@ def image_position(
     rows: Sequence[Tensor],  # of `pixel_counts`
     columns: Sequence[Tensor],
     num_features: int,
+    temperature: float = 20.0,
+    offset: float = 0.0,
 ) -> Tensor:
     """Embed the row and column of each pixel of all levels.
 
-    Positions reach 2 pi at the image's edge, not at the batch's (DETR, with DINO's temperature of 20).
+    Positions reach 2 pi at the image's edge, not at the batch's (DETR, with DINO's temperature of 20). `offset` is
+    added to rows and columns, but not to the image's size.
 
     Returns:
         [B, S, num_features] float32, the row's half first.
     """
     edges = [count[:, -1:] for count in rows] + [count[:, :, -1:] for count in columns]
-    shares = foreach_div([*rows, *columns], foreach_add(edges, 1e-6))
+    counts = [*rows, *columns] if offset == 0 else foreach_add([*rows, *columns], offset)
+    shares = foreach_div(counts, foreach_add(edges, 1e-6))
     shares = [share.flatten(1) for share in shares]
     halves = torch.stack([torch.cat(shares[: len(rows)], 1), torch.cat(shares[len(rows) :], 1)], -1)
-    lengths = wavelengths(num_features // 2, IMAGE_TEMPERATURE, halves.device)
+    lengths = wavelengths(num_features // 2, temperature, halves.device)
     return sine_embedding(halves, lengths).flatten(-2)
 
 
