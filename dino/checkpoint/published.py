@@ -19,6 +19,7 @@ from typing import Any
 from dino.checkpoint.classes import coco_categories
 from dino.checkpoint.layouts import VARIANTS
 from dino.common.download import cached_path, download
+from dino.common.text import suggestion
 from dino.data.categories import Categories
 from dino.model.config import ModelConfig, model_config
 
@@ -159,3 +160,12 @@ PUBLISHED = {row.name: row for rows in (_of_detrex, _of_mmdetection) for row in 
 def find_published(path: str | os.PathLike[str]) -> Published | None:
     """Return the published checkpoint of a name; None for other names, and where a file or folder has the name."""
     return None if Path(path).exists() else PUBLISHED.get(str(path))
+
+
+def require_published(caller: str, name: str) -> None:
+    """Raise a ValueError that lists the names, if `name` is none of a published checkpoint."""
+    if name not in PUBLISHED:
+        raise ValueError(
+            f"{caller}: no published checkpoint {name!r}.{suggestion(name, PUBLISHED)} Their names: "
+            f"{', '.join(PUBLISHED)}"
+        )

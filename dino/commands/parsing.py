@@ -31,8 +31,8 @@ class ModelOptions:
     """Model to use, and where to run it."""
 
     checkpoint: Annotated[Path, arg(metavar="PATH")]
-    """Folder of a run (for its best model), folder or file of a model, official weights with --preset, an exported file,
-    or the name of a published checkpoint (python -m dino weights)."""
+    """Folder of a run (for its best model), folder or file of a model, official weights with --preset, an exported
+    file, or the name of a published checkpoint (python -m dino weights)."""
     preset: OptionalName = None
     """Model of official weights, for example dino_4scale_r50."""
     short_side: OptionalPixels = None

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from dino.checkpoint import build_model
 from dino.checkpoint.find import default_categories, load_trained
-from dino.checkpoint.published import PUBLISHED
+from dino.checkpoint.published import require_published
 from dino.checkpoint.thresholds import load_thresholds
 from dino.common.device import Amp, Dtype, autocast, choose_device, choose_dtype
 from dino.common.finite import require_finite_detections
-from dino.common.text import command_line, counted, shorten, suggestion
+from dino.common.text import command_line, counted, shorten
 from dino.data import Categories, EvalTransform, ImageError, pad_images
 from dino.export.runtime import ExportedModel, is_exported, load_exported
 from dino.inference.boxes import nms
@@ -28,7 +28,7 @@ from dino.inference.detections import Detections
 from dino.inference.images import ImageLike, load_image
 from dino.inference.settings import PredictOptions, Settings, Threshold, check_integer, check_names
 from dino.inference.sources import Source, find_sources, is_single_image
-from dino.inference.tiles import merge_tiles, tile_boxes
+from dino.inference.tiles import join_tiles, tile_boxes
 from dino.inference.video import IncompleteVideoError
 from dino.model.config import ModelConfig
 from dino.model.dino import DINO
@@ -156,13 +156,10 @@ class Detector:
             ValueError: the name or an option is unknown.
             ConnectionError: the download failed. The message names the address, and where to put the file.
         """
-        if name not in PUBLISHED:
-            raise ValueError(
-                f"from_pretrained: no published checkpoint {name!r}.{suggestion(name, PUBLISHED)} Their names: "
-                f"{', '.join(PUBLISHED)}"
-            )
+        require_published("from_pretrained", name)
         return cls.from_checkpoint(name, **options)
 
+    @classmethod
     def from_exported(cls, path: str | Path, *, device: torch.device | str | None = None) -> Detector:
         """Load a file of `python -m dino export`, which ONNX Runtime, OpenVINO or PyTorch runs.
 
@@ -177,14 +174,7 @@ class Detector:
     def export(self, path: str | Path, **options: Unpack[ExportArguments]) -> Exported:
         """Write the model to a file that runs elsewhere, and compare its detections of photographs with the model's.
 
-        Args:
-            path: the file, for example "model.onnx".
-            options: format, attention, size, opset, half, detections, photos; see `dino.export.export.export_model`.
-
-        Returns:
-            What was written and how far it differs; print it.
-
-        Raises: as `export_model`.
+        Arguments, result and errors: `dino.export.export.export_model`; print the result.
         """
         from dino.export.export import export_model
 
@@ -341,9 +331,7 @@ class Detector:
             results = [self._in_tiles(image, settings, lowest, name) for image, name in zip(images, names, strict=True)]
         else:
             results = self._forward(images, settings, names)
-        return [
-            self._detections(result, image, settings, lowest) for result, image in zip(results, images, strict=True)
-        ]
+        return [self._detections(*each, settings, lowest) for each in zip(results, images, strict=True)]
 
     def _in_tiles(self, image: Image.Image, settings: Settings, lowest: Tensor, name: str) -> dict[str, Tensor]:
         tiles = tile_boxes(image.size, settings.tile or max(image.size), settings.overlap)
@@ -353,15 +341,7 @@ class Detector:
         for start in range(0, len(tiles), settings.batch_size):
             crops = [image.crop(tuple(tile)) for tile in tiles[start : start + settings.batch_size].tolist()]
             parts += self._forward(crops, settings, [name] * len(crops))
-        best = torch.stack([part["best"] for part in parts]).max()
-        for part, tile in zip(parts, tiles, strict=True):
-            keep = part["scores"].float() >= lowest[part["labels"]]
-            part.update({key: part[key][keep] for key in ("boxes", "scores", "labels")})
-            part["boxes"] = part["boxes"] + tile[:2].repeat(2)
-        owners = torch.repeat_interleave(torch.tensor([len(part["labels"]) for part in parts]))
-        together = [torch.cat([part[key] for part in parts]) for key in ("boxes", "scores", "labels")]
-        boxes, scores, labels = merge_tiles(together[0], together[1], together[2], owners, tiles)
-        return {"boxes": boxes, "scores": scores, "labels": labels, "best": best}
+        return join_tiles(parts, tiles, lowest)
 
     @torch.inference_mode()
     def _forward(

@@ -64,6 +64,23 @@ class _Views:
         return _Views(self.boxes[key], self.cut[key], self.tiles[key])
 
 
+def join_tiles(
+    parts: list[dict[str, Tensor]],
+    tiles: Tensor,  # [T, 4] as of `tile_boxes`
+    lowest: Tensor,  # [C] score of each class's detections
+) -> dict[str, Tensor]:
+    """Return boxes, scores, labels and the best score of an image from those of its tiles, in pixels of the tiles."""
+    best = torch.stack([part["best"] for part in parts]).max()
+    for part, tile in zip(parts, tiles, strict=True):
+        keep = part["scores"].float() >= lowest[part["labels"]]
+        part.update({key: part[key][keep] for key in ("boxes", "scores", "labels")})
+        part["boxes"] = part["boxes"] + tile[:2].repeat(2)
+    owners = torch.repeat_interleave(torch.tensor([len(part["labels"]) for part in parts]))
+    together = [torch.cat([part[key] for part in parts]) for key in ("boxes", "scores", "labels")]
+    boxes, scores, labels = merge_tiles(together[0], together[1], together[2], owners, tiles)
+    return {"boxes": boxes, "scores": scores, "labels": labels, "best": best}
+
+
 def merge_tiles(
     boxes_xyxy: Tensor,  # [N, 4] pixels of the image
     scores: Tensor,  # [N]
