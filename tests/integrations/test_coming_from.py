@@ -28,7 +28,7 @@ S = 60
 
 def core(value, shapes, locations, weights):
     """The definition, of value [B, S, M, D], in PyTorch's operators."""
-    total, start = 0, 0
+    total, start = torch.zeros(()), 0
     for level, (height, width) in enumerate(shapes.tolist()):
         image = value[:, start : start + height * width].permute(0, 2, 3, 1).unflatten(-1, (height, width))
         start += height * width
