@@ -70,6 +70,7 @@ def _fetch(url: str, file: Any, what: str) -> None:
     """Append the rest of a file, with new connections as long as they bring bytes."""
     failures = 0
     bar = None
+    reason: Exception = ConnectionError("no attempt was made")
     try:
         while failures < _ATTEMPTS:
             done = file.seek(0, 2)
@@ -89,7 +90,7 @@ def _fetch(url: str, file: Any, what: str) -> None:
                         bar.update((file.tell() >> 20) - bar.n)
                     if total is None or file.tell() == total:
                         return
-                    reason: Exception = ConnectionError(f"cut short after {file.tell():,} of {total:,} bytes")
+                    reason = ConnectionError(f"cut short after {file.tell():,} of {total:,} bytes")
             except urllib.error.HTTPError as error:
                 if error.code == 416:  # nothing is left, or the file on the server is shorter: the hash tells
                     return

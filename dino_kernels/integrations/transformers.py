@@ -14,8 +14,8 @@ weights, which these modules always return, cost one additional softmax, and hav
 when it is computed. Positions are float32 in 16-bit models too,
 where transformers rounds them to 16 bits.
 
-Supported are the classes in `CONVENTIONS`. A module with `method="discrete"` (RT-DETRv2, D-FINE) samples the nearest
-pixel, which is another operation, and is not replaced.
+Supported are the classes in `CONVENTIONS`, two of which are in the packages rfdetr and detrex. A module with
+`method="discrete"` (RT-DETRv2, D-FINE) samples the nearest pixel, which is another operation, and is not replaced.
 """
 
 from __future__ import annotations
@@ -145,6 +145,87 @@ class _FusedNoProjections(_FusedPointLists):
         return output
 
 
+class _FusedOriginal(_Fused):
+    """RF-DETR's own package: the original module's arguments, and no returned weights."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        query: Tensor,  # [B, Q, C]
+        reference_points: Tensor,  # [B, Q, L, 2 or 4]
+        input_flatten: Tensor,  # [B, S, C]
+        input_spatial_shapes: Any,  # [L, 2] (H, W)
+        input_level_start_index: Any = None,
+        input_padding_mask: Tensor | None = None,  # [B, S], True = padding
+        **unused: Any,
+    ) -> Tensor:
+        """Return the output, [B, Q, C]."""
+        return self._attend(
+            query,
+            reference_points,
+            input_flatten,
+            input_spatial_shapes,
+            input_padding_mask,
+            self.n_heads,
+            self.n_points,
+        )
+
+    def _attend(
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        features: Tensor,
+        shapes: Any,
+        padding: Tensor | None,
+        heads: int,
+        points: int,
+    ) -> Tensor:
+        output = fused_ms_deform_attn(
+            self.value_proj(features).unflatten(-1, (heads, -1)),
+            shapes,
+            None,
+            reference_points,
+            self.sampling_offsets(query).unflatten(-1, (heads, -1, 2)),
+            self.attention_weights(query).unflatten(-1, (heads, -1)),
+            None if padding is None else padding.bool(),
+            num_points=[points] * len(shapes),
+            backend=self.dino_kernels_backend,
+        )
+        return self.output_proj(output)
+
+
+class _FusedDetrex(_FusedOriginal):
+    """detrex: adds the query, as mmcv's module does; sequences come first unless `batch_first`."""
+
+    batch_first: bool
+    num_heads: int
+    num_points: int
+    dropout: nn.Module
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        query: Tensor,  # [Q, B, C], or [B, Q, C]
+        key: Tensor | None = None,
+        value: Tensor | None = None,  # [S, B, C], or [B, S, C]
+        identity: Tensor | None = None,
+        query_pos: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,  # [B, S], True = padding
+        reference_points: Tensor | None = None,  # [B, Q, L, 2 or 4]
+        spatial_shapes: Any = None,  # [L, 2] (H, W)
+        level_start_index: Any = None,
+        **unused: Any,
+    ) -> Tensor:
+        """Return the output added to `identity`, by default the query."""
+        assert reference_points is not None
+        value = query if value is None else value
+        identity = query if identity is None else identity
+        query = query if query_pos is None else query + query_pos
+        if not self.batch_first:
+            query, value = query.transpose(0, 1), value.transpose(0, 1)
+        heads, points = self.num_heads, self.num_points
+        output = self._attend(query, reference_points, value, spatial_shapes, key_padding_mask, heads, points)
+        return self.dropout(output if self.batch_first else output.transpose(0, 1)) + identity
+
+
 # Class name in transformers.models.* -> its computation. The tests compare each class with its original.
 CONVENTIONS: dict[str, type[_Fused]] = {
     "DeformableDetrMultiscaleDeformableAttention": _Fused,
@@ -162,7 +243,11 @@ CONVENTIONS: dict[str, type[_Fused]] = {
     "RTDetrV2MultiscaleDeformableAttention": _FusedPointLists,
     "DFineMultiscaleDeformableAttention": _FusedNoProjections,
     "Deimv2MultiscaleDeformableAttention": _FusedNoProjections,
+    "MSDeformAttn": _FusedOriginal,
+    "MultiScaleDeformableAttention": _FusedDetrex,
 }
+# The packages of class names that are not in transformers.
+_PACKAGES = {"MSDeformAttn": "rfdetr.", "MultiScaleDeformableAttention": "detrex."}
 
 
 def replace(model: nn.Module, backend: str = "auto") -> list[str]:
@@ -206,7 +291,7 @@ def replace(model: nn.Module, backend: str = "auto") -> list[str]:
         replaced.append(name)
     if not replaced:
         found = "; ".join(left) or f"{type(model).__name__} contains none of " + ", ".join(CONVENTIONS)
-        raise ValueError(f"replace: no deformable attention of transformers to replace: {found}")
+        raise ValueError(f"replace: no deformable attention to replace: {found}")
     return replaced
 
 
@@ -237,7 +322,9 @@ def _check_model(function: str, model: nn.Module) -> None:
 
 def _is_known(cls: type) -> bool:
     # Exact class only: a subclass may compute something else.
-    return cls.__name__ in CONVENTIONS and cls.__module__.startswith("transformers.models.")
+    return cls.__name__ in CONVENTIONS and cls.__module__.startswith(
+        _PACKAGES.get(cls.__name__, "transformers.models.")
+    )
 
 
 @functools.cache
