@@ -47,7 +47,7 @@ CPU_LABEL ?= +cpu
 TOOLS ?= wheels nvcc
 TORCH ?= torch
 TAG ?=
-TRIED ?= build/tried
+TRIED ?= $(CURDIR)/build/tried
 MOST_BYTES_OF_A_WHEEL := 100000000
 # setuptools would put into a wheel what an earlier build left in build/lib.*.
 define BUILD_WHEEL

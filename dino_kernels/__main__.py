@@ -157,13 +157,16 @@ def _check(devices: list[str]) -> dict[str, dict[str, dict[str, str]]]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m dino_kernels", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    parser.add_argument("--check", action="store_true", help="check the kernels' results; exit with 1 if one is wrong")
+    parser.add_argument(
+        "--check", action="store_true", help="check the kernels' results; exit with 1 if one is wrong or none runs"
+    )
     arguments = parser.parse_args()
     facts = report()
     wrong = False
     if arguments.check:
         facts["check"] = _check(sorted({device for devices in facts["ops"].values() for device in devices}))
-        wrong = any(text != "correct" for op in facts["check"].values() for by in op.values() for text in by.values())
+        results = [text for devices in facts["check"].values() for by in devices.values() for text in by.values()]
+        wrong = not results or any(text != "correct" for text in results)
     try:
         print(json.dumps(facts, indent=2) if arguments.json else render(facts), flush=True)
     except BrokenPipeError:  # by `| head`; Python would raise again when it flushes at the end

@@ -37,15 +37,17 @@ def definitions(flags: list[str]) -> str:
 
 def sources() -> dict[str, str]:
     """Return the contents of sources/ by file name."""
-    files = {"cpu_capability.cpp": X86 + '#include "common/cpu_capability.cpp"\n'}
-    files["cpu.cpp"] = X86 + NAMESPACE + '#include "ms_deform_attn/cpu.cpp"\n'
-    for variant, flags in CPU_VARIANTS.items():
-        body = definitions(flags) + '#include "ms_deform_attn/cpu_kernel.cpp"\n'
-        plain = variant == "plain"
-        files[f"cpu_{variant}.cpp"] = X86 + (body if plain else f"#if defined(DINO_KERNELS_X86)\n{body}#endif\n")
-    files["cuda.cu"] = NAMESPACE + '#include "ms_deform_attn/cuda.cu"\n'
-    for dtype, flags in VARIANTS["cuda_launch.cu"].items():
-        files[f"cuda_{dtype}.cu"] = definitions(flags) + '#include "ms_deform_attn/cuda_launch.cu"\n'
+    # The instruction sets of x86-64 even where this machine is another.
+    variants = {**VARIANTS, "cpu_kernel.cpp": CPU_VARIANTS}
+    files = {}
+    for path in sorted(path for folder in FOLDERS for path in (CSRC / folder).glob("*.c[pu]*")):
+        if path.suffix in (".cpp", ".cu"):
+            head = (X86 if path.suffix == ".cpp" else "") + NAMESPACE
+            for variant, flags in variants.get(path.name, {"": []}).items():
+                body = definitions(flags) + f'#include "{path.relative_to(CSRC)}"\n'
+                if variant in ("avx2", "avx512"):
+                    body = f"#if defined(DINO_KERNELS_X86)\n{body}#endif\n"
+                files["_".join(filter(None, (path.stem, variant))) + path.suffix] = head + body
     return files
 
 

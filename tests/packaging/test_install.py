@@ -88,6 +88,8 @@ def test_report_names_a_wrong_result_and_exits_with_1(monkeypatch, capsys):
     monkeypatch.setattr("dino_kernels.__main__.check_kernels", lambda device: wrong)
     assert main() == 1
     assert "supported, AssertionError: grad_value: error 1" in capsys.readouterr().out
+    monkeypatch.setattr("dino_kernels.__main__.check_kernels", lambda device: [])
+    assert main() == 1, "an install without kernels is no correct one"
 
 
 @needs_library

@@ -28,6 +28,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 # The oldest and the newest torch, for the Pythons that the package index has them for.
 TORCHES = os.environ.get("DINO_KERNELS_WHEEL_TORCHES", "2.10.0 2.13.0").split()
 NEWEST_GLIBC = (2, 34)  # of RHEL 9; Debian 12 and Ubuntu 22.04 have newer ones
+LIBRARIES = ("_C.abi3.so", "_cuda.so", "_onnx.so")
 BROUGHT_BY_TORCH = {"libtorch_cpu.so", "libc10.so"}
 OF_EVERY_LINUX = {"libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2"}
 
@@ -56,7 +57,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     (tree / "setup.cfg").write_text("[build]\nbuild_lib = lib\n")
     run(sys.executable, "setup.py", "build_py", cwd=tree)
-    for library in ("_C.abi3.so", "_cuda.so"):
+    for library in LIBRARIES:
         if (PACKAGE / library).is_file():
             shutil.copy(PACKAGE / library, tree / "lib/dino_kernels")
     run(sys.executable, "setup.py", "egg_info", "--tag-build=+cpu", "bdist_wheel", "--skip-build", cwd=tree)
@@ -84,7 +85,7 @@ def test_a_wheel_has_the_package_and_nothing_else(wheel):
     top = {name.partition("/")[0] for name in names}
     assert top == {"dino", "dino_kernels", f"dino_kernels-{__version__}+cpu.dist-info"}
     libraries_in_it = {name for name in names if re.search(r"\.so(\.|$)", name)}
-    assert libraries_in_it <= {"dino_kernels/_C.abi3.so", "dino_kernels/_cuda.so"}, "auditwheel copied a library"
+    assert libraries_in_it <= {f"dino_kernels/{name}" for name in LIBRARIES}, "auditwheel copied a library"
     assert {"dino_kernels/_C.abi3.so", "dino_kernels/_C.pyi", "dino_kernels/py.typed"} <= set(names)
     assert metadata["Requires-Python"] == ">=3.11"
     assert "torch>=2.10" in metadata.get_all("Requires-Dist", [])
@@ -102,11 +103,11 @@ def dynamic_section(library: Path) -> tuple[set[str], set[str], set[str]]:
         return needed, versions, {symbol.name for symbol in symbols if symbol["st_shndx"] == "SHN_UNDEF"}
 
 
-@pytest.mark.parametrize("name", ["_C.abi3.so", "_cuda.so"])
+@pytest.mark.parametrize("name", LIBRARIES)
 def test_libraries_need_only_what_torch_and_every_linux_bring(name):
     library = PACKAGE / name
     if not library.is_file():
-        pytest.skip(f"not built: {libraries.CUDA_MISSING}")
+        pytest.skip(f"{name} is not built")
     needed, versions, undefined = dynamic_section(library)
     assert needed <= BROUGHT_BY_TORCH | OF_EVERY_LINUX
     glibc = [tuple(map(int, version[6:].split("."))) for version in versions if re.fullmatch(r"GLIBC_[\d.]+", version)]
