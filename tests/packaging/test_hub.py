@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import platform
@@ -106,9 +107,7 @@ def built(source: Path) -> Path:
 def kernel(built: Path) -> Any:
     """The kernel as `kernels` loads it; without that package, as it would."""
     if importlib.util.find_spec("kernels"):
-        from kernels import get_local_kernel
-
-        return get_local_kernel(built / "build", backend="cpu")
+        return importlib.import_module("kernels").get_local_kernel(built / "build", backend="cpu")
     (variant,) = (built / "build").iterdir()
     spec = importlib.util.spec_from_file_location(
         ID, variant / "__init__.py", submodule_search_locations=[str(variant)]
