@@ -131,7 +131,7 @@ def test_the_cpu_library_keeps_to_the_limited_api():
 def test_wheels_run_without_a_compiler(python, torch, tmp_path):
     assert WHEELS, "no wheels in dist/. Run make wheels first"
     interpreter = shutil.which(f"python{python}") or pytest.skip(f"python{python} is not on PATH")
-    environment = Path(os.environ.get("DINO_KERNELS_WHEEL_ENVIRONMENTS", tmp_path)) / f"{python}-{torch}"
+    environment = Path(os.environ.get("DINO_KERNELS_WHEEL_ENVIRONMENTS") or tmp_path) / f"{python}-{torch}"
     bin = environment / "bin"
     if not bin.is_dir():
         run(interpreter, "-m", "venv", environment, cwd=tmp_path)
