@@ -154,6 +154,7 @@ def in_openvino(path: Path, inputs: dict[str, Tensor]) -> Run:
     import openvino
 
     options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    options["ENABLE_CPU_PINNING"] = False  # it would leave other contestants' threads on one core
     compiled = openvino.Core().compile_model(str(path), "CPU", options)
     given = {name: tensor.numpy() for name, tensor in inputs.items()}
     return lambda: [torch.from_numpy(output) for output in compiled(given).values()]
