@@ -11,9 +11,9 @@ SUFFIXES = {".py", ".pyi", ".cpp", ".h", ".cu", ".cuh"}
 MOST_LINES_OF_A_FILE = 400
 # 35,385 and 22,600 before data formats, tiles and videos, the report, and checks of what people bring; 41,600 and
 # 27,100 before large data and tar shards; 44,200 and 28,800 before steps without waits and with few operations; 44,400
-# and 29,100 before compiled and captured steps, native lists of matching, input, and `dino benchmark`. Raising a limit
-# needs a reason.
-MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 46_300, "tests": 30_000}
+# and 29,100 before compiled and captured steps, native lists of matching, input, and `dino benchmark`; 46,300 and
+# 30,000 before exported files and the ops of ONNX Runtime. Raising a limit needs a reason.
+MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 49_200, "tests": 30_600}
 
 
 def lines_of(folders: str) -> dict[str, int]:
