@@ -38,7 +38,7 @@ DETECTIONS = 20
 def model() -> dino.DINO:
     """Build a model with random weights everywhere, so that its detections differ."""
     torch.manual_seed(0)
-    model = dino.build_model("dino_tiny", **SMALL, ffn_dim=32, num_queries=30, num_classes=5).eval()
+    model = dino.build_model("dino_tiny", **SMALL, num_queries=30, num_classes=5).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
