@@ -51,7 +51,7 @@ CONTESTANTS = {
 }
 # Largest difference from PyTorch: of a number of the sum; of one of the 100 best scores in 0..1.
 ALLOWED = {"attention": 1e-3, "whole": 1e-3}
-LAPS, TIMED_RUNS = 3, {"attention": 5, "whole": 1}  # runs of a lap
+TIMED_RUNS = {"attention": 5, "whole": 1}  # of a lap
 Run = Callable[[], Sequence[Tensor]]
 
 
@@ -111,9 +111,14 @@ def export_whole(form: str) -> bytes:
     return to_onnx(trace(model, FORMS[form], description), FORMS[form], description, 18).SerializeToString()
 
 
+def text_of(size: tuple[int, int]) -> str:
+    """Return (480, 640) as "480x640"."""
+    return f"{size[0]}x{size[1]}"
+
+
 def path_of(folder: Path, job: str, form: str, size: tuple[int, int]) -> Path:
     """Return the path of an exported file; a file of the whole model serves every size."""
-    return folder / (f"whole-{form}.onnx" if job == "whole" else f"attention-{form}-{size[0]}x{size[1]}.onnx")
+    return folder / (f"whole-{form}.onnx" if job == "whole" else f"attention-{form}-{text_of(size)}.onnx")
 
 
 def prepare(folder: Path) -> None:
@@ -154,6 +159,7 @@ def in_openvino(path: Path, inputs: dict[str, Tensor]) -> Run:
     import openvino
 
     options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    options["ENABLE_CPU_PINNING"] = False  # it would leave other contestants' threads on one core
     compiled = openvino.Core().compile_model(str(path), "CPU", options)
     given = {name: tensor.numpy() for name, tensor in inputs.items()}
     return lambda: [torch.from_numpy(output) for output in compiled(given).values()]
@@ -176,7 +182,7 @@ def load(name: str, job: str, size: tuple[int, int], folder: Path, inputs: dict[
     return in_openvino(path, inputs) if engine == "openvino" else in_onnxruntime(path, form, inputs)
 
 
-def measure(job: str, size: tuple[int, int], folder: Path) -> list[dict[str, Any]]:
+def measure(job: str, size: tuple[int, int], folder: Path, laps_of_each: int) -> list[dict[str, Any]]:
     """Check and time every contestant of a job at a size.
 
     Raises:
@@ -187,7 +193,7 @@ def measure(job: str, size: tuple[int, int], folder: Path) -> list[dict[str, Any
     laps: dict[str, list[list[float]]] = {name: [] for name in order}
     expected: Sequence[Tensor] = ()
     differences = dict.fromkeys(order, 0.0)
-    for _ in range(LAPS):
+    for _ in range(laps_of_each):
         for name in order:
             run = load(name, job, size, folder, inputs)
             outputs = run()
@@ -199,7 +205,7 @@ def measure(job: str, size: tuple[int, int], folder: Path) -> list[dict[str, Any
     wrong = {name: error for name, error in differences.items() if not error <= ALLOWED[job]}
     assert not wrong, f"{job} at {size}: differences above {ALLOWED[job]}: {wrong}"
     timings = {name: Timing(each) for name, each in laps.items()}
-    about = {"job": job, "size": f"{size[0]}x{size[1]}"}
+    about = {"job": job, "size": text_of(size)}
     return [
         about
         | {"by": name, "difference": differences[name]}
@@ -227,6 +233,8 @@ def main() -> None:
     parser.add_argument(
         "--jobs", nargs="+", choices=list(ALLOWED), default=list(ALLOWED), help="others keep their rows"
     )
+    parser.add_argument("--sizes", nargs="+", choices=[text_of(size) for size in SIZES], default=[*map(text_of, SIZES)])
+    parser.add_argument("--laps", type=int, default=3, help="at each size (3)")
     parser.add_argument("--publish", action="store_true", help="write the result under benchmarks/results/MACHINE")
     options = parser.parse_args()
     prepare(options.files)
@@ -236,14 +244,15 @@ def main() -> None:
     folder = RESULTS / (machine.slug(facts) if options.publish else LATEST)
     path = folder / FILE_NAME
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    kept = [row for row in rows if row["job"] not in options.jobs]
-    document: dict[str, Any] = {"machine": facts, "rows": kept}
+    order = [(job, text_of(size)) for job in ALLOWED for size in SIZES]
     for job in options.jobs:
         for size in SIZES:
-            document["rows"] += measure(job, size, options.files)
-            document["rows"].sort(key=lambda row: list(ALLOWED).index(row["job"]))
-            write_json(path, document)
-    print(f"{machine.caption(facts)}\n\n{as_text(table(document))}\n\n{path}")
+            if text_of(size) in options.sizes:
+                rows = [row for row in rows if (row["job"], row["size"]) != (job, text_of(size))]
+                rows += measure(job, size, options.files, options.laps)
+                rows.sort(key=lambda row: order.index((row["job"], row["size"])))
+                write_json(path, {"machine": facts, "rows": rows})
+    print(f"{machine.caption(facts)}\n\n{as_text(table({'rows': rows}))}\n\n{path}")
 
 
 if __name__ == "__main__":

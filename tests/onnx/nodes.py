@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def node_inputs(op: str, inputs: dict[str, Any]) -> tuple[dict[str, Tensor | Non
     return {name: given.get(name) for name in INPUTS[op]}, list(points)
 
 
-def model(op: str, inputs: dict[str, Tensor | None], attributes: dict[str, Any]) -> bytes:
+def model(op: str, inputs: Mapping[str, Tensor | None], attributes: dict[str, Any]) -> bytes:
     """Return a file with one node, whose sizes are all free. NumPy has no bfloat16, so the graph converts it."""
     through = {name: _outside(tensor) for name, tensor in inputs.items() if tensor is not None}
     nodes, names = [], []
@@ -85,7 +86,7 @@ def session(file: bytes, threads: int = 1, optimized: Path | None = None) -> onn
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
-def run(running: onnxruntime.InferenceSession, inputs: dict[str, Tensor | None]) -> Tensor:
+def run(running: onnxruntime.InferenceSession, inputs: Mapping[str, Tensor | None]) -> Tensor:
     """Return the output of a session."""
     arrays = {name: _outside(tensor).numpy() for name, tensor in inputs.items() if tensor is not None}
     return torch.from_numpy(np.asarray(running.run(None, arrays)[0]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -22,7 +24,13 @@ from tests.onnx import nodes
 pytestmark = pytest.mark.skipif(
     dino_kernels.onnx.why_missing() is not None, reason=str(dino_kernels.onnx.why_missing())
 )
-SMALL = {"hidden_dim": 32, "num_heads": 4, "num_encoder_layers": 1, "num_decoder_layers": 2, "ffn_dim": 32}
+SMALL: dict[str, Any] = {
+    "hidden_dim": 32,
+    "num_heads": 4,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 2,
+    "ffn_dim": 32,
+}
 DETECTIONS = 20
 
 
@@ -61,11 +69,12 @@ def test_detections_are_those_of_pytorch(model, file, size, threads):
     pixels, mask = images(*size)
     sizes = torch.tensor([[480, 640], [375, 500]])[: size[0]]
     running = nodes.session(file, threads)
-    scores, labels, boxes = running.run(None, {"images": pixels.numpy(), "mask": mask.numpy(), "sizes": sizes.numpy()})
+    given = {"images": pixels.numpy(), "mask": mask.numpy(), "sizes": sizes.numpy()}
+    scores, labels, boxes = (torch.from_numpy(array) for array in running.run(None, given))
     with torch.no_grad():
         expected = postprocess(model(pixels, mask), sizes, DETECTIONS)
     for image, detections in enumerate(expected):
-        torch.testing.assert_close(torch.from_numpy(scores[image]), detections["scores"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(scores[image], detections["scores"], rtol=1e-4, atol=1e-5)
         assert detections["scores"].unique().numel() == DETECTIONS, "ties have no order"
-        assert torch.equal(torch.from_numpy(labels[image]), detections["labels"])
-        torch.testing.assert_close(torch.from_numpy(boxes[image]), detections["boxes"], rtol=1e-4, atol=0.02)
+        assert torch.equal(labels[image], detections["labels"])
+        torch.testing.assert_close(boxes[image], detections["boxes"], rtol=1e-4, atol=0.02)

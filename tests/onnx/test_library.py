@@ -19,13 +19,13 @@ pytestmark = pytest.mark.skipif(
 VERSION = 17  # of the C API, as in csrc/onnx/api.h
 
 
-class ApiBase(ctypes.Structure):
-    """The first structure of ONNX Runtime's C API; every function is found from here."""
+GetApi, GetVersionString = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_uint32), ctypes.CFUNCTYPE(ctypes.c_size_t)
 
-    _fields_ = (
-        ("GetApi", ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_uint32)),  # addresses, 0 for null
-        ("GetVersionString", ctypes.CFUNCTYPE(ctypes.c_size_t)),
-    )
+
+class ApiBase(ctypes.Structure):
+    """The first structure of ONNX Runtime's C API; every function is found from here. Addresses, 0 for null."""
+
+    _fields_ = (("GetApi", GetApi), ("GetVersionString", GetVersionString))
 
 
 @pytest.fixture
@@ -47,7 +47,6 @@ def test_the_installed_onnx_runtime_serves_the_version_of_the_api(api_base):
 
 
 def test_an_older_onnx_runtime_is_turned_down_with_both_versions(api_base):
-    functions = dict(ApiBase._fields_)
     asked = []
 
     def get_api(version: int) -> int:
@@ -55,7 +54,7 @@ def test_an_older_onnx_runtime_is_turned_down_with_both_versions(api_base):
         return 0 if version > 16 else api_base.GetApi(version)
 
     text = ctypes.create_string_buffer(b"1.16.3")
-    old = ApiBase(functions["GetApi"](get_api), functions["GetVersionString"](lambda: ctypes.addressof(text)))
+    old = ApiBase(GetApi(get_api), GetVersionString(lambda: ctypes.addressof(text)))
     register = ctypes.CDLL(str(dino_kernels.onnx.library_path())).RegisterCustomOps
     register.restype = ctypes.c_void_p
     status = register(None, ctypes.byref(old))

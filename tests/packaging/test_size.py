@@ -14,7 +14,7 @@ MOST_LINES_OF_A_FILE = 400
 # and 29,100 before compiled and captured steps, native lists of matching, input, and `dino benchmark`; 46,300 and
 # 30,000 before exported files, ONNX Runtime's ops, weights by name, wheels and the kernel for the hub. Raising a limit
 # needs a reason.
-MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 50_000, "tests": 32_000}
+MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 50_600, "tests": 32_600}
 
 
 def lines_of(folders: str) -> dict[str, int]:
