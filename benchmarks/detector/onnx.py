@@ -156,7 +156,7 @@ def in_onnxruntime(path: Path, form: str, inputs: dict[str, Tensor]) -> Run:
 
 
 def in_openvino(path: Path, inputs: dict[str, Tensor]) -> Run:
-    import openvino
+    import openvino  # pyright: ignore[reportMissingImports]
 
     options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
     options["ENABLE_CPU_PINNING"] = False  # it would leave other contestants' threads on one core

@@ -212,7 +212,7 @@ def test_a_diverged_run_ends_in_words(data, tmp_path, start, workers):
 
 def test_a_model_that_is_not_finite_is_an_error_in_words(start, data, checkpoint, tmp_path):
     model, categories = load_model(checkpoint)
-    model.decoder.class_head.weight.data[0, 0] = torch.nan
+    model.get_parameter("decoder.class_head.weight").data[0, 0] = torch.nan
     save_model(model, tmp_path / "model", categories)
     for arguments in (("evaluate", "--data", data), ("predict", data / "valid", "--threshold", 0)):
         code, text = start(*arguments, "--checkpoint", tmp_path / "model", *SIZES).leave()

@@ -145,7 +145,7 @@ def test_a_model_that_is_not_finite_is_one_line(album, capsys):
 
     model = tiny_model()
     with torch.no_grad():
-        model.decoder.class_head.bias[0] = float("nan")
+        model.decoder.class_head.get_parameter("bias")[0] = float("nan")
     save_model(model, album / "run" / "best", CATEGORIES)
     assert predict("a", "--threshold", 0) == 2
     captured = capsys.readouterr()

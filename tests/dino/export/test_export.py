@@ -147,7 +147,8 @@ def test_detections_are_part_of_the_graph(monkeypatch, quick, tmp_path):
 
     session = onnxruntime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
     inputs = {"images": np.zeros((1, 3, *SIZE), np.float32), "mask": np.zeros((1, *SIZE), bool)}
-    boxes = [session.run(["boxes"], {**inputs, "sizes": np.array([size])})[0] for size in ((1, 1), (100, 200))]
+    sizes = [np.array([size]) for size in ((1, 1), (100, 200))]
+    boxes = [np.asarray(session.run(["boxes"], {**inputs, "sizes": size})[0]) for size in sizes]
     np.testing.assert_allclose(boxes[1], boxes[0] * [200, 100, 200, 100], rtol=1e-5, atol=1e-4)
 
 

@@ -94,7 +94,7 @@ def test_tiles_find_what_each_of_them_shows(detector):
 def test_output_that_is_not_finite_is_an_error_in_words(picture, value):
     broken = tiny_detector()
     with torch.no_grad():
-        broken.model.decoder.class_head.weight[0, 0] = value
+        broken.model.get_parameter("decoder.class_head.weight")[0, 0] = value
     with pytest.raises(ValueError, match=r"not finite.*decoder\.class_head\.weight"):
         broken.predict(picture, 0.0)
 
