@@ -1,4 +1,5 @@
-// Schemas of the kernel's ops, in the namespace of this build; cpu.cpp and cuda.cu register their kernels there.
+// Schemas of the kernel's ops, in the namespace of this build; cpu.cpp and cuda.cu register their kernels
+// there.
 #include <torch/csrc/stable/library.h>
 
 #include "../csrc/ms_deform_attn/schemas.h"
