@@ -48,8 +48,9 @@ class Comparison:
 
     @property
     def within(self) -> float:
-        """What the bound is for: differences of detections, and a wrong choice of tokens."""
-        return max(self.score, self.box, self.shortfall)
+        """What the bound is for: differences of detections, and a wrong choice of tokens. Infinite for NaN."""
+        differences = self.score, self.box, self.shortfall, 0.0 if self.raw is None else self.raw
+        return max(differences[:3]) if all(map(math.isfinite, differences)) else math.inf
 
     def row(self) -> tuple[str, ...]:
         """Return the cells of `HEADINGS`."""

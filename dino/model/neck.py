@@ -48,22 +48,20 @@ class Neck(nn.Module):
         sources = [*features, features[-1]]
         for level, projection in enumerate(self.projections):
             maps.append(projection(sources[level] if level < len(sources) else maps[-1]))
-        return maps, torch.cat([part.flatten(1) for part in _resized(mask, [m.shape[-2:] for m in maps])], 1)
+        return maps, _levels_of(mask, [m.shape[-2:] for m in maps])
 
 
-def _resized(
+def _levels_of(
     mask: Tensor,  # [B, H, W] bool
     sizes: list[torch.Size],  # (H, W) per level
-) -> list[Tensor]:
-    """Return the nearest pixels of a mask in other sizes, per level [B, H, W] bool."""
+) -> Tensor:
+    """Return the nearest pixels of a mask in the size of each level, [B, S] bool."""
     if not torch.compiler.is_exporting():
         whole = mask[:, None].float()
-        return [F.interpolate(whole, size)[:, 0].bool() for size in sizes]
+        return torch.cat([F.interpolate(whole, size).flatten(1) for size in sizes], 1).bool()
     # The same numbers, step by step: engines round their own resizing in other ways, and would take other pixels.
-    return [
-        mask.index_select(1, _nearest(mask, 1, height)).index_select(2, _nearest(mask, 2, width))
-        for height, width in sizes
-    ]
+    places = [(_nearest(mask, 1, height), _nearest(mask, 2, width)) for height, width in sizes]
+    return torch.cat([mask.index_select(1, rows).index_select(2, columns).flatten(1) for rows, columns in places], 1)
 
 
 def _nearest(mask: Tensor, dimension: int, count: int) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,11 +15,13 @@ from PIL import Image
 
 from dino import commands
 from dino.checkpoint import save_model
+from dino.data import EvalTransform
 from dino.export import export as export_file
+from dino.export.check import Comparison
 from dino.export.description import ExportError
 from dino.export.onnx_file import machine_paths
 from dino.inference.detector import Detector
-from tests.dino.export.export_toys import CATEGORIES, SIZE, TRANSFORM, VARIANTS, export, small_model
+from tests.dino.export.export_toys import CATEGORIES, SIZE, VARIANTS, export, small_model
 from tests.dino.tools_toys import noise_picture, write_split
 
 onnx = pytest.importorskip("onnx", reason="the extra export is not installed")
@@ -26,9 +30,17 @@ pytest.importorskip("onnxruntime", reason="the extra export is not installed")
 pytestmark = pytest.mark.compiler
 
 
+FITTING = noise_picture(*SIZE[::-1])
+"""An image that a file of fixed size neither resizes nor pads."""
+
+
+def fitting_detector(model):
+    return Detector(model, CATEGORIES, transform=EvalTransform(*SIZE), device="cpu", dtype="float32")
+
+
 @pytest.fixture(scope="module")
 def quick():
-    """Files without the exporter's own simplification, which takes half of the time; one test has it."""
+    """Files without the exporter's own simplification, which takes half of the time; one variant has it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", functools.partial(torch.onnx.export, optimize=False))
         yield
@@ -124,25 +136,25 @@ def test_evaluate_predict_and_benchmark_take_a_file(free, tmp_path, capsys):
     )
     assert "--short-side cannot change an exported file" in capsys.readouterr().err
     assert commands.main(["visualize", "--checkpoint", str(free), picture]) == 2
-    assert "needs a model, got the exported file" in capsys.readouterr().err
+    assert "needs the model itself, got the exported file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_exported(variant, monkeypatch, quick, tmp_path):
     model = small_model(monkeypatch, **VARIANTS[variant])
+    if variant == "resnet18":
+        monkeypatch.setattr(torch.onnx, "export", torch.onnx.export.func)  # type: ignore[attr-defined] - simplified
     exported = export(model, tmp_path / "model.onnx")
     assert max(comparison.within for comparison in exported.comparisons) < 1e-4
-    assert (exported.comparisons[0].other_tokens is None) == (variant == "static")
+    assert (exported.comparisons[0].other_tokens is None) == ("static" in variant)
 
 
-def test_detections_are_part_of_the_graph(monkeypatch, quick, tmp_path):
-    monkeypatch.setattr(torch.onnx, "export", torch.onnx.export.func)  # type: ignore[attr-defined] - simplified
+def test_detections_are_part_of_the_graph(quick, tmp_path):
     model = small_model()
     exported = export(model, tmp_path / "model.onnx", detections=9, attention="grid")
     assert max(comparison.within for comparison in exported.comparisons) < 1e-4
-    found = Detector.from_exported(exported.path).predict(noise_picture(96, 64), threshold=0)
-    expected = Detector(model, CATEGORIES, transform=TRANSFORM, device="cpu", dtype="float32")
-    equal(found, expected.predict(noise_picture(96, 64), threshold=0, top_k=9))
+    found = Detector.from_exported(exported.path).predict(FITTING, threshold=0)
+    equal(found, fitting_detector(model).predict(FITTING, threshold=0, top_k=9))
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
@@ -155,9 +167,10 @@ def test_detections_are_part_of_the_graph(monkeypatch, quick, tmp_path):
 def test_half_is_float16_inside_and_float32_outside(quick, tmp_path):
     exported = export(small_model(), tmp_path / "half.onnx", half=True)
     model = onnx.load(exported.path)
-    kinds = {onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT}
-    weights = {t.name: t.data_type for t in model.graph.initializer if t.data_type in kinds and len(t.dims) > 1}
-    assert set(weights.values()) == {onnx.TensorProto.FLOAT16}
+    sizes: Counter[int] = Counter()
+    for tensor in model.graph.initializer:
+        sizes[tensor.data_type] += int(np.prod(tensor.dims))
+    assert sizes[onnx.TensorProto.FLOAT16] > 99 * sizes[onnx.TensorProto.FLOAT]  # small tables of positions
     assert all(v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT for v in model.graph.output)
     assert 1e-6 < max(comparison.within for comparison in exported.comparisons) < exported.bound
 
@@ -181,12 +194,12 @@ def test_the_plugin_is_tensorrts(quick, tmp_path):
 
 def test_a_program_of_pytorch_loads_with_the_kernels_alone(tmp_path, run_python):
     model = small_model()
-    exported = export(model, tmp_path / "model.pt2", size=None)
+    exported = export(model, tmp_path / "model.pt2")
     assert max(comparison.within for comparison in exported.comparisons) < 1e-5
     program = torch.export.load(exported.path)
     calls = [node for node in program.graph.nodes if "fused_ms_deform_attn" in str(node.target)]
     assert len(calls) == 2 and {node.args[-1] for node in calls} == {"auto"}
-    images, mask = torch.randn(3, 3, 70, 90), torch.zeros(3, 70, 90, dtype=torch.bool)
+    images, mask = torch.randn(3, 3, *SIZE), torch.zeros(3, *SIZE, dtype=torch.bool)
     mask[1, 50:] = True
     torch.save([images, mask], tmp_path / "inputs.pt")
     code = (
@@ -219,29 +232,31 @@ def test_openvino_runs_the_same_graph(quick, tmp_path):
     exported = export(model, tmp_path / "model.xml")
     assert max(comparison.within for comparison in exported.comparisons) < 1e-4
     assert b"site-packages" not in exported.path.read_bytes()
-    found = Detector.from_exported(exported.path).predict(noise_picture(96, 64), threshold=0.05)
-    equal(
-        found,
-        Detector(model, CATEGORIES, transform=TRANSFORM, device="cpu", dtype="float32").predict(
-            noise_picture(96, 64), threshold=0.05
-        ),
-    )
+    found = Detector.from_exported(exported.path).predict(FITTING, threshold=0.05)
+    equal(found, fitting_detector(model).predict(FITTING, threshold=0.05))
 
 
-def test_a_file_that_differs_keeps_another_name(monkeypatch, quick, tmp_path):
-    def wrong(*arguments):
-        content = written(*arguments)
-        model = onnx.load(arguments[0])
-        weights = next(t for t in model.graph.initializer if list(t.dims) == [32, 3] or list(t.dims) == [3, 32])
-        weights.CopyFrom(onnx.numpy_helper.from_array(1.05 * onnx.numpy_helper.to_array(weights), weights.name))
-        onnx.save(model, arguments[0])
-        return content
+def test_a_file_that_differs_keeps_another_name(monkeypatch, tmp_path):
+    def write(path, *_):
+        path.write_bytes(b"a file")
+        return "content"
 
-    written = export_file.write
-    monkeypatch.setattr(export_file, "write", wrong)
-    with pytest.raises(ExportError, match=r"model\.failed\.onnx: its detections differ .*, and the bound is 0\.001"):
+    differing = Comparison(2, (64, 96), True, 2e-3, 1e-6, 0.1, 1e-4, 0, 0.0)
+    monkeypatch.setattr(export_file, "trace", lambda *_, **__: None)
+    monkeypatch.setattr(export_file, "write", write)
+    monkeypatch.setattr(export_file, "engine_of", lambda *_: (None, "an engine"))
+    monkeypatch.setattr(export_file, "compare", lambda *_: differing)
+    with pytest.raises(
+        ExportError, match=r"model\.failed\.onnx: its detections differ .* by 2\.0e-03, and the bound is 0\.001"
+    ):
         export(small_model(), tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.failed.onnx"]
+    monkeypatch.setattr(export_file, "compare", lambda *_: dataclasses.replace(differing, score=9e-4))
+    assert "2, padded" in str(export(small_model(), tmp_path / "model.onnx"))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    monkeypatch.setattr(export_file, "compare", lambda *_: dataclasses.replace(differing, score=float("nan")))
+    with pytest.raises(ExportError, match="by inf"):
+        export(small_model(), tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(
