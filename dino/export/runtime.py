@@ -142,7 +142,7 @@ def _from_onnx(path: Path, device: torch.device) -> ExportedModel:
         import onnxruntime
     except ImportError as error:
         raise missing_engine("ONNX Runtime", '"dino-kernels[export]"') from error
-    from onnxruntime.capi import onnxruntime_pybind11_state as states
+    from onnxruntime.capi import onnxruntime_pybind11_state as states  # pyright: ignore[reportAttributeAccessIssue]
 
     reasons = (states.InvalidProtobuf, states.InvalidGraph, states.Fail, states.NotImplemented, states.InvalidArgument)
     try:
