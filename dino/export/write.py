@@ -1,4 +1,4 @@
-"""Write exported programs in each format. No file holds a path of the machine that made it."""
+"""Write exported programs in each format. Only those of AOTInductor hold paths of the machine that made them: the compiler's."""
 
 from __future__ import annotations
 
