@@ -1,4 +1,7 @@
-"""Write exported programs in each format. No file holds a path of the machine that made it."""
+"""Write exported programs in each format.
+
+No file holds a path of the machine that made it, but for those of AOTInductor, which keep the compiler's.
+"""
 
 from __future__ import annotations
 
