@@ -1,5 +1,7 @@
 """Leave out the detector's tests where its packages are not installed; float32 on every CPU unless a test says so."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -10,8 +12,10 @@ except ImportError as error:
     collect_ignore_glob = ["*"]
 
 
-@pytest.fixture(autouse=True)
-def no_bfloat16_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def no_bfloat16_instructions() -> Iterator[None]:
     """Let "auto" be float32 on CPUs with bfloat16 instructions, too: detections are compared bit by bit."""
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            patch.setattr(torch.cpu, name, lambda: False, raising=False)
+        yield
