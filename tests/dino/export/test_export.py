@@ -17,6 +17,7 @@ from dino import commands
 from dino.checkpoint import save_model
 from dino.data import EvalTransform
 from dino.export import export as export_file
+from dino.export.attention import form_of
 from dino.export.check import Comparison
 from dino.export.description import ExportError
 from dino.export.onnx_file import machine_paths
@@ -265,7 +266,7 @@ def test_a_file_that_differs_keeps_another_name(monkeypatch, tmp_path):
         ({"opset": 17}, "opset must be at least 18"),
         ({"size": (32, 96)}, "size must be a height and a width of at least"),
         ({"detections": 61}, r"detections must be in 1\.\.60"),
-        ({"attention": "op"}, "attention 'op' cannot be part of a file of format onnx"),
+        ({"attention": "gathered"}, "attention must be one of gather, grid, plugin, op, got 'gathered'"),
         ({"format": "torch"}, r"format torch must end with \.pt2"),
         ({"format": "coreml"}, "format must be one of onnx, openvino, torch, aoti"),
     ],
@@ -275,6 +276,13 @@ def test_wrong_options_are_named(tmp_path, options, message, monkeypatch):
     with pytest.raises(ValueError, match=message):
         export(small_model(), tmp_path / "model.onnx", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_form_that_a_format_cannot_hold_is_refused():
+    with pytest.raises(
+        ValueError, match=r"attention 'op' cannot be part of a file of format openvino\. Use gather, grid"
+    ):
+        form_of("op", "openvino")
 
 
 def test_other_files_are_refused(tmp_path):

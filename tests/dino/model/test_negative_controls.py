@@ -32,7 +32,7 @@ def look_forward_once(model: dino.DINO, patch: Patch) -> None:
 
 
 def image_temperature(model: dino.DINO, patch: Patch) -> None:
-    patch.setattr(dino.model.position, "IMAGE_TEMPERATURE", 10000.0)
+    patch.setitem(model.encoder.position, "temperature", 10000.0)
 
 
 def inverse_sigmoid_bound(model: dino.DINO, patch: Patch) -> None:
