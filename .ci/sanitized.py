@@ -28,7 +28,7 @@ def line() -> str:
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     digest = hashlib.sha256()
     for name in sorted(filter(None, names)):
-        if (file := ROOT / name).is_file():
+        if (file := ROOT / name).is_file() and file.suffix != ".md":
             digest.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     compiler = subprocess.run([*find_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
     parts = [digest.hexdigest(), torch.backends.cpu.get_cpu_capability(), compiler.splitlines()[0]]
