@@ -279,9 +279,7 @@ def test_wrong_options_are_named(tmp_path, options, message, monkeypatch):
 
 
 def test_a_form_that_a_format_cannot_hold_is_refused():
-    with pytest.raises(
-        ValueError, match=r"'op' cannot be part of a file of format openvino\. Use gather, grid"
-    ):
+    with pytest.raises(ValueError, match=r"'op' cannot be part of a file of format openvino\. Use gather, grid"):
         form_of("op", "openvino")
 
 
