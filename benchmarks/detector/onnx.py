@@ -22,24 +22,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.attention.workloads import pyramid
 from benchmarks.detector.test_detector import detector
 from benchmarks.measure import machine
 from benchmarks.measure.race import Timing, stopwatch_for
 from benchmarks.measure.results import LATEST, RESULTS, spread, times, write_json
 from benchmarks.measure.tables import as_text, milliseconds
-from dino.data import Categories, EvalTransform
+from dino.checkpoint.find import default_categories
+from dino.data import EvalTransform
 from dino.export.attention import FORMS
 from dino.export.description import Description
 from dino.export.graph import least_side, trace
 from dino.export.onnx_file import to_onnx
+from dino.export.runtime import onnx_session, openvino_run
 from dino_kernels.testing import Case, sample_inputs
 
 FILE_NAME = "onnx.json"
 SIZES = ((480, 640), (800, 1333))
-LEVELS = {
-    (480, 640): ((60, 80), (30, 40), (15, 20), (8, 10)),
-    (800, 1333): ((100, 167), (50, 84), (25, 42), (13, 21)),
-}
 TORCH, OURS = "PyTorch, our kernel", "ONNX Runtime, our op"
 # By name: the engine and the form of attention in its file.
 CONTESTANTS = {
@@ -68,7 +67,7 @@ class Attention(nn.Module):
 
 def attention_inputs(size: tuple[int, int]) -> dict[str, Tensor]:
     """Return the inputs of an encoder layer for an image of a size."""
-    levels = LEVELS[size]
+    levels = pyramid(*size)
     rows = sum(height * width for height, width in levels)
     case = Case("encoder", 1, rows, 8, 32, levels, (4, 4, 4, 4), mask=True, layout="local")
     inputs = sample_inputs("fused_ms_deform_attn", case, torch.float32, requires_grad=False)
@@ -90,7 +89,7 @@ def whole_inputs(size: tuple[int, int]) -> dict[str, Tensor]:
 def export_attention(form: str, size: tuple[int, int]) -> bytes:
     """Return an ONNX file of one call."""
     program = torch.onnx.export(
-        Attention(form, LEVELS[size]).eval(),
+        Attention(form, pyramid(*size)).eval(),
         tuple(attention_inputs(size).values()),
         dynamo=True,
         verbose=False,
@@ -105,8 +104,7 @@ def export_attention(form: str, size: tuple[int, int]) -> bytes:
 def export_whole(form: str) -> bytes:
     """Return an ONNX file of the detector, with free sizes."""
     model = detector("cpu")
-    count = model.config.num_classes
-    names = Categories(tuple(range(count)), tuple(f"class {label}" for label in range(count)))
+    names = default_categories(model.config.num_classes)
     description = Description(model.config, names, EvalTransform(), form, least_side=least_side(model))
     return to_onnx(trace(model, FORMS[form], description), FORMS[form], description, 18).SerializeToString()
 
@@ -134,7 +132,7 @@ def prepare(folder: Path) -> None:
 
 
 def in_torch(job: str, size: tuple[int, int], inputs: dict[str, Tensor]) -> Run:
-    model = detector("cpu") if job == "whole" else Attention("op", LEVELS[size])
+    model = detector("cpu") if job == "whole" else Attention("op", pyramid(*size))
 
     def run() -> Sequence[Tensor]:
         with torch.inference_mode():
@@ -145,24 +143,16 @@ def in_torch(job: str, size: tuple[int, int], inputs: dict[str, Tensor]) -> Run:
 
 
 def in_onnxruntime(path: Path, form: str, inputs: dict[str, Tensor]) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    FORMS[form].prepare_session(options)
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnx_session(str(path), form)
     given = {name: tensor.numpy() for name, tensor in inputs.items()}
     return lambda: [torch.from_numpy(output) for output in session.run(None, given)]
 
 
 def in_openvino(path: Path, inputs: dict[str, Tensor]) -> Run:
-    import openvino  # pyright: ignore[reportMissingImports]
-
-    options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
-    options["ENABLE_CPU_PINNING"] = False  # it would leave other contestants' threads on one core
-    compiled = openvino.Core().compile_model(str(path), "CPU", options)
+    # Pinned threads would leave other contestants' on one core.
+    in_engine = openvino_run(str(path), ENABLE_CPU_PINNING=False)
     given = {name: tensor.numpy() for name, tensor in inputs.items()}
-    return lambda: [torch.from_numpy(output) for output in compiled(given).values()]
+    return lambda: [torch.from_numpy(output) for output in in_engine(given)]
 
 
 def difference(job: str, outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

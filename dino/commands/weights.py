@@ -9,7 +9,6 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from dino.commands.parsing import parse
-from dino.common.text import suggestion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +28,10 @@ class WeightsOptions:
 def weights_command(argv: Sequence[str]) -> None:
     """Print the table, or download and print the paths."""
     options = parse(WeightsOptions, "weights", argv)
-    from dino.checkpoint.published import PUBLISHED
+    from dino.checkpoint.published import PUBLISHED, require_published
 
     for name in options.names:
-        if name not in PUBLISHED:
-            raise ValueError(
-                f"weights: no published checkpoint {name!r}.{suggestion(name, PUBLISHED)} Run python -m dino weights "
-                "for their names."
-            )
+        require_published("weights", name)
     if options.names:
         for name in options.names:
             print(PUBLISHED[name].download())

@@ -16,7 +16,7 @@ from dino.common.distributed import current_ranks
 from dino.common.finite import require_finite_detections
 from dino.data import Batch, Categories, CocoIndex
 from dino.evaluation.coco_metrics import CocoMetrics, score
-from dino.model.postprocess import postprocess
+from dino.model.postprocess import limited, postprocess
 
 
 def evaluate(
@@ -72,7 +72,7 @@ def predict_results(
     ranks, context = current_ranks(device), autocast(device, amp)
     console = Console(sys.stderr if progress and ranks.first else None)
     was_training = model.training
-    top_k = min(top_k, getattr(model, "most_detections", None) or top_k)  # of an exported file
+    top_k = limited(model, top_k)
     model.to(device).eval()
     by_image: dict[int, list[dict[str, Any]]] = {}
     try:

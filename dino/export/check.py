@@ -16,9 +16,9 @@ from dino.data import EvalTransform, open_image, pad_images
 from dino.export.description import Description, ExportError, FixedSize
 from dino.export.graph import input_names
 from dino.export.runtime import Run
-from dino.model.boxes import cxcywh_to_xyxy
 from dino.model.dino import DINO
 from dino.model.outputs import DetectionOutput
+from dino.model.postprocess import best_pairs
 from dino_kernels import linear_sum_assignment
 
 BOUND, HALF_BOUND = 1e-3, 3e-2
@@ -129,7 +129,7 @@ def compare(model: DINO, run: Run, description: Description, batch: tuple[Tensor
     raw = other = gap = None
     shortfall = 0.0
     if description.detections is None:
-        found = _detections(outputs[0], outputs[1], _DETECTIONS)
+        found = best_pairs(outputs[0].sigmoid(), outputs[1], _DETECTIONS)
         raw = (outputs[0] - expected.logits[-1]).abs().max().item()
     else:
         found = outputs[0], outputs[1], outputs[2] / sizes.flip(1).repeat(1, 2)[:, None]
@@ -140,7 +140,7 @@ def compare(model: DINO, run: Run, description: Description, batch: tuple[Tensor
             own = scores.topk(model.config.num_queries, 1)
             other = int((own.indices != selected).sum())
             shortfall = (own.values[:, -1:] - scores.gather(1, selected)).max().clamp(min=0).item()
-    truth = _detections(expected.logits[-1], expected.boxes_cxcywh[-1], found[0].shape[1])
+    truth = best_pairs(expected.logits[-1].sigmoid(), expected.boxes_cxcywh[-1], found[0].shape[1])
     score, box = set_difference(truth, found)
     return Comparison(
         images=len(images),
@@ -178,12 +178,6 @@ def set_difference(expected: Found, found: Found) -> tuple[float, float]:
         for k, difference in enumerate((d_score, d_box)):
             largest[k] = max(largest[k], difference.gather(2, partner).max().item())
     return largest[0], largest[1]
-
-
-def _detections(logits: Tensor, boxes_cxcywh: Tensor, count: int) -> Found:
-    scores, index = logits.flatten(1).sigmoid().topk(min(count, logits[0].numel()), 1)
-    query, labels = index // logits.shape[-1], index % logits.shape[-1]
-    return scores, labels, cxcywh_to_xyxy(boxes_cxcywh).gather(1, query[..., None].expand(-1, -1, 4))
 
 
 def _selection_scores(model: DINO, images: Tensor, mask: Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from PIL import Image
@@ -147,6 +147,6 @@ def fixed_transform(transform: EvalTransform, size: tuple[int, int] | None) -> E
     return transform if size is None else FixedSize(min(size), max(size), *size)
 
 
-def file_size(count: Any) -> str:
+def file_size(count: int) -> str:
     """Return bytes in megabytes."""
     return f"{count / 1e6:,.0f} MB" if count >= 1e7 else f"{count / 1e6:,.1f} MB"

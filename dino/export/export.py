@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 from dino.data import Categories, EvalTransform
-from dino.export.attention import Form, form_of
+from dino.export.attention import FORMS, Form, form_of
 from dino.export.check import BOUND, HALF_BOUND, HEADINGS, Comparison, batches, compare, photographs
 from dino.export.description import Description, ExportError, file_size, fixed_transform
 from dino.export.graph import SELECTED, least_side, prepared, trace
@@ -49,9 +50,8 @@ class Exported:
         rows = [HEADINGS, *(comparison.row() for comparison in self.comparisons)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-        size = self.path.stat().st_size + sum(
-            path.stat().st_size for path in [self.path.with_suffix(".bin")] if self.format == "openvino"
-        )
+        files = [self.path, self.path.with_suffix(".bin")] if self.format == "openvino" else [self.path]
+        size = sum(path.stat().st_size for path in files)
         return "\n".join(
             [
                 f"{self.path}: {self.format}, attention as {self.description.attention}, {self.content}, "
@@ -130,7 +130,7 @@ def export_model(
     content = write(candidate, format, program, form, description, opset)
     log("comparing the file with the model")
     run, engine = engine_of(candidate, format, form, description)
-    reference = prepared(model, form_of("op", "torch")[1], half=False)
+    reference = prepared(model, FORMS["op"], half=False)
     comparisons = tuple(compare(reference, run, description, batch) for batch in batches(pictures, description))
     bound = HALF_BOUND if half else BOUND
     exported = Exported(path, format, description, content, engine, comparisons, bound)
@@ -138,15 +138,10 @@ def export_model(
     if largest > bound:
         raise ExportError(
             f"{candidate}: its detections differ from the model's by {largest:.1e}, and the bound is {bound:g}. Do not "
-            f"use the file; try another --attention or --format.\n{exported_table(exported, candidate)}"
+            f"use the file; try another --attention or --format.\n{dataclasses.replace(exported, path=candidate)}"
         )
     _rename(candidate, path)
     return exported
-
-
-def exported_table(exported: Exported, candidate: Path) -> str:
-    """Return the comparison of a file that failed."""
-    return str(Exported(candidate, *list(vars(exported).values())[1:]))
 
 
 def format_of(path: Path, format: str | None) -> str:
@@ -188,7 +183,7 @@ def engine_of(path: Path, format: str, form: Form, description: Description) -> 
             model.add_outputs(SELECTED)
         return openvino_run(model), f"OpenVINO {openvino.__version__}"
     loaded = load_exported(path)
-    return loaded._run, loaded.engine
+    return loaded.run, loaded.engine
 
 
 def _rename(candidate: Path, path: Path) -> None:

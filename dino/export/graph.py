@@ -16,9 +16,9 @@ from dino.export.attention import Form, replace_attention
 from dino.export.description import Description
 from dino.model.backbones.convnext import ConvNeXt
 from dino.model.backbones.resnet import Convolve, ResNet
-from dino.model.boxes import cxcywh_to_xyxy
 from dino.model.config import ModelConfig
 from dino.model.dino import DINO
+from dino.model.postprocess import best_pairs
 from dino.model.query_selection import QuerySelection
 
 LOGITS, BOXES, SCORES, LABELS, SELECTED = "logits", "boxes", "scores", "labels", "selected"
@@ -68,11 +68,8 @@ class ExportedGraph(nn.Module):
     def _detections(self, logits: Tensor, boxes: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """Do as `dino.model.postprocess`, on a whole batch."""
         assert self.detections is not None
-        scores, index = logits.flatten(1).topk(self.detections, 1)
-        query, labels = index // logits.shape[-1], index % logits.shape[-1]
-        scale = sizes.flip(1).repeat(1, 2)[:, None].float()
-        corners = cxcywh_to_xyxy(boxes) * scale
-        return scores.sigmoid(), labels, corners.gather(1, query[..., None].expand(-1, -1, 4))
+        scores, labels, corners = best_pairs(logits, boxes, self.detections)
+        return scores.sigmoid(), labels, corners * sizes.flip(1).repeat(1, 2)[:, None].float()
 
 
 def prepared(model: DINO, form: Form, half: bool) -> DINO:

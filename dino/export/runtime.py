@@ -38,7 +38,7 @@ class ExportedModel(nn.Module):
 
     def __init__(self, run: Run, description: Description, engine: str, device: torch.device) -> None:
         super().__init__()
-        self._run, self.description, self.engine, self.device = run, description, engine, device
+        self.run, self.description, self.engine, self.device = run, description, engine, device
         self.config = description.model
         self.most_detections = description.detections
         """Detections of an image in the file's outputs; None: as many as there are pairs of query and class."""
@@ -61,7 +61,7 @@ class ExportedModel(nn.Module):
         if self.most_detections is not None:
             inputs["sizes"] = np.ones((len(images), 2), dtype=np.int64)
         # Copies: engines reuse the memory of their outputs.
-        outputs = [torch.from_numpy(np.array(output)).to(self.device) for output in self._run(inputs)]
+        outputs = [torch.from_numpy(np.array(output)).to(self.device) for output in self.run(inputs)]
         if self.most_detections is None:
             return DetectionOutput(outputs[0][None].float(), outputs[1][None].float())
         scores, labels, boxes = outputs[:3]
@@ -190,11 +190,15 @@ def _from_openvino(path: Path, device: torch.device) -> ExportedModel:
     return ExportedModel(run, description, f"OpenVINO {openvino.__version__}", torch.device("cpu"))
 
 
-def openvino_run(model: Any) -> Run:
-    """Compile a model of OpenVINO for the CPU, in float32, with as many threads as PyTorch."""
+def openvino_run(model: Any, **others: Any) -> Run:
+    """Compile a model of OpenVINO, or a file, for the CPU, in float32, with as many threads as PyTorch.
+
+    Args:
+        others: further options of the engine.
+    """
     import openvino  # pyright: ignore[reportMissingImports]
 
-    options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32", **others}
     compiled = openvino.Core().compile_model(model, "CPU", options)
 
     def run(inputs: Arrays) -> list[np.ndarray]:

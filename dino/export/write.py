@@ -5,6 +5,8 @@ No file holds a path of the machine that made it, but for those of AOTInductor, 
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,7 @@ def _write_openvino(path: Path, model: Any, description: Description) -> None:
     import openvino  # pyright: ignore[reportMissingImports]
 
     try:
-        converted = openvino.convert_model(_in_memory(model))
+        converted = openvino.convert_model(io.BytesIO(model.SerializeToString()))
     except RuntimeError as error:
         raise ExportError(f"OpenVINO cannot convert the graph: {error}") from error
     for name, value in description.to_strings().items():
@@ -75,16 +77,8 @@ def _write_openvino(path: Path, model: Any, description: Description) -> None:
     openvino.save_model(converted, path, compress_to_fp16=description.half)
 
 
-def _in_memory(model: Any) -> Any:
-    import io
-
-    return io.BytesIO(model.SerializeToString())
-
-
 def _add_description(path: Path, description: Description) -> None:
     """Add the metadata to a package of AOTInductor, where PyTorch keeps files of users."""
-    import zipfile
-
     with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
         root = archive.namelist()[0].partition("/")[0]
         archive.writestr(f"{root}/data/extra/{DESCRIPTION_FILE}", description.to_json())

@@ -32,7 +32,7 @@ from dino.inference.tiles import join_tiles, tile_boxes
 from dino.inference.video import IncompleteVideoError
 from dino.model.config import ModelConfig
 from dino.model.dino import DINO
-from dino.model.postprocess import postprocess
+from dino.model.postprocess import limited, postprocess
 
 if TYPE_CHECKING:
     from dino.export.export import ExportArguments, Exported
@@ -358,8 +358,7 @@ class Detector:
         for k, name in enumerate(names):
             require_finite_detections({"scores": logits[k], "boxes": boxes[k]}, self.model, image=name, amp=self.amp)
         logits = logits.masked_fill(unwanted.to(logits.device), -torch.inf)
-        most = getattr(self.model, "most_detections", None) or settings.top_k
-        results = postprocess({"pred_logits": logits, "pred_boxes": boxes}, sizes, min(settings.top_k, most))
+        results = postprocess({"pred_logits": logits, "pred_boxes": boxes}, sizes, limited(self.model, settings.top_k))
         found = []
         for result in results:
             result = {key: value.cpu().clone() for key, value in result.items()}

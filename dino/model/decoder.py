@@ -49,12 +49,11 @@ class Decoder(nn.Module):
         self.query_position = MLP(2 * channels, channels, channels, 2)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_decoder_layers))
         self.norm = nn.LayerNorm(channels)
-        self.class_head: nn.Module = nn.Linear(channels, config.num_classes)
-        self.box_head: nn.Module = MLP(channels, channels, 4, 3)
-        if not config.shared_heads:
-            layers = range(config.num_decoder_layers)
-            self.class_head = HeadPerLayer(nn.Linear(channels, config.num_classes) for _ in layers)
-            self.box_head = HeadPerLayer(MLP(channels, channels, 4, 3) for _ in layers)
+        heads = range(1 if config.shared_heads else config.num_decoder_layers)
+        class_heads = [nn.Linear(channels, config.num_classes) for _ in heads]
+        box_heads = [MLP(channels, channels, 4, 3) for _ in heads]
+        self.class_head = class_heads[0] if config.shared_heads else HeadPerLayer(class_heads)
+        self.box_head = box_heads[0] if config.shared_heads else HeadPerLayer(box_heads)
 
     def forward(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import dino_kernels.onnx
 from dino.common.text import suggestion
 from dino.export.attention import gather, grid, plugin
+from dino.export.attention.samples import fused
 from dino.model.config import ModelConfig
 from dino_kernels import fused_ms_deform_attn
 from dino_kernels.nn import MSDeformAttn
@@ -51,10 +52,10 @@ class Form:
 
 FORMS: dict[str, Form] = {
     # Basic ONNX ops. TensorRT runs GridSample of several levels wrongly, without an error (NVIDIA/TensorRT 4813).
-    "gather": Form(gather.attend, ("onnx", "openvino", "torch", "aoti")),
-    "grid": Form(grid.attend, ("onnx", "openvino", "torch", "aoti")),
+    "gather": Form(fused(gather.attend), ("onnx", "openvino", "torch", "aoti")),
+    "grid": Form(fused(grid.attend), ("onnx", "openvino", "torch", "aoti")),
     "plugin": Form(
-        plugin.attend,
+        fused(plugin.attend),
         ("onnx",),
         translations=plugin.translations,
         runnable=plugin.runnable,

@@ -7,22 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dino.export.attention.samples import classic_arguments, sizes_wh
+from dino.export.attention.samples import sizes_wh
 
 
 def attend(
-    value: Tensor,  # [B, S, M, D]
+    value: Tensor,  # [B, S, M, D], zeros for padding
     shapes: Sequence[tuple[int, int]],  # L (H, W)
-    starts: None,
-    reference_points: Tensor,  # [B, Q, L, 2] or [B, Q, L, 4]
-    offsets: Tensor,  # [B, Q, M, K, 2]
-    logits: Tensor,  # [B, Q, M, K]
-    padding: Tensor | None,  # [B, S] bool
-    *,
-    num_points: Sequence[int],
+    locations: Tensor,  # [B, Q, M, K, 2] float32
+    weights: Tensor,  # [B, Q, M, K] float32
+    num_points: Sequence[int],  # L
 ) -> Tensor:
-    """Return `fused_ms_deform_attn` of the same arguments, [B, Q, M * D] float32."""
-    value, locations, weights = classic_arguments(value, shapes, reference_points, offsets, logits, padding, num_points)
+    """Return `ms_deform_attn` of these samples, [B, Q, M * D] float32."""
     rows = torch.tensor([height * width for height, width in shapes], device=value.device)
     sizes = sizes_wh(shapes, value.device)
     return sample(value, sizes, rows.cumsum(0) - rows, locations.unflatten(3, (len(shapes), -1)), weights)

@@ -8,22 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dino.export.attention.samples import classic_arguments
-
 
 def attend(
-    value: Tensor,  # [B, S, M, D]
+    value: Tensor,  # [B, S, M, D], zeros for padding
     shapes: Sequence[tuple[int, int]],  # L (H, W)
-    starts: None,
-    reference_points: Tensor,  # [B, Q, L, 2] or [B, Q, L, 4]
-    offsets: Tensor,  # [B, Q, M, K, 2]
-    logits: Tensor,  # [B, Q, M, K]
-    padding: Tensor | None,  # [B, S] bool
-    *,
-    num_points: Sequence[int],
+    locations: Tensor,  # [B, Q, M, K, 2] float32
+    weights: Tensor,  # [B, Q, M, K] float32
+    num_points: Sequence[int],  # L
 ) -> Tensor:
-    """Return `fused_ms_deform_attn` of the same arguments, [B, Q, M * D] float32."""
-    value, locations, weights = classic_arguments(value, shapes, reference_points, offsets, logits, padding, num_points)
+    """Return `ms_deform_attn` of these samples, [B, Q, M * D] float32."""
     batch, _, heads, channels = value.shape
     queries, samples = weights.shape[1], weights.shape[3]
     grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1).split(list(num_points), 2)  # [B * M, Q, P, 2]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from dino.export.attention import gather
-from dino.export.attention.samples import classic_arguments
 from dino.model.config import ModelConfig
 from dino_kernels import ms_deform_attn
 
@@ -19,18 +18,13 @@ NAME = "MultiscaleDeformableAttnPlugin_TRT"
 
 
 def attend(
-    value: Tensor,  # [B, S, M, D]
+    value: Tensor,  # [B, S, M, D], zeros for padding
     shapes: Sequence[tuple[int, int]],  # L (H, W)
-    starts: None,
-    reference_points: Tensor,  # [B, Q, L, 2] or [B, Q, L, 4]
-    offsets: Tensor,  # [B, Q, M, K, 2]
-    logits: Tensor,  # [B, Q, M, K]
-    padding: Tensor | None,  # [B, S] bool
-    *,
-    num_points: Sequence[int],
+    locations: Tensor,  # [B, Q, M, K, 2] float32
+    weights: Tensor,  # [B, Q, M, K] float32
+    num_points: Sequence[int],  # L
 ) -> Tensor:
-    """Return `fused_ms_deform_attn` of the same arguments, [B, Q, M * D] float32."""
-    value, locations, weights = classic_arguments(value, shapes, reference_points, offsets, logits, padding, num_points)
+    """Return `ms_deform_attn` of these samples, [B, Q, M * D] float32."""
     table = torch.tensor([[height, width] for height, width in shapes], dtype=torch.int32, device=value.device)
     rows = table[:, 0] * table[:, 1]
     first = rows.cumsum(0, dtype=torch.int32) - rows

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+
+def fused(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a function with the arguments of `fused_ms_deform_attn` of one with those of `classic_arguments`' result.
+
+    `level_start_index` must be None, and shapes are a list.
+    """
+
+    def call(
+        value: Tensor,  # [B, S, M, D]
+        shapes: Sequence[tuple[int, int]],  # L (H, W)
+        starts: None,
+        reference_points: Tensor,  # [B, Q, L, 2] or [B, Q, L, 4]
+        offsets: Tensor,  # [B, Q, M, K, 2]
+        logits: Tensor,  # [B, Q, M, K]
+        padding: Tensor | None,  # [B, S] bool
+        *,
+        num_points: Sequence[int],
+    ) -> Tensor:
+        value, *samples = classic_arguments(value, shapes, reference_points, offsets, logits, padding, num_points)
+        return attend(value, shapes, *samples, num_points)
+
+    return call
 
 
 def classic_arguments(
