@@ -3,10 +3,14 @@
     python -m benchmarks.detector.training_step                  dino_4scale_r50, 480x640, 2 images of 8 boxes
     python -m benchmarks.detector.training_step --official DINO  and the official code, from a checkout that imports
     python -m benchmarks.detector.training_step --compile        and ours compiled: minutes before the first step
+    python -m benchmarks.detector.training_step --static         and ours replayed, on a GPU as CUDA graphs
+    python -m benchmarks.detector.training_step --amp bf16 fp16  and everyone in these, too
     python -m benchmarks.detector.training_step --publish        also write it under benchmarks/results/MACHINE
 
 The official code runs as its main.py does, with its own operator for CUDA on a GPU and its own definition in PyTorch on
-a CPU. Every step has the same images and boxes, and ends with clipping and AdamW.
+a CPU; its operator takes float32 and float16, not bfloat16. Every step has the same images and boxes, and ends with
+clipping and AdamW. On a GPU whole steps are timed several in a row, and parts in steps of their own, with waits between
+them; the peak is that of torch's allocator over what the contestant keeps between steps.
 """
 
 from __future__ import annotations
@@ -14,8 +18,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,21 +36,31 @@ from benchmarks.measure.race import middle_half
 from benchmarks.measure.results import LATEST, RESULTS, spread, write_json
 from benchmarks.measure.tables import as_text
 from dino.checkpoint import build_model
+from dino.common.distributed import Ranks
+from dino.data import Batch
 from dino.model.criterion import SetCriterion
+from dino.training.config import TrainConfig
+from dino.training.optimizer import build_optimizer
+from dino.training.precision import Precision
+from dino.training.step import Step
 from dino_kernels import PackedTargets
 
 FILE_NAME = "training_step.json"
 PRESET = "dino_4scale_r50"
 PARTS = ("forward", "matching and losses", "backward", "update")
 OFFICIAL, PYTORCH, KERNELS, COMPILED = "official code", "PyTorch operators", "kernels", "kernels, compiled"
+STATIC = "kernels, replayed"
+CAPACITY = 100  # targets of an image, where shapes must not depend on them
+IN_A_ROW = 5  # steps between two readings of a GPU's clock
+GIB = 2**30
 Stages = Iterator[None]
-"""A step that stops after each of PARTS."""
+"""A step that stops after each of PARTS, or only at its end."""
 
 
 class Ours:
     """Steps of this project's model."""
 
-    def __init__(self, device: str, *, kernels: bool = True, compiled: bool = False) -> None:
+    def __init__(self, device: str, *, amp: str = "off", kernels: bool = True, compiled: bool = False) -> None:
         torch.manual_seed(0)
         self.model = build_model(PRESET, pretrained_backbone=False).to(device).train()
         self.criterion = SetCriterion(self.model.config).to(device)
@@ -55,20 +71,42 @@ class Ours:
             self.forward, self.losses = (torch.compile(each, fullgraph=True) for each in (self.model, self.criterion))
         self.kernels = kernels
         self.compiled = compiled
+        self.precision = Precision(amp, device)
 
     def step(self, images: Tensor, mask: Tensor, targets: list[dict[str, Tensor]]) -> Stages:
-        capacity = 100 * len(targets) if self.compiled else None
-        packed = PackedTargets.pack(targets, capacity=capacity, max_targets=100 if capacity else None)
-        outputs = self.forward(images, mask, packed)
+        capacity = CAPACITY * len(targets) if self.compiled else None
+        packed = PackedTargets.pack(targets, capacity=capacity, max_targets=CAPACITY if capacity else None)
+        with self.precision.autocast():
+            outputs = self.forward(images, mask, packed)
         yield
         num_boxes = torch.full((), float(sum(len(target["labels"]) for target in targets)), device=images.device)
         loss = self.criterion.weighted_total(self.losses(outputs, packed, num_boxes))
         yield
-        loss.backward()
+        self.precision.backward(loss)
         yield
-        nn.utils.clip_grad_norm_(self.model.parameters(), 0.1)
-        self.optimizer.step()
+        self.precision.unscale(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 0.1)
+        self.precision.step(self.optimizer, (~norm.isfinite()).float())
         self.optimizer.zero_grad()
+        yield
+
+
+class Replayed:
+    """Steps of this project's training with `--static`: on a GPU two replays of CUDA graphs."""
+
+    def __init__(self, device: str, *, amp: str = "off") -> None:
+        torch.manual_seed(0)
+        self.kernels = True
+        model = build_model(PRESET, pretrained_backbone=False).to(device).train()
+        optimizer = build_optimizer(model, TrainConfig(Path(), static=True))
+        ranks, precision = Ranks(0, 1, torch.device(device)), Precision(amp, device)
+        self.whole = Step(model, SetCriterion(model.config), optimizer, precision, ranks, clip=0.1, static=True)
+
+    def step(self, images: Tensor, mask: Tensor, targets: list[dict[str, Tensor]]) -> Stages:
+        packed = PackedTargets.pack(targets, capacity=CAPACITY * len(targets), max_targets=CAPACITY)
+        sizes = torch.tensor([images.shape[-2:]] * len(images))
+        boxes = sum(len(target["labels"]) for target in targets)
+        self.whole([Batch(images, mask, packed, list(range(len(images))), sizes, boxes)])
         yield
 
 
@@ -84,8 +122,9 @@ class StayOnCpu(TorchFunctionMode):
 class Official:
     """Steps of the official code, as its `engine.train_one_epoch` takes them."""
 
-    def __init__(self, checkout: Path, device: str) -> None:
-        sys.path.insert(0, str(checkout))
+    def __init__(self, checkout: Path, device: str, *, amp: str = "off") -> None:
+        if str(checkout) not in sys.path:
+            sys.path.insert(0, str(checkout))
         if device == "cpu":
             # Its module calls the operator for CUDA on every device; its own definition for tests runs on a CPU.
             sys.modules.setdefault("MultiScaleDeformableAttention", type(sys)("MultiScaleDeformableAttention"))
@@ -122,12 +161,15 @@ class Official:
         self.misc = sys.modules["util.misc"]
         self.place = StayOnCpu() if device == "cpu" else nullcontext()
         self.optimizer = torch.optim.AdamW(trained(self.model), lr=1e-5, weight_decay=1e-4)
+        self.kernels = True
+        self.scaler = torch.amp.GradScaler(device, enabled=amp == "fp16")
+        self.autocast = partial(torch.autocast, device, torch.float16, enabled=amp == "fp16")
 
     def step(self, images: Tensor, mask: Tensor, targets: list[dict[str, Tensor]]) -> Stages:
-        with self.place:
+        with self.place, self.autocast():
             outputs = self.model(self.misc.NestedTensor(images, mask), targets)
         yield
-        with self.place:
+        with self.place, self.autocast():
             losses = self.criterion(outputs, targets)
         weights = self.criterion.weight_dict
         total: Any = sum(losses[name] * weights[name] for name in losses if name in weights)
@@ -136,10 +178,12 @@ class Official:
         logged.item()
         yield
         self.optimizer.zero_grad()
-        total.backward()
+        self.scaler.scale(total).backward()
         yield
+        self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.model.parameters(), 0.1)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         yield
 
 
@@ -147,10 +191,13 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def timed(steps: Ours | Official, inputs: Sequence[Any], device: str) -> list[float]:
-    """Return the seconds of each of PARTS in a step."""
+Contestant = Ours | Replayed | Official
+
+
+def timed(steps: Contestant, inputs: Sequence[Any], device: str) -> list[float]:
+    """Return the seconds of each of PARTS in a step, or of the step if it does not stop between them."""
     seconds = []
-    with pytorch_operators(active=isinstance(steps, Ours) and not steps.kernels):
+    with pytorch_operators(active=not steps.kernels):
         started = time.perf_counter()
         for _ in steps.step(*inputs):
             if device == "cuda":
@@ -161,14 +208,53 @@ def timed(steps: Ours | Official, inputs: Sequence[Any], device: str) -> list[fl
     return seconds
 
 
+def timed_in_a_row(steps: Contestant, inputs: Sequence[Any]) -> float:
+    """Return the seconds of a step on a GPU, several of which run without a wait that is not their own."""
+    torch.cuda.synchronize()
+    with pytorch_operators(active=not steps.kernels):
+        started = time.perf_counter()
+        for _ in range(IN_A_ROW):
+            deque(steps.step(*inputs), maxlen=0)
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / IN_A_ROW
+
+
+def peak_on_gpu(steps: Contestant, inputs: Sequence[Any], device: str) -> float:
+    """Return the peak GiB of a contestant's second step, in which static ones are captured, over what it keeps."""
+    timed(steps, inputs, device)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    timed(steps, inputs, device)
+    return round((torch.cuda.max_memory_allocated() - before) / GIB, 3)
+
+
 def table(document: dict[str, Any]) -> list[list[str]]:
-    """Make a row per contestant: milliseconds of each part and of the step, and how often it fits into the first."""
+    """Make a row per contestant: milliseconds of each part and of the step, images a second, and ratio to the first."""
     first = document["steps"][0]
-    lines = [["step", *PARTS, "whole ms", f"x {first['name']}"]]
+    on_gpu = "peak_gib" in first
+    lines = [["step", *PARTS, "whole ms", f"x {first['name']}", *(["images/s", "peak GiB"] if on_gpu else [])]]
     for row in document["steps"]:
-        parts = [f"{1e3 * seconds:.0f}" for seconds in row["parts_s"]]
-        lines.append([row["name"], *parts, f"{1e3 * row['whole_s']:.0f}", f"{row['speedup']['median']:.2f}x"])
+        parts = [f"{1e3 * seconds:.0f}" for seconds in row["parts_s"]] if len(row["parts_s"]) == len(PARTS) else []
+        parts = parts or ["-"] * len(PARTS)
+        line = [row["name"], *parts, f"{1e3 * row['whole_s']:.0f}", f"{row['speedup']['median']:.2f}x"]
+        lines.append(line + ([f"{document['batch'] / row['whole_s']:.1f}", f"{row['peak_gib']:.1f}"] if on_gpu else []))
     return lines
+
+
+def contestants_of(options: argparse.Namespace, device: str) -> dict[str, Contestant]:
+    made: dict[str, Contestant] = {}
+    for amp in ("off", *options.amp):
+        label = "" if amp == "off" else f", {amp}"
+        if options.official and amp != "bf16":
+            made[OFFICIAL + label] = Official(options.official, device, amp=amp)
+        if amp == "off":
+            made[PYTORCH] = Ours(device, kernels=False)
+        made[KERNELS + label] = Ours(device, amp=amp)
+        if options.compile:
+            made[COMPILED + label] = Ours(device, amp=amp, compiled=True)
+        if options.static:
+            made[STATIC + label] = Replayed(device, amp=amp)
+    return made
 
 
 def main() -> None:
@@ -179,17 +265,12 @@ def main() -> None:
     parser.add_argument("--laps", type=int, default=5, help="steps of each contestant (5)")
     parser.add_argument("--official", type=Path, help="checkout of the official code")
     parser.add_argument("--compile", action="store_true", help="compile ours, too")
+    parser.add_argument("--static", action="store_true", help="replay ours, too")
+    parser.add_argument("--amp", nargs="+", choices=["bf16", "fp16"], default=[], help="these precisions, too")
     parser.add_argument("--publish", action="store_true", help="write the result under benchmarks/results/MACHINE")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    contestants: dict[str, Ours | Official] = {}
-    if options.official:
-        contestants[OFFICIAL] = Official(options.official, device)
-    contestants[PYTORCH] = Ours(device, kernels=False)
-    contestants[KERNELS] = Ours(device)
-    if options.compile:
-        contestants[COMPILED] = Ours(device, compiled=True)
-
+    contestants = contestants_of(options, device)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(options.batch, 3, *options.size, generator=generator).to(device)
     mask = torch.zeros(options.batch, *options.size, dtype=torch.bool, device=device)
@@ -200,25 +281,33 @@ def main() -> None:
         }
         for _ in range(options.batch)
     ]
-    laps: dict[str, list[list[float]]] = {name: [] for name in contestants}
+    inputs = (images, mask, targets)
+    peaks = {}
+    if device == "cuda":
+        peaks = {name: {"peak_gib": peak_on_gpu(steps, inputs, device)} for name, steps in contestants.items()}
+    parts: dict[str, list[list[float]]] = {name: [] for name in contestants}
+    whole: dict[str, list[float]] = {name: [] for name in contestants}
     for lap in range(options.laps + 1):
         for name in list(contestants)[:: 1 if lap % 2 else -1]:
-            seconds = timed(contestants[name], (images, mask, targets), device)
-            print(f"lap {lap} of {options.laps}: {name} {sum(seconds):.2f} s", flush=True)
+            seconds = timed(contestants[name], inputs, device)
+            step = timed_in_a_row(contestants[name], inputs) if device == "cuda" else sum(seconds)
+            print(f"lap {lap} of {options.laps}: {name} {step:.3f} s", flush=True)
             if lap > 0:  # the first one warms up
-                laps[name].append(seconds)
-    base = [sum(lap) for lap in laps[next(iter(contestants))]]
+                parts[name].append(seconds)
+                whole[name].append(step)
+    base = whole[next(iter(contestants))]
     facts = machine.describe(device)
     document = {"machine": facts, "preset": PRESET, "size": list(options.size), "batch": options.batch}
     document |= {"boxes": options.boxes, "laps": options.laps}
     document["steps"] = [
         {
             "name": name,
-            "parts_s": [round(median(lap[i] for lap in rows), 5) for i in range(len(PARTS))],
-            "whole_s": round(median(map(sum, rows)), 5),
-            "speedup": spread(middle_half([b / sum(lap) for b, lap in zip(base, rows, strict=True)])),
+            "parts_s": [round(median(lap[i] for lap in parts[name]), 5) for i in range(len(parts[name][0]))],
+            "whole_s": round(median(whole[name]), 5),
+            "speedup": spread(middle_half([b / lap for b, lap in zip(base, whole[name], strict=True)])),
+            **peaks.get(name, {}),
         }
-        for name, rows in laps.items()
+        for name in contestants
     ]
     path = RESULTS / (machine.slug(facts) if options.publish else LATEST) / FILE_NAME
     write_json(path, document)

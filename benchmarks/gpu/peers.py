@@ -19,7 +19,7 @@ from benchmarks.measure.machine import ROOT
 FOLDER = ROOT / "peers"
 PEERS = ("deformops==3.0.1", "torch-linear-assignment==0.1.0", "lapx==0.11.1")
 # `import dino` requires these, and tests/gpu/test_criterion.py imports it.
-DETECTOR = ("pillow", "safetensors", "faster-coco-eval", "tqdm", "tyro")
+DETECTOR = ("pillow", "safetensors", "faster-coco-eval", "tqdm", "tyro", "docstring-parser", "typeguard")
 # pip matches names exactly, so the older ones are listed too.
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
