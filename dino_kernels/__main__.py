@@ -149,7 +149,7 @@ def _check(devices: list[str]) -> dict[str, dict[str, dict[str, str]]]:
     """Return "correct" or the first error, by op, device and backend."""
     found: dict[str, dict[str, dict[str, str]]] = {name: {} for name in dispatch.ops()}
     for device in devices:
-        for op, backend, error in check_kernels(device):
+        for op, backend, error in check_kernels(device, lambda line: print(line, file=sys.stderr, flush=True)):
             found[op].setdefault(device, {})[backend] = error or "correct"
     return found
 

@@ -94,7 +94,10 @@ class PackedTargets:
         packed = cls(
             torch.cat([torch.zeros(0, dtype=torch.int64, device=where), *labels]),
             torch.cat([torch.zeros(0, 4, dtype=torch.float32, device=where), *boxes]) if with_boxes else None,
-            starts.pin_memory().to(where, non_blocking=True) if where.type == "cuda" else starts.to(where),
+            # Dynamo has no page-locked memory.
+            starts.pin_memory().to(where, non_blocking=True)
+            if where.type == "cuda" and not torch.compiler.is_compiling()
+            else starts.to(where),
             max(counts, default=0),
             counts,
             *largest,

@@ -135,7 +135,7 @@ def plan(device: str, short: bool) -> list[Part]:
         matching.append(Part(gpu_matching.part_name(name, job), gpu_matching.speed, arguments, **timed))
     first = speed[:2] + matching[:1] + [tool(RED_PART, gpu_tools.red_rate), *candidates] + matching[1:5]
     first.append(tool(COUNTERS_PART, gpu_tools.nsight_compute))
-    return first + others + speed[2:6] + compiled + matching[5:] + speed[6:]
+    return first + others + speed[2:6] + matching[5:] + speed[6:12] + compiled + speed[12:]
 
 
 def sources() -> str:

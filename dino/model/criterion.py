@@ -244,7 +244,8 @@ def set_losses(parts: Sequence[Predictions], targets: PackedTargets) -> tuple[Te
     target = torch.cat([part.target.expand_as(part.row).flatten() for part in parts])
 
     one_hot = logits.new_zeros(len(logits) + 1, logits.shape[1])
-    one_hot[rows.where(exists, len(logits)), targets.labels[target]] = 1  # those in the last row are cut off
+    # Those in the last row are cut off. Assigning a number would copy it from the host, and wait for that.
+    one_hot.index_put_((rows.where(exists, len(logits)), targets.labels[target]), one_hot.new_ones(()))
     focal = focal_loss(logits, one_hot[:-1])
     predicted, true, counted = boxes[rows], targets.boxes_cxcywh[target], exists.to(boxes.dtype)
     distance = (predicted - true).abs() * counted[..., None]

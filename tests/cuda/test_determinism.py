@@ -122,7 +122,8 @@ def test_small_gradients_beside_large_ones_lose_no_more_than_the_last_bit_of_the
     last_bit = grad.double().abs().max() * most_terms * 2.0 ** (-100 if dtype == torch.float64 else -60)
     compute, info = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32), torch.finfo(dtype)
     allowed = 4 * compute.eps * magnitudes + info.eps * torch.maximum(usual.abs(), usual.new_tensor(info.tiny))
-    assert ((result - usual).abs() <= allowed + most_terms * last_bit).all()
+    excess = (result - usual).abs() / (allowed + most_terms * last_bit)
+    assert excess.max() <= 1
     assert (result[magnitudes == 0] == 0).all()
 
 

@@ -85,10 +85,10 @@ def test_report_checks_every_kernel_that_runs():
 def test_report_names_a_wrong_result_and_exits_with_1(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["dino_kernels", "--check"])
     wrong = [("ms_deform_attn", "cpu", "AssertionError: grad_value: error 1")]
-    monkeypatch.setattr("dino_kernels.__main__.check_kernels", lambda device: wrong)
+    monkeypatch.setattr("dino_kernels.__main__.check_kernels", lambda device, begins: wrong)
     assert main() == 1
     assert "supported, AssertionError: grad_value: error 1" in capsys.readouterr().out
-    monkeypatch.setattr("dino_kernels.__main__.check_kernels", lambda device: [])
+    monkeypatch.setattr("dino_kernels.__main__.check_kernels", lambda device, begins: [])
     assert main() == 1, "an install without kernels is no correct one"
 
 
@@ -102,7 +102,7 @@ def test_the_check_finds_a_wrong_kernel(monkeypatch):
         return columns.flip(-1), *others
 
     monkeypatch.setattr(backends.modules["cpu"], "forward", swapped)
-    found = {op: error for op, backend, error in check_kernels("cpu") if op == "linear_sum_assignment"}
+    found = {op: error for op, backend, error in check_kernels("cpu", print) if op == "linear_sum_assignment"}
     assert "linear_sum_assignment: columns" in (found["linear_sum_assignment"] or "")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dino_kernels.ops._core.arguments import LinearSumAssignmentArguments as Arguments
-from dino_kernels.ops._core.dispatch import Backends
+from dino_kernels.ops._core.dispatch import AUTO, Backends
 from dino_kernels.ops._core.eager import is_observed
 from dino_kernels.ops._core.registration import define_undifferentiable
 from dino_kernels.ops._core.repeated import RepeatedAssignment
@@ -220,7 +220,8 @@ def linear_sum_assignment(
             cost_limit=cost_limit,
             ties=ties,
             check=check,
-            backend=backend,
+            # Without matrices there is no device that a backend could ask for.
+            backend=backend if cost or backend not in backends.modules else AUTO,
         )
         return forms.split(columns, joined)
     arguments = _without_limit(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dino.common.distributed import Ranks, joined_ranks, replicate_or_shard
@@ -137,6 +138,21 @@ def test_targets_are_packed_before_the_step(monkeypatch):
     assert step_of(model)(batches).skipped is None
 
 
+class Assignments(TorchFunctionMode):
+    """Counts numbers that are assigned to chosen entries, `x[rows] = 1`: to a GPU they are copied, with a wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[object] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__setitem__ and not isinstance(args[2], torch.Tensor):
+            chosen = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(part, torch.Tensor) and part.dtype != torch.bool for part in chosen):
+                self.found.append(args[2])
+        return func(*args, **kwargs or {})
+
+
 class Waits(TorchDispatchMode):
     """Counts what synchronises with a GPU: numbers that the host reads, and results whose size depends on values."""
 
@@ -168,6 +184,9 @@ def waits_of_a_step(step: Step, batches: list[Batch]) -> None:
     assert [each is earlier for each in lists] == [True] * len(reports) == [True]
     last = step.finish()
     assert last is not None and last.skipped is None and last.flags == (True, False)
+    with Assignments() as assignments:
+        step(batches)
+    assert assignments.found == []
 
 
 def waits_of_steps(ranks: Ranks, strategy: Any) -> None:
@@ -221,6 +240,11 @@ def test_counting_waits_works():
         ones[ones > 0].sum().item()
         ones.nonzero()
     assert waits.found == ["index.Tensor", "_local_scalar_dense", "nonzero"]
+    with Assignments() as assignments:
+        ones[torch.tensor([1])] = 2
+        ones[ones > 1] = 3
+        ones[1:] = 4
+    assert assignments.found == [2]
 
 
 def test_an_optimizer_that_cannot_drop_a_step_on_the_device_is_refused():

@@ -67,6 +67,7 @@ def test_a_size_may_be_zero(subject, deterministic, dtype, number):
     inputs = subject.inputs(dtype, **empty[number % len(empty)])
     results = perform(subject.op, inputs, subject.backend)
     assert described(results) == documented(subject.op, inputs)
+    torch.use_deterministic_algorithms(False)  # PyTorch has none for the backward of grid_sample on a GPU
     assert_close(results, perform(subject.op, inputs, "reference"), subject.backend)
 
 
