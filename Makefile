@@ -166,7 +166,7 @@ gpu-ready:  # fails with one line where there is no GPU; builds the libraries wh
 gpu-smoke: gpu-ready  ## on a machine with a GPU, in 2 minutes: does every kernel family work? each check in its own process
 	$(PYTHON) -m benchmarks.gpu.smoke --results $(dir $(GPU_RESULTS))smoke.json --commit "$(GPU_COMMIT)"
 
-gpu-measure: gpu-ready  ## in 9 minutes: the speed of kernels, candidates and peers into GPU_RESULTS; again: resume
+gpu-measure: gpu-ready  ## in 9 minutes: the speed of kernels and peers into GPU_RESULTS; again: resume
 	$(GPU_SUITE) --budget $(GPU_MEASURE_SECONDS)
 
 # A failing or endless test does not cost the measurements; the exit code reports both.

@@ -34,9 +34,3 @@ DINO_KERNELS_EXPORT int dino_kernels_cuda_has_current_stream() {
 DINO_KERNELS_EXPORT void dino_kernels_cuda_assume_multiprocessors(int count) {
   dino_kernels::assumed_multiprocessors = count;
 }
-
-// Selects this candidate (cuda_launch.cu) for the backward of deformable attention from now on; 0: the
-// preferred one.
-DINO_KERNELS_EXPORT void dino_kernels_cuda_choose_candidate(int number) {
-  dino_kernels::chosen_candidate = number;
-}

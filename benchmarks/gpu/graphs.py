@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.measure.race import Call
 from dino_kernels.testing import Case, Result
@@ -47,8 +48,8 @@ class Graphed:
         self.graph.replay()
 
 
-def assert_never_waits(call: Call) -> None:
-    """Raise if the call synchronises with the GPU, which no graph can hold.
+def assert_never_waits(call: Call) -> object:
+    """Return the result of a call; raise if it synchronises with the GPU, which no graph can hold.
 
     To be checked before a capture, because a capture that fails leaves torch's allocator unfit for the next one.
     """
@@ -56,7 +57,7 @@ def assert_never_waits(call: Call) -> None:
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        call()
+        return call()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -71,6 +72,12 @@ def assert_replays(graphed: Graphed, expected: object) -> None:
         error, largest = (tensor.double() - right[name]).abs().max().item(), right[name].abs().max().item()
         if not error <= REPLAY_TOLERANCE * largest:  # also true for NaN
             raise AssertionError(f"a replay's {name} differs by {error:.3g} where the largest entry is {largest:.3g}")
+
+
+def on_gpu(result: object) -> bool:
+    """Return whether a call computed anything on a GPU."""
+    leaves = tree_leaves(list(tensors_of(result).values()))
+    return any(isinstance(leaf, Tensor) and leaf.is_cuda for leaf in leaves)
 
 
 def tensors_of(result: Any) -> dict[str, Tensor]:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 import dino_kernels
 from benchmarks.attention import gate
-from benchmarks.attention.candidates import LARGE, SMALL, candidates, chosen, multiprocessors
 from benchmarks.attention.peers import implementations
+from benchmarks.attention.sizes import LARGE, SMALL, multiprocessors
 from benchmarks.attention.workloads import OPS
 from benchmarks.measure.stage import Refused
 from dino_kernels import hungarian_match, linear_sum_assignment, matching_cost
@@ -49,13 +49,6 @@ TILES = ("encoder_masked",)
 def sized(backend: str, count: int) -> AbstractContextManager[object]:
     """Make calls use the kernels of a GPU with `count` multiprocessors, if the backend has a choice."""
     return multiprocessors(count) if backend == "cuda" else nullcontext()
-
-
-def choices(backend: str) -> list[tuple[str, AbstractContextManager[object]]]:
-    """Return each candidate of the CUDA kernels, to be entered; other backends have one kernel for each call."""
-    if backend != "cuda":
-        return [("as they are", nullcontext())]
-    return [(candidate.id, chosen(candidate)) for candidate in candidates()]
 
 
 def attention(
@@ -158,14 +151,10 @@ def main(backend: str, device: str, tiles: bool) -> int:
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     try:
         if tiles:
-            for name, choice in choices(backend):
-                with sized(backend, LARGE), choice:
-                    runs = attention(backend, device, TILES, ("fp32", "bf16"), (False,))
-                print(f"{runs} calls of {backend} with tiles, {name}, forward and backward")
+            with sized(backend, LARGE):
+                runs = attention(backend, device, TILES, ("fp32", "bf16"), (False,))
+            print(f"{runs} calls of {backend} with tiles, forward and backward")
             return 0
-        for _, choice in choices(backend):
-            with sized(backend, LARGE), choice:
-                attention(backend, device, TILES, ("bf16", "fp16"), (False,))
         for name, count in (("large", LARGE), ("small", SMALL)):
             with sized(backend, count):
                 print(f"{attention(backend, device)} calls of {backend} as {name} ones, forward and backward")

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.attention.candidates import candidates
 from benchmarks.gpu import session
 from benchmarks.gpu.isolated import Part, Record, new_record, run
 from benchmarks.gpu.smoke_checks import checks
@@ -83,7 +82,6 @@ def main() -> int:
     document: dict[str, Any] = {
         "machine": session.facts(options),
         "cuda_library": libraries.CUDA_MISSING or "usable",
-        "candidates": [candidate.id for candidate in candidates() if options.device == "cuda"],
         "checks": {},
     }
     jobs = options.jobs or min(8, max(1, (os.cpu_count() or 2) // 2))

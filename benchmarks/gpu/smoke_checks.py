@@ -13,8 +13,8 @@ import torch
 
 import dino_kernels
 from benchmarks.attention import gate
-from benchmarks.attention.candidates import LARGE, SMALL, Candidate, candidates, chosen
 from benchmarks.attention.peers import implementations
+from benchmarks.attention.sizes import LARGE, SMALL
 from benchmarks.attention.workloads import OPS
 from benchmarks.gpu import sanitize
 from benchmarks.gpu.graphs import Graphed, assert_never_waits, assert_replays
@@ -61,9 +61,7 @@ def checks(device: str) -> list[Part]:
         for size, count in (("large", LARGE), ("small", SMALL)):
             cases = [_named(name) for name in NAMES]
             parts.append(attention_part(f"attention {size}", dtype, cases, multiprocessors=count))
-        for candidate in candidates() if dtype == "bf16" and on_gpu else ():
-            options = {"multiprocessors": LARGE, "candidate": candidate}
-            parts.append(attention_part(f"attention {candidate.id}", dtype, tiles, **options))
+        parts.append(attention_part("attention tiles", dtype, tiles, multiprocessors=LARGE))
         parts.append(attention_part("attention as it comes", dtype, [large]))
         few = [_named(name) for name in FEW_NAMES]
         parts.append(attention_part("deterministic", dtype, few, deterministic=True))
@@ -106,7 +104,6 @@ def attention(
     dtype: str,
     cases: Sequence[Case],
     multiprocessors: int | None = None,
-    candidate: Candidate | None = None,
     deterministic: bool = False,
     ops: Sequence[str] = OPS,
 ) -> None:
@@ -114,12 +111,11 @@ def attention(
 
     Args:
         multiprocessors: use the kernels of a GPU of this size; None: those of this GPU.
-        candidate: use this kernel.
     """
 
     def check(op: str, case: Case) -> str:
         size = nullcontext() if multiprocessors is None else sanitize.sized(backend, multiprocessors)
-        with size, nullcontext() if candidate is None else chosen(candidate):
+        with size:
             runs = 2 if deterministic else 1
             sanitize.check_attention(op, case, dtype, backend, device, device, deterministic, runs)
         return "accurate"

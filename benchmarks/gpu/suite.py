@@ -28,7 +28,6 @@ from benchmarks.attention.workloads import (
     ENCODER_800x1333,
     miniature,
 )
-from benchmarks.gpu import candidates as gpu_candidates
 from benchmarks.gpu import matching as gpu_matching
 from benchmarks.gpu import parts as gpu_parts
 from benchmarks.gpu import session
@@ -82,7 +81,6 @@ SPEED = (
 # (workload, dtype) of the fused op: timed without launches too, for peers that no graph can hold, and beside the
 # compiled reference.
 KERNELS = (("encoder B=2", "bf16"), ("decoder Q=1100", "bf16"), ("encoder B=2", "fp32"))
-CANDIDATES = (("encoder B=2", "bf16"), ("encoder B=1", "bf16"), ("decoder Q=1100", "bf16"), ("encoder B=2", "fp32"))
 
 
 def plan(device: str, short: bool) -> list[Part]:
@@ -119,10 +117,6 @@ def plan(device: str, short: bool) -> list[Part]:
         attention(gpu_parts.speed, f"{name} {FUSED} {dtype} compiled", name, dtype, **slow, **race(1.0))
         for name, dtype in KERNELS
     ]
-    candidates = [
-        attention(gpu_candidates.speed, f"candidates {name} {FUSED} {dtype}", name, dtype, op=FUSED, **race(1.0))
-        for name, dtype in CANDIDATES
-    ]
     others = [
         attention(gpu_parts.accuracy, "accuracy of grad_value", "encoder B=1", "bf16"),
         attention(gpu_parts.saved, "saved for backward", "encoder B=1", "bf16"),
@@ -133,7 +127,7 @@ def plan(device: str, short: bool) -> list[Part]:
         step = gpu_matching.miniature(gpu_matching.STEPS[name]) if short else gpu_matching.STEPS[name]
         arguments = {"job": job, "step": step, "device": device, **race(seconds)}
         matching.append(Part(gpu_matching.part_name(name, job), gpu_matching.speed, arguments, **timed))
-    first = speed[:2] + matching[:1] + [tool(RED_PART, gpu_tools.red_rate), *candidates] + matching[1:5]
+    first = speed[:2] + matching[:1] + [tool(RED_PART, gpu_tools.red_rate)] + matching[1:5]
     first.append(tool(COUNTERS_PART, gpu_tools.nsight_compute))
     return first + others + speed[2:6] + matching[5:] + speed[6:12] + compiled + speed[12:]
 

@@ -10,7 +10,7 @@ from benchmarks.gpu.timing import CALL, GRAPH, KERNELS
 from benchmarks.matching.peers import BASELINES, LISTS
 from benchmarks.matching.workloads import ASSIGNMENT, MATCHER
 from benchmarks.measure.machine import caption
-from benchmarks.measure.tables import Table, as_text
+from benchmarks.measure.tables import Table, as_text, milliseconds
 
 Document = dict[str, Any]
 Row = dict[str, Any]
@@ -37,7 +37,8 @@ SHORT_NAMES = {
 # Those that add up the gradient of value in float32.
 DEFORMOPS_IN_FP32 = ("deformops-fp32acc", "deformops-cuda")
 RED_PART, COUNTERS_PART = "rate of L2 additions", "Nsight Compute"
-PASS_NAMES = {"forward": "fwd", "forward+backward": "fwd+bwd"}
+FORWARD = "forward"
+PASS_NAMES = {FORWARD: "fwd", "forward+backward": "fwd+bwd"}
 ENCODER, ENCODER_FP32 = "encoder B=2 fused_ms_deform_attn bf16", "encoder B=2 fused_ms_deform_attn fp32"
 DECODER = "decoder Q=1100 fused_ms_deform_attn bf16"
 # Twice the time that an H100's L1 caches need for the gather of one image in bf16 [calc].
@@ -195,6 +196,58 @@ def speed_table(document: Document, parts: list[str]) -> Table:
     return table
 
 
+def attention_lines(document: Document) -> Table:
+    """Make a README's table of attention: a line for each implementation of each workload that was measured."""
+    header = ["workload", "pass", "by", "per call ms", "in a CUDA graph ms", "x reference, per call", "peak MiB"]
+    table = [header]
+    for part in document["parts"]:
+        memory = {(r["implementation"], r["dtype"]): r["peak_mib"] for r in rows_of(document, part, "memory")}
+        for which in PASS_NAMES:
+            by_mode = {
+                mode: rows_of(document, part, "speed", **{"pass": which, "mode": mode}) for mode in (CALL, GRAPH)
+            }
+            slowest = next((row for row in by_mode[CALL] if row["implementation"] == "reference"), None)
+            for row in by_mode[CALL]:
+                key = row["implementation"], row["dtype"]
+                alone = [r for r in by_mode[GRAPH] if (r["implementation"], r["dtype"]) == key]
+                table.append(
+                    [
+                        part.split(" fused")[0],
+                        which.replace("+", " + "),
+                        " ".join(key) + (" (!)" if "inaccurate" in row else ""),
+                        milliseconds(row),
+                        milliseconds(alone[0]) if alone else "-",
+                        f"{slowest['median_ms'] / row['median_ms']:.1f}x" if slowest else "-",
+                        f"{memory[key]:.0f}" if which != FORWARD and key in memory else "-",
+                    ]
+                )
+    return table
+
+
+def matching_lines(document: Document) -> Table:
+    """Make a README's table of matching: a line for each implementation of each job that was measured."""
+    table = [["problems", "op", "by", "per call ms", "in a CUDA graph ms"]]
+    for step, job, _ in JOBS:
+        rows = rows_of(document, part_name(step, job), "matching", mode=CALL)
+        for row in sorted(rows, key=lambda row: row["median_ms"]):
+            name = row["implementation"]
+            alone = rows_of(document, part_name(step, job), "matching", mode=GRAPH, implementation=name)
+            table.append([step, job, name, milliseconds(row), milliseconds(alone[0]) if alone else "-"])
+    return table
+
+
+def counter_lines(document: Document) -> Table:
+    """Make a README's table of Nsight Compute's counters."""
+    rows = rows_of(document, COUNTERS_PART, "counters")
+    names = [name for name in rows[0] if name not in ("kind", "target", "kernel")] if rows else []
+    table = [["kernel", *(name.replace("_", " ") for name in names)]]
+    for row in rows:
+        kernel = row["kernel"].partition("<")[0].partition("(")[0].rpartition(" ")[2].rpartition("::")[2]
+        if not kernel.startswith(("vectorized", "elementwise")):  # PyTorch's fills and casts
+            table.append([kernel, *("-" if row[name] is None else f"{row[name]:.4g}" for name in names)])
+    return table
+
+
 def _times(rows: list[Row], implementation: str) -> str:
     by_mode = {row["mode"]: row for row in rows if row["implementation"] == implementation}
     cells = {mode: f"{row['median_ms']:.3g}" for mode, row in by_mode.items()}
@@ -231,15 +284,7 @@ def small_tables(document: Document) -> Iterator[str]:
 
 
 def tool_tables(document: Document) -> Iterator[str]:
-    """Yield the candidates' times, the rate of additions in L2, and the counters of a few kernels."""
-    for part in document["parts"]:
-        rows = rows_of(document, part, "candidate")
-        by_name: dict[str, list[str]] = {}
-        for row in rows:
-            name = f"{row['direction']} {row['candidate']}"
-            by_name.setdefault(name, []).append(f"{row['median_ms']:.4g} {row['mode']}")
-        if rows:
-            yield f"{part}, ms: " + "; ".join(f"{name} {', '.join(values)}" for name, values in by_name.items())
+    """Yield the rate of additions in L2, and the counters of a few kernels."""
     rows = rows_of(document, RED_PART, "red")
     if rows:
         listed = (f"{row['pattern']} on {row['rows']} rows {row['rows_per_s'] / 1e9:.3g}" for row in rows)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.graphs import Graphed, assert_never_waits, assert_replays
+from benchmarks.gpu.graphs import Graphed, assert_never_waits, assert_replays, on_gpu
 from benchmarks.gpu.isolated import Reporter
 from benchmarks.measure.race import Call, race, stopwatch_for
 from benchmarks.measure.results import times
@@ -134,12 +134,12 @@ def never_waiting(reporter: Reporter, which: str, calls: Calls, mode: str) -> Ca
 
     def waits(call: Call) -> str:
         try:
-            assert_never_waits(call)
+            result = assert_never_waits(call)
         except RuntimeError as error:
             if "synchronizing" not in str(error):
                 raise
             return f"it waits for the GPU ({error})"
-        return "no"
+        return "no" if on_gpu(result) else "it runs on the host"
 
     ready = {}
     for contestant, call in calls.items():

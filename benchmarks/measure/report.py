@@ -19,6 +19,7 @@ from itertools import chain, groupby
 from typing import Any
 
 from benchmarks.detector import ablation, export, memory, onnx, precision, training_step
+from benchmarks.gpu import table as gpu
 from benchmarks.matching.peers import BASELINES, LISTS
 from benchmarks.matching.workloads import ASSIGNMENT, COST, MATCHER
 from benchmarks.measure.machine import ROOT, caption
@@ -31,6 +32,7 @@ MARKER = re.compile(r"(<!-- results:(\w+)(?: ([\w.-]+))? -->\n).*?(<!-- /results
 FORWARD, BOTH = "forward", "forward+backward"
 MATCHING_JOBS = {COST: "cost", ASSIGNMENT: "assignment", MATCHER: "matcher"}
 # In place of a table that published results are too old for.
+GPU = "gpu.json"  # of the GPU suite
 NOT_MEASURED = "Not measured yet: these results are older than this table."
 
 
@@ -187,6 +189,9 @@ TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
     "step_memory": (memory.FILE_NAME, memory.table),
     "onnx": (onnx.FILE_NAME, onnx.table),
     "counts": (counts.STORED.name, counts.table),
+    "gpu_attention": (GPU, gpu.attention_lines),
+    "gpu_matching": (GPU, gpu.matching_lines),
+    "gpu_counters": (GPU, gpu.counter_lines),
 }
 
 

@@ -74,6 +74,10 @@ class Counted:
         """Return the time of the whole workload by wavefronts of shared memory, one a cycle."""
         return self.memory.get("shared wavefronts", 0) * self.units / (1e3 * clock_ghz * multiprocessors)
 
+    def lookup_us(self, clock_ghz: float, multiprocessors: int) -> float:
+        """Return the time of the whole workload by lookups of lines in the first-level cache, one a cycle."""
+        return self.memory.get("LDG lines", 0) * self.units / (1e3 * clock_ghz * multiprocessors)
+
 
 def label_of(name: str) -> str | None:
     """Label a demangled name; None for kernels that are not counted."""
@@ -148,6 +152,7 @@ def row(counted: Counted, arch: int, clock: float, multiprocessors: int) -> list
         f"{100 * counted.occupancy(arch):.0f} %",
         f"{counted.instructions:.0f}",
         f"{counted.floor_us(clock, multiprocessors):.0f}",
+        f"{counted.lookup_us(clock, multiprocessors):.0f}",
         f"{memory.get('shared wavefronts', 0):.0f}",
         f"{memory.get('LDG sectors', 0):.0f}",
         red,
@@ -156,7 +161,7 @@ def row(counted: Counted, arch: int, clock: float, multiprocessors: int) -> list
 
 HEADER = [
     *("kernel", "workload", "per", "registers", "stack B", "shared KiB", "threads x blocks", "occupancy"),
-    *("instructions", "floor us", "shared wavefronts", "LDG sectors", "RED sectors (partial)"),
+    *("instructions", "floor us", "lookups us", "shared wavefronts", "LDG sectors", "RED sectors (partial)"),
 ]
 
 
@@ -171,7 +176,8 @@ def caption(document: dict[str, Any]) -> str:
     return (
         f"Counted, not measured: `python -m benchmarks.sass.counts` executes the sm_{document['arch']} machine code of "
         f"ptxas {document['compiler']} on a CPU. Floor: all instructions of the workload issued at four a cycle by "
-        f"{document['multiprocessors']} multiprocessors at {document['clock_ghz']} GHz."
+        f"{document['multiprocessors']} multiprocessors at {document['clock_ghz']} GHz. Lookups: all lines that its "
+        "loads touch in the first-level caches, one a cycle and multiprocessor."
     )
 
 

@@ -38,10 +38,6 @@ struct LaunchShape {
 // device's own number. The emulated device has one multiprocessor.
 inline int assumed_multiprocessors = 0;
 
-// Set by tests and benchmarks: the number of the candidate kernel to run; 0: the one that an op's launch code
-// prefers.
-inline int chosen_candidate = 0;
-
 #if defined(__CUDACC__)
 
 inline void check_cuda(const char* op, cudaError_t status) {

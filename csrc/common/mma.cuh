@@ -13,6 +13,19 @@
 
 namespace dino_kernels {
 
+#if !defined(__CUDACC__)
+// The two numbers of each register.
+template <class T, int kRegisters>
+void emulation_numbers(const uint32_t (&pairs)[kRegisters], float* numbers) {
+  for (int i = 0; i < kRegisters; ++i) {
+    T pair[2];
+    memcpy(pair, &pairs[i], 4);
+    numbers[2 * i] = widen(pair[0]);
+    numbers[2 * i + 1] = widen(pair[1]);
+  }
+}
+#endif
+
 // d += A B, with A of 16 x 16 and B of 16 x 8 in BFloat16 or Half, and d of 16 x 8 in float32:
 //
 //   a0 = A[g][2t], A[g][2t + 1]          a2 = A[g][2t + 8], A[g][2t + 9]
@@ -45,15 +58,34 @@ __device__ __forceinline__ void mma_16x8x16(float (&d)[4], uint32_t a0, uint32_t
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
   }
 #else
-  const uint32_t pairs[6] = {a0, a1, a2, a3, b0, b1};
   float numbers[12];
-  for (int i = 0; i < 6; ++i) {
-    T pair[2];
-    memcpy(pair, &pairs[i], 4);
-    numbers[2 * i] = widen(pair[0]);
-    numbers[2 * i + 1] = widen(pair[1]);
-  }
+  emulation_numbers<T>({a0, a1, a2, a3, b0, b1}, numbers);
   emulation::mma_16x8x16(d, numbers);
+#endif
+}
+
+// The same with A of 16 x 8 and B of 8 x 8: a0, a1 and b0 as above (PTX ISA, mma.m16n8k8).
+template <class T>
+__device__ __forceinline__ void mma_16x8x8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
+#if defined(__CUDACC__)
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(b0));
+  } else {
+    static_assert(std::is_same_v<T, Half>, "tensor cores multiply 16-bit types here");
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(b0));
+  }
+#else
+  float numbers[6];
+  emulation_numbers<T>({a0, a1, b0}, numbers);
+  emulation::mma_16x8x8(d, numbers);
 #endif
 }
 

@@ -1,6 +1,6 @@
 // Forward on tensor cores, for rows of 32 channels in 16 bits.
 //
-// A product of 16 x 16 by 16 x 8 covers 8 corners of each item of a pair: k counts (corner, one of two
+// A product of 16 x 8 by 8 x 8 covers 4 corners of each item of a pair: k counts (corner, one of two
 // neighbouring channels), so that rows enter A as loaded from memory. Rows of A are pairs of channels; B has
 // the high and low part of a weight in a column for the even and one for the odd channels of each item:
 //
@@ -8,7 +8,7 @@
 //   k even        high     low       0         0
 //   k odd         0        0         high      low
 //
-// A lane has the even or the odd ones of four channels, and its neighbour the others. Corners outside read
+// A lane has the even or the odd ones of eight channels, and its neighbour the others. Corners outside read
 // another corner's row with weight zero. An infinity there, or times a low part of zero, gives NaN: if a
 // result is not finite, the warp computes its items again as the other kernels do.
 #pragma once
@@ -63,32 +63,31 @@ struct ForwardPair {
     weights[place] = make_uint4(word[0][0], word[0][1], word[1][0], word[1][1]);
   }
 
-  // sums += the products of four samples per item. sums[i]: channels from 16 i on of the lane's row.
-  __device__ __forceinline__ void add(const HeadRows<T>& value, int first_sample, float (&sums)[2][4]) const {
-    const int place = pair_place(lane.g / 4, first_sample + lane.t);
-    const int4 row = rows[place];
-    const uint4 word = weights[place];
-    add_two(value, row.x, row.y, word.x, word.y, sums);
-    add_two(value, row.z, row.w, word.z, word.w, sums);
+  // The corners of four samples per item: 16 bytes of each row. A row of 64 bytes takes one load by four
+  // lanes, so that the first-level cache looks it up once.
+  __device__ __forceinline__ void load(const HeadRows<T>& value, int first_sample, uint4 (&corner)[4]) const {
+    const int4 row = rows[pair_place(lane.g / 4, first_sample + lane.t)];
+    const int32_t each[4] = {row.x, row.y, row.z, row.w};
+#pragma unroll
+    for (int c = 0; c < 4; ++c) corner[c] = __ldg(reinterpret_cast<const uint4*>(value.row(each[c])));
   }
 
-  // 8 bytes per load, so that the operands of a product arrive in neighbouring registers.
-  __device__ __forceinline__ void add_two(const HeadRows<T>& value, int32_t row_a, int32_t row_b,
-                                          uint32_t word_a, uint32_t word_b, float (&sums)[2][4]) const {
-    const uint2* const a = reinterpret_cast<const uint2*>(value.row(row_a));
-    const uint2* const b = reinterpret_cast<const uint2*>(value.row(row_b));
-    const uint32_t column_a = __byte_perm(word_a, 0, select), column_b = __byte_perm(word_b, 0, select);
+  // sums += the products of four samples per item. sums[i]: from 4 i on of the lane's channels.
+  __device__ __forceinline__ void add(const uint4 (&corner)[4], int first_sample, float (&sums)[2][4]) const {
+    const uint4 word = weights[pair_place(lane.g / 4, first_sample + lane.t)];
+    const uint32_t each[4] = {word.x, word.y, word.z, word.w};
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const uint2 first = __ldg(a + 4 * i), second = __ldg(b + 4 * i);
-      mma_16x8x16<T>(sums[i], first.x, first.y, second.x, second.y, column_a, column_b);
+    for (int c = 0; c < 4; ++c) {
+      const uint32_t column = __byte_perm(each[c], 0, select);
+      mma_16x8x8<T>(sums[0], corner[c].x, corner[c].y, column);
+      mma_16x8x8<T>(sums[1], corner[c].z, corner[c].w, column);
     }
   }
 
   // Returns whether all sums are finite. `to`: the row of item g / 4.
   __device__ __forceinline__ bool store(const float (&sums)[2][4], bool exists, T* to) const {
     constexpr float kScale = 1 / SplitWeight<T>::kScale;
-    // sums[i] has channels from 16 i + 4 (g % 4) on: the even or the odd two of four.
+    // sums[i] has channels from 8 (g % 4) + 4 i on: the even or the odd two of four.
     float own[2][2], zero = 0;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -115,7 +114,7 @@ struct ForwardPair {
       for (int i = 0; i < 4; ++i) pack.element[i] = narrow<T>(numbers[i]);
       uint2 bits;
       memcpy(&bits, &pack, 8);
-      __stcg(reinterpret_cast<uint2*>(to + 16 * odd + 4 * (lane.g % 4)), bits);
+      __stcg(reinterpret_cast<uint2*>(to + 8 * (lane.g % 4) + 4 * odd), bits);
     }
     return !mine || zero == 0.0f;
   }
@@ -132,7 +131,7 @@ __global__ void __launch_bounds__(kPairThreads, 3) forward_mma_kernel(const __gr
   const Raws source(p, shared.levels);
   const ForwardPair<T> pair(shared);
   const BlockHead& head = source.head;
-  const HeadRows<T> value(p.value, head.b, head.m * p.D + pair.lane.g % 4 * 4);
+  const HeadRows<T> value(p.value, head.b, head.m * p.D + pair.lane.g % 4 * 8);
   char* const output =
       kept_whole(static_cast<char*>(p.output) + (head.b * p.Q * p.M + head.m) * p.D * sizeof(T));
   const uint32_t output_stride = static_cast<uint32_t>(p.M * p.D * sizeof(T));
@@ -154,9 +153,17 @@ __global__ void __launch_bounds__(kPairThreads, 3) forward_mma_kernel(const __gr
         source.load(source.query_of(first + 2 + pair.lane.item), raw);
       }
       const int samples = number_of_samples<kSamples>(p) - kPairSamples * chunk;
+      if (readable) {
+        // The next rows are on their way while these are added, if registers allow it.
+        constexpr bool kAhead = kSamples == kPairSamples;
+        uint4 corners[2][4];
 #pragma unroll
-      for (int i = 0; i < kPairSamples; i += 4) {
-        if (i < samples && readable) pair.add(value, i, sums);
+        for (int i = 0; i < kPairSamples; i += 4) {
+          if (i >= samples) break;
+          if (!kAhead || i == 0) pair.load(value, i, corners[i / 4 % 2]);
+          if (kAhead && i + 4 < kPairSamples) pair.load(value, i + 4, corners[(i / 4 + 1) % 2]);
+          pair.add(corners[i / 4 % 2], i, sums);
+        }
       }
       __syncwarp();
     }

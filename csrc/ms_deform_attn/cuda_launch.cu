@@ -71,11 +71,6 @@ void start_forward_mma(CudaParams p, const CudaLaunch& where) {
   launch({where.op, blocks_for(p, kBlockItems), kPairThreads, measure.used}, where.device, kernel, p);
 }
 
-// Two candidate kernels for the backward of an encoder in 16 bits, until a GPU decides: `make gpu-measure`
-// times both. Numbered as in dino_kernels.ops._core.libraries.CANDIDATES, from 1 on.
-enum class Candidate { preferred, scatter, tile };
-constexpr Candidate kPreferredBackward = Candidate::scatter;
-
 template <class T, bool kFused, int kSamples, ValueSums kSums>
 bool start_backward_mma(CudaParams p, const CudaLaunch& where) {
   constexpr bool kTiles = kSums == ValueSums::tile;
@@ -91,13 +86,11 @@ bool start_backward_mma(CudaParams p, const CudaLaunch& where) {
 template <class T, bool kFused>
 void choose_backward_mma(const CudaParams& p, const CudaLaunch& where) {
   constexpr int kOne = kPairSamples, kTwo = 2 * kPairSamples;
-  const auto chosen = static_cast<Candidate>(chosen_candidate);
-  const bool tile = (chosen == Candidate::preferred ? kPreferredBackward : chosen) == Candidate::tile;
   if (p.bound) {
     start_backward_mma<T, kFused, kTwo, ValueSums::fixed_point>(p, where);
   } else if (p.K != kOne) {
     start_backward_mma<T, kFused, kTwo, ValueSums::scatter>(p, where);
-  } else if (!tile || !p.queries_on_grid || !p.sums ||
+  } else if (!p.queries_on_grid || !p.sums ||
              !start_backward_mma<T, kFused, kOne, ValueSums::tile>(p, where)) {
     start_backward_mma<T, kFused, kOne, ValueSums::scatter>(p, where);
   }

@@ -136,6 +136,8 @@ class Doubling(Stage):
         def wait():
             raise RuntimeError("called a synchronizing CUDA operation")
 
+        if contestant.implementation == "host":
+            return lambda: [([0], [1])]
         return wait if contestant.implementation == "waits" else lambda: 2 * torch.ones(3)
 
 
@@ -143,10 +145,13 @@ def test_calls_are_timed_in_graphs_and_a_wrong_peer_is_marked(monkeypatch):
     monkeypatch.setattr(timing, "Graphed", Graph)
     monkeypatch.setattr(timing, "assert_never_waits", lambda call: call())
     monkeypatch.setattr(timing, "stopwatch_for", lambda *_: lambda call: call() is None or 1e-3)
+    assert not graphs.on_gpu([torch.ones(2)]) and not graphs.on_gpu([([0], [1])])
+    monkeypatch.setattr(timing, "on_gpu", lambda result: isinstance(result, torch.Tensor))
     stage = Doubling("double", "small", "cuda", ("forward",))
-    everyone = [Contestant(name, "bf16") for name in ("right", "wrong", "waits")]
+    everyone = [Contestant(name, "bf16") for name in ("right", "wrong", "waits", "host")]
     rows, not_run = measured(timing.speed, stage, everyone, 0.0, 2, modes=("kernels",), graphs={"graph of 10": 10})
     assert "it waits" in not_run["forward waits-bf16 in a graph"]
+    assert not_run["forward host-bf16 in a graph"] == "it runs on the host"
     found = {(row["implementation"], row["mode"]): row for row in rows}
     assert found.keys() == {(name, mode) for name in ("right", "wrong") for mode in ("kernels", "graph of 10")}
     assert found["wrong", "kernels"]["inaccurate"].startswith("off by one")
@@ -169,7 +174,7 @@ def test_plans_have_every_workload_and_kernel_family():
     assert names[0] == "encoder B=2 fused_ms_deform_attn bf16" and len(set(names)) == len(names)
     timed = {(part.arguments["case"].id, part.arguments["dtype"]) for part in PLAN if "op" in part.arguments}
     assert {(case.id, dtype) for case in suite.WORKLOADS.values() for dtype in ("bf16", "fp32")} <= timed
-    families = {"racecheck of tiles", "attention large fp32", "attention small bf16", "attention backward tile bf16"}
+    families = {"racecheck of tiles", "attention large fp32", "attention small bf16", "attention tiles bf16"}
     assert families | {"Triton matching", "deterministic bf16", "CUDA graph"} <= {part.name for part in checks("cuda")}
 
 

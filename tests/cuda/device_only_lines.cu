@@ -22,6 +22,20 @@ extern "C" __global__ void mma_half(const uint32_t* __restrict__ in, float* __re
   multiply<Half>(in, out);
 }
 
+// With operands a0, a1 and b0 in words 0 to 2.
+template <class T>
+__device__ void multiply_depth_8(const uint32_t* __restrict__ in, float* __restrict__ out) {
+  float d[4] = {out[0], out[1], out[2], out[3]};
+  mma_16x8x8<T>(d, in[0], in[1], in[2]);
+  for (int i = 0; i < 4; ++i) out[i] = d[i];
+}
+extern "C" __global__ void mma_depth_8_bfloat16(const uint32_t* __restrict__ in, float* __restrict__ out) {
+  multiply_depth_8<BFloat16>(in, out);
+}
+extern "C" __global__ void mma_depth_8_half(const uint32_t* __restrict__ in, float* __restrict__ out) {
+  multiply_depth_8<Half>(in, out);
+}
+
 template <bool kTransposed>
 __device__ void load(uint32_t* out) {
   __shared__ uint4 rows[32];

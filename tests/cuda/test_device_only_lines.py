@@ -232,6 +232,13 @@ def test_each_operand_of_a_tensor_core_product_has_its_place_in_ptx(ptx, kernel,
     assert [loaded[register] for register in b] == [16, 20]
     assert [loaded[register] for register in c] == [0, 4, 8, 12]
 
+    smaller = kernel.replace("mma", "mma_depth_8")
+    product, loaded, stored = only(ptx[smaller], "mma"), accesses(ptx[smaller], "ld"), accesses(ptx[smaller], "st")
+    assert product.split()[0] == f"mma.sync.aligned.m16n8k8.row.col.f32.{types}.f32"
+    d, a, b, c = register_lists(product)
+    assert [stored[register] for register in d] == [loaded[register] for register in c] == [0, 4, 8, 12]
+    assert [loaded[register] for register in a] == [0, 4] and [loaded[register] for register in b] == [8]
+
 
 @needs_nvcc
 @pytest.mark.parametrize(("kernel", "how"), [("ldmatrix", ""), ("ldmatrix_transposed", ".trans")])
@@ -249,6 +256,8 @@ def test_each_matrix_that_ldmatrix_loads_has_its_place_in_ptx(ptx, kernel, how):
 def test_tensor_cores_get_one_instruction_for_each_operation(machine_code):
     assert opcodes(machine_code["mma_bfloat16"]).count("HMMA.16816.F32.BF16") == 1
     assert opcodes(machine_code["mma_half"]).count("HMMA.16816.F32") == 1
+    assert opcodes(machine_code["mma_depth_8_bfloat16"]).count("HMMA.1688.F32.BF16") == 1
+    assert opcodes(machine_code["mma_depth_8_half"]).count("HMMA.1688.F32") == 1
     assert opcodes(machine_code["ldmatrix"]).count("LDSM.16.M88.4") == 1
     assert opcodes(machine_code["ldmatrix_transposed"]).count("LDSM.16.MT88.4") == 1
 

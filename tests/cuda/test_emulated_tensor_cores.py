@@ -48,9 +48,9 @@ def from_lanes(numbers: Tensor) -> Tensor:
     return matrix
 
 
-def products(a: Tensor, b: Tensor, d: Tensor) -> list[Tensor]:
+def products(a: Tensor, b: Tensor, d: Tensor, kernel: str = "mma") -> list[Tensor]:
     """d + a @ b by tensor cores, in plain order and in drawn ones; of W warps each, shape (W, 16, 8)."""
-    name = {torch.float16: "mma_half", torch.bfloat16: "mma_bfloat16"}[a.dtype]
+    name = kernel + {torch.float16: "_half", torch.bfloat16: "_bfloat16"}[a.dtype]
     registers = torch.stack([to_fragments(*pair) for pair in zip(a, b, strict=True)])
     numbers = torch.stack([of_lanes(matrix) for matrix in d])
     given = torch.cat([registers.flatten(), numbers.view(torch.int32).flatten()])
@@ -173,6 +173,17 @@ def test_tensor_cores_keep_subnormal_numbers(dtype):
         # Sums are exact but where they have bits below those of float32, which are cut.
         cut = torch.where(expected.abs() < 2.0**-149, 0, expected)
         assert torch.equal(result[0].double(), cut)
+
+
+@both_dtypes
+def test_a_product_of_depth_8_is_one_of_depth_16_whose_second_half_is_zero(dtype):
+    a, b, d = drawn(dtype, 8, seed=8)
+    a[:, :, 8:], b[:, 8:] = 0, 0
+    a[0, 3, 5], a[1, 2, 2], d[1, 2, 1] = math.inf, math.nan, -math.inf
+    expected = products(a, b, d)[0]
+    a[:, :, 8:], b[:, 8:] = math.nan, math.nan  # not read
+    for result in products(a, b, d, "mma_depth_8"):
+        torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(("threads", "taking_part"), [(32, 16), (48, 48), (1, 1)])

@@ -7,7 +7,7 @@ small; these run other kernels. On a GPU the library assumes that number of mult
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 import dino_kernels
-from benchmarks.attention import candidates
+from benchmarks.attention import sizes
 from dino_kernels import UnsupportedError
-from dino_kernels.ops._core import libraries
 from dino_kernels.ops._core.dispatch import ops
 from dino_kernels.testing import CASES, Case, assert_accurate, run, sample_inputs
 from tests.comparison import assert_same_but_for_the_order_of_sums, assert_same_sums, magnitudes_of_sums
@@ -38,21 +37,13 @@ def kernel(request: pytest.FixtureRequest) -> str:
 
 
 @contextmanager
-def device_of(kernel: str, multiprocessors: int | str) -> Iterator[None]:
-    """A device of this size, or one on which large calls run the candidate of this name.
-
-    Without a GPU the test is skipped when it makes its inputs.
-    """
-    size = multiprocessors if isinstance(multiprocessors, int) else LARGE
-    with ExitStack() as settings:
-        if kernel == emulation.NAME:
-            settings.enter_context(emulation.multiprocessors(size))
-            if isinstance(multiprocessors, str):
-                settings.enter_context(emulation.candidate(multiprocessors))
-        elif torch.cuda.is_available():
-            settings.enter_context(candidates.multiprocessors(size))
-            if isinstance(multiprocessors, str):
-                settings.enter_context(libraries.choose_candidate(multiprocessors))
+def device_of(kernel: str, multiprocessors: int) -> Iterator[None]:
+    """A device of this size. Without a GPU the test is skipped when it makes its inputs."""
+    if kernel == emulation.NAME:
+        size = emulation.multiprocessors(multiprocessors)
+    else:
+        size = sizes.multiprocessors(multiprocessors) if torch.cuda.is_available() else nullcontext()
+    with size:
         yield
 
 
@@ -96,12 +87,9 @@ CHUNKS = Case("chunks", 2, 60, 3, 32, _LEVELS, (11, 14), 2, mask=True)
 ENCODER = Case("encoder", 2, 60, 4, 32, _LEVELS, (23, 17), 4, mask=True)
 QUERIES = Case("rows", 2, 37, 2, 32, _LEVELS, (23, 17), 4, mask=True)
 CHANNELS = Case("channels", 2, 19, 3, 20, _LEVELS, (23, 17), 4, mask=True)
-# In place of a number of multiprocessors: that of a large call, and one of the candidates.
-TILE = "tile"
 KERNELS = [
-    pytest.param(TILES, LARGE, torch.bfloat16, id="scatter-bf16"),
-    pytest.param(TILES, TILE, torch.bfloat16, id="tile-bf16"),
-    pytest.param(TILES, TILE, torch.float16, id="tile-fp16"),
+    pytest.param(TILES, LARGE, torch.bfloat16, id="tile-bf16"),
+    pytest.param(TILES, LARGE, torch.float16, id="tile-fp16"),
     pytest.param(PAIRS, LARGE, torch.bfloat16, id="pairs-bf16"),
     pytest.param(CHUNKS, LARGE, torch.bfloat16, id="chunks-bf16"),
     pytest.param(ENCODER, LARGE, torch.bfloat16, id="many-bf16"),
@@ -157,7 +145,7 @@ def test_no_kernel_reads_rows_that_no_sample_touches(make_inputs, op, kernel, ca
 def test_every_element_of_every_result_is_written_by_every_kernel(
     make_inputs, deterministic, op, kernel, case, multiprocessors, dtype
 ):
-    """Deterministic mode fills new tensors with NaN. It has one way to sum grad_value, whatever the candidate."""
+    """Deterministic mode fills new tensors with NaN."""
     with device_of(kernel, multiprocessors):
         for name, tensor in run(op, make_inputs(op, case, dtype, kernel), kernel).named().items():
             assert tensor.isfinite().all(), name
@@ -180,7 +168,7 @@ def test_tiles_of_queries_at_borders_of_levels(make_inputs, op, kernel, width, q
     shapes = ((height, width), (1, 60 - height * width - 3), (3, 1))
     case = Case("borders", 2, queries, 8, 32, shapes, (5, 4, 7), layout="local")
     assert case.S == 60
-    with device_of(kernel, TILE):
+    with device_of(kernel, LARGE):
         assert_accurate(op, make_inputs(op, case, torch.bfloat16, kernel), kernel)
 
 
@@ -190,22 +178,21 @@ def test_windows_of_tiles_on_large_maps(make_inputs, op, kernel):
     assert case.queries == case.S
     for layout in ("local", "uniform"):
         inputs = make_inputs(op, replace(case, layout=layout), torch.bfloat16, kernel)
-        with device_of(kernel, TILE):
+        with device_of(kernel, LARGE):
             assert_accurate(op, inputs, kernel)
 
 
-@pytest.mark.parametrize("multiprocessors", [LARGE, TILE], ids=["scatter", "tile"])
+@pytest.mark.parametrize("case", [TILES, PAIRS], ids=["tile", "scatter"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_not_finite_reaches_the_results_that_the_reference_has_it_in(
-    make_inputs, op, kernel, poison, multiprocessors
-):
+def test_what_is_not_finite_reaches_the_results_that_the_reference_has_it_in(make_inputs, op, kernel, poison, case):
     """Zero times infinity is NaN, also in a matrix product: there it must not spread to other queries and rows."""
     for where in ("value", "grad_output"):
-        inputs = make_inputs(op, TILES, torch.bfloat16, kernel)
-        grad_output = torch.randn_like(inputs["value"]).flatten(2)
+        inputs = make_inputs(op, case, torch.bfloat16, kernel)
+        shape = case.batch, case.queries, case.heads * case.channels
+        grad_output = torch.randn(shape, dtype=torch.bfloat16, device=inputs["value"].device)
         poisoned = grad_output if where == "grad_output" else inputs["value"].data
         poisoned[1, 17] = poison
-        with device_of(kernel, multiprocessors):
+        with device_of(kernel, LARGE):
             result = run(op, inputs, kernel, grad_output)
         tensors, expected = result.named(), run(op, inputs, "reference", grad_output).named()
         # PyTorch gives samples outside a gradient of zero times infinity, kernels give them none.

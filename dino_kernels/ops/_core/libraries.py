@@ -83,11 +83,6 @@ def _why_unusable(cuda: CudaLibrary) -> str | None:
     return None
 
 
-# Alternative kernels for a direction of deformable attention, kept until a GPU has compared them; numbered from 1 as in
-# csrc/ms_deform_attn/cuda_launch.cu. Calls that only one of them supports use that one.
-CANDIDATES = {"backward": ("scatter", "tile")}
-
-
 @contextmanager
 def assume_multiprocessors(count: int) -> Iterator[None]:
     """Choose CUDA kernels as for a GPU with `count` multiprocessors, in all threads: for tests and sanitizers.
@@ -99,26 +94,6 @@ def assume_multiprocessors(count: int) -> Iterator[None]:
     """
     with _setting("dino_kernels_cuda_assume_multiprocessors", count):
         yield
-
-
-@contextmanager
-def choose_candidate(name: str) -> Iterator[None]:
-    """Run one of CANDIDATES in every call that it supports, in all threads: for tests and benchmarks.
-
-    Raises:
-        ValueError: CANDIDATES has no such name.
-        RuntimeError: there is no CUDA library.
-    """
-    with _setting("dino_kernels_cuda_choose_candidate", candidate_number(name)):
-        yield
-
-
-def candidate_number(name: str) -> int:
-    """Return the number of one of CANDIDATES in the CUDA library."""
-    for names in CANDIDATES.values():
-        if name in names:
-            return names.index(name) + 1
-    raise ValueError(f"candidate must be one of {CANDIDATES}, got {name!r}")
 
 
 @contextmanager

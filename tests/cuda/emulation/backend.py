@@ -54,16 +54,6 @@ def multiprocessors(count: int) -> Iterator[None]:
         library().emulation_set_multiprocessors(1)
 
 
-@contextmanager
-def candidate(name: str) -> Iterator[None]:
-    """Run one of `libraries.CANDIDATES` wherever it can run."""
-    library().emulation_choose_candidate(libraries.candidate_number(name))
-    try:
-        yield
-    finally:
-        library().emulation_choose_candidate(0)
-
-
 @functools.cache
 def modules() -> dict[str, Any]:
     """Return the emulated backend of each op."""

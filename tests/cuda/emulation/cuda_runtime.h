@@ -91,6 +91,7 @@ enum class Meeting {
   match,
   reduce,
   mma,
+  mma_of_8,
   ldmatrix,
   ldmatrix_trans
 };
@@ -101,6 +102,7 @@ int lane();
 // Tensor cores (tensor_cores.cpp), for a whole warp; csrc/common/mma.cuh defines the layouts. `fragments`:
 // the lane's numbers of a0, a1, a2, a3, b0, b1, two each.
 void mma_16x8x16(float (&d)[4], const float (&fragments)[12]);
+void mma_16x8x8(float (&d)[4], const float (&fragments)[6]);  // a0, a1, b0
 void load_matrix_x4(uint32_t (&r)[4], const void* row, bool transposed);
 
 // Ends the launch with an exception that names the running thread.

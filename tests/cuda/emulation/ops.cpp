@@ -17,7 +17,3 @@ STABLE_TORCH_LIBRARY(dino_kernels_emulated, m) {
 extern "C" __attribute__((visibility("default"))) void emulation_set_multiprocessors(int count) {
   dino_kernels::assumed_multiprocessors = count;
 }
-
-extern "C" __attribute__((visibility("default"))) void emulation_choose_candidate(int number) {
-  dino_kernels::chosen_candidate = number;
-}

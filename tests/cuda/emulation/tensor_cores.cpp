@@ -45,6 +45,24 @@ const Round& together(Meeting at, const void* brought, size_t bytes) {
 
 }  // namespace
 
+void mma_16x8x8(float (&d)[4], const float (&fragments)[6]) {
+  const Round& round = together(Meeting::mma_of_8, fragments, sizeof(fragments));
+  const int g = lane() / 4, t = lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    double a[8], b[8];  // row g or g + 8 of A, column 2t or 2t + 1 of B
+    for (int k = 0; k < 8; ++k) {
+      const auto number = [&, k](int from, int reg) {
+        float found;
+        std::memcpy(&found, round.wide[from] + 8 * reg + 4 * (k % 2), 4);
+        return double{found};
+      };
+      a[k] = number(4 * g + k / 2, i / 2);
+      b[k] = number(4 * (2 * t + i % 2) + k / 2, 2);
+    }
+    d[i] = dot(a, b, d[i]);
+  }
+}
+
 void mma_16x8x16(float (&d)[4], const float (&fragments)[12]) {
   const Round& round = together(Meeting::mma, fragments, sizeof(fragments));
   const int g = lane() / 4, t = lane() % 4;

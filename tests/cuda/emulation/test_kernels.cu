@@ -259,6 +259,21 @@ void multiply(const uint32_t* in, uint32_t* out) {
 KERNEL(mma_bfloat16, uint32_t, uint32_t) { multiply<dino_kernels::BFloat16>(in, out); }
 KERNEL(mma_half, uint32_t, uint32_t) { multiply<dino_kernels::Half>(in, out); }
 
+// With registers a0, a1 and b0 alone.
+template <class T>
+void multiply_depth_8(const uint32_t* in, uint32_t* out) {
+  const int count = blockDim.x, t = threadIdx.x;
+  float d[4];
+  memcpy(d, in + 6 * count + 4 * t, sizeof(d));
+  for (int i = 0; i < t % 3; ++i) __threadfence();
+  dino_kernels::mma_16x8x8<T>(d, in[6 * t], in[6 * t + 1], in[6 * t + 4]);
+  float none[4] = {};
+  dino_kernels::mma_16x8x8<T>(none, 0, 0, 0);
+  memcpy(out + 4 * t, d, sizeof(d));
+}
+KERNEL(mma_depth_8_bfloat16, uint32_t, uint32_t) { multiply_depth_8<dino_kernels::BFloat16>(in, out); }
+KERNEL(mma_depth_8_half, uint32_t, uint32_t) { multiply_depth_8<dino_kernels::Half>(in, out); }
+
 KERNEL(mma_of_some_lanes, int, int) {
   float d[4] = {};
   if (static_cast<int>(threadIdx.x) < n) dino_kernels::mma_16x8x16<dino_kernels::Half>(d, 0, 0, 0, 0, 0, 0);
