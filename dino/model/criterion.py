@@ -244,10 +244,11 @@ def set_losses(parts: Sequence[Predictions], targets: PackedTargets) -> tuple[Te
     target = torch.cat([part.target.expand_as(part.row).flatten() for part in parts])
 
     one_hot = logits.new_zeros(len(logits) + 1, logits.shape[1])
-    # Those in the last row are cut off. Assigning a number would copy it from the host, and wait for that.
-    one_hot.index_put_((rows.where(exists, len(logits)), targets.labels[target]), one_hot.new_ones(()))
+    # Those in the last row are cut off. Assigning the number 1 would copy it from the host, and wait for that.
+    counted = exists.to(boxes.dtype)
+    one_hot[rows.where(exists, len(logits)), targets.labels[target]] = counted
     focal = focal_loss(logits, one_hot[:-1])
-    predicted, true, counted = boxes[rows], targets.boxes_cxcywh[target], exists.to(boxes.dtype)
+    predicted, true = boxes[rows], targets.boxes_cxcywh[target]
     distance = (predicted - true).abs() * counted[..., None]
     overlap = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true))
     of_pairs = torch.stack([distance[..., :2].sum(-1), distance[..., 2:].sum(-1), (1 - overlap) * counted])

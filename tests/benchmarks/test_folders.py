@@ -13,7 +13,7 @@ FOLDERS = {
     "detector": "measure attention",
     "sass": "measure matching",
     "gpu": "measure attention matching",
-    "measure/report": "measure attention matching detector sass",
+    "measure/report": "measure attention matching detector sass gpu",
     "conftest": "measure measure/report attention matching",
     "": "",
 }

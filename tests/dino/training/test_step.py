@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dino.common.distributed import Ranks, joined_ranks, replicate_or_shard
 from dino.data import Batch, collate
@@ -29,6 +27,7 @@ from dino.training.step import LOSS_PARTS, Step, StepReport, loss_parts
 from dino.training.train import TrainConfig, TrainingError, train
 from dino_kernels import PackedTargets
 from tests.dino.training.train_toys import TINY, quick_runs, run_ranks, toy_config, weights, write_rectangles
+from tests.dino.waits import Assignments, Waits
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -138,39 +137,6 @@ def test_targets_are_packed_before_the_step(monkeypatch):
     assert step_of(model)(batches).skipped is None
 
 
-class Assignments(TorchFunctionMode):
-    """Counts numbers that are assigned to chosen entries, `x[rows] = 1`: to a GPU they are copied, with a wait."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[object] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.__setitem__ and not isinstance(args[2], torch.Tensor):
-            chosen = args[1] if isinstance(args[1], tuple) else (args[1],)
-            if any(isinstance(part, torch.Tensor) and part.dtype != torch.bool for part in chosen):
-                self.found.append(args[2])
-        return func(*args, **kwargs or {})
-
-
-class Waits(TorchDispatchMode):
-    """Counts what synchronises with a GPU: numbers that the host reads, and results whose size depends on values."""
-
-    READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "bincount", "repeat_interleave")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.name().partition("::")[2]
-        chosen = args[1] if name.startswith(("index.", "index_put")) else ()
-        masks = [part for part in chosen if part is not None and part.dtype == torch.bool]
-        if name.split(".")[0] in self.READS or masks:
-            self.found.append(name)
-        return func(*args, **kwargs or {})
-
-
 def waits_of_a_step(step: Step, batches: list[Batch]) -> None:
     """Raise if a step waits for anything but the results of the step before."""
     step(batches)
@@ -232,19 +198,6 @@ def compare_a_step_of_two_processes_with_one() -> None:
 
 def test_a_step_of_two_processes_has_the_losses_of_one():
     run_ranks(2, compare_a_step_of_two_processes_with_one)
-
-
-def test_counting_waits_works():
-    with Waits() as waits:
-        ones = torch.ones(3)
-        ones[ones > 0].sum().item()
-        ones.nonzero()
-    assert waits.found == ["index.Tensor", "_local_scalar_dense", "nonzero"]
-    with Assignments() as assignments:
-        ones[torch.tensor([1])] = 2
-        ones[ones > 1] = 3
-        ones[1:] = 4
-    assert assignments.found == [2]
 
 
 def test_an_optimizer_that_cannot_drop_a_step_on_the_device_is_refused():
