@@ -128,6 +128,19 @@ DINO_INLINE V shuffle(V a, V b, std::integer_sequence<int, kIndex...>) {
 }
 #endif
 
+// Lane i becomes lane index[i], which is less than the number of lanes.
+template <class V, class Index>
+DINO_INLINE V permute(V v, Index index) {
+#if defined(__clang__)
+  using Lane = std::remove_reference_t<decltype(v[0])>;
+  V result;
+  for (int i = 0; i < kLanes<Lane>; ++i) result[i] = v[index[i]];
+  return result;
+#else
+  return __builtin_shuffle(v, index);
+#endif
+}
+
 template <int kBegin, int kStep, int... kIndex>
 constexpr auto strided(std::integer_sequence<int, kIndex...>) {
   return std::integer_sequence<int, (kBegin + kStep * kIndex)...>{};

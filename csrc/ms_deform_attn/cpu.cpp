@@ -11,6 +11,8 @@
 namespace dino_kernels {
 namespace {
 
+constexpr int64_t kFewCornersPerRow = 8;
+
 // One call's parameters and the data they point to.
 struct CpuCall : OnCpu {
   CpuParams params{};
@@ -29,6 +31,7 @@ struct CpuCall : OnCpu {
 
  private:
   std::vector<int64_t> integers(const char* name, const Tensor& tensor) const;
+  void run_heads(const CpuKernel& kernel, bool many_corners);
   void scatter_value(const CpuKernels& kernels);
   void gather_value(const CpuKernels& kernels);
 };
@@ -84,6 +87,16 @@ void run(const CpuParams& p, const CpuKernel& kernel, int64_t tasks, int64_t gra
              [&](int64_t begin, int64_t end, void* scratch) { kernel.run(p, begin, end, scratch); });
 }
 
+// With many samples per row, as in an encoder, reading the rows of one head at a time saves more than copying
+// them costs, unless a thread gets less than half a head.
+void CpuCall::run_heads(const CpuKernel& kernel, bool many_corners) {
+  CpuParams& p = params;
+  p.by_head = many_corners && p.M > 1 && p.heads_per_table == 1 && !p.grad_reference_points &&
+              2 * p.B * p.M >= torch::stable::get_num_threads();
+  run(p, kernel, p.B * p.Q * (p.by_head ? p.M : 1), query_grain(p) * (p.by_head ? p.M : 1));
+  p.by_head = false;  // the other kernels have tasks of their own
+}
+
 Tensor CpuCall::run_forward(const Tensor& value) {
   CpuParams& p = params;
   Tensor output = torch::stable::new_empty(value, {p.B, p.Q, p.M * p.D});
@@ -91,7 +104,7 @@ Tensor CpuCall::run_forward(const Tensor& value) {
   p.output = output.mutable_data_ptr();
   const CpuKernels& kernels = kernels_for(p);
   p.heads_per_table = heads_per_table(p, lanes_of(p, kernels));
-  run(p, kernels.forward, p.B * p.Q, query_grain(p));
+  run_heads(kernels.forward, p.Q * p.K * 4 >= kFewCornersPerRow * p.S);
   return output;
 }
 
@@ -122,7 +135,6 @@ void CpuCall::gather_value(const CpuKernels& kernels) {
 // With few samples per row, as in a decoder, filling sums with zeros costs more than the additions. Sums
 // follow the order of the queries for any number of threads, so there is no separate deterministic mode.
 Tensor CpuCall::run_backward(const Tensor& value, bool value_wanted, const std::optional<Tensor>&) {
-  constexpr int64_t kFewCornersPerRow = 8;
   CpuParams& p = params;
   const CpuKernels& kernels = kernels_for(p);
   const int64_t lanes = lanes_of(p, kernels), corners = p.Q * p.K * 4;
@@ -140,7 +152,7 @@ Tensor CpuCall::run_backward(const Tensor& value, bool value_wanted, const std::
     p.corner_weights = kept.get() + bytes;
   }
   if (gathers || p.grad_positions || p.grad_weights || p.grad_reference_points) {
-    run(p, kernels.backward_samples, p.B * p.Q, query_grain(p));
+    run_heads(kernels.backward_samples, corners >= kFewCornersPerRow * p.S);
   }
   if (gathers) {
     gather_value(kernels);

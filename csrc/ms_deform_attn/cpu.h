@@ -20,6 +20,10 @@ struct CpuParams : MSDeformAttnParams {
   const LevelGroup* groups;  // [number_of_groups]
   int64_t number_of_groups;
   int64_t heads_per_table;  // neighbouring heads whose samples fill one vector, or 1
+  // The tasks of forward and backward_samples are the B * M * Q heads of queries, in this order, instead of
+  // the B * Q queries; the rows of one head of value are copied together first. Needs heads_per_table = 1,
+  // and no gradient of reference points.
+  bool by_head;
   // Written by backward_samples and read by gather_value, [B, M / heads_per_table, Q, 4, samples of a table].
   void* corner_rows;     // of S, or -1; int32, or int64 for float64
   void* corner_weights;  // bilinear weight times attention, compute dtype
@@ -42,8 +46,9 @@ struct CpuKernel {
 // The kernels of one instruction set.
 struct CpuKernels {
   int64_t vector_bytes;
-  CpuKernel forward;  // tasks: the B * Q queries
-  // Tasks: the B * Q queries; gradients of positions, weights and reference points, and the corners.
+  CpuKernel forward;  // tasks: the B * Q queries, or by head
+  // Tasks: the B * Q queries, or by head; gradients of positions, weights and reference points, and the
+  // corners.
   CpuKernel backward_samples;
   CpuKernel scatter_value;  // tasks: the B * number_of_groups * M slices of grad_value
   CpuKernel gather_value;   // tasks: the B * M * parts slices of grad_value

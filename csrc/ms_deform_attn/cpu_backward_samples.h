@@ -31,26 +31,30 @@ struct BackwardSamples {
         head_of_lane(scratch.take<int64_t>(kWidth)),
         bytes(scratch.used) {}
 
-  // Queries [begin, end), counted across the batch.
   void run(int64_t begin, int64_t end) {
     const CpuParams& p = source.p;
-    source.begin();
     for (int64_t i = 0; i < kWidth; ++i) {
       const int64_t head = i / (p.K > 0 ? p.K : 1);
       head_of_lane[i] = head < p.heads_per_table ? head : p.heads_per_table - 1;
     }
+    source.run(begin, end, [this](TableIndex at, int64_t count) { add_tables(at, count); });
+  }
+
+  // The gradients of `count` tables in a row.
+  void add_tables(TableIndex at, int64_t count) {
+    const CpuParams& p = source.p;
     const bool dots = p.grad_positions || p.grad_weights || p.grad_reference_points;
-    const int64_t tables_of_query = p.M / p.heads_per_table, last = end * tables_of_query;
-    TableIndex at(p, begin), ahead = at;
+    TableIndex ahead = at;
     make_table(ahead, tables[0]);
     ahead.advance(p);
-    for (int64_t t = begin * tables_of_query, current = 0; t < last; ++t, current = 1 - current) {
+    for (int64_t t = 0, current = 0; t < count; ++t, current = 1 - current) {
       SampleTable<A>& next = tables[1 - current];
-      // The frame must still be that of this table's query when its gradients are scaled.
-      const bool ahead_shares_frame = t + 1 < last && ahead.m != 0;
-      if (ahead_shares_frame) make_table(ahead, next);
+      // The scales must still be those of this table's query when its gradients are multiplied by them.
+      const bool ahead_shares_scales =
+          t + 1 < count && (p.by_head ? p.reference_coordinates != 4 : ahead.m != 0);
+      if (ahead_shares_scales) make_table(ahead, next);
       if (dots) gradients(tables[current], at);
-      if (t + 1 < last && !ahead_shares_frame) make_table(ahead, next);
+      if (t + 1 < count && !ahead_shares_scales) make_table(ahead, next);
       at = ahead;
       ahead.advance(p);
     }

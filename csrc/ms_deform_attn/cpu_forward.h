@@ -27,21 +27,28 @@ struct Forward {
         sum(scratch.take<V>(Row::vectors(p.D))),
         bytes(scratch.used) {}
 
-  // Queries [begin, end), counted across the batch.
   void run(int64_t begin, int64_t end) {
+    source.run(begin, end, [this](TableIndex at, int64_t count) { sum_tables(at, count); });
+  }
+
+  // The outputs of `count` tables in a row.
+  void sum_tables(TableIndex at, int64_t count) {
     const CpuParams& p = source.p;
-    source.begin();
     T* output = static_cast<T*>(p.output);
-    const int64_t heads = p.heads_per_table, last = end * p.M;
-    TableIndex ahead(p, begin);
+    TableIndex ahead = at;
     source.make_table(ahead, tables[0]);
     ahead.advance(p);
-    for (int64_t h = begin * p.M, current = 0; h < last; h += heads, current = 1 - current) {
-      if (h + heads < last) source.make_table(ahead, tables[1 - current]);
-      ahead.advance(p);
-      for (int64_t head = 0; head < heads; ++head) {
-        weighted_sum(tables[current], head, output + (h + head) * p.D);
+    for (int64_t t = 0, current = 0; t < count; ++t, current = 1 - current) {
+      if (t + 1 < count) source.make_table(ahead, tables[1 - current]);
+      if (p.by_head && at.q + kPrefetchedQueries < p.Q) {
+        const T* const later = output + (at.head(p) + kPrefetchedQueries * p.M) * p.D;
+        for (int64_t i = 0; i < p.D; i += kLineBytes / sizeof(T)) __builtin_prefetch(later + i, 1);
       }
+      for (int64_t head = 0; head < p.heads_per_table; ++head) {
+        weighted_sum(tables[current], head, output + (at.head(p) + head) * p.D);
+      }
+      at = ahead;
+      ahead.advance(p);
     }
   }
 

@@ -5,103 +5,11 @@
 // or 4 reference coordinates differ only in base and scale, and in the softmax.
 #pragma once
 
-#include "../common/channels.h"
 #include "../common/exp_log.h"
-#include "../common/scratch.h"
 #include "bilinear.h"
-#include "cpu.h"
+#include "cpu_frame.h"
 
 namespace dino_kernels::DINO_CPU_VARIANT {
-
-// A table holds the samples of p.heads_per_table neighbouring heads, sample by sample, head by head.
-DINO_INLINE int64_t table_samples(const CpuParams& p) { return p.heads_per_table * p.K; }
-
-// The image, query and first head of a table.
-struct TableIndex {
-  int64_t b, q, m;
-  TableIndex(int64_t b_, int64_t q_, int64_t m_) : b(b_), q(q_), m(m_) {}
-  TableIndex(const CpuParams& p, int64_t query) : TableIndex(query / p.Q, query % p.Q, 0) {}
-  int64_t query(const CpuParams& p) const { return b * p.Q + q; }
-  int64_t head(const CpuParams& p) const { return query(p) * p.M + m; }
-  // Divisions would take as long as the table of a few samples.
-  DINO_INLINE void advance(const CpuParams& p) {
-    m += p.heads_per_table;
-    if (m < p.M) return;
-    m = 0;
-    if (++q < p.Q) return;
-    q = 0;
-    ++b;
-  }
-};
-
-// Constant over all queries: the level of each sample. Lanes after the last sample have an empty level, so
-// none of their corners is valid.
-template <class A>
-struct SampleLevels {
-  int64_t padded;
-  Integer<A>*width, *height, *start;
-  SampleLevels(Scratch& scratch, int64_t samples) : padded(round_up(samples, kLanes<A>)) {
-    width = scratch.take<Integer<A>>(padded);
-    height = scratch.take<Integer<A>>(padded);
-    start = scratch.take<Integer<A>>(padded);
-  }
-  void fill(const CpuParams& p) {
-    for (int64_t i = 0; i < padded; ++i) width[i] = height[i] = start[i] = 0;
-    for (int64_t l = 0; l < p.L; ++l) {
-      const Level& level = p.levels[l];
-      for (int64_t head = 0; head < p.heads_per_table; ++head) {
-        const int64_t first = head * p.K + level.first_point;
-        for (int64_t k = first; k < first + level.points; ++k) {
-          width[k] = level.width;
-          height[k] = level.height;
-          start[k] = static_cast<Integer<A>>(level.start);
-        }
-      }
-    }
-  }
-};
-
-// base and scale of each sample of a table, for one query.
-template <class A>
-struct Frame {
-  A *base_x, *base_y, *scale_x, *scale_y;
-  Frame(Scratch& scratch, int64_t samples) {
-    const int64_t padded = round_up(samples, kLanes<A>);
-    base_x = scratch.take<A>(padded);
-    base_y = scratch.take<A>(padded);
-    scale_x = scratch.take<A>(padded);
-    scale_y = scratch.take<A>(padded);
-  }
-  void set(const CpuParams& p, int64_t query) {
-    const A* reference = static_cast<const A*>(p.reference_points);
-    const int64_t coordinates = p.reference_coordinates;
-    for (int64_t l = 0; l < p.L; ++l) {
-      const Level& level = p.levels[l];
-      const A width = static_cast<A>(level.width), height = static_cast<A>(level.height);
-      A bx = A(-0.5), by = A(-0.5), sx = width, sy = height;
-      if (reference) {
-        const A* point = reference + (query * p.L + l) * coordinates;
-        bx = point[0] * width - A(0.5);
-        by = point[1] * height - A(0.5);
-        sx = sy = A(1);
-        if (coordinates == 4) {
-          const A half = A(0.5) / static_cast<A>(level.points > 0 ? level.points : 1);
-          sx = point[2] * half * width;
-          sy = point[3] * half * height;
-        }
-      }
-      for (int64_t head = 0; head < p.heads_per_table; ++head) {
-        const int64_t first = head * p.K + level.first_point;
-        for (int64_t k = first; k < first + level.points; ++k) {
-          base_x[k] = bx;
-          base_y[k] = by;
-          scale_x[k] = sx;
-          scale_y[k] = sy;
-        }
-      }
-    }
-  }
-};
 
 // Raw numbers of the samples, in value's dtype or the compute dtype.
 template <class T>
@@ -114,6 +22,12 @@ struct RawSamples {
       : data(rows.data),
         as_value(as_value_),
         extent((p.B - 1) * rows.batch_stride + (p.Q - 1) * rows.row_stride + row_length) {}
+  // Fetches elements [i, i + count) into the caches, where they exist.
+  DINO_INLINE void prefetch(int64_t i, int64_t count) const {
+    const int64_t size = as_value ? sizeof(T) : sizeof(A), end = i + count < extent ? i + count : extent;
+    const char* const from = static_cast<const char*>(data);
+    for (int64_t at = i * size; at < end * size; at += kLineBytes) __builtin_prefetch(from + at);
+  }
   // One vector from element i on. May read past the last sample into the tensor, but never past its end.
   DINO_INLINE Vector<A> load(int64_t i) const {
     const int64_t readable = extent - i;
@@ -287,6 +201,7 @@ struct Source {
   SampleLevels<A> levels;
   Frame<A> frame;
   char* empty_row;  // [heads of a table, D]
+  char* head_rows;  // [S, D], by head
   int64_t frame_query = -1;
 
   Source(const CpuParams& p_, Scratch& scratch)
@@ -295,12 +210,14 @@ struct Source {
         weights(p_, p_.weights, p_.M * p_.K, p_.weights_as_value),
         levels(scratch, table_samples(p_)),
         frame(scratch, table_samples(p_)),
-        empty_row(scratch.take<char>(p_.heads_per_table * head_bytes())) {}
+        empty_row(scratch.take<char>(p_.heads_per_table * head_bytes())),
+        head_rows(scratch.take<char>(p_.by_head ? p_.S * head_bytes() : 0)) {}
 
   int64_t head_bytes() const { return p.D * static_cast<int64_t>(sizeof(T)); }
 
   void begin() {
     levels.fill(p);
+    frame.begin(p, levels);
     frame_query = -1;
     for (int64_t i = 0; i < p.heads_per_table * head_bytes(); ++i) empty_row[i] = 0;
   }
@@ -310,13 +227,44 @@ struct Source {
            q * p.grad_output.row_stride + m * p.D;
   }
 
+  // Calls work(start, number of tables) for ranges of tasks [begin, end) whose tables have the same rows.
+  template <class Work>
+  void run(int64_t begin, int64_t end, const Work& work) {
+    this->begin();
+    if (!p.by_head) return work(TableIndex::of_task(p, begin), (end - begin) * (p.M / p.heads_per_table));
+    while (begin < end) {
+      const TableIndex at = TableIndex::of_task(p, begin);
+      const int64_t queries = end - begin < p.Q - at.q ? end - begin : p.Q - at.q;
+      copy_head(at);
+      work(at, queries);
+      begin += queries;
+    }
+  }
+
+  const char* head_of_value(const TableIndex& at) const {
+    return static_cast<const char*>(p.value.data) +
+           (at.b * p.value.batch_stride + at.m * p.D) * static_cast<int64_t>(sizeof(T));
+  }
+
+  // In value, rows of a head are M * D apart: they share few sets of the first-level cache.
+  void copy_head(const TableIndex& at) const {
+    const char* from = head_of_value(at);
+    const int64_t stride = p.value.row_stride * static_cast<int64_t>(sizeof(T));
+    const auto bytes = static_cast<uint64_t>(head_bytes());
+    for (int64_t row = 0; row < p.S; ++row) {
+      __builtin_memcpy(head_rows + row * head_bytes(), from + row * stride, bytes);
+    }
+  }
+
   // The table of some heads of a query, over the rows of value.
   DINO_INLINE void make_table(const TableIndex& at, SampleTable<A>& table) {
-    char* head = static_cast<char*>(const_cast<void*>(p.value.data)) +
-                 (at.b * p.value.batch_stride + at.m * p.D) * static_cast<int64_t>(sizeof(T));
-    const RowBase base{head, p.value.row_stride * static_cast<int64_t>(sizeof(T)), empty_row,
-                       p.value_mask ? p.value_mask + at.b * p.S : nullptr};
-    make_table(at, base, table);
+    const bool* mask = p.value_mask ? p.value_mask + at.b * p.S : nullptr;
+    if (p.by_head) {
+      make_table(at, RowBase{head_rows, head_bytes(), empty_row, mask}, table);
+    } else {
+      const int64_t stride = p.value.row_stride * static_cast<int64_t>(sizeof(T));
+      make_table(at, RowBase{const_cast<char*>(head_of_value(at)), stride, empty_row, mask}, table);
+    }
   }
 
   // The same over any array of rows. One function for every kernel and number of channels: inlined, it was
@@ -329,6 +277,10 @@ struct Source {
     const int64_t first_weight = at.b * p.weights.batch_stride + at.q * p.weights.row_stride + at.m * p.K;
     const int64_t first_position =
         at.b * p.positions.batch_stride + at.q * p.positions.row_stride + at.m * p.K * 2;
+    if (p.by_head) {
+      positions.prefetch(first_position + kPrefetchedQueries * p.positions.row_stride, 2 * p.K);
+      weights.prefetch(first_weight + kPrefetchedQueries * p.weights.row_stride, p.K);
+    }
     if (p.reference_points && p.heads_per_table == 1) {
       softmax<T>(weights, first_weight, p.K, table.attention);
     }
@@ -345,8 +297,10 @@ struct Source {
       }
       store(table.raw_x + k, x);
       store(table.raw_y + k, y);
-      x = load<V>(frame.base_x + k) + x * load<V>(frame.scale_x + k);
-      y = load<V>(frame.base_y + k) + y * load<V>(frame.scale_y + k);
+      V base_x, base_y;
+      frame.base(k, base_x, base_y);
+      x = base_x + x * load<V>(frame.scale_x + k);
+      y = base_y + y * load<V>(frame.scale_y + k);
       set_corners<A>(table, levels, k, x, y, attention, base);
     }
   }

@@ -54,6 +54,22 @@ def test_any_number_of_threads_gives_the_same_bits_with_few_samples(make_inputs,
         assert_same_bits(run(op, inputs, "cpu"), alone)
 
 
+@pytest.mark.parametrize("coordinates", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=["fp32", "fp64", "bf16"])
+def test_reading_one_head_at_a_time_changes_no_bit(make_inputs, restored_threads, op, dtype, coordinates):
+    """Eight threads are too many for two heads, so that each takes whole queries."""
+    case = Case("two_heads", 1, 90, 2, 32, ((6, 9), (4, 5), (3, 4)), (7, 5, 4), coordinates, mask=True)
+    inputs = make_inputs(op, case, dtype, "cpu")
+    if "reference_points" in inputs:
+        inputs["reference_points"] = inputs["reference_points"].detach()
+    results = []
+    for threads in (1, 3, 8):
+        torch.set_num_threads(threads)
+        results.append(run(op, inputs, "cpu"))
+    for result in results[:-1]:
+        assert_same_bits(result, results[-1])
+
+
 def test_repeated_calls_give_the_same_bits(subject, deterministic):
     inputs = subject.inputs()
     first = perform(subject.op, inputs, subject.backend)
