@@ -15,6 +15,7 @@ import re
 import shlex
 import shutil
 import site
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -63,6 +64,9 @@ VARIANTS = {
         "float16": ["-DDINO_VALUE=Half"],
     },
 }
+# Oldest GPU that runs the machine code, and its name. GPUs in between run that of the older one, and newer ones compile
+# the PTX at load.
+CUDA_ARCHITECTURES = {(8, 0): "8.0", (9, 0): "9.0"}
 OLDEST_TORCH = (2, 10)
 TORCH_REQUIREMENT = "torch>=2.10"
 
@@ -90,6 +94,11 @@ def torch_version(folder: Path) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
+def torch_is_without_cuda(folder: Path) -> bool:
+    """Whether a folder's torch says that it was built without CUDA; nothing is imported."""
+    return re.search(r"^cuda\b.*= None$", (folder / "torch" / "version.py").read_text(), re.MULTILINE) is not None
+
+
 def find_torch() -> Path | None:
     """The first torch package that is new enough and brings its C++ headers."""
     for folder in package_folders():
@@ -97,6 +106,23 @@ def find_torch() -> Path | None:
         if version and version >= OLDEST_TORCH and (folder / "torch/include/torch/csrc/stable").is_dir():
             return folder / "torch"
     return None
+
+
+def visible_gpus() -> list[tuple[int, int]]:
+    """The compute capabilities of this machine's GPUs, as the driver's own program lists them."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    command = [program, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    text = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return [(int(major), int(minor)) for major, minor in re.findall(r"^(\d+)\.(\d+)\s*$", text, re.MULTILINE)]
+
+
+def default_architectures(gpus: list[tuple[int, int]]) -> str:
+    """What to compile for, as TORCH_CUDA_ARCH_LIST: what some of the GPUs run, or all, and PTX of the newest."""
+    used = {max((least for least in CUDA_ARCHITECTURES if least <= gpu), default=None) for gpu in gpus}
+    names = [name for least, name in CUDA_ARCHITECTURES.items() if least in used] or [*CUDA_ARCHITECTURES.values()]
+    return f"{' '.join(names)}+PTX"
 
 
 def find_compiler() -> list[str]:
