@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -39,6 +40,7 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 sys.path.insert(0, str(CSRC))
 from build_backend import (
+    MACHINE,
     TORCH_REQUIREMENT,
     TORCH_TARGET,
     VARIANTS,
@@ -66,7 +68,7 @@ PYTHON_DEFINES, WHEEL_TAG = ["-DPy_LIMITED_API=0x030b0000"] if LIMITED_API else 
 CPU_SUFFIX = ".abi3.so" if LIMITED_API else sysconfig.get_config_var("EXT_SUFFIX")
 
 DEFINES = [TORCH_TARGET, *(["-DDINO_KERNELS_X86=1"] if X86 else [])]
-# Written for Linux on x86-64; macOS and Arm get what their compilers document and are untested.
+# Written for Linux on x86-64, and tried on aarch64 (`make arm`); macOS gets what its compiler documents, untested.
 # Not -ffast-math: the kernels must tell NaN and infinity from numbers.
 CXX_FLAGS = "-O3 -std=c++20 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast".split()
 WARNINGS = ["-Wall", "-Wextra"]
@@ -298,6 +300,7 @@ class NinjaBuild(build_ext):
 
     def build_extensions(self) -> None:
         tag = sysconfig.get_config_var("EXT_SUFFIX").split(".")[1] + (f"-{SANITIZE}" if SANITIZE else "")
+        tag += "" if platform.machine().lower() == MACHINE else f"-for-{MACHINE}"
         libraries = compile_libraries(ROOT / "build" / tag)
         remove_libraries(Path(self.get_ext_fullpath(CPU_LIBRARY)).parent)
         for name, library in libraries.items():

@@ -44,7 +44,9 @@ __all__ = [
 
 # The oldest torch that may run the libraries, as torch/headeronly/version.h encodes it: 2.10.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-X86 = platform.machine().lower() in ("x86_64", "amd64")
+# What the libraries are compiled for: another machine in a cross build, whose convention is this variable.
+MACHINE = os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).rpartition("-")[2].lower()
+X86 = MACHINE in ("x86_64", "amd64")
 AVX2 = "-mavx2 -mfma -mf16c".split()
 AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512".split() + AVX2
 # g++ 12 mistakes its own AVX-512 intrinsics for reads of uninitialised variables (GCC bug 105593).

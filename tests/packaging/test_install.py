@@ -215,6 +215,17 @@ def test_the_installed_torch_is_recognised():
     assert build_backend.torch_is_without_cuda(Path(torch.__file__).parents[1]) == (torch.version.cuda is None)
 
 
+@pytest.mark.parametrize(
+    ("machine", "variants"), [("linux-aarch64", ["plain"]), ("linux-x86_64", ["plain", "avx2", "avx512"])]
+)
+def test_a_cross_build_has_the_instruction_sets_of_its_machine(machine, variants):
+    code = "from csrc import build_backend; print(*build_backend.VARIANTS['cpu_kernel.cpp'])"
+    command = [sys.executable, "-c", code]
+    environment = os.environ | {"_PYTHON_HOST_PLATFORM": machine}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == variants
+
+
 # The ways to install: commands for a shell in a copy of the source tree, with the environment's programs on PATH.
 TORCH = f"torch=={torch.__version__.partition('+')[0]}"
 WAYS = {
