@@ -124,7 +124,7 @@ def export_model(
     )
     pictures = photographs(photos)
     slow = isinstance(model.backbone, Swin) and size is None
-    log("tracing the model" + (": Swin of any size takes more than 8 minutes, of --size HxW half a minute" if slow else ""))
+    log("tracing the model" + (": of any size, Swin takes more than 8 minutes; pass a size" if slow else ""))
     program = trace(model, form, description, with_selected=True)
     log("compiling: about 3 minutes on two cores, more on a busy machine" if format == "aoti" else f"writing {format}")
     path.parent.mkdir(parents=True, exist_ok=True)
