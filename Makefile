@@ -59,7 +59,17 @@ if [ "$$(uname)" = Linux ]; then \
 else mkdir -p $(WHEELS) && cp build/wheel/*.whl $(WHEELS); fi
 endef
 
-.PHONY: help install test bench lint format types sanitize sanitized-library sanitized-emulation sanitize-cpu sanitize-cuda sanitize-cuda-fused sanitize-cuda-others wheels wheel-cpu wheel-cuda check-wheels test-wheels wheel-tools sdist hub check check-release release-page gpu gpu-ready gpu-smoke gpu-measure gpu-peers gpu-sanitize
+# An aarch64 library is linked with that machine's torch. SYSROOT: a folder with Debian's arm64 packages python3.11-minimal,
+# libpython3.11-stdlib, libstdc++6, libgomp1 and what they need, unpacked by `dpkg-deb -x`.
+AARCH64 := build/aarch64
+AARCH64_CXX ?= aarch64-linux-gnu-g++
+AARCH64_TORCH ?= torch==2.10.0
+SYSROOT ?= /
+# --no-deps: pip would take what torch requires on this machine.
+FOR_AARCH64 = $(PYTHON) -m pip install --quiet --upgrade --no-deps --target $(AARCH64)/site --python-version 3.11 \
+  --only-binary=:all: $(addprefix --platform manylinux,2014_aarch64 _2_27_aarch64 _2_28_aarch64)
+
+.PHONY: help install test bench lint format types sanitize sanitized-library sanitized-emulation sanitize-cpu sanitize-cuda sanitize-cuda-fused sanitize-cuda-others wheels wheel-cpu wheel-cuda check-wheels test-wheels wheel-tools arm check-arm sdist hub check check-release release-page gpu gpu-ready gpu-smoke gpu-measure gpu-peers gpu-sanitize
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -144,6 +154,16 @@ wheel-tools:  ## what `make wheels` needs: torch's headers and the extras of TOO
 	  extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
 	  print("numpy", *(need for name in sys.argv[1:] for need in extras[name]), sep="\n")' $(TOOLS) \
 	  | $(PYTHON) -m pip install "$(TORCH)" -r /dev/stdin
+
+arm:  ## the CPU libraries for aarch64, by a cross compiler, into build/aarch64/
+	$(FOR_AARCH64) "$(AARCH64_TORCH)"
+	_PYTHON_HOST_PLATFORM=linux-aarch64 CXX="$(AARCH64_CXX) -L$(CURDIR)/$(AARCH64)/site/torch/lib" DINO_KERNELS_CUDA=0 \
+	  $(PYTHON) setup.py -q build --build-lib $(AARCH64)/lib
+
+check-arm:  ## these kernels against the reference, on qemu's aarch64: SYSROOT=FOLDER
+	$(FOR_AARCH64) numpy filelock typing-extensions sympy mpmath networkx jinja2 markupsafe fsspec
+	PYTHONPATH=$(CURDIR)/$(AARCH64)/lib:$(CURDIR)/$(AARCH64)/site \
+	  qemu-aarch64 -L $(SYSROOT) $(SYSROOT)/usr/bin/python3.11 -P -m dino_kernels --check
 
 check-release:  ## the version, the changelog and the citation agree with TAG=v0.1.0
 	$(PYTHON) .ci/release.py "$(TAG)"

@@ -12,13 +12,16 @@ torch nor Python. Everything is looked for inside build_ext, because this file a
 asks for requirements.
 
 Environment: CXX, CXXFLAGS, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DINO_KERNELS_SANITIZE=address, and
-DINO_KERNELS_CUDA: 0 leaves the CUDA library out, 1 fails where it cannot be built.
+DINO_KERNELS_CUDA: 0 leaves the CUDA library out, 1 fails where it cannot be built. Without the last and without
+TORCH_CUDA_ARCH_LIST, a CPU build of torch gets no CUDA library, and others get one for the GPUs of this machine, or for
+all where none is seen.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -37,16 +40,20 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 sys.path.insert(0, str(CSRC))
 from build_backend import (
+    MACHINE,
     TORCH_REQUIREMENT,
     TORCH_TARGET,
     VARIANTS,
     X86,
+    default_architectures,
     find_compiler,
     find_ninja,
     find_torch,
     objects,
     package_folders,
+    torch_is_without_cuda,
     torch_version,
+    visible_gpus,
 )
 
 CPU_LIBRARY, CUDA_LIBRARY, ONNX_LIBRARY = "dino_kernels._C", "dino_kernels._cuda", "dino_kernels._onnx"
@@ -61,7 +68,7 @@ PYTHON_DEFINES, WHEEL_TAG = ["-DPy_LIMITED_API=0x030b0000"] if LIMITED_API else 
 CPU_SUFFIX = ".abi3.so" if LIMITED_API else sysconfig.get_config_var("EXT_SUFFIX")
 
 DEFINES = [TORCH_TARGET, *(["-DDINO_KERNELS_X86=1"] if X86 else [])]
-# Written for Linux on x86-64; macOS and Arm get what their compilers document and are untested.
+# Written for Linux on x86-64, and tried on aarch64 (`make arm`); macOS gets what its compiler documents, untested.
 # Not -ffast-math: the kernels must tell NaN and infinity from numbers.
 CXX_FLAGS = "-O3 -std=c++20 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast".split()
 WARNINGS = ["-Wall", "-Wextra"]
@@ -70,8 +77,6 @@ WARNINGS = ["-Wall", "-Wextra"]
 ADDRESS = "-O0 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all".split()
 ADDRESS += ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize=vptr"]
 SANITIZERS = {"": [], "address": ADDRESS}
-# sm_80 and sm_90 machine code, and PTX that newer GPUs compile at load.
-CUDA_ARCHITECTURES = "8.0 9.0+PTX"
 NVCC_FLAGS = "-O3 -std=c++20 --expt-relaxed-constexpr -cudart=static -Xcompiler=-fPIC,-fvisibility=hidden".split()
 
 
@@ -102,7 +107,11 @@ def torch_folder() -> Path:
 def architecture_flags() -> list[str]:
     """TORCH_CUDA_ARCH_LIST in torch's notation, "8.0;9.0a+PTX", as nvcc's flags."""
     flags = []
-    for name in os.environ.get("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES).replace(";", " ").split():
+    chosen = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if chosen is None:
+        # A wheel is for other machines, too.
+        chosen = default_architectures([] if CUDA == "1" else visible_gpus())
+    for name in chosen.replace(";", " ").split():
         parts = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", name)
         if parts is None:
             raise SystemExit(f'dino-kernels: TORCH_CUDA_ARCH_LIST has {name!r}; write it as "8.0;9.0+PTX".')
@@ -121,14 +130,16 @@ def nvcc_candidates() -> list[Path]:
     return [path for path in paths if os.access(path, os.X_OK)]
 
 
-def find_nvcc(compiler: list[str]) -> Nvcc | str:
-    """The first CUDA compiler that works, or why there is none."""
+def find_nvcc(compiler: list[str], torch: Path) -> Nvcc | str:
+    """The first CUDA compiler that works, or why the CUDA library is left out."""
     if CUDA not in ("", "0", "1"):
         raise SystemExit(f"dino-kernels: DINO_KERNELS_CUDA must be 0, 1 or unset, got {CUDA!r}")
     if CUDA == "0":
         return "left out by DINO_KERNELS_CUDA=0"
     if SANITIZE:
         return f"not part of a build with DINO_KERNELS_SANITIZE={SANITIZE}"
+    if not CUDA and "TORCH_CUDA_ARCH_LIST" not in os.environ and torch_is_without_cuda(torch.parent):
+        return "the installed torch was built without CUDA; DINO_KERNELS_CUDA=1 compiles the CUDA library all the same"
     tried = [probe_nvcc(path, compiler) for path in nvcc_candidates()]
     missing = "nvcc was not found (CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda, nvidia-cuda-nvcc packages)"
     chosen = next((found for found in tried if isinstance(found, Nvcc)), tried[0] if tried else missing)
@@ -255,7 +266,7 @@ def compile_libraries(build: Path) -> dict[str, Path]:
     if SANITIZE not in SANITIZERS:
         raise SystemExit(f"dino-kernels: DINO_KERNELS_SANITIZE must be 'address' or unset, got {SANITIZE!r}")
     compiler, ninja, torch = find_compiler(), find_ninja(), torch_folder()
-    nvcc = find_nvcc(compiler)
+    nvcc = find_nvcc(compiler, torch)
     flags = [*CXX_FLAGS, *WARNINGS, *DEFINES, *PYTHON_DEFINES, *SANITIZERS[SANITIZE]]
     flags += shlex.split(os.environ.get("CXXFLAGS", ""))
     build.mkdir(parents=True, exist_ok=True)
@@ -289,6 +300,7 @@ class NinjaBuild(build_ext):
 
     def build_extensions(self) -> None:
         tag = sysconfig.get_config_var("EXT_SUFFIX").split(".")[1] + (f"-{SANITIZE}" if SANITIZE else "")
+        tag += "" if platform.machine().lower() == MACHINE else f"-for-{MACHINE}"
         libraries = compile_libraries(ROOT / "build" / tag)
         remove_libraries(Path(self.get_ext_fullpath(CPU_LIBRARY)).parent)
         for name, library in libraries.items():

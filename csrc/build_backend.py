@@ -15,6 +15,7 @@ import re
 import shlex
 import shutil
 import site
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -43,7 +44,9 @@ __all__ = [
 
 # The oldest torch that may run the libraries, as torch/headeronly/version.h encodes it: 2.10.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-X86 = platform.machine().lower() in ("x86_64", "amd64")
+# What the libraries are compiled for: another machine in a cross build, whose convention is this variable.
+MACHINE = os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).rpartition("-")[2].lower()
+X86 = MACHINE in ("x86_64", "amd64")
 AVX2 = "-mavx2 -mfma -mf16c".split()
 AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512".split() + AVX2
 # g++ 12 mistakes its own AVX-512 intrinsics for reads of uninitialised variables (GCC bug 105593).
@@ -63,6 +66,9 @@ VARIANTS = {
         "float16": ["-DDINO_VALUE=Half"],
     },
 }
+# Oldest GPU that runs the machine code, and its name. GPUs in between run that of the older one, and newer ones compile
+# the PTX at load.
+CUDA_ARCHITECTURES = {(8, 0): "8.0", (9, 0): "9.0"}
 OLDEST_TORCH = (2, 10)
 TORCH_REQUIREMENT = "torch>=2.10"
 
@@ -90,6 +96,11 @@ def torch_version(folder: Path) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
+def torch_is_without_cuda(folder: Path) -> bool:
+    """Whether a folder's torch says that it was built without CUDA; nothing is imported."""
+    return re.search(r"^cuda\b.*= None$", (folder / "torch" / "version.py").read_text(), re.MULTILINE) is not None
+
+
 def find_torch() -> Path | None:
     """The first torch package that is new enough and brings its C++ headers."""
     for folder in package_folders():
@@ -97,6 +108,23 @@ def find_torch() -> Path | None:
         if version and version >= OLDEST_TORCH and (folder / "torch/include/torch/csrc/stable").is_dir():
             return folder / "torch"
     return None
+
+
+def visible_gpus() -> list[tuple[int, int]]:
+    """The compute capabilities of this machine's GPUs, as the driver's own program lists them."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    command = [program, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    text = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return [(int(major), int(minor)) for major, minor in re.findall(r"^(\d+)\.(\d+)\s*$", text, re.MULTILINE)]
+
+
+def default_architectures(gpus: list[tuple[int, int]]) -> str:
+    """What to compile for, as TORCH_CUDA_ARCH_LIST: what some of the GPUs run, or all, and PTX of the newest."""
+    used = {max((least for least in CUDA_ARCHITECTURES if least <= gpu), default=None) for gpu in gpus}
+    names = [name for least, name in CUDA_ARCHITECTURES.items() if least in used] or [*CUDA_ARCHITECTURES.values()]
+    return f"{' '.join(names)}+PTX"
 
 
 def find_compiler() -> list[str]:

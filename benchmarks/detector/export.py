@@ -4,13 +4,15 @@
     python -m benchmarks.detector.export --only tiny     those whose name holds a text
     python -m benchmarks.detector.export --publish       into benchmarks/results/MACHINE/export.json
 
-The comparison is that of `python -m dino export`: two photographs, two sizes, one image padded.
+The comparison is that of `python -m dino export`: two photographs, two sizes, one image padded. An export that is
+refused is recorded with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,6 +28,7 @@ from benchmarks.measure.results import LATEST, RESULTS, write_json
 from benchmarks.measure.tables import as_text
 from dino.checkpoint.find import default_categories
 from dino.data import EvalTransform
+from dino.export.description import ExportError
 from dino.export.export import export_model
 from dino.export.write import FORMATS
 from dino.model.config import model_config
@@ -58,23 +61,29 @@ KINDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("torch", "op", {}),
     ("aoti", "op", {}),
 )
+# Swin's maps have sizes that torch.export takes very long to simplify if they are free.
+FIXED_SIZE = {model: (480, 640) for model in MODELS if "swin" in model}
 # The small model in every kind, the others as ONNX files.
 EXPORTS = [(model, kind) for model in MODELS for kind in range(len(KINDS)) if kind == 0 or model == "dino_tiny"]
 
 
 def export_one(model: str, kind: int) -> dict[str, Any]:
-    """Return what a file holds, and its comparisons."""
+    """Return what a file holds and its comparisons, or why there is none."""
     preset, fields = MODELS[model]
-    format, attention, options = KINDS[kind]
+    format, attention, others = KINDS[kind]
+    options = {**others, "size": FIXED_SIZE.get(model)}
     torch.manual_seed(0)
     built = DINO(model_config(preset, pretrained_backbone=False, **fields)).eval()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"model{FORMATS[format]}")
         categories = default_categories(built.config.num_classes)
-        exported = export_model(
-            built, path, categories, EvalTransform(*SIDES), format=format, attention=attention, **options
-        )
+        try:
+            exported = export_model(
+                built, path, categories, EvalTransform(*SIDES), format=format, attention=attention, **options
+            )
+        except ExportError as error:
+            return {"refused": str(error).partition("\n")[0].replace(f"{folder}/", "")}
         size = sum(file.stat().st_size for file in Path(folder).iterdir())
     return {
         "content": exported.content,
@@ -87,17 +96,31 @@ def export_one(model: str, kind: int) -> dict[str, Any]:
 
 def table(document: dict[str, Any]) -> list[list[str]]:
     """Make a row per file with the larger difference of its comparisons."""
-    header = ["model", "format", "attention", "file MB", "scores differ by", "boxes by", "raw logits by", "runs in"]
+    header = [
+        "model",
+        "format",
+        "attention",
+        "size",
+        "file MB",
+        "scores differ by",
+        "boxes by",
+        "raw logits by",
+        "runs in",
+    ]
     rows = [header]
     for run in document["runs"]:
+        format = run["format"] + (", half" if run["options"].get("half") else "")
+        size = FIXED_SIZE.get(run["model"])
+        about = [run["model"], format, run["attention"], f"{size[0]}x{size[1]}" if size else "free"]
+        if "refused" in run:
+            rows.append([*about, *["-"] * 4, run["refused"]])
+            continue
         worst = {
             key: max((c[key] for c in run["comparisons"] if c[key] is not None), default=None)
             for key in ("score", "box", "raw")
         }
         differences = ["-" if worst[key] is None else f"{worst[key]:.0e}" for key in worst]
-        format = run["format"] + (", half" if run["options"].get("half") else "")
-        engine = run["engine"].partition(",")[0]
-        rows.append([run["model"], format, run["attention"], f"{run['megabytes']:.0f}", *differences, engine])
+        rows.append([*about, f"{run['megabytes']:.0f}", *differences, re.sub(r"(\d)-\S+", r"\1", run["engine"])])
     return rows
 
 

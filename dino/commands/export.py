@@ -7,11 +7,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
 from dino.commands.parsing import ModelOptions, parse
+from dino.common.text import counted
+
+if TYPE_CHECKING:
+    from dino.evaluation.coco_metrics import CocoMetrics
+    from dino.inference.detector import Detector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +29,8 @@ class ExportOptions(ModelOptions):
 
     Before the file gets its name, it detects objects in two photographs, at two sizes and with one padded, and so does
     the model. The largest differences are printed; above 0.001 (0.03 with --half) of a score, or of a box in fractions
-    of the image, the file is kept as NAME.failed and the command fails.
+    of the image, the file is kept as NAME.failed and the command fails. With --data, the average precision of the
+    model and of the file follow.
 
     evaluate, predict and benchmark run the file: --checkpoint model.onnx.
     """
@@ -47,25 +53,36 @@ class ExportOptions(ModelOptions):
     whose sizes [B, 2] (height, width) are a third input."""
     photographs: Annotated[tuple[Path, ...], arg(metavar="FILE FILE", help_behavior_hint="")] = ()
     """Two image files for the comparison; by default those that scikit-learn ships."""
+    data: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
+    """A data set on which to evaluate the model and then the file, one image at a time."""
+    split: Literal["train", "valid", "test"] = "valid"
+    """Split of --data."""
 
 
 def export_command(argv: Sequence[str]) -> None:
     """Export, and print the comparison."""
     options = parse(ExportOptions, "export", argv)
     size = _size(options.size)
+    from dino.export.attention import form_of
     from dino.export.export import export_model, format_of
     from dino.export.write import require_packages
+    from dino.inference.detector import Detector
 
     format = format_of(options.output, None if options.format == "auto" else options.format)
+    attention = None if options.attention == "auto" else options.attention
     require_packages(format)
+    if options.data is not None and (engine := form_of(attention, format)[1].runs_in):
+        raise ValueError(f"--data cannot evaluate a file that runs in {engine} alone. Leave it out.")
     detector = options.detector("cpu")
+    model = detector.own_model("export")
+    before = None if options.data is None else _evaluate(detector, options, "model")
     exported = export_model(
-        detector.own_model("export"),
+        model,
         options.output,
         detector.categories,
         detector.transform,
         format=format,
-        attention=None if options.attention == "auto" else options.attention,
+        attention=attention,
         size=size,
         opset=options.opset,
         half=options.half,
@@ -74,6 +91,37 @@ def export_command(argv: Sequence[str]) -> None:
         log=lambda line: print(f"{line} ...", file=sys.stderr),
     )
     print(exported)
+    if before is not None:
+        after = _evaluate(Detector.from_exported(exported.path), options, "file")
+        print(
+            f"average precision on {options.data} ({options.split}), {counted(after.num_images, 'image')}, in per cent:"
+        )
+        print(_precisions(before, after))
+
+
+def _evaluate(detector: Detector, options: ExportOptions, title: str) -> CocoMetrics:
+    """Evaluate a model or a file on the images of the options."""
+    from dino.commands.evaluate import held_out_options
+    from dino.data import build_eval_dataset, build_loader, find_eval_split
+    from dino.evaluation.evaluate import evaluate
+
+    assert options.data is not None
+    split = find_eval_split(options.data, options.split, **held_out_options(options.checkpoint))
+    dataset = build_eval_dataset(split, detector.categories, transform=detector.transform)
+    print(f"evaluating the {title} ...", file=sys.stderr)
+    loader = build_loader(dataset, 1, train=False, workers=0)
+    return evaluate(detector.run, loader, dataset.index, detector.categories, device=detector.device)
+
+
+def _precisions(model: CocoMetrics, file: CocoMetrics) -> str:
+    """Return AP before and after as a table."""
+    names = ("AP", "AP50", "AP75")
+    rows = [("", *names)]
+    rows += [
+        (title, *(f"{100 * getattr(metrics, name):.2f}" for name in names))
+        for title, metrics in (("model", model), ("file", file))
+    ]
+    return "\n".join("  ".join([row[0].ljust(5), *(cell.rjust(6) for cell in row[1:])]) for row in rows)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

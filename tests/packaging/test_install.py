@@ -18,12 +18,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from csrc import build_backend
 from dino_kernels.__main__ import main
 from dino_kernels.ops._core import libraries
 from dino_kernels.ops._core.dispatch import ops
 from dino_kernels.testing.check import check_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
+
 LIBRARY = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}" if sysconfig.get_config_var("Py_GIL_DISABLED") else "_C.abi3.so"
 needs_library = pytest.mark.skipif(libraries.C is None, reason=f"no CPU library: {libraries.CPU_MISSING}")
 
@@ -171,6 +173,57 @@ def test_touching_one_source_recompiles_one_file(source):
     finally:
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert added == {f"{source}.o", LIBRARY} - before
+
+
+@pytest.mark.parametrize(
+    ("gpus", "architectures"),
+    [
+        ([], "8.0 9.0+PTX"),
+        ([(8, 6)], "8.0+PTX"),
+        ([(9, 0), (9, 0)], "9.0+PTX"),
+        ([(12, 0)], "9.0+PTX"),
+        ([(8, 9), (9, 0)], "8.0 9.0+PTX"),
+        ([(7, 5)], "8.0 9.0+PTX"),  # which the libraries do not serve: as without a GPU
+    ],
+)
+def test_the_cuda_library_is_compiled_for_the_gpus_of_the_machine(gpus, architectures):
+    assert build_backend.default_architectures(gpus) == architectures
+
+
+def test_gpus_are_those_that_the_driver_lists(tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\n[ $1 = --query-gpu=compute_cap ] && printf '9.0\\n8.6\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build_backend.visible_gpus() == [(9, 0), (8, 6)]
+    program.write_text("#!/bin/sh\necho NVIDIA-SMI has failed\nexit 9\n")
+    assert build_backend.visible_gpus() == []
+    program.unlink()
+    assert build_backend.visible_gpus() == []
+
+
+@pytest.mark.parametrize(("cuda", "without"), [("None", True), ("'13.0'", False)])
+def test_a_cpu_build_of_torch_is_recognised(tmp_path, cuda, without):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/version.py").write_text(
+        f"__version__ = '2.10.0'\ncuda: Optional[str] = {cuda}\nhip: Optional[str] = None\n"
+    )
+    assert build_backend.torch_is_without_cuda(tmp_path) is without
+
+
+def test_the_installed_torch_is_recognised():
+    assert build_backend.torch_is_without_cuda(Path(torch.__file__).parents[1]) == (torch.version.cuda is None)
+
+
+@pytest.mark.parametrize(
+    ("machine", "variants"), [("linux-aarch64", ["plain"]), ("linux-x86_64", ["plain", "avx2", "avx512"])]
+)
+def test_a_cross_build_has_the_instruction_sets_of_its_machine(machine, variants):
+    code = "from csrc import build_backend; print(*build_backend.VARIANTS['cpu_kernel.cpp'])"
+    command = [sys.executable, "-c", code]
+    environment = os.environ | {"_PYTHON_HOST_PLATFORM": machine}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == variants
 
 
 # The ways to install: commands for a shell in a copy of the source tree, with the environment's programs on PATH.

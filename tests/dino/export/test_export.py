@@ -278,6 +278,15 @@ def test_wrong_options_are_named(tmp_path, options, message, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_data_without_a_split_or_for_another_engine_is_refused_before_the_export(free, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(export_file, "trace", lambda *_, **__: pytest.fail("traced"))
+    model = ["export", "--checkpoint", str(free.parent / "run"), "--output", str(tmp_path / "model.onnx")]
+    assert commands.main([*model, "--data", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+    assert commands.main([*model, "--data", str(tmp_path), "--attention", "plugin"]) == 2
+    assert "--data cannot evaluate a file that runs in TensorRT alone" in capsys.readouterr().err
+
+
 def test_a_form_that_a_format_cannot_hold_is_refused():
     with pytest.raises(ValueError, match=r"'op' cannot be part of a file of format openvino\. Use gather, grid"):
         form_of("op", "openvino")
