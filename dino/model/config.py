@@ -13,6 +13,8 @@ _CHOICES = {
     "query_selection": ("mixed", "pure", "static"),
     "look_forward": ("twice", "once"),
     "denoising": ("contrastive", "plain", "off"),
+    "classification": ("focal", "varifocal", "iou_aware", "position", "matchability"),
+    "match_cost": ("focal", "position"),
 }
 
 
@@ -68,6 +70,12 @@ class ModelConfig:
     """Temperature of the sine embedding of pixels; detrex has 10000."""
     position_offset: float = 0.0
     """Added to a pixel's row and column, which count from 1; detrex has -0.5, the pixel's centre."""
+    classification: Literal["focal", "varifocal", "iou_aware", "position", "matchability"] = "focal"
+    """Classification loss: DINO's focal loss, or one of a successor, whose targets depend on the IoU of the boxes."""
+    class_weight: float = 1.0
+    """Weight of the classification loss of matching queries and encoder; that of denoising queries is 1."""
+    match_cost: Literal["focal", "position"] = "focal"
+    """Class cost of the matching: DINO's focal cost, or that of probabilities lowered where boxes do not fit."""
     gradient_checkpointing: bool = False
     """Recompute backbone and encoder layers in the backward pass: saves memory, costs time."""
 
@@ -83,6 +91,7 @@ class ModelConfig:
         require(self.num_encoder_layers >= 1, "num_encoder_layers", self.num_encoder_layers, "at least 1")
         require(self.num_queries >= 1, "num_queries", self.num_queries, "at least 1")
         require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
+        require(0 <= self.class_weight < math.inf, "class_weight", self.class_weight, "a finite number, at least 0")
         require(self.position_temperature > 0, "position_temperature", self.position_temperature, "above 0")
         require(
             math.isfinite(self.position_offset), "position_offset", self.position_offset, "a finite number of pixels"

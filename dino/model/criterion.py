@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dino_kernels
-from dino.model.boxes import cxcywh_to_xyxy, generalized_iou
+from dino.model.boxes import cxcywh_to_xyxy, iou_and_giou
 from dino.model.config import ModelConfig, model_config
 from dino.model.outputs import DenoisingOutput, DetectionOutput
+from dino.model.successors.classification import Pairs, classification_loss, pair_targets
+from dino.model.successors.match_cost import position_class_cost
 from dino.model.targets import Targets, pack
 from dino_kernels.targets import PackedTargets
 
@@ -33,6 +35,8 @@ class LossWeights:
     classification: float = 1.0
     l1: float = 5.0
     giou: float = 2.0
+    denoising_classification: float | None = None
+    """Of denoising queries; None: as `classification`."""
 
 
 @dataclass(frozen=True)
@@ -89,24 +93,29 @@ class Losses(Mapping[str, Tensor]):
 
 
 class SetCriterion(nn.Module):
-    """Focal, L1 and GIoU loss of every prediction against its matched box.
+    """Classification, L1 and GIoU loss of every prediction against its matched box.
 
     Args:
         config: of the model to train; its number of classes must be that of the logits.
-        weights: of the losses in `weighted_total`.
+        weights: of the losses in `weighted_total`; by default the configuration's.
         cost: of the matching.
     """
 
-    weights: Tensor  # [KINDS, 1]
+    weights: Tensor  # [KINDS, 1], or [KINDS, 2] if those of denoising differ
 
     def __init__(self, config: ModelConfig, weights: LossWeights | None = None, cost: MatchCost | None = None) -> None:
         super().__init__()
         self.num_classes = config.num_classes
         self.num_layers = config.num_decoder_layers
+        self.classification = config.classification
+        self.match_cost = config.match_cost
         self.cost = cost or MatchCost()
-        weights = weights or LossWeights()
-        column = [weights.classification, weights.l1, weights.giou, *[0.0] * (len(KINDS) - NUM_TRAINED)]
-        self.register_buffer("weights", torch.tensor(column, dtype=torch.float32)[:, None], persistent=False)
+        weights = weights or LossWeights(config.class_weight, denoising_classification=1.0)
+        denoising = weights.denoising_classification
+        differs = denoising is not None and denoising != weights.classification
+        classes = [weights.classification, denoising] if differs else [weights.classification]
+        columns = [[each, weights.l1, weights.giou, *[0.0] * (len(KINDS) - NUM_TRAINED)] for each in classes]
+        self.register_buffer("weights", torch.tensor(columns, dtype=torch.float32).T.contiguous(), persistent=False)
 
     def forward(self, outputs: DetectionOutput, targets: Targets, num_boxes: float | Tensor | None = None) -> Losses:
         """Return the unweighted losses, without synchronising.
@@ -141,7 +150,7 @@ class SetCriterion(nn.Module):
         parts = [matched_predictions(torch.cat(all_logits), torch.cat(all_boxes), query, image, normaliser)]
         if outputs.denoising is not None and outputs.denoising.layout.num_queries > 0:
             parts.append(denoising_predictions(outputs.denoising, normaliser))
-        table, best = set_losses(parts, truth)
+        table, best = set_losses(parts, truth, self.classification)
         if len(parts) == 1:
             table = torch.cat([table, table.new_zeros(len(KINDS), layers)], 1)
         last = best[: query.shape[0] * truth.num_images * outputs.logits.shape[2]]
@@ -164,12 +173,24 @@ class SetCriterion(nn.Module):
             [sets, N]: each box's query, -1 where it has none.
         """
         weights = (self.cost.classification, self.cost.l1, self.cost.giou)
-        return dino_kernels.hungarian_match(logits, boxes_cxcywh, targets, preset="dino", weights=weights).query_idx
+        if self.match_cost == "focal":
+            return dino_kernels.hungarian_match(logits, boxes_cxcywh, targets, preset="dino", weights=weights).query_idx
+        sources = [[each] if isinstance(each, Tensor) else each for each in (logits, boxes_cxcywh)]
+        extra = weights[0] * position_class_cost(sources[0], sources[1], targets)
+        return dino_kernels.hungarian_match(
+            logits, boxes_cxcywh, targets, preset="dino", weights=(0.0, *weights[1:]), extra_cost=extra
+        ).query_idx
 
     def weighted(self, losses: Losses) -> Tensor:
         """Return the weighted sum of each set's classification, L1 and GIoU loss, [sets]."""
+        weights = self.weights.to(losses.table.device, non_blocking=True)
+        if weights.shape[1] > 1:
+            sets = (losses.first_denoising, losses.num_layers)
+            weights = torch.cat(
+                [each.expand(-1, size) for each, size in zip(weights.split(1, 1), sets, strict=True)], 1
+            )
         # Kinds of weight zero are finite if the trained ones are, so they add nothing.
-        return (self.weights.to(losses.table.device, non_blocking=True) * losses.table).sum(0)
+        return (weights * losses.table).sum(0)
 
     def weighted_total(self, losses: Losses) -> Tensor:
         """Return the training loss, a scalar: the weighted sum of all classification, L1 and GIoU losses."""
@@ -223,10 +244,17 @@ def denoising_predictions(denoising: DenoisingOutput, normaliser: Tensor | float
     )
 
 
-def set_losses(parts: Sequence[Predictions], targets: PackedTargets) -> tuple[Tensor, Tensor]:
+def set_losses(
+    parts: Sequence[Predictions], targets: PackedTargets, classification: str = "focal"
+) -> tuple[Tensor, Tensor]:
     """Return the losses of all sets of predictions, with unmatched queries as background.
 
     All parts are laid end to end: the number of operations does not depend on how many there are.
+
+    Args:
+        parts: predictions and their pairs.
+        targets: what the pairs refer to.
+        classification: "focal", or a loss of `dino.model.successors.classification`.
 
     Returns:
         The losses [KINDS, sets], and the best class of each prediction [R].
@@ -243,22 +271,26 @@ def set_losses(parts: Sequence[Predictions], targets: PackedTargets) -> tuple[Te
     exists = torch.cat([part.exists.flatten() for part in parts])
     target = torch.cat([part.target.expand_as(part.row).flatten() for part in parts])
 
-    one_hot = logits.new_zeros(len(logits) + 1, logits.shape[1])
-    # Those in the last row are cut off. Assigning the number 1 would copy it from the host, and wait for that.
-    counted = exists.to(boxes.dtype)
-    one_hot[rows.where(exists, len(logits)), targets.labels[target]] = counted
-    focal = focal_loss(logits, one_hot[:-1])
-    predicted, true = boxes[rows], targets.boxes_cxcywh[target]
+    predicted, true, counted = boxes[rows], targets.boxes_cxcywh[target], exists.to(boxes.dtype)
     distance = (predicted - true).abs() * counted[..., None]
-    overlap = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true))
+    iou, overlap = iou_and_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true))
+    labels = targets.labels[target]
+    if classification == "focal":
+        one_hot = logits.new_zeros(len(logits) + 1, logits.shape[1])
+        # Those in the last row are cut off. Assigning the number 1 would copy it from the host, and wait for that.
+        one_hot[rows.where(exists, len(logits)), labels] = counted
+        of_logits = focal_loss(logits, one_hot[:-1])
+    else:
+        pairs = Pairs(rows, labels, iou.detach(), exists, *images_of_pairs(parts))
+        of_logits = classification_loss(classification, logits, pair_targets(classification, logits, pairs), pairs)
     of_pairs = torch.stack([distance[..., :2].sum(-1), distance[..., 2:].sum(-1), (1 - overlap) * counted])
-    pairs = [part.row.numel() for part in parts]
+    sizes = [part.row.numel() for part in parts]
     best = logits.argmax(1)
     objects = (best != logits.shape[1] - 1)[None]
 
     tables, found = [], []
     for part, of_queries, of_targets, object_ in zip(
-        parts, focal.split(queries), of_pairs.split(pairs, 1), objects.split(queries, 1), strict=True
+        parts, of_logits.split(queries), of_pairs.split(sizes, 1), objects.split(queries, 1), strict=True
     ):
         of_queries, object_ = of_queries.view_as(part.logits), object_.view(*part.logits.shape[:3])
         if part.counted is not None:
@@ -266,11 +298,19 @@ def set_losses(parts: Sequence[Predictions], targets: PackedTargets) -> tuple[Te
         sums = [of_queries.flatten(1).sum(1)[None], of_targets.unflatten(1, (len(part.logits), -1)).sum(2)]
         tables.append(torch.cat(sums) / part.normaliser)
         found.append(object_.sum(2))
-    classification, center, size, giou = torch.cat(tables, 1)
+    classes, center, size, giou = torch.cat(tables, 1)
     # The official metric: mean absolute error of box counts, where "no object" is the last class.
     cardinality = (torch.cat(found) - targets.offsets.diff()).abs().mean(1, dtype=torch.float32)
-    kinds = [classification, center + size, giou, center.detach(), size.detach(), cardinality]
+    kinds = [classes, center + size, giou, center.detach(), size.detach(), cardinality]
     return torch.stack(kinds), best
+
+
+def images_of_pairs(parts: Sequence[Predictions]) -> tuple[Tensor, int]:
+    """Return the image of each pair, counted over all sets of all parts, [P'], and the number of these images."""
+    sizes = [part.logits.shape[0] * part.logits.shape[1] for part in parts]
+    first = [0, *itertools.accumulate(sizes[:-1])]
+    images = [(part.row // part.logits.shape[2] + start).flatten() for part, start in zip(parts, first, strict=True)]
+    return torch.cat(images), sum(sizes)
 
 
 def focal_loss(logits: Tensor, one_hot: Tensor) -> Tensor:

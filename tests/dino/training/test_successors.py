@@ -1,0 +1,121 @@
+"""Every switch of a successor in the modes of a training step: no waits, fixed operations, compiled, a whole run."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dino.commands.train import parse
+from dino.model.criterion import SetCriterion
+from dino.model.dino import DINO
+from dino.training.config import TrainConfig
+from dino.training.optimizer import build_optimizer
+from dino.training.precision import Precision
+from dino.training.step import Step, compiled
+from dino.training.train import train
+from tests.dino.model.successors.successor_toys import ALL, SWITCHES
+from tests.dino.training.test_static import ALONE, SIZES, Operations, batch_of, reports_of, step_of
+from tests.dino.training.test_step import waits_of_a_step
+from tests.dino.training.train_toys import TINY, quick_runs, weights, write_rectangles
+
+every_switch = pytest.mark.parametrize("switches", SWITCHES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_runs(monkeypatch)
+
+
+def tiny_model(switches: dict[str, Any]) -> DINO:
+    torch.manual_seed(1)
+    return DINO(dataclasses.replace(TINY, num_classes=2, num_denoising=50, **switches)).train()
+
+
+@every_switch
+@pytest.mark.parametrize("static", [False, True], ids=["plain", "static"])
+def test_a_step_waits_for_nothing(switches: dict[str, Any], static: bool) -> None:
+    step = step_of(tiny_model(switches), static=static)
+    waits_of_a_step(step, [batch_of(SIZES[2], 3, 1)])
+
+
+@every_switch
+def test_no_operation_of_what_is_replayed_depends_on_data(switches: dict[str, Any]) -> None:
+    step = step_of(tiny_model(switches), amp="bf16", static=True)
+    step([batch_of(SIZES[2], 3, 1)])
+    replay, recorded = step._replayed_passes, []
+    function = replay.function
+    for counts in ((3, 1), (0, 0), (9, 100)):
+        operations = Operations()
+        replay.function = functools.partial(operations.record, function)
+        step([batch_of(SIZES[2], *counts, seed=sum(counts))])
+        recorded.append(operations.seen)
+    assert len(recorded[0]) > 500 and recorded[0] == recorded[1] == recorded[2]
+    report = step.finish()
+    assert report is not None and report.skipped is None
+
+
+@every_switch
+def test_static_steps_are_the_plain_ones(switches: dict[str, Any]) -> None:
+    batches = [[batch_of(SIZES[i % 5], i % 4, 2, seed=i, pad_to=128)] for i in range(3)]
+    losses = []
+    for static in (False, True):
+        model = tiny_model(switches)
+        torch.manual_seed(2)
+        losses.append([report.losses for report in reports_of(step_of(model, static=static), batches)])
+    for plain, replayed in zip(*losses, strict=True):
+        assert replayed == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.compiler
+def test_compiled_steps_with_all_of_them_are_the_plain_ones() -> None:
+    torch._dynamo.reset()
+    batches = [[batch_of(SIZES[i], 2 * i, 1, seed=i)] for i in range(2)]
+    losses = []
+    for is_compiled in (False, True):
+        model: Any = tiny_model(ALL)
+        called, criterion = model, SetCriterion(model.config)
+        if is_compiled:
+            called, criterion = compiled(model, "eager"), compiled(criterion, "eager")
+        optimizer = build_optimizer(model, TrainConfig(Path(), lr=1e-3))
+        step = Step(called, criterion, optimizer, Precision("off", "cpu"), ALONE, clip=0.1, compiled=is_compiled)
+        torch.manual_seed(2)
+        losses.append([report.losses for report in reports_of(step, batches)])
+    for plain, other in zip(*losses, strict=True):
+        assert other == pytest.approx(plain, rel=1e-3)
+
+
+@every_switch
+def test_the_command_line_trains_with_it(switches: dict[str, Any], tmp_path: Path) -> None:
+    options = [
+        f"--model.{name.replace('_', '-')}" + (f"={value}" if value is not True else "")
+        for name, value in switches.items()
+    ]
+    small = [
+        f"--model.{name.replace('_', '-')}={getattr(TINY, name)}"
+        for name in ("hidden_dim", "num_heads", "num_queries", "ffn_dim", "num_encoder_layers", "num_decoder_layers")
+    ]
+    data = write_rectangles(tmp_path / "data")
+    run = [
+        "--epochs=1",
+        "--workers=0",
+        "--device=cpu",
+        "--short-sides",
+        "48",
+        "64",
+        "--long-side=96",
+        "--no-crop",
+        "--evaluate-every=1",
+        "--lr=1e-3",
+    ]
+    config = parse(
+        ["--data", str(data), "--output", str(tmp_path / "run"), "--preset=dino_tiny", *run, *small, *options]
+    )
+    assert {name: getattr(config.model, name) for name in switches} == switches
+    result = train(config, quiet=True)
+    assert result.exit_code == 0 and result.final_model is not None
+    assert all(tensor.isfinite().all() for tensor in weights(result.final_model).values())
