@@ -76,6 +76,8 @@ class ModelConfig:
     """Weight of the classification loss of matching queries and encoder; that of denoising queries is 1."""
     match_cost: Literal["focal", "position"] = "focal"
     """Class cost of the matching: DINO's focal cost, or that of probabilities lowered where boxes do not fit."""
+    memory_fusion: bool = False
+    """Let the decoder attend to all layers of the encoder, through one linear layer."""
     gradient_checkpointing: bool = False
     """Recompute backbone and encoder layers in the backward pass: saves memory, costs time."""
 
