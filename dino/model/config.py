@@ -34,6 +34,8 @@ class ModelConfig:
     """Backbone stages to use; stage 0 has stride 4, stage 3 stride 32."""
     num_levels: int = 4
     """Feature levels L of the transformer; levels beyond the backbone's come from stride-2 convolutions."""
+    freeze_stem: bool = True
+    """Keep the stem and first stage of a pretrained ResNet constant, as published."""
     pretrained_backbone: bool = True
     """Start from ImageNet weights; False starts from random ones."""
     hidden_dim: int = 256
@@ -106,6 +108,8 @@ _FIVE_SCALES = {"backbone_levels": (0, 1, 2, 3), "num_levels": 5}
 
 PRESETS: dict[str, ModelConfig] = {
     "dino_4scale_r50": ModelConfig(),
+    # detrex's projects/dino/configs/dino-resnet/dino_r50_4scale_12ep_better_hyper.py, with the official architecture.
+    "dino_4scale_r50_tuned": ModelConfig(freeze_stem=False, class_weight=2.0, num_denoising=300),
     "dino_5scale_r50": ModelConfig(**_FIVE_SCALES),
     "dino_4scale_r18": ModelConfig(backbone="resnet18"),
     "dino_4scale_r101": ModelConfig(backbone="resnet101"),

@@ -24,7 +24,10 @@ class DINO(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = build_backbone(
-            config.backbone, config.backbone_levels, gradient_checkpointing=config.gradient_checkpointing
+            config.backbone,
+            config.backbone_levels,
+            gradient_checkpointing=config.gradient_checkpointing,
+            freeze_stem=config.freeze_stem,
         )
         self.neck = Neck(self.backbone.channels, config.hidden_dim, config.num_levels)
         self.encoder = Encoder(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from dino.commands.train import parse
 from dino.model.criterion import SetCriterion
 from dino.model.dino import DINO
 from dino.training.config import TrainConfig
-from dino.training.optimizer import build_optimizer
+from dino.training.optimizer import build_optimizer, set_learning_rates
 from dino.training.precision import Precision
 from dino.training.step import Step, compiled
 from dino.training.train import train
@@ -34,6 +35,38 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny_model(switches: dict[str, Any]) -> DINO:
     torch.manual_seed(1)
     return DINO(dataclasses.replace(TINY, num_classes=2, num_denoising=50, **switches)).train()
+
+
+def test_the_tuned_preset_has_detrex_settings() -> None:
+    """Weight 2, 300 denoising queries, nothing constant in the backbone, and a lower rate for sampling offsets."""
+    config = parse(["--data", "d", "--preset", "dino_4scale_r50_tuned"])
+    assert (config.lr, config.backbone_lr, config.offsets_lr) == (2e-4, 2e-5, 2e-5)
+    assert (config.model.class_weight, config.model.num_denoising) == (2.0, 300)
+    given = parse(["--data", "d", "--preset=dino_4scale_r50_tuned", "--lr", "1e-3", "--model.class-weight=1"])
+    assert (given.lr, given.offsets_lr, given.model.class_weight) == (1e-3, 2e-5, 1.0)
+    with torch.device("meta"):
+        model = DINO(config.model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    optimizer = build_optimizer(model, config)
+    sizes = [sum(p.numel() for p in group["params"]) for group in optimizer.param_groups]
+    # 12 layers of 8 heads, 4 levels and 4 points; stem and first stage are 222,400 parameters.
+    assert sizes == [23_438_270 - 12 * 257 * 256, 23_232_512 + 222_400, 12 * 257 * 256]
+    assert [group["lr"] for group in optimizer.param_groups] == [2e-4, 2e-5, 2e-5]
+    set_learning_rates(optimizer, 0.1)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([2e-5, 2e-6, 2e-6])
+    for rate in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="offsets_lr must be at least 0, or None, got"):
+            dataclasses.replace(config, offsets_lr=rate)
+
+
+def test_a_frozen_stem_has_no_gradient_and_others_have() -> None:
+    for freeze_stem in (True, False):
+        model = DINO(dataclasses.replace(TINY, backbone="resnet18", num_classes=2, freeze_stem=freeze_stem)).train()
+        batch = batch_of(SIZES[2], 3, 1)
+        criterion = SetCriterion(model.config)
+        criterion.weighted_total(criterion(model(batch.images, batch.mask, batch.targets), batch.targets)).backward()
+        stem = [p for n, p in model.backbone.named_parameters() if n.startswith(("conv1", "layer1"))]
+        assert [parameter.grad is None for parameter in stem] == [freeze_stem] * len(stem)
 
 
 @every_switch
@@ -89,16 +122,18 @@ def test_compiled_steps_with_all_of_them_are_the_plain_ones() -> None:
         assert other == pytest.approx(plain, rel=1e-3)
 
 
+def option_of(name: str, value: object) -> str:
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--model.{option}" if value else f"--model.no-{option}"
+    return f"--model.{option}={value}"
+
+
 @every_switch
 def test_the_command_line_trains_with_it(switches: dict[str, Any], tmp_path: Path) -> None:
-    options = [
-        f"--model.{name.replace('_', '-')}" + (f"={value}" if value is not True else "")
-        for name, value in switches.items()
-    ]
-    small = [
-        f"--model.{name.replace('_', '-')}={getattr(TINY, name)}"
-        for name in ("hidden_dim", "num_heads", "num_queries", "ffn_dim", "num_encoder_layers", "num_decoder_layers")
-    ]
+    options = [option_of(name, value) for name, value in switches.items()]
+    sizes = ("hidden_dim", "num_heads", "num_queries", "ffn_dim", "num_encoder_layers", "num_decoder_layers")
+    small = [option_of(name, getattr(TINY, name)) for name in sizes]
     data = write_rectangles(tmp_path / "data")
     run = [
         "--epochs=1",

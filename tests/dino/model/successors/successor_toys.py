@@ -15,7 +15,7 @@ GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[2] / "golden/success
 SWITCHES: list[dict[str, Any]] = [
     *({"classification": name} for name in ("varifocal", "iou_aware", "matchability")),
     {"classification": "position", "match_cost": "position", "class_weight": 6.0},
-    {"memory_fusion": True},
+    {"memory_fusion": True, "freeze_stem": False},
 ]
 
 ALL: dict[str, Any] = {name: value for switches in SWITCHES for name, value in switches.items()}

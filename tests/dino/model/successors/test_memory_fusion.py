@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ def test_the_memory_is_the_formula_of_input_and_all_layers(monkeypatch: pytest.M
     seen: list[Tensor] = []
     forward = EncoderLayer.forward
 
-    def recorded(self: EncoderLayer, tokens: Tensor, *others: Tensor) -> Tensor:
+    def recorded(self: EncoderLayer, tokens: Tensor, *others: Any) -> Tensor:
         result = forward(self, tokens, *others)
         seen.extend([result] if seen else [tokens, result])
         return result
