@@ -78,6 +78,12 @@ class ModelConfig:
     """Weight of the classification loss of matching queries and encoder; that of denoising queries is 1."""
     match_cost: Literal["focal", "position"] = "focal"
     """Class cost of the matching: DINO's focal cost, or that of probabilities lowered where boxes do not fit."""
+    mixed_matching: int = 1
+    """Queries that each box is matched with in the encoder and all decoder layers but the last; Align-DETR has 2."""
+    hybrid_queries: int = 0
+    """Queries of a second branch in training, each box matched with several; 0: no branch, usual: 1500."""
+    hybrid_copies: int = 6
+    """Queries of the second branch that each box is matched with."""
     memory_fusion: bool = False
     """Let the decoder attend to all layers of the encoder, through one linear layer."""
     gradient_checkpointing: bool = False
@@ -96,6 +102,15 @@ class ModelConfig:
         require(self.num_queries >= 1, "num_queries", self.num_queries, "at least 1")
         require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
         require(0 <= self.class_weight < math.inf, "class_weight", self.class_weight, "a finite number, at least 0")
+        require(self.mixed_matching >= 1, "mixed_matching", self.mixed_matching, "at least 1")
+        if self.mixed_matching > 1:  # queries of a box are ranked by their target, which the focal loss has not
+            others = f"one of {_CHOICES['classification'][1:]} with mixed_matching above 1"
+            require(self.classification != "focal", "classification", self.classification, others)
+        require(self.hybrid_queries >= 0, "hybrid_queries", self.hybrid_queries, "at least 0")
+        require(self.hybrid_copies >= 1, "hybrid_copies", self.hybrid_copies, "at least 1")
+        if self.hybrid_queries > 0:  # their anchors are the encoder's
+            others = "mixed or pure with hybrid_queries"
+            require(self.query_selection != "static", "query_selection", self.query_selection, others)
         require(self.position_temperature > 0, "position_temperature", self.position_temperature, "above 0")
         require(
             math.isfinite(self.position_offset), "position_offset", self.position_offset, "a finite number of pixels"

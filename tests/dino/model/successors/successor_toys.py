@@ -16,6 +16,8 @@ SWITCHES: list[dict[str, Any]] = [
     *({"classification": name} for name in ("varifocal", "iou_aware", "matchability")),
     {"classification": "position", "match_cost": "position", "class_weight": 6.0},
     {"memory_fusion": True, "freeze_stem": False},
+    {"classification": "iou_aware", "mixed_matching": 2},
+    {"hybrid_queries": 15, "hybrid_copies": 3},
 ]
 
 ALL: dict[str, Any] = {name: value for switches in SWITCHES for name, value in switches.items()}
