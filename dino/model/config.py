@@ -84,6 +84,8 @@ class ModelConfig:
     """Queries of a second branch in training, each box matched with several; 0: no branch, usual: 1500."""
     hybrid_copies: int = 6
     """Queries of the second branch that each box is matched with."""
+    relation_bias: bool = False
+    """Bias the decoder's self-attention by the relation of the boxes that the layers before predicted."""
     memory_fusion: bool = False
     """Let the decoder attend to all layers of the encoder, through one linear layer."""
     gradient_checkpointing: bool = False

@@ -79,14 +79,20 @@ class DINO(nn.Module):
         outputs = _split(*self._decode(content, anchors, memory, blocked), denoising, queries)
         if self.training and self.hybrid is not None:
             others = self.query_selection(memory, hybrid=self.hybrid)
-            outputs.hybrid = _split(*self._decode(others.content, others.anchors, memory), None, others)
+            outputs.hybrid = _split(*self._decode(others.content, others.anchors, memory, related=False), None, others)
         return outputs
 
     def _decode(
-        self, content: Tensor, anchors: Tensor, memory: Memory, blocked: Tensor | None = None
+        self,
+        content: Tensor,
+        anchors: Tensor,
+        memory: Memory,
+        blocked: Tensor | None = None,
+        *,
+        related: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Return logits [layers, B, Q, C] and boxes [layers, B, Q, 4] of the decoder's queries."""
-        states, references = self.decoder(content, anchors, memory, blocked)
+        states, references = self.decoder(content, anchors, memory, blocked, related=related)
         look_forward = look_forward_twice if self.config.look_forward == "twice" else look_forward_once
         boxes = look_forward(self.decoder.box_head, states, references)
         return self.decoder.class_head(states), boxes

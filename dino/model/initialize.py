@@ -32,6 +32,8 @@ def initialize(
         for module in part.modules():
             if isinstance(module, MSDeformAttn):
                 module.reset_parameters()  # its offsets look along rays: xavier would undo that
+    if decoder.relation is not None:
+        decoder.relation.project.reset_parameters()  # as in the public code
     nn.init.normal_(encoder.level_embed)
     if denoising is not None:
         nn.init.normal_(denoising.label_embed.weight)

@@ -65,7 +65,7 @@ class QuerySelection(nn.Module):
         tokens = memory.tokens.masked_fill(unusable[..., None], 0)
         heads = self if hybrid is None else hybrid
         if indices is None:
-            indices = self.select(tokens, heads)
+            indices = self.select(tokens) if hybrid is None else self.select(tokens, hybrid)
         rows = indices[..., None]
         tokens, proposals = (x.gather(1, rows.expand(-1, -1, x.shape[-1])) for x in (tokens, proposals))
         features = self.norm(self.project(tokens))
@@ -88,9 +88,10 @@ class QuerySelection(nn.Module):
     def select(
         self,
         tokens: Tensor,  # [B, S, C]
-        heads: QuerySelection | HybridQueries,
+        hybrid: HybridQueries | None = None,
     ) -> Tensor:
         """Return the best-scored tokens [B, Q], best first. Only their features, computed again, have a gradient."""
+        heads = self if hybrid is None else hybrid
         scores = heads.class_head(self.norm(self.project(tokens))).amax(-1)
         return scores.topk(min(heads.num_queries, scores.shape[1]), 1).indices
 

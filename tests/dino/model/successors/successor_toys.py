@@ -18,6 +18,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"memory_fusion": True, "freeze_stem": False},
     {"classification": "iou_aware", "mixed_matching": 2},
     {"hybrid_queries": 15, "hybrid_copies": 3},
+    {"relation_bias": True},
 ]
 
 ALL: dict[str, Any] = {name: value for switches in SWITCHES for name, value in switches.items()}
