@@ -20,6 +20,7 @@ from dino.training.precision import Precision
 from dino.training.step import Step, compiled
 from dino.training.train import train
 from tests.dino.model.successors.successor_toys import ALL, SWITCHES
+from tests.dino.training import test_static
 from tests.dino.training.test_static import ALONE, SIZES, Operations, batch_of, reports_of, step_of
 from tests.dino.training.test_step import waits_of_a_step
 from tests.dino.training.train_toys import TINY, quick_runs, weights, write_rectangles
@@ -90,6 +91,12 @@ def test_no_operation_of_what_is_replayed_depends_on_data(switches: dict[str, An
     assert len(recorded[0]) > 500 and recorded[0] == recorded[1] == recorded[2]
     report = step.finish()
     assert report is not None and report.skipped is None
+
+
+@every_switch
+def test_nothing_moves_between_host_and_device(switches: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_static, "tiny_model", lambda: tiny_model(switches))
+    test_static.test_nothing_moves_between_host_and_device(monkeypatch)
 
 
 @every_switch
