@@ -1,9 +1,9 @@
 """Read DINOv3's ConvNeXt weights (arXiv 2508.10104) into ConvNeXt-T, -S, -B and -L backbones.
 
-The weights have a licence of their own and are not downloaded here. Get a file from their authors, in their format or in
-that of transformers, and pass it with `--model.backbone convnext_t --backbone-weights FILE`. The networks are those of
-the ConvNeXt paper, and the files differ in names alone: the authors' have the last norm, which detectors do not use, a
-second time as `norms.3`; transformers has names of its own.
+The weights have a licence of their own and are not downloaded here. Get a file from their authors, in their format or
+in that of transformers, and pass it with `--model.backbone convnext_t --backbone-weights FILE`. The networks are those
+of the ConvNeXt paper, and the files differ in names alone: the authors' have the last norm, which detectors do not use,
+a second time as `norms.3`; transformers has names of its own.
 """
 
 from __future__ import annotations

@@ -33,21 +33,20 @@ def position_class_cost(
     """Return the class cost of every target with every query of its image, as `extra_cost` of the matching.
 
     Returns:
-        [G, N, Q] float32 for G sets and N targets, the rows of sets with fewer queries padded with 0. Any number in
-        rows of unused capacity, and NaN where a prediction is not finite: the matching forbids both.
+        [G, N, Q] float32 for G sets and N targets. Any number in rows of unused capacity and for queries that a set
+        does not have, NaN where a prediction is not finite: the matching forbids these.
     """
     assert targets.boxes_cxcywh is not None  # pack() refuses
     image = targets.image_of_each().clamp(max=targets.num_images - 1)
     corners = cxcywh_to_xyxy(targets.boxes_cxcywh)[:, None]
     most = max(source.shape[2] for source in logits)
-    costs = []
+    own, predicted = [], []  # [sets, N, most queries] and [sets, N, most queries, 4]
     for some, boxes in zip(logits, boxes_cxcywh, strict=True):
-        label = targets.labels.clamp(0, some.shape[-1] - 1)
-        probability = some[:, image, :, label].float().sigmoid().transpose(0, 1)  # [sets, N, Q]
-        overlap = generalized_iou(cxcywh_to_xyxy(boxes.float())[:, image], corners)
-        cost = _focal_cost(probability * ((overlap + 1) / 2).clamp(min=0).sqrt())
-        costs.append(F.pad(cost, (0, most - cost.shape[2])))
-    return torch.cat(costs)
+        label, missing = targets.labels.clamp(0, some.shape[-1] - 1), most - some.shape[2]
+        own.append(F.pad(some[:, image, :, label].float().transpose(0, 1), (0, missing)))
+        predicted.append(F.pad(boxes.float()[:, image], (0, 0, 0, missing)))
+    overlap = generalized_iou(cxcywh_to_xyxy(torch.cat(predicted)), corners)
+    return _focal_cost(torch.cat(own).sigmoid() * ((overlap + 1) / 2).clamp(min=0).sqrt())
 
 
 def _focal_cost(probability: Tensor) -> Tensor:
