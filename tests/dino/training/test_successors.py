@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dino.commands.train import parse
+from dino.common.distributed import joined_ranks, replicate_or_shard
 from dino.model.criterion import SetCriterion
 from dino.model.dino import DINO
 from dino.training.config import TrainConfig
@@ -19,13 +20,14 @@ from dino.training.optimizer import build_optimizer, set_learning_rates
 from dino.training.precision import Precision
 from dino.training.step import Step, compiled
 from dino.training.train import train
-from tests.dino.model.successors.successor_toys import ALL, SWITCHES
+from tests.dino.model.successors.successor_toys import ALL, POSITION, SWITCHES
 from tests.dino.training import test_static
 from tests.dino.training.test_static import ALONE, SIZES, Operations, batch_of, reports_of, step_of
 from tests.dino.training.test_step import waits_of_a_step
-from tests.dino.training.train_toys import TINY, quick_runs, weights, write_rectangles
+from tests.dino.training.train_toys import TINY, quick_runs, run_ranks, weights, write_rectangles
 
 every_switch = pytest.mark.parametrize("switches", SWITCHES, ids=str)
+all_switches = pytest.mark.parametrize("switches", [POSITION, ALL], ids=["position", "all"])
 
 
 @pytest.fixture(autouse=True)
@@ -71,10 +73,8 @@ def test_a_frozen_stem_has_no_gradient_and_others_have() -> None:
 
 
 @every_switch
-@pytest.mark.parametrize("static", [False, True], ids=["plain", "static"])
-def test_a_step_waits_for_nothing(switches: dict[str, Any], static: bool) -> None:
-    step = step_of(tiny_model(switches), static=static)
-    waits_of_a_step(step, [batch_of(SIZES[2], 3, 1)])
+def test_a_step_waits_for_nothing(switches: dict[str, Any]) -> None:
+    waits_of_a_step(step_of(tiny_model(switches)), [batch_of(SIZES[2], 3, 1)])
 
 
 @every_switch
@@ -93,13 +93,13 @@ def test_no_operation_of_what_is_replayed_depends_on_data(switches: dict[str, An
     assert report is not None and report.skipped is None
 
 
-@every_switch
+@all_switches
 def test_nothing_moves_between_host_and_device(switches: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_static, "tiny_model", lambda: tiny_model(switches))
     test_static.test_nothing_moves_between_host_and_device(monkeypatch)
 
 
-@every_switch
+@all_switches
 def test_static_steps_are_the_plain_ones(switches: dict[str, Any]) -> None:
     batches = [[batch_of(SIZES[i % 5], i % 4, 2, seed=i, pad_to=128)] for i in range(3)]
     losses = []
@@ -114,7 +114,7 @@ def test_static_steps_are_the_plain_ones(switches: dict[str, Any]) -> None:
 @pytest.mark.compiler
 def test_compiled_steps_with_all_of_them_are_the_plain_ones() -> None:
     torch._dynamo.reset()
-    batches = [[batch_of(SIZES[i], 2 * i, 1, seed=i)] for i in range(2)]
+    batches = [[batch_of(SIZES[2], 2 * i, 1, seed=i)] for i in range(2)]
     losses = []
     for is_compiled in (False, True):
         model: Any = tiny_model(ALL)
@@ -127,6 +127,25 @@ def test_compiled_steps_with_all_of_them_are_the_plain_ones() -> None:
         losses.append([report.losses for report in reports_of(step, batches)])
     for plain, other in zip(*losses, strict=True):
         assert other == pytest.approx(plain, rel=1e-3)
+
+
+def compare_steps_of_two_processes() -> None:
+    batches = [batch_of(SIZES[2], 3, 1), batch_of(SIZES[2], 2, 4, seed=1)]
+    losses = []
+    with joined_ranks("cpu") as ranks:
+        for strategy in ("ddp", "fsdp2"):
+            module = replicate_or_shard(tiny_model(ALL), strategy, ranks)
+            optimizer, precision = build_optimizer(module, TrainConfig(Path(), lr=1e-3)), Precision("off", "cpu")
+            criterion = SetCriterion(dataclasses.replace(TINY, num_classes=2, **ALL))
+            step = Step(module, criterion, optimizer, precision, ranks, clip=0.1)
+            torch.manual_seed(2)
+            losses.append([report.losses for report in reports_of(step, [[batches[ranks.rank]]] * 2)])
+    for plain, sharded in zip(*losses, strict=True):
+        assert all(math.isfinite(loss) for loss in plain.values()) and sharded == pytest.approx(plain, rel=1e-4)
+
+
+def test_two_processes_train_with_all_of_them() -> None:
+    run_ranks(2, compare_steps_of_two_processes)
 
 
 def option_of(name: str, value: object) -> str:

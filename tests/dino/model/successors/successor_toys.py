@@ -12,9 +12,10 @@ from torch import Tensor
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[2] / "golden/successors.json").read_text())
 """Inputs [2 images, 6 queries, 4 classes] and, by name, `made_by` and the results in float64."""
 
+POSITION: dict[str, Any] = {"classification": "position", "match_cost": "position", "class_weight": 6.0}
 SWITCHES: list[dict[str, Any]] = [
     *({"classification": name} for name in ("varifocal", "iou_aware", "matchability")),
-    {"classification": "position", "match_cost": "position", "class_weight": 6.0},
+    POSITION,
     {"memory_fusion": True, "freeze_stem": False},
     {"classification": "iou_aware", "mixed_matching": 2},
     {"hybrid_queries": 15, "hybrid_copies": 3},
