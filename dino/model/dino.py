@@ -83,16 +83,10 @@ class DINO(nn.Module):
         return outputs
 
     def _decode(
-        self,
-        content: Tensor,
-        anchors: Tensor,
-        memory: Memory,
-        blocked: Tensor | None = None,
-        *,
-        related: bool = True,
+        self, content: Tensor, anchors: Tensor, memory: Memory, blocked: Tensor | None = None, **options: bool
     ) -> tuple[Tensor, Tensor]:
         """Return logits [layers, B, Q, C] and boxes [layers, B, Q, 4] of the decoder's queries."""
-        states, references = self.decoder(content, anchors, memory, blocked, related=related)
+        states, references = self.decoder(content, anchors, memory, blocked, **options)
         look_forward = look_forward_twice if self.config.look_forward == "twice" else look_forward_once
         boxes = look_forward(self.decoder.box_head, states, references)
         return self.decoder.class_head(states), boxes

@@ -10,8 +10,9 @@ anchor). Sizes have an epsilon of 1e-5. The sine embedding has 16 features for e
 temperature 10000; W [M, 64] and c [M] are those of all layers. Queries of one object find each other by it, which is
 what removing duplicates takes.
 
-Boxes are constants: the gradient reaches W and c alone. The embeddings of all pairs, [B, Q, Q, 64], are not kept for
-the backward pass, which computes them again (310 MB for 1,100 queries of an image). A hybrid branch has no bias, as in
+Boxes are constants: the gradient reaches W and c alone. Sizes need no sine for each pair, as e has differences of their
+logarithms. The 32 sines and cosines of centres, [B, Q, Q, 32], are not kept for the backward pass, which computes them
+again (155 MB for 1,100 queries of an image). A hybrid branch has no bias, as in
 the paper.
 """
 
@@ -20,10 +21,11 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dino.model.position import sine_embedding, wavelengths
+from dino.model.position import wavelengths
 
 FEATURES = 16
 TEMPERATURE = 10000.0
@@ -51,16 +53,20 @@ class RelationBias(nn.Module):
         return checkpoint(self._bias, *boxes, use_reentrant=False, preserve_rng_state=False)
 
     def _bias(self, boxes_cxcywh: Tensor, other_cxcywh: Tensor) -> Tensor:
-        lengths = wavelengths(FEATURES, TEMPERATURE, boxes_cxcywh.device) * (2 * math.pi / SCALE)
-        with torch.no_grad():
-            embedded = sine_embedding(box_relation(boxes_cxcywh, other_cxcywh), lengths).flatten(-2)
-        return self.project(embedded.to(self.project.weight.dtype)).relu().permute(0, 3, 1, 2)
-
-
-def box_relation(boxes_cxcywh: Tensor, other_cxcywh: Tensor) -> Tensor:
-    """Return e of all pairs, [B, Q, Q, 4]."""
-    center, size = boxes_cxcywh[:, :, None].split(2, -1)
-    other_center, other_size = other_cxcywh[:, None].split(2, -1)
-    size = size + EPS
-    distance = (center - other_center).abs() / size
-    return torch.cat([(distance + 1).log(), (size / (other_size + EPS)).log()], -1)
+        center, size = boxes_cxcywh.split(2, -1)
+        other_center, other_size = other_cxcywh.split(2, -1)
+        size = size + EPS
+        lengths = wavelengths(FEATURES, TEMPERATURE, size.device) * (2 * math.pi / SCALE)
+        # Weights of the sines and cosines, which alternate: per head those of centres, then of sizes.
+        weight = self.project.weight.unflatten(1, (2, FEATURES, 2)).movedim(-1, 0)  # [2, M, 2, FEATURES]
+        of_centers, of_sizes = weight.unbind(2)
+        distance = (center[:, :, None] - other_center[:, None]).abs() / size[:, :, None]
+        angles = ((distance + 1).log()[..., None] / lengths).flatten(-2)  # [B, Q, Q, FEATURES]
+        sine, cosine = (wave.to(weight.dtype) for wave in (angles.sin(), angles.cos()))
+        bias = F.linear(sine, of_centers[0], self.project.bias) + F.linear(cosine, of_centers[1])
+        # Angles of sizes are differences a - b, so their sines are sums of products of those of a and b.
+        a, b = ((x.log()[..., None] / lengths).flatten(-2)[:, None] for x in (size, other_size + EPS))
+        sines, cosines = of_sizes[:, None, :, None]  # [1, M, 1, FEATURES]
+        left = torch.cat([sines * a.sin() + cosines * a.cos(), cosines * a.sin() - sines * a.cos()], -1)
+        of_pairs = left @ torch.cat([b.cos(), b.sin()], -1).transpose(-1, -2)
+        return (bias.permute(0, 3, 1, 2) + of_pairs.to(bias.dtype)).relu()

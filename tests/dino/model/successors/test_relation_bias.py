@@ -33,6 +33,18 @@ def test_the_bias_is_that_of_the_public_code() -> None:
         assert torch.equal(bias(boxes[:1, :5], boxes[1:, :5]), found)
 
 
+def test_angles_are_not_16_bit() -> None:
+    """A model in bfloat16 has weights and bias of that type; angles, of up to 1,000, stay float32."""
+    torch.manual_seed(0)
+    exact, rounded = RelationBias(2), RelationBias(2)
+    rounded.load_state_dict({name: x.bfloat16().float() for name, x in exact.state_dict().items()})
+    boxes = torch.rand(2, 1, 30, 4) * 0.5 + 0.01
+    with torch.no_grad():
+        expected, found = rounded(*boxes), rounded.bfloat16()(*boxes)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.02)
+
+
 def test_gradients_reach_the_projection_alone() -> None:
     torch.manual_seed(0)
     bias = RelationBias(2).double()
