@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from dino.checkpoint import dinov3
 from dino.checkpoint.layouts import IGNORED
 from dino.checkpoint.read import CheckpointError, read_tensors
 from dino.common.download import DownloadError, download
@@ -46,7 +47,7 @@ def load_backbone_weights(backbone: nn.Module, name: str, source: str | os.PathL
     Args:
         backbone: a result of `build_backbone`.
         name: its name.
-        source: a local copy of the authors' file; None downloads it once.
+        source: a local copy of the authors' file; None downloads it once. For ConvNeXt also a file of DINOv3.
 
     Raises:
         ValueError: no weights were published for this name.
@@ -57,9 +58,13 @@ def load_backbone_weights(backbone: nn.Module, name: str, source: str | os.PathL
     path = _download(name) if source is None else Path(source)
     expected = {key: value for key, value in backbone.state_dict().items() if not IGNORED.fullmatch(key)}
     last = max(_stage(key) for key in expected)
+    tensors = read_tensors(path).tensors
+    if name.startswith("convnext"):
+        named = {key: dinov3.backbone_name(key) for key in tensors}
+        tensors = {ours: tensors[key] for key, ours in named.items() if ours is not None}
     given = {
         key: value
-        for key, value in read_tensors(path).tensors.items()
+        for key, value in tensors.items()
         if not IGNORED.fullmatch(key) and not _CLASSIFIER.fullmatch(key) and _stage(key) <= last
     }
     differences = {

@@ -12,7 +12,7 @@ import tyro
 
 from dino.commands.parsing import description
 from dino.model.config import PRESETS, ModelConfig
-from dino.training.config import TrainConfig
+from dino.training.config import PRESET_RATES, TrainConfig
 
 _DEFAULT_PRESET = "dino_4scale_r50"
 
@@ -34,10 +34,11 @@ class Options(TrainConfig):
     model: ModelOptions = ModelOptions()
     finetune: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     backbone_weights: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    offsets_lr: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     lr_drop_epochs: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="[INT [INT ...]]")] = None
     # Last, so that help lists it above the model's own options, whose defaults it sets.
     preset: Literal[tuple(PRESETS)] = _DEFAULT_PRESET  # pyright: ignore[reportInvalidTypeForm]
-    """Model with the default values of the options below."""
+    """Model with the default values of the options below; dino_4scale_r50_tuned also sets learning rates."""
 
 
 def train_command(argv: Sequence[str]) -> int:
@@ -61,7 +62,7 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
 def _defaults(arguments: list[str]) -> Options:
     """Return the defaults of the options: the model of the preset or of --finetune, or the run to resume."""
     preset = _given(arguments, "--preset")
-    fields: dict[str, object] = {"data": tyro.MISSING}
+    fields: dict[str, object] = {"data": tyro.MISSING, **PRESET_RATES.get(preset or _DEFAULT_PRESET, {})}
     model = PRESETS.get(preset or _DEFAULT_PRESET, PRESETS[_DEFAULT_PRESET])
     weights = _given(arguments, "--finetune")
     if weights is not None and preset is None:

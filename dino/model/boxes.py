@@ -35,13 +35,19 @@ def generalized_iou(
 
     For all pairs, pass `boxes[:, None]` and `other[None, :]`.
     """
+    return iou_and_giou(boxes_xyxy, other_xyxy)[1]
+
+
+def iou_and_giou(boxes_xyxy: Tensor, other_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+    """Return IoU in [0, 1] and generalised IoU in [-1, 1], both as `generalized_iou` takes and returns them."""
     hull_low, high = torch.minimum(boxes_xyxy, other_xyxy).split(2, -1)
     low, hull_high = torch.maximum(boxes_xyxy, other_xyxy).split(2, -1)
     intersection = _area((high - low).clamp(min=0))
     hull = _area((hull_high - hull_low).clamp(min=0))
     first, second = (_area(high - low) for low, high in (boxes_xyxy.split(2, -1), other_xyxy.split(2, -1)))
     union = first + second - intersection
-    return intersection / (union + GIOU_EPS) - (hull - union) / (hull + GIOU_EPS)
+    iou = intersection / (union + GIOU_EPS)
+    return iou, iou - (hull - union) / (hull + GIOU_EPS)
 
 
 def _area(size: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ _CHOICES = {
     "query_selection": ("mixed", "pure", "static"),
     "look_forward": ("twice", "once"),
     "denoising": ("contrastive", "plain", "off"),
+    "classification": ("focal", "varifocal", "iou_aware", "position", "matchability"),
+    "match_cost": ("focal", "position"),
 }
 
 
@@ -32,6 +34,8 @@ class ModelConfig:
     """Backbone stages to use; stage 0 has stride 4, stage 3 stride 32."""
     num_levels: int = 4
     """Feature levels L of the transformer; levels beyond the backbone's come from stride-2 convolutions."""
+    freeze_stem: bool = True
+    """Keep the stem and first stage of a pretrained ResNet constant, as published."""
     pretrained_backbone: bool = True
     """Start from ImageNet weights; False starts from random ones."""
     hidden_dim: int = 256
@@ -68,6 +72,22 @@ class ModelConfig:
     """Temperature of the sine embedding of pixels; detrex has 10000."""
     position_offset: float = 0.0
     """Added to a pixel's row and column, which count from 1; detrex has -0.5, the pixel's centre."""
+    classification: Literal["focal", "varifocal", "iou_aware", "position", "matchability"] = "focal"
+    """Classification loss: DINO's focal loss, or one of a successor, whose targets depend on the IoU of the boxes."""
+    class_weight: float = 1.0
+    """Weight of the classification loss of matching queries and encoder; that of denoising queries is 1."""
+    match_cost: Literal["focal", "position"] = "focal"
+    """Class cost of the matching: DINO's focal cost, or that of probabilities lowered where boxes do not fit."""
+    mixed_matching: int = 1
+    """Queries that each box is matched with in the encoder and all decoder layers but the last; Align-DETR has 2."""
+    hybrid_queries: int = 0
+    """Queries of a second branch in training, each box matched with several; 0: no branch, usual: 1500."""
+    hybrid_copies: int = 6
+    """Queries of the second branch that each box is matched with."""
+    relation_bias: bool = False
+    """Bias the decoder's self-attention by the relation of the boxes that the layers before predicted."""
+    memory_fusion: bool = False
+    """Let the decoder attend to all layers of the encoder, through one linear layer."""
     gradient_checkpointing: bool = False
     """Recompute backbone and encoder layers in the backward pass: saves memory, costs time."""
 
@@ -83,6 +103,16 @@ class ModelConfig:
         require(self.num_encoder_layers >= 1, "num_encoder_layers", self.num_encoder_layers, "at least 1")
         require(self.num_queries >= 1, "num_queries", self.num_queries, "at least 1")
         require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
+        require(0 <= self.class_weight < math.inf, "class_weight", self.class_weight, "a finite number, at least 0")
+        require(self.mixed_matching >= 1, "mixed_matching", self.mixed_matching, "at least 1")
+        if self.mixed_matching > 1:  # queries of a box are ranked by their target, which the focal loss has not
+            others = f"one of {_CHOICES['classification'][1:]} with mixed_matching above 1"
+            require(self.classification != "focal", "classification", self.classification, others)
+        require(self.hybrid_queries >= 0, "hybrid_queries", self.hybrid_queries, "at least 0")
+        require(self.hybrid_copies >= 1, "hybrid_copies", self.hybrid_copies, "at least 1")
+        if self.hybrid_queries > 0:  # their anchors are the encoder's
+            others = "mixed or pure with hybrid_queries"
+            require(self.query_selection != "static", "query_selection", self.query_selection, others)
         require(self.position_temperature > 0, "position_temperature", self.position_temperature, "above 0")
         require(
             math.isfinite(self.position_offset), "position_offset", self.position_offset, "a finite number of pixels"
@@ -95,6 +125,8 @@ _FIVE_SCALES = {"backbone_levels": (0, 1, 2, 3), "num_levels": 5}
 
 PRESETS: dict[str, ModelConfig] = {
     "dino_4scale_r50": ModelConfig(),
+    # detrex's projects/dino/configs/dino-resnet/dino_r50_4scale_12ep_better_hyper.py, with the official architecture.
+    "dino_4scale_r50_tuned": ModelConfig(freeze_stem=False, class_weight=2.0, num_denoising=300),
     "dino_5scale_r50": ModelConfig(**_FIVE_SCALES),
     "dino_4scale_r18": ModelConfig(backbone="resnet18"),
     "dino_4scale_r101": ModelConfig(backbone="resnet101"),

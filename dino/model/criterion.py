@@ -13,9 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dino_kernels
-from dino.model.boxes import cxcywh_to_xyxy, generalized_iou
+from dino.model.boxes import cxcywh_to_xyxy, iou_and_giou
 from dino.model.config import ModelConfig, model_config
 from dino.model.outputs import DenoisingOutput, DetectionOutput
+from dino.model.successors.classification import Pairs, classification_loss, pair_targets
+from dino.model.successors.match_cost import position_class_cost
+from dino.model.successors.mixed_matching import rank_weights
+from dino.model.successors.one_to_many import copies_cost, repeat_rows, repeat_targets
 from dino.model.targets import Targets, pack
 from dino_kernels.targets import PackedTargets
 
@@ -33,6 +37,8 @@ class LossWeights:
     classification: float = 1.0
     l1: float = 5.0
     giou: float = 2.0
+    denoising_classification: float | None = None
+    """Of denoising queries; None: as `classification`."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +56,23 @@ class Losses(Mapping[str, Tensor]):
 
     The official names are `loss_ce`, `loss_bbox`, `loss_giou`, `loss_xy`, `loss_hw` and `cardinality_error` of the last
     layer, with `_0`, `_1`... of earlier layers, `_interm` of the encoder, `_dn`, `_dn_0`... of denoising; and
-    `class_error`.
+    `class_error`. Those of a hybrid branch end with `_hybrid`.
     """
 
-    table: Tensor  # [KINDS, sets]; sets: decoder layers, the encoder unless queries are static, denoising layers
+    table: Tensor  # [KINDS, sets]: decoder layers, the encoder unless queries are static, hybrid, denoising layers
     class_error: Tensor  # [] percent
     num_layers: int  # of the decoder
+    num_hybrid: int = 0  # sets of the hybrid branch: its decoder layers and encoder
 
     @property
     def first_denoising(self) -> int:
-        """Index of the first denoising set; an encoder's set precedes it, at `num_layers`."""
+        """Index of the first denoising set."""
         return self.table.shape[1] - self.num_layers
+
+    @property
+    def first_hybrid(self) -> int:
+        """Index of the first hybrid set; an encoder's set precedes it, at `num_layers`."""
+        return self.first_denoising - self.num_hybrid
 
     def detach(self) -> Losses:
         """Return the same losses without gradient."""
@@ -74,8 +86,9 @@ class Losses(Mapping[str, Tensor]):
     @cached_property
     def _index(self) -> dict[str, tuple[int, int]]:
         layers = [*(f"_{layer}" for layer in range(self.num_layers - 1)), ""]
-        encoder = ["_interm"] * (self.first_denoising - self.num_layers)
-        sets = [*layers, *encoder, *(f"_dn{layer}" for layer in layers)]
+        encoder = ["_interm"] * (self.first_hybrid - self.num_layers)
+        hybrid = [f"{name}_hybrid" for name in (*layers, "_interm")][: self.num_hybrid]
+        sets = [*layers, *encoder, *hybrid, *(f"_dn{layer}" for layer in layers)]
         return {f"{kind}{name}": (i, j) for i, kind in enumerate(KINDS) for j, name in enumerate(sets)}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -89,24 +102,32 @@ class Losses(Mapping[str, Tensor]):
 
 
 class SetCriterion(nn.Module):
-    """Focal, L1 and GIoU loss of every prediction against its matched box.
+    """Classification, L1 and GIoU loss of every prediction against its matched box.
 
     Args:
         config: of the model to train; its number of classes must be that of the logits.
-        weights: of the losses in `weighted_total`.
+        weights: of the losses in `weighted_total`; by default the configuration's.
         cost: of the matching.
     """
 
-    weights: Tensor  # [KINDS, 1]
+    weights: Tensor  # [KINDS, 1], or [KINDS, 2] if those of denoising differ
 
     def __init__(self, config: ModelConfig, weights: LossWeights | None = None, cost: MatchCost | None = None) -> None:
         super().__init__()
         self.num_classes = config.num_classes
         self.num_layers = config.num_decoder_layers
+        self.classification = config.classification
+        self.match_cost = config.match_cost
+        self.mixed_matching = config.mixed_matching
+        self.hybrid_copies = config.hybrid_copies
+        self.num_hybrid = config.num_decoder_layers + 1 if config.hybrid_queries > 0 else 0
         self.cost = cost or MatchCost()
-        weights = weights or LossWeights()
-        column = [weights.classification, weights.l1, weights.giou, *[0.0] * (len(KINDS) - NUM_TRAINED)]
-        self.register_buffer("weights", torch.tensor(column, dtype=torch.float32)[:, None], persistent=False)
+        weights = weights or LossWeights(config.class_weight, denoising_classification=1.0)
+        denoising = weights.denoising_classification
+        differs = denoising is not None and denoising != weights.classification
+        classes = [weights.classification, denoising] if differs else [weights.classification]
+        columns = [[each, weights.l1, weights.giou, *[0.0] * (len(KINDS) - NUM_TRAINED)] for each in classes]
+        self.register_buffer("weights", torch.tensor(columns, dtype=torch.float32).T.contiguous(), persistent=False)
 
     def forward(self, outputs: DetectionOutput, targets: Targets, num_boxes: float | Tensor | None = None) -> Losses:
         """Return the unweighted losses, without synchronising.
@@ -130,26 +151,45 @@ class SetCriterion(nn.Module):
         normaliser = num_boxes.clamp(min=1) if isinstance(num_boxes, Tensor) else max(num_boxes, 1.0)
         layers = len(outputs.logits)
 
-        all_logits, all_boxes = [outputs.logits], [outputs.boxes_cxcywh]
-        if outputs.encoder_logits is not None and outputs.encoder_boxes_cxcywh is not None:
-            all_logits.append(outputs.encoder_logits[None])
-            all_boxes.append(outputs.encoder_boxes_cxcywh[None])
-        query = self.match(all_logits, all_boxes, truth)
+        branches = [_sets_of(branch) for branch in (outputs, outputs.hybrid) if branch is not None]
+        copies = self._copies(branches)
+        all_logits, all_boxes = ([source for some in each for source in some] for each in zip(*branches, strict=True))
+        query = self.match(all_logits, all_boxes, truth, copies)
+        most = max(copies, default=1)
         image = truth.image_of_each()
         if truth.counts is None:
             image = image.clamp(max=truth.num_images - 1)  # unused rows of a capacity, which have no query
-        parts = [matched_predictions(torch.cat(all_logits), torch.cat(all_boxes), query, image, normaliser)]
+        parts, start = [], 0
+        for logits, boxes in branches:
+            scale = normaliser * self.hybrid_copies if parts else normaliser
+            predicted = torch.cat(logits), torch.cat(boxes)
+            some = query[start : start + len(predicted[0])]
+            parts.append(matched_predictions(*predicted, some, image, scale, most))
+            start += len(some)
+        if self.mixed_matching > 1:
+            parts[0] = replace(parts[0], ranked=most)
         if outputs.denoising is not None and outputs.denoising.layout.num_queries > 0:
             parts.append(denoising_predictions(outputs.denoising, normaliser))
-        table, best = set_losses(parts, truth)
-        if len(parts) == 1:
+        table, best = set_losses(parts, truth, self.classification)
+        if len(parts) == len(branches):
             table = torch.cat([table, table.new_zeros(len(KINDS), layers)], 1)
-        last = best[: query.shape[0] * truth.num_images * outputs.logits.shape[2]]
-        last = last.view(len(query), truth.num_images, -1)[layers - 1]
-        return Losses(table, class_error(last, image, query[layers - 1], truth.labels), layers)
+        last = best[: parts[0].logits.shape[:3].numel()].view(parts[0].logits.shape[:3])[layers - 1]
+        error = class_error(last, image, query[layers - 1, ::most], truth.labels)
+        return Losses(table, error, layers, sum(len(part.logits) for part in parts[1 : len(branches)]))
+
+    def _copies(self, branches: Sequence[tuple[list[Tensor], list[Tensor]]]) -> list[int]:
+        """Return the number of queries that each set of predictions matches a box with; [] if it is one for all."""
+        decoder, *encoder = branches[0][0]
+        copies = [self.mixed_matching] * (len(decoder) - 1) + [1] + [self.mixed_matching] * len(encoder)
+        copies += [self.hybrid_copies for logits, _ in branches[1:] for source in logits for _ in source]
+        return copies if max(copies) > 1 else []
 
     def match(
-        self, logits: Tensor | Sequence[Tensor], boxes_cxcywh: Tensor | Sequence[Tensor], targets: PackedTargets
+        self,
+        logits: Tensor | Sequence[Tensor],
+        boxes_cxcywh: Tensor | Sequence[Tensor],
+        targets: PackedTargets,
+        copies: Sequence[int] = (),
     ) -> Tensor:
         """Return the assignment of least cost, for each set of predictions and each image alone (DETR).
 
@@ -159,17 +199,34 @@ class SetCriterion(nn.Module):
             logits: [sets, B, Q, C], or a list of these.
             boxes_cxcywh: [sets, B, Q, 4], or a list of these.
             targets: N boxes.
+            copies: number of queries to match each box with, per set; () is one for all.
 
         Returns:
-            [sets, N]: each box's query, -1 where it has none.
+            [sets, N]: each box's query, -1 where it has none; [sets, N * max(copies)]: its queries in succession.
         """
         weights = (self.cost.classification, self.cost.l1, self.cost.giou)
-        return dino_kernels.hungarian_match(logits, boxes_cxcywh, targets, preset="dino", weights=weights).query_idx
+        extra = None
+        sources = [[each] if isinstance(each, Tensor) else each for each in (logits, boxes_cxcywh)]
+        if self.match_cost == "position":
+            extra = weights[0] * position_class_cost(sources[0], sources[1], targets)
+            weights = (0.0, *weights[1:])
+        if copies:
+            extra = copies_cost(copies, [each.shape[2] for each in sources[0] for _ in each], targets, extra)
+            targets = repeat_targets(targets, max(copies))
+        return dino_kernels.hungarian_match(
+            logits, boxes_cxcywh, targets, preset="dino", weights=weights, extra_cost=extra
+        ).query_idx
 
     def weighted(self, losses: Losses) -> Tensor:
         """Return the weighted sum of each set's classification, L1 and GIoU loss, [sets]."""
+        weights = self.weights.to(losses.table.device, non_blocking=True)
+        if weights.shape[1] > 1:
+            sets = (losses.first_denoising, losses.num_layers)
+            weights = torch.cat(
+                [each.expand(-1, size) for each, size in zip(weights.split(1, 1), sets, strict=True)], 1
+            )
         # Kinds of weight zero are finite if the trained ones are, so they add nothing.
-        return (self.weights.to(losses.table.device, non_blocking=True) * losses.table).sum(0)
+        return (weights * losses.table).sum(0)
 
     def weighted_total(self, losses: Losses) -> Tensor:
         """Return the training loss, a scalar: the weighted sum of all classification, L1 and GIoU losses."""
@@ -196,19 +253,32 @@ class Predictions:
     exists: Tensor  # [sets, P] bool
     normaliser: Tensor | float
     counted: Tensor | None = None  # [Q] bool: queries with a loss; None: all
+    ranked: int = 1  # pairs in succession that have one target, and less weight the worse they fit
+
+
+def _sets_of(outputs: DetectionOutput) -> tuple[list[Tensor], list[Tensor]]:
+    """Return logits and boxes of the decoder layers, and of the encoder if it predicts, each [sets, B, Q, ...]."""
+    logits, boxes = [outputs.logits], [outputs.boxes_cxcywh]
+    if outputs.encoder_logits is not None and outputs.encoder_boxes_cxcywh is not None:
+        logits.append(outputs.encoder_logits[None])
+        boxes.append(outputs.encoder_boxes_cxcywh[None])
+    return logits, boxes
 
 
 def matched_predictions(
     logits: Tensor,  # [sets, B, Q, C]
     boxes_cxcywh: Tensor,  # [sets, B, Q, 4]
-    query: Tensor,  # [sets, N] of each target, -1 where none
+    query: Tensor,  # [sets, N * copies] of each target, -1 where none
     image: Tensor,  # [N] of each target
     normaliser: Tensor | float,
+    copies: int = 1,
 ) -> Predictions:
     """Return predictions that were matched with all targets. A target without a query has the first of its image."""
     sets, images, queries = logits.shape[:3]
-    first = torch.arange(0, sets * images * queries, images * queries, device=image.device)[:, None] + image * queries
     target = torch.arange(len(image), device=image.device)
+    if copies > 1:
+        image, target = repeat_rows(image, copies), repeat_rows(target, copies)
+    first = torch.arange(0, sets * images * queries, images * queries, device=image.device)[:, None] + image * queries
     return Predictions(logits, boxes_cxcywh, first + query.clamp(min=0), target, query >= 0, normaliser)
 
 
@@ -223,10 +293,17 @@ def denoising_predictions(denoising: DenoisingOutput, normaliser: Tensor | float
     )
 
 
-def set_losses(parts: Sequence[Predictions], targets: PackedTargets) -> tuple[Tensor, Tensor]:
+def set_losses(
+    parts: Sequence[Predictions], targets: PackedTargets, classification: str = "focal"
+) -> tuple[Tensor, Tensor]:
     """Return the losses of all sets of predictions, with unmatched queries as background.
 
     All parts are laid end to end: the number of operations does not depend on how many there are.
+
+    Args:
+        parts: predictions and their pairs.
+        targets: what the pairs refer to.
+        classification: "focal", or a loss of `dino.model.successors.classification`.
 
     Returns:
         The losses [KINDS, sets], and the best class of each prediction [R].
@@ -234,7 +311,7 @@ def set_losses(parts: Sequence[Predictions], targets: PackedTargets) -> tuple[Te
     assert targets.boxes_cxcywh is not None  # pack() refuses
     logits = torch.cat([part.logits.flatten(0, 2) for part in parts]).float()  # [R, C]
     boxes = torch.cat([part.boxes_cxcywh.flatten(0, 2) for part in parts]).float()
-    queries = [part.logits.shape[:3].numel() for part in parts]
+    queries, sizes = [part.logits.shape[:3].numel() for part in parts], [part.row.numel() for part in parts]
     first = [0, *itertools.accumulate(queries[:-1])]
     # All pairs [P'], those that do not exist too: they count zero times, and are NaN if their query is.
     rows = torch.cat(
@@ -243,22 +320,32 @@ def set_losses(parts: Sequence[Predictions], targets: PackedTargets) -> tuple[Te
     exists = torch.cat([part.exists.flatten() for part in parts])
     target = torch.cat([part.target.expand_as(part.row).flatten() for part in parts])
 
-    one_hot = logits.new_zeros(len(logits) + 1, logits.shape[1])
-    # Those in the last row are cut off. Assigning the number 1 would copy it from the host, and wait for that.
-    counted = exists.to(boxes.dtype)
-    one_hot[rows.where(exists, len(logits)), targets.labels[target]] = counted
-    focal = focal_loss(logits, one_hot[:-1])
-    predicted, true = boxes[rows], targets.boxes_cxcywh[target]
+    predicted, true, counted = boxes[rows], targets.boxes_cxcywh[target], exists.to(boxes.dtype)
+    iou, overlap = iou_and_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true))
+    labels = targets.labels[target]
+    if classification == "focal":
+        one_hot = logits.new_zeros(len(logits) + 1, logits.shape[1])
+        # Those in the last row are cut off. Assigning the number 1 would copy it from the host, and wait for that.
+        one_hot[rows.where(exists, len(logits)), labels] = counted
+        of_logits = focal_loss(logits, one_hot[:-1])
+    else:
+        pairs = Pairs(rows, labels, iou.detach(), exists, *images_of_pairs(parts))
+        scores = pair_targets(classification, logits, pairs)
+        if any(part.ranked > 1 for part in parts):
+            weights = [
+                rank_weights(of_part.view_as(part.row), part.exists, part.ranked).flatten()
+                for part, of_part in zip(parts, scores.split(sizes), strict=True)
+            ]
+            scores, counted = scores * torch.cat(weights), counted * torch.cat(weights)
+        of_logits = classification_loss(classification, logits, scores, pairs)
     distance = (predicted - true).abs() * counted[..., None]
-    overlap = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true))
     of_pairs = torch.stack([distance[..., :2].sum(-1), distance[..., 2:].sum(-1), (1 - overlap) * counted])
-    pairs = [part.row.numel() for part in parts]
     best = logits.argmax(1)
     objects = (best != logits.shape[1] - 1)[None]
 
     tables, found = [], []
     for part, of_queries, of_targets, object_ in zip(
-        parts, focal.split(queries), of_pairs.split(pairs, 1), objects.split(queries, 1), strict=True
+        parts, of_logits.split(queries), of_pairs.split(sizes, 1), objects.split(queries, 1), strict=True
     ):
         of_queries, object_ = of_queries.view_as(part.logits), object_.view(*part.logits.shape[:3])
         if part.counted is not None:
@@ -266,11 +353,19 @@ def set_losses(parts: Sequence[Predictions], targets: PackedTargets) -> tuple[Te
         sums = [of_queries.flatten(1).sum(1)[None], of_targets.unflatten(1, (len(part.logits), -1)).sum(2)]
         tables.append(torch.cat(sums) / part.normaliser)
         found.append(object_.sum(2))
-    classification, center, size, giou = torch.cat(tables, 1)
+    classes, center, size, giou = torch.cat(tables, 1)
     # The official metric: mean absolute error of box counts, where "no object" is the last class.
     cardinality = (torch.cat(found) - targets.offsets.diff()).abs().mean(1, dtype=torch.float32)
-    kinds = [classification, center + size, giou, center.detach(), size.detach(), cardinality]
+    kinds = [classes, center + size, giou, center.detach(), size.detach(), cardinality]
     return torch.stack(kinds), best
+
+
+def images_of_pairs(parts: Sequence[Predictions]) -> tuple[Tensor, int]:
+    """Return the image of each pair, counted over all sets of all parts, [P'], and the number of these images."""
+    sizes = [part.logits.shape[0] * part.logits.shape[1] for part in parts]
+    first = [0, *itertools.accumulate(sizes[:-1])]
+    images = [(part.row // part.logits.shape[2] + start).flatten() for part, start in zip(parts, first, strict=True)]
+    return torch.cat(images), sum(sizes)
 
 
 def focal_loss(logits: Tensor, one_hot: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from dino.model.config import ModelConfig
 from dino.model.encoder import Memory
 from dino.model.layers import MLP, FeedForward, HeadPerLayer, self_attention
 from dino.model.position import BOX_TEMPERATURE, box_position, wavelengths
+from dino.model.successors.relation_bias import RelationBias
 from dino_kernels.nn import MSDeformAttn
 
 
@@ -31,7 +32,7 @@ class DecoderLayer(nn.Module):
         position: Tensor,  # [B, Q, C]
         reference_boxes: Tensor,  # [B, Q, L, 4] cxcywh in 0..1 of each level's padded map
         memory: Memory,
-        attention_mask: Tensor | None,  # [Q, Q], added to the logits of self-attention
+        attention_mask: Tensor | None,  # [Q, Q] or [B, M, Q, Q], added to the logits of self-attention
     ) -> Tensor:
         attended = self_attention(self.self_attn, states + position, states, attention_mask)
         states = self.self_attn_norm(states + attended)
@@ -54,6 +55,7 @@ class Decoder(nn.Module):
         box_heads = [MLP(channels, channels, 4, 3) for _ in heads]
         self.class_head = class_heads[0] if config.shared_heads else HeadPerLayer(class_heads)
         self.box_head = box_heads[0] if config.shared_heads else HeadPerLayer(box_heads)
+        self.relation = RelationBias(config.num_heads) if config.relation_bias else None
 
     def forward(
         self,
@@ -61,8 +63,10 @@ class Decoder(nn.Module):
         anchors: Tensor,  # [B, Q, 4] logits of cxcywh
         memory: Memory,
         blocked: Tensor | None = None,  # [Q, Q] bool, True = the row may not attend to the column
+        *,
+        related: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Run all layers.
+        """Run all layers; `related` is whether `relation_bias` has an effect.
 
         Returns:
             Normalised states [layers, B, Q, C], and the boxes that each layer started from [layers, B, Q, 4] cxcywh
@@ -73,9 +77,10 @@ class Decoder(nn.Module):
         mask = None
         if blocked is not None:
             mask = torch.zeros_like(blocked, dtype=content.dtype).masked_fill_(blocked, -torch.inf)
+        relation = self.relation if related else None
         states = content
         reference = anchors.sigmoid()
-        all_states, references = [], [reference]
+        all_states, references, predicted = [], [reference], reference
         for index, layer in enumerate(self.layers):
             boxes = references[-1][:, :, None] * scale
             position = self.query_position(box_position(boxes[:, :, 0], lengths).to(states.dtype))
@@ -84,6 +89,11 @@ class Decoder(nn.Module):
             # A layer attends to constants, so that gradients do not flow through all refinements.
             if len(references) < len(self.layers):
                 box_head = self.box_head[index] if isinstance(self.box_head, HeadPerLayer) else self.box_head
+                if relation is not None:
+                    with torch.no_grad():
+                        before, predicted = predicted, refine(box_head, self.norm(states), references[-1])
+                    mask = relation(before, predicted)
+                    mask = mask if blocked is None else mask.masked_fill(blocked, -torch.inf)
                 with torch.no_grad():
                     references.append(refine(box_head, states, references[-1]))
         # The same boxes with their gradient: that of all layers at once is a fifth of the operations.

@@ -9,11 +9,12 @@ from dino.model.backbones import build_backbone
 from dino.model.config import ModelConfig
 from dino.model.decoder import Decoder, look_forward_once, look_forward_twice
 from dino.model.denoising import Denoising, DenoisingQueries, Noise
-from dino.model.encoder import Encoder
+from dino.model.encoder import Encoder, Memory
 from dino.model.initialize import initialize
 from dino.model.neck import Neck
 from dino.model.outputs import DenoisingOutput, DetectionOutput
 from dino.model.query_selection import Queries, QuerySelection
+from dino.model.successors.hybrid import HybridQueries
 from dino.model.targets import Targets, pack
 
 
@@ -24,14 +25,18 @@ class DINO(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = build_backbone(
-            config.backbone, config.backbone_levels, gradient_checkpointing=config.gradient_checkpointing
+            config.backbone,
+            config.backbone_levels,
+            gradient_checkpointing=config.gradient_checkpointing,
+            freeze_stem=config.freeze_stem,
         )
         self.neck = Neck(self.backbone.channels, config.hidden_dim, config.num_levels)
         self.encoder = Encoder(config)
         self.query_selection = QuerySelection(config)
         self.decoder = Decoder(config)
         self.denoising = Denoising(config) if config.denoising != "off" else None
-        initialize(self.encoder, self.query_selection, self.decoder, self.denoising)
+        self.hybrid = HybridQueries(config) if config.hybrid_queries > 0 else None
+        initialize(self.encoder, self.query_selection, self.decoder, self.denoising, self.hybrid)
 
     def forward(
         self,
@@ -71,11 +76,20 @@ class DINO(nn.Module):
 
         # Both branches share the decoder and its heads: they are one sequence of queries.
         content, anchors, blocked = _join(denoising, queries)
-        states, references = self.decoder(content, anchors, memory, blocked)
+        outputs = _split(*self._decode(content, anchors, memory, blocked), denoising, queries)
+        if self.training and self.hybrid is not None:
+            others = self.query_selection(memory, hybrid=self.hybrid)
+            outputs.hybrid = _split(*self._decode(others.content, others.anchors, memory, related=False), None, others)
+        return outputs
+
+    def _decode(
+        self, content: Tensor, anchors: Tensor, memory: Memory, blocked: Tensor | None = None, **options: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits [layers, B, Q, C] and boxes [layers, B, Q, 4] of the decoder's queries."""
+        states, references = self.decoder(content, anchors, memory, blocked, **options)
         look_forward = look_forward_twice if self.config.look_forward == "twice" else look_forward_once
         boxes = look_forward(self.decoder.box_head, states, references)
-        logits = self.decoder.class_head(states)
-        return _split(logits, boxes, denoising, queries)
+        return self.decoder.class_head(states), boxes
 
 
 def _check(images: Tensor, mask: Tensor) -> None:

@@ -12,6 +12,7 @@ from dino.model.config import ModelConfig
 from dino.model.foreach import foreach_div
 from dino.model.layers import FeedForward, recompute
 from dino.model.position import image_position, pixel_counts
+from dino.model.successors.memory_fusion import MemoryFusion
 from dino_kernels.nn import MSDeformAttn
 
 
@@ -59,6 +60,7 @@ class Encoder(nn.Module):
         self.position = {"temperature": config.position_temperature, "offset": config.position_offset}
         self.level_embed = nn.Parameter(torch.empty(config.num_levels, config.hidden_dim))
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_encoder_layers))
+        self.fusion = MemoryFusion(config.hidden_dim, config.num_encoder_layers) if config.memory_fusion else None
 
     def forward(
         self,
@@ -72,10 +74,13 @@ class Encoder(nn.Module):
         position = position + torch.cat([embed.expand(height * width, -1) for embed, (height, width) in of_level])
         position = position.to(tokens.dtype)
         reference_points = encoder_reference_points(levels)
+        all_tokens = [tokens]
         for layer in self.layers:
             inputs = (tokens, position, reference_points, levels)
             tokens = recompute(layer, *inputs) if self.gradient_checkpointing else layer(*inputs)
-        return Memory(tokens, levels)
+            if self.fusion is not None:
+                all_tokens.append(tokens)
+        return Memory(tokens if self.fusion is None else self.fusion(all_tokens), levels)
 
 
 def flatten_levels(maps: list[Tensor], padding: Tensor) -> tuple[Tensor, Levels]:

@@ -12,11 +12,18 @@ from dino.model.denoising import Denoising
 from dino.model.encoder import Encoder
 from dino.model.layers import MLP, HeadPerLayer
 from dino.model.query_selection import QuerySelection, random_anchors
+from dino.model.successors.hybrid import HybridQueries
 from dino_kernels.nn import MSDeformAttn
 
 
 @torch.no_grad()
-def initialize(encoder: Encoder, selection: QuerySelection, decoder: Decoder, denoising: Denoising | None) -> None:
+def initialize(
+    encoder: Encoder,
+    selection: QuerySelection,
+    decoder: Decoder,
+    denoising: Denoising | None,
+    hybrid: HybridQueries | None = None,
+) -> None:
     """Draw every weight except those of the backbone and the neck, which their constructors draw."""
     for part in (encoder, selection, decoder):
         for parameter in part.parameters():
@@ -25,6 +32,8 @@ def initialize(encoder: Encoder, selection: QuerySelection, decoder: Decoder, de
         for module in part.modules():
             if isinstance(module, MSDeformAttn):
                 module.reset_parameters()  # its offsets look along rays: xavier would undo that
+    if decoder.relation is not None:
+        decoder.relation.project.reset_parameters()  # as in the public code
     nn.init.normal_(encoder.level_embed)
     if denoising is not None:
         nn.init.normal_(denoising.label_embed.weight)
@@ -37,6 +46,8 @@ def initialize(encoder: Encoder, selection: QuerySelection, decoder: Decoder, de
     for first, *others in (class_heads, box_heads):
         for head in others:
             head.load_state_dict(first.state_dict())
+    if hybrid is not None:
+        _initialize_heads(hybrid.class_head, hybrid.box_head)
 
 
 def _each(head: nn.Module) -> list[nn.Module]:

@@ -67,7 +67,7 @@ def self_attention(
     module: nn.MultiheadAttention,
     query: Tensor,  # [B, Q, C], of queries and keys
     value: Tensor,  # [B, Q, C]
-    mask: Tensor | None,  # [Q, Q], added to the logits
+    mask: Tensor | None,  # [Q, Q] or [B, M, Q, Q], added to the logits
 ) -> Tensor:
     """Return what the module does, [B, Q, C]: with one projection for queries and keys, and no transposed copies."""
     channels = module.embed_dim

@@ -48,6 +48,8 @@ class DetectionOutput:
     selected_indices: Tensor | None = None  # [B, Q] tokens selected as queries
     proposals_cxcywh: Tensor | None = None  # [B, Q, 4] their boxes before the encoder's box head moved them
     denoising: DenoisingOutput | None = None
+    hybrid: DetectionOutput | None = None
+    """Those of the second branch in training, with `hybrid_queries`."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the official dictionary: `pred_logits`, `pred_boxes`, `aux_outputs`, `interm_outputs`, `dn`."""
@@ -61,6 +63,8 @@ class DetectionOutput:
                 "pad_size": layout.num_queries,
                 "num_groups": layout.num_groups,
             }
+        if self.hybrid is not None:
+            result["hybrid"] = self.hybrid.as_dict()
         return result
 
 

@@ -11,6 +11,7 @@ from dino.model.boxes import inverse_sigmoid
 from dino.model.config import ModelConfig
 from dino.model.encoder import Levels, Memory
 from dino.model.layers import MLP
+from dino.model.successors.hybrid import HybridQueries
 
 
 @dataclass
@@ -47,6 +48,7 @@ class QuerySelection(nn.Module):
         self,
         memory: Memory,
         indices: Tensor | None = None,  # [B, Q] tokens to select in place of the best-scored ones
+        hybrid: HybridQueries | None = None,  # the queries of the second branch, with its heads and content
     ) -> Queries:
         """Return the queries of each image; fewer than `num_queries` if there are fewer tokens.
 
@@ -61,17 +63,18 @@ class QuerySelection(nn.Module):
             return Queries(self.content.weight.expand(shape), self.anchors.weight.float().expand(shape))
         proposals, unusable = token_proposals(memory.levels)
         tokens = memory.tokens.masked_fill(unusable[..., None], 0)
+        heads = self if hybrid is None else hybrid
         if indices is None:
-            indices = self.select(tokens)
+            indices = self.select(tokens) if hybrid is None else self.select(tokens, hybrid)
         rows = indices[..., None]
         tokens, proposals = (x.gather(1, rows.expand(-1, -1, x.shape[-1])) for x in (tokens, proposals))
         features = self.norm(self.project(tokens))
-        logits = self.class_head(features)
-        anchors = self.box_head(features).float() + proposals
-        if self.variant == "pure":
+        logits = heads.class_head(features)
+        anchors = heads.box_head(features).float() + proposals
+        if self.variant == "pure" and hybrid is None:
             content = features.detach()
         else:
-            content = self.content.weight[: indices.shape[1]].expand(indices.shape[0], -1, -1)
+            content = heads.content.weight[: indices.shape[1]].expand(indices.shape[0], -1, -1)
         return Queries(
             content=content,
             anchors=anchors.detach(),
@@ -85,10 +88,12 @@ class QuerySelection(nn.Module):
     def select(
         self,
         tokens: Tensor,  # [B, S, C]
+        hybrid: HybridQueries | None = None,
     ) -> Tensor:
         """Return the best-scored tokens [B, Q], best first. Only their features, computed again, have a gradient."""
-        scores = self.class_head(self.norm(self.project(tokens))).amax(-1)
-        return scores.topk(min(self.num_queries, scores.shape[1]), 1).indices
+        heads = self if hybrid is None else hybrid
+        scores = heads.class_head(self.norm(self.project(tokens))).amax(-1)
+        return scores.topk(min(heads.num_queries, scores.shape[1]), 1).indices
 
 
 def token_proposals(levels: Levels) -> tuple[Tensor, Tensor]:

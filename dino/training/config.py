@@ -12,6 +12,8 @@ from typing import Any, Literal
 from dino.model.config import PRESETS, ModelConfig, require
 
 PUBLISHED_LR_DROPS = {12: (11,), 24: (20,), 36: (30,)}
+PRESET_RATES = {"dino_4scale_r50_tuned": {"lr": 2e-4, "backbone_lr": 2e-5, "offsets_lr": 2e-5}}
+"""Learning rates that belong to a preset of the model (detrex's projects/dino/train_net.py)."""
 _PATHS = ("data", "output", "finetune", "backbone_weights")
 _TUPLES = ("short_sides", "lr_drop_epochs")
 _CHOICES = {"amp": ("off", "bf16", "fp16"), "strategy": ("ddp", "fsdp2")}
@@ -64,6 +66,8 @@ class TrainConfig:
     """Learning rate, published for an effective batch of 16."""
     backbone_lr: float = 1e-5
     """Learning rate of the backbone."""
+    offsets_lr: float | None = None
+    """Learning rate of the sampling offsets of deformable attention; None: as lr."""
     lr_drop_epochs: tuple[int, ...] | None = None
     """Epochs after which the rates drop to a tenth; None: as published (11 of 12, 20 of 24, 30 of 36), else 5/6."""
     warmup_steps: int = 0
@@ -142,6 +146,8 @@ class TrainConfig:
         for name, low in _AT_LEAST.items():
             value = getattr(self, name)
             require(math.isfinite(value) and value >= low, name, value, f"at least {low}")
+        offsets_lr = 0.0 if self.offsets_lr is None else self.offsets_lr
+        require(math.isfinite(offsets_lr) and offsets_lr >= 0, "offsets_lr", self.offsets_lr, "at least 0, or None")
         require(self.seed < 2**63, "seed", self.seed, "below 2**63")
         for name, allowed in _CHOICES.items():
             require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {allowed}")

@@ -16,12 +16,15 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
     With `config.static`, rates of parameters on a GPU are tensors there, which captured graphs read.
     """
-    backbone, rest = [], []
+    backbone, offsets, rest = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (backbone if "backbone" in name else rest).append(parameter)
+            has_own_rate = config.offsets_lr is not None and "sampling_offsets" in name
+            (backbone if "backbone" in name else offsets if has_own_rate else rest).append(parameter)
     groups = []
-    for parameters, rate in ((rest, config.lr), (backbone, config.backbone_lr)):
+    for parameters, rate in ((rest, config.lr), (backbone, config.backbone_lr), (offsets, config.offsets_lr)):
+        if rate is None:
+            continue
         captured = config.static and any(parameter.is_cuda for parameter in parameters)
         lr = torch.tensor(rate, dtype=torch.float32, device=parameters[0].device) if captured else rate
         groups.append({"params": parameters, "lr": lr, "initial_lr": rate})

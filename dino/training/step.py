@@ -189,7 +189,7 @@ class Step:
                 table, error, weighted = self._replayed_passes(*tensors)
             else:
                 table, error, weighted = self._passes(batch.images, batch.mask, batch.targets, num_boxes)
-        return Losses(table, error, self.criterion.num_layers), weighted
+        return Losses(table, error, self.criterion.num_layers, self.criterion.num_hybrid), weighted
 
     def _passes_of_tensors(
         self, images: Tensor, mask: Tensor, labels: Tensor, boxes_cxcywh: Tensor, offsets: Tensor, num_boxes: Tensor
@@ -260,6 +260,6 @@ def loss_parts(
     weighted: Tensor,  # [sets]
 ) -> Tensor:
     """Return `LOSS_PARTS` of a batch, float64 [6]."""
-    last, denoising = losses.num_layers - 1, losses.first_denoising
-    sums = [part.sum(0, keepdim=True) for part in (weighted, weighted[last + 1 : denoising], weighted[denoising:])]
+    last, encoder = losses.num_layers - 1, slice(losses.num_layers, losses.first_hybrid)
+    sums = [part.sum(0, keepdim=True) for part in (weighted, weighted[encoder], weighted[losses.first_denoising :])]
     return torch.cat([sums[0], losses.table[:NUM_TRAINED, last], *sums[1:]]).double()

@@ -12,9 +12,9 @@ MOST_LINES_OF_A_FILE = 400
 # 35,385 and 22,600 before data formats, tiles and videos, the report, and checks of what people bring; 41,600 and
 # 27,100 before large data and tar shards; 44,200 and 28,800 before steps without waits and with few operations; 44,400
 # and 29,100 before compiled and captured steps, native lists of matching, input, and `dino benchmark`; 46,300 and
-# 30,000 before exported files, ONNX Runtime's ops, weights by name, wheels and the kernel for the hub. Raising a limit
-# needs a reason.
-MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 50_600, "tests": 32_600}
+# 30,000 before exported files, ONNX Runtime's ops, weights by name, wheels and the kernel for the hub; 50,600 and
+# 32,600 before DINO's successors. Raising a limit needs a reason.
+MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 51_000, "tests": 33_500}
 
 
 def lines_of(folders: str) -> dict[str, int]:

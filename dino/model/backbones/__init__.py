@@ -27,12 +27,15 @@ CONVNEXTS = {
 BACKBONES = (*RESNETS, *SWINS, *CONVNEXTS)
 
 
-def build_backbone(name: str, levels: Sequence[int], *, gradient_checkpointing: bool = False) -> Backbone:
+def build_backbone(
+    name: str, levels: Sequence[int], *, gradient_checkpointing: bool = False, freeze_stem: bool = True
+) -> Backbone:
     """Return a backbone with random weights.
 
     Args:
         name: one of `BACKBONES`.
         levels, gradient_checkpointing: as in `Backbone`.
+        freeze_stem: as in `ResNet`; the others have no constant parts.
 
     Raises:
         ValueError: an unknown name, or levels that are not stages 0 to 3 in ascending order.
@@ -45,4 +48,4 @@ def build_backbone(name: str, levels: Sequence[int], *, gradient_checkpointing: 
         return Swin(*SWINS[name], levels, gradient_checkpointing=gradient_checkpointing)
     if name in CONVNEXTS:
         return ConvNeXt(*CONVNEXTS[name], levels, gradient_checkpointing=gradient_checkpointing)
-    return ResNet(name, levels, gradient_checkpointing=gradient_checkpointing)
+    return ResNet(name, levels, gradient_checkpointing=gradient_checkpointing, freeze_stem=freeze_stem)

@@ -174,14 +174,17 @@ RESNETS = {
 class ResNet(Backbone):
     """ResNet as in torchvision (stride in the 3x3 convolution), without the classifier.
 
-    With frozen normalisation the stem and the first stage are constants too, as in DETR.
+    With frozen normalisation the stem and the first stage are constants too, as in DETR, unless `freeze_stem` is False.
 
     Args:
         name: one of `RESNETS`.
         levels, gradient_checkpointing: as in `Backbone`.
+        freeze_stem: whether stem and first stage are constants.
     """
 
-    def __init__(self, name: str, levels: Sequence[int], *, gradient_checkpointing: bool = False) -> None:
+    def __init__(
+        self, name: str, levels: Sequence[int], *, gradient_checkpointing: bool = False, freeze_stem: bool = True
+    ) -> None:
         block, depths, width, norm = RESNETS[name]
         widths = [block.expansion * width * 2**stage for stage in range(4)]
         super().__init__(widths, levels, gradient_checkpointing)
@@ -198,7 +201,7 @@ class ResNet(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if norm is FrozenBatchNorm2d:
+        if norm is FrozenBatchNorm2d and freeze_stem:
             for part in (self.conv1, self.layer1):
                 part.requires_grad_(False)
 

@@ -43,4 +43,5 @@ def test_every_configuration_field_is_read() -> None:
     model = dino.DINO(config)
     images, mask = torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
     model.train()(images, mask, targets_of(1, 2))
+    dino.SetCriterion(config)
     assert fields - Recording.read == {"pretrained_backbone"}  # read by build_model
