@@ -14,7 +14,7 @@ MOST_LINES_OF_A_FILE = 400
 # and 29,100 before compiled and captured steps, native lists of matching, input, and `dino benchmark`; 46,300 and
 # 30,000 before exported files, ONNX Runtime's ops, weights by name, wheels and the kernel for the hub; 50,600 and
 # 32,600 before DINO's successors. Raising a limit needs a reason.
-MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 51_000, "tests": 33_500}
+MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 51_400, "tests": 33_800}
 
 
 def lines_of(folders: str) -> dict[str, int]:
