@@ -13,7 +13,6 @@ The extra cost of all sets is a tensor [G, N k, Q]: for 14 sets of up to 1,500 q
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -57,11 +56,8 @@ def copies_cost(
     copy = torch.arange(most, device=device)
     # Queries that an image's targets take with this copy; the first copy is never one too many.
     taken = targets.offsets.diff()[image, None] * ((copy + 1) * (copy > 0))  # [N, k]
-    is_extra = [
-        ((copy >= k) | (taken > count // 2)).expand(len(list(sets)), -1, -1)
-        for (k, count), sets in itertools.groupby(zip(copies, queries, strict=True))
-    ]
-    is_extra = torch.cat(is_extra)  # [G, N, k]
+    kinds = {kind: (copy >= kind[0]) | (taken > kind[1] // 2) for kind in zip(copies, queries, strict=True)}
+    is_extra = torch.stack([kinds[kind] for kind in zip(copies, queries, strict=True)])  # [G, N, k]
     cost = torch.zeros(is_extra.shape, dtype=torch.float32, device=device).masked_fill(is_extra, torch.inf)
     if extra_cost is None:
         return cost[..., None].expand(-1, -1, -1, max(queries)).flatten(1, 2)

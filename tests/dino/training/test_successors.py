@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.backends.debugging import aot_eager
 
 from dino.commands.train import parse
 from dino.common.distributed import joined_ranks, replicate_or_shard
@@ -115,18 +116,25 @@ def test_static_steps_are_the_plain_ones(switches: dict[str, Any]) -> None:
 def test_compiled_steps_with_all_of_them_are_the_plain_ones() -> None:
     torch._dynamo.reset()
     batches = [[batch_of(SIZES[2], 2 * i, 1, seed=i)] for i in range(2)]
-    losses = []
+    losses, graphs = [], []
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    backend: Any = counting
     for is_compiled in (False, True):
         model: Any = tiny_model(ALL)
         called, criterion = model, SetCriterion(model.config)
         if is_compiled:
-            called, criterion = compiled(model, "eager"), compiled(criterion, "eager")
+            called, criterion = compiled(model, backend), compiled(criterion, backend)
         optimizer = build_optimizer(model, TrainConfig(Path(), lr=1e-3))
         step = Step(called, criterion, optimizer, Precision("off", "cpu"), ALONE, clip=0.1, compiled=is_compiled)
         torch.manual_seed(2)
         losses.append([report.losses for report in reports_of(step, batches)])
     for plain, other in zip(*losses, strict=True):
         assert other == pytest.approx(plain, rel=1e-3)
+    assert len(graphs) == 2  # model and criterion, without breaks
 
 
 def compare_steps_of_two_processes() -> None:
