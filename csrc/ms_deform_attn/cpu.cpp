@@ -11,8 +11,6 @@
 namespace dino_kernels {
 namespace {
 
-constexpr int64_t kFewCornersPerRow = 8;
-
 // One call's parameters and the data they point to.
 struct CpuCall : OnCpu {
   CpuParams params{};
@@ -31,7 +29,7 @@ struct CpuCall : OnCpu {
 
  private:
   std::vector<int64_t> integers(const char* name, const Tensor& tensor) const;
-  void run_heads(const CpuKernel& kernel, bool many_corners);
+  void run_heads(const CpuKernel& kernel);
   void scatter_value(const CpuKernels& kernels);
   void gather_value(const CpuKernels& kernels);
 };
@@ -87,12 +85,10 @@ void run(const CpuParams& p, const CpuKernel& kernel, int64_t tasks, int64_t gra
              [&](int64_t begin, int64_t end, void* scratch) { kernel.run(p, begin, end, scratch); });
 }
 
-// With many samples per row, as in an encoder, reading the rows of one head at a time saves more than copying
-// them costs, unless a thread gets less than half a head.
-void CpuCall::run_heads(const CpuKernel& kernel, bool many_corners) {
+// Not by head if a thread would get less than half a head.
+void CpuCall::run_heads(const CpuKernel& kernel) {
   CpuParams& p = params;
-  p.by_head = many_corners && p.M > 1 && p.heads_per_table == 1 && !p.grad_reference_points &&
-              2 * p.B * p.M >= torch::stable::get_num_threads();
+  p.by_head = pays_by_head(p) && 2 * p.B * p.M >= torch::stable::get_num_threads();
   run(p, kernel, p.B * p.Q * (p.by_head ? p.M : 1), query_grain(p) * (p.by_head ? p.M : 1));
   p.by_head = false;  // the other kernels have tasks of their own
 }
@@ -104,7 +100,7 @@ Tensor CpuCall::run_forward(const Tensor& value) {
   p.output = output.mutable_data_ptr();
   const CpuKernels& kernels = kernels_for(p);
   p.heads_per_table = heads_per_table(p, lanes_of(p, kernels));
-  run_heads(kernels.forward, p.Q * p.K * 4 >= kFewCornersPerRow * p.S);
+  run_heads(kernels.forward);
   return output;
 }
 
@@ -143,7 +139,7 @@ Tensor CpuCall::run_backward(const Tensor& value, bool value_wanted, const std::
   p.heads_per_table = heads_per_table(p, lanes);
   AlignedMemory kept;
   const bool gathers =
-      p.grad_value && corners < kFewCornersPerRow * p.S && corners <= std::numeric_limits<int32_t>::max();
+      p.grad_value && corners < kManyCornersPerRow * p.S && corners <= std::numeric_limits<int32_t>::max();
   if (gathers) {
     const int64_t samples = (p.heads_per_table * p.K + lanes - 1) / lanes * lanes;  // of a table, padded
     const int64_t bytes = p.B * p.Q * (p.M / p.heads_per_table) * 4 * samples * kernels.vector_bytes / lanes;
@@ -152,7 +148,7 @@ Tensor CpuCall::run_backward(const Tensor& value, bool value_wanted, const std::
     p.corner_weights = kept.get() + bytes;
   }
   if (gathers || p.grad_positions || p.grad_weights || p.grad_reference_points) {
-    run_heads(kernels.backward_samples, corners >= kFewCornersPerRow * p.S);
+    run_heads(kernels.backward_samples);
   }
   if (gathers) {
     gather_value(kernels);

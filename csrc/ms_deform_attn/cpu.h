@@ -62,6 +62,12 @@ const CpuKernels& kernels_for(const CpuParams& p);
 // How many numbers of the compute dtype fill one vector of these kernels.
 int64_t lanes_of(const CpuParams& p, const CpuKernels& kernels);
 
+// From so many corners per row of value on, the samples of an encoder.
+constexpr int64_t kManyCornersPerRow = 8;
+
+// Whether reading the rows of one head at a time saves more than copying them costs.
+bool pays_by_head(const CpuParams& p);
+
 // Minimum number of queries per task: below it, starting a thread costs more than the work.
 int64_t query_grain(const CpuParams& p);
 

@@ -21,6 +21,11 @@ int64_t lanes_of(const CpuParams& p, const CpuKernels& kernels) {
   return kernels.vector_bytes / compute_bytes(p);
 }
 
+bool pays_by_head(const CpuParams& p) {
+  return p.Q * p.K * 4 >= kManyCornersPerRow * p.S && p.M > 1 && p.heads_per_table == 1 &&
+         !p.grad_reference_points;
+}
+
 int64_t query_grain(const CpuParams& p) {
   constexpr int64_t kCornerChannels = 32768;
   return std::max<int64_t>(1, kCornerChannels / std::max<int64_t>(1, p.M * p.K * p.D));

@@ -184,17 +184,20 @@ void set_samples(const Inputs& inputs, bool fused, const Tensor& value, CpuParam
   }
 }
 
-// Ranges of queries, as tasks of ONNX Runtime's threads.
+// Ranges of a kernel's tasks, as tasks of ONNX Runtime's threads: each span is divided into ranges of
+// `length`.
 struct Ranges {
   const CpuParams& p;
   const CpuKernel& kernel;
-  int64_t length, scratch_bytes;
+  int64_t span, length, scratch_bytes;
   std::atomic<bool> out_of_memory{false};
 
+  int64_t of_span() const { return (span + length - 1) / length; }
   void run(int64_t index) noexcept {
     try {
       const ThreadScratch scratch(scratch_bytes);
-      const int64_t begin = index * length, end = std::min(begin + length, p.B * p.Q);
+      const int64_t first = index / of_span() * span, begin = first + index % of_span() * length;
+      const int64_t end = std::min(begin + length, first + span);
       kernel.run(p, begin, end, scratch.get());
     } catch (const std::bad_alloc&) {
       out_of_memory = true;
@@ -239,11 +242,14 @@ void MSDeformAttn::run(KernelContext* context) const {
   const CpuKernels& kernels = kernels_for(p);
   p.heads_per_table = heads_per_table(p, lanes_of(p, kernels));
   // The number of the session's threads is not known here; enough ranges for any to be busy to the end.
+  // By head, each copies a head's rows: two for a head.
   constexpr int64_t kMostRanges = 128;
-  const int64_t tasks = p.B * p.Q;
-  const int64_t length = std::max(query_grain(p), (tasks + kMostRanges - 1) / kMostRanges);
-  const int64_t count = (tasks + length - 1) / length;
-  Ranges ranges{p, kernels.forward, length, kernels.forward.scratch_bytes(p)};
+  p.by_head = pays_by_head(p);
+  const int64_t span = p.by_head ? p.Q : p.B * p.Q, most = p.by_head ? 2 : kMostRanges;
+  const int64_t grain = query_grain(p) * (p.by_head ? p.M : 1);
+  const int64_t length = std::max(grain, (span + most - 1) / most);
+  Ranges ranges{p, kernels.forward, span, length, kernels.forward.scratch_bytes(p)};
+  const int64_t count = ranges.of_span() * (p.by_head ? p.B * p.M : 1);
   if (count == 1) {
     ranges.run(0);
   } else {
