@@ -155,10 +155,14 @@ wheel-tools:  ## what `make wheels` needs: torch's headers and the extras of TOO
 	  print("numpy", *(need for name in sys.argv[1:] for need in extras[name]), sep="\n")' $(TOOLS) \
 	  | $(PYTHON) -m pip install "$(TORCH)" -r /dev/stdin
 
+# Debian's Python includes its configuration by the architecture's name, and is the same for the limited API of another
+# 64-bit Linux.
 arm:  ## the CPU libraries for aarch64, by a cross compiler, into build/aarch64/
 	$(FOR_AARCH64) "$(AARCH64_TORCH)"
+	mkdir -p $(AARCH64)/include
+	ln -sfn /usr/include/x86_64-linux-gnu $(AARCH64)/include/aarch64-linux-gnu
 	_PYTHON_HOST_PLATFORM=linux-aarch64 CXX="$(AARCH64_CXX) -L$(CURDIR)/$(AARCH64)/site/torch/lib" DINO_KERNELS_CUDA=0 \
-	  $(PYTHON) setup.py -q build --build-lib $(AARCH64)/lib
+	  CPATH=$(CURDIR)/$(AARCH64)/include $(PYTHON) setup.py -q build --build-lib $(AARCH64)/lib
 
 check-arm:  ## these kernels against the reference, on qemu's aarch64: SYSROOT=FOLDER
 	$(FOR_AARCH64) numpy filelock typing-extensions sympy mpmath networkx jinja2 markupsafe fsspec

@@ -54,13 +54,18 @@ def batch_of(size_hw: tuple[int, int]) -> Batch:
     return collate(samples)
 
 
-def step_of(device: torch.device, **overrides: Any) -> Callable[[Batch], object]:
-    """Build a model, and return what takes a whole training step."""
+def build_step(device: torch.device, amp: str = "off", static: bool = False, **overrides: Any) -> Step:
+    """Build a model and return its training step; `overrides` are fields of the model."""
     torch.manual_seed(0)
     model = build_model(PRESET, pretrained_backbone=False, **overrides).to(device).train()
-    optimizer = build_optimizer(model, TrainConfig(Path()))
-    ranks = Ranks(0, 1, device)
-    step = Step(model, SetCriterion(model.config), optimizer, Precision("off", device.type), ranks, clip=0.1)
+    optimizer = build_optimizer(model, TrainConfig(Path(), static=static))
+    ranks, precision = Ranks(0, 1, device), Precision(amp, device.type)
+    return Step(model, SetCriterion(model.config), optimizer, precision, ranks, clip=0.1, static=static)
+
+
+def step_of(device: torch.device, **overrides: Any) -> Callable[[Batch], object]:
+    """Build a model, and return what takes a whole training step."""
+    step = build_step(device, **overrides)
 
     def call(batch: Batch) -> object:
         step([batch])

@@ -30,29 +30,24 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from benchmarks.detector.memory import GIB, PRESET, build_step
 from benchmarks.detector.precision import pytorch_operators
 from benchmarks.measure import machine
 from benchmarks.measure.race import middle_half
 from benchmarks.measure.results import LATEST, RESULTS, spread, write_json
 from benchmarks.measure.tables import as_text
 from dino.checkpoint import build_model
-from dino.common.distributed import Ranks
 from dino.data import Batch
 from dino.model.criterion import SetCriterion
-from dino.training.config import TrainConfig
-from dino.training.optimizer import build_optimizer
 from dino.training.precision import Precision
-from dino.training.step import Step
 from dino_kernels import PackedTargets
 
 FILE_NAME = "training_step.json"
-PRESET = "dino_4scale_r50"
 PARTS = ("forward", "matching and losses", "backward", "update")
 OFFICIAL, PYTORCH, KERNELS, COMPILED = "official code", "PyTorch operators", "kernels", "kernels, compiled"
 STATIC = "kernels, replayed"
 CAPACITY = 100  # targets of an image, where shapes must not depend on them
 IN_A_ROW = 5  # steps between two readings of a GPU's clock
-GIB = 2**30
 Stages = Iterator[None]
 """A step that stops after each of PARTS, or only at its end."""
 
@@ -95,12 +90,8 @@ class Replayed:
     """Steps of this project's training with `--static`: on a GPU two replays of CUDA graphs."""
 
     def __init__(self, device: str, *, amp: str = "off") -> None:
-        torch.manual_seed(0)
         self.kernels = True
-        model = build_model(PRESET, pretrained_backbone=False).to(device).train()
-        optimizer = build_optimizer(model, TrainConfig(Path(), static=True))
-        ranks, precision = Ranks(0, 1, torch.device(device)), Precision(amp, device)
-        self.whole = Step(model, SetCriterion(model.config), optimizer, precision, ranks, clip=0.1, static=True)
+        self.whole = build_step(torch.device(device), amp, static=True)
 
     def step(self, images: Tensor, mask: Tensor, targets: list[dict[str, Tensor]]) -> Stages:
         packed = PackedTargets.pack(targets, capacity=CAPACITY * len(targets), max_targets=CAPACITY)

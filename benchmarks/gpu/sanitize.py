@@ -21,10 +21,10 @@ from torch import Tensor
 import dino_kernels
 from benchmarks.attention import gate
 from benchmarks.attention.peers import implementations
-from benchmarks.attention.sizes import LARGE, SMALL, multiprocessors
 from benchmarks.attention.workloads import OPS
 from benchmarks.measure.stage import Refused
 from dino_kernels import hungarian_match, linear_sum_assignment, matching_cost
+from dino_kernels.ops._core import libraries
 from dino_kernels.testing import (
     ASSIGNMENT_CASES,
     CASES,
@@ -40,6 +40,8 @@ from dino_kernels.testing import (
     sample_inputs,
 )
 
+# As many multiprocessors as make any call large, or any test's call small.
+LARGE, SMALL = 1, 1_000_000
 # Queries of every kind, masks, boxes, borders, odd sizes; each a few thousand samples, because sanitizers are slow.
 NAMES = ("encoder_masked", "decoder_few_queries", "odd_points", "one_pixel_levels", "channels_36", "hostile_boxes")
 # As many queries as rows, with 32 channels: a large call uses tiles.
@@ -48,7 +50,7 @@ TILES = ("encoder_masked",)
 
 def sized(backend: str, count: int) -> AbstractContextManager[object]:
     """Make calls use the kernels of a GPU with `count` multiprocessors, if the backend has a choice."""
-    return multiprocessors(count) if backend == "cuda" else nullcontext()
+    return libraries.assume_multiprocessors(count) if backend == "cuda" else nullcontext()
 
 
 def attention(

@@ -14,7 +14,6 @@ import torch
 import dino_kernels
 from benchmarks.attention import gate
 from benchmarks.attention.peers import implementations
-from benchmarks.attention.sizes import LARGE, SMALL
 from benchmarks.attention.workloads import OPS
 from benchmarks.gpu import sanitize
 from benchmarks.gpu.graphs import Graphed, assert_never_waits, assert_replays
@@ -58,10 +57,10 @@ def checks(device: str) -> list[Part]:
         return Part(f"{name} {dtype}", attention, {**where, "dtype": dtype, "cases": cases, **others})
 
     for dtype in ("fp32", "bf16"):
-        for size, count in (("large", LARGE), ("small", SMALL)):
+        for size, count in (("large", sanitize.LARGE), ("small", sanitize.SMALL)):
             cases = [_named(name) for name in NAMES]
             parts.append(attention_part(f"attention {size}", dtype, cases, multiprocessors=count))
-        parts.append(attention_part("attention tiles", dtype, tiles, multiprocessors=LARGE))
+        parts.append(attention_part("attention tiles", dtype, tiles, multiprocessors=sanitize.LARGE))
         parts.append(attention_part("attention as it comes", dtype, [large]))
         few = [_named(name) for name in FEW_NAMES]
         parts.append(attention_part("deterministic", dtype, few, deterministic=True))

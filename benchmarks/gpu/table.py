@@ -240,11 +240,10 @@ def counter_lines(document: Document) -> Table:
     """Make a README's table of Nsight Compute's counters."""
     rows = rows_of(document, COUNTERS_PART, "counters")
     names = [name for name in rows[0] if name not in ("kind", "target", "kernel")] if rows else []
-    table = [["kernel", *(name.replace("_", " ") for name in names)]]
+    table = [["target", "kernel", *(name.replace("_", " ") for name in names)]]
     for row in rows:
         kernel = row["kernel"].partition("<")[0].partition("(")[0].rpartition(" ")[2].rpartition("::")[2]
-        if not kernel.startswith(("vectorized", "elementwise")):  # PyTorch's fills and casts
-            table.append([kernel, *("-" if row[name] is None else f"{row[name]:.4g}" for name in names)])
+        table.append([row["target"], kernel, *("-" if row[name] is None else f"{row[name]:.4g}" for name in names)])
     return table
 
 
@@ -289,14 +288,9 @@ def tool_tables(document: Document) -> Iterator[str]:
     if rows:
         listed = (f"{row['pattern']} on {row['rows']} rows {row['rows_per_s'] / 1e9:.3g}" for row in rows)
         yield "rows of 128 B added in L2, 10^9 a second: " + "; ".join(listed)
-    rows = rows_of(document, COUNTERS_PART, "counters")
-    if rows:
-        names = [name for name in rows[0] if name not in ("kind", "target", "kernel")]
-        table = [["target", "kernel", *names]]
-        for row in rows:
-            values = ("-" if row[name] is None else f"{row[name]:.4g}" for name in names)
-            table.append([row["target"], row["kernel"].partition("<")[0].rpartition(" ")[2][-30:], *values])
-        yield as_text(table)
+    counters = counter_lines(document)
+    if len(counters) > 1:
+        yield as_text(counters)
 
 
 def failures(document: Document, parts: list[str]) -> list[str]:

@@ -29,7 +29,7 @@ struct CpuCall : OnCpu {
 
  private:
   std::vector<int64_t> integers(const char* name, const Tensor& tensor) const;
-  void run_heads(const CpuKernel& kernel);
+  void run_heads(const CpuKernel& kernel) const;
   void scatter_value(const CpuKernels& kernels);
   void gather_value(const CpuKernels& kernels);
 };
@@ -86,11 +86,10 @@ void run(const CpuParams& p, const CpuKernel& kernel, int64_t tasks, int64_t gra
 }
 
 // Not by head if a thread would get less than half a head.
-void CpuCall::run_heads(const CpuKernel& kernel) {
-  CpuParams& p = params;
+void CpuCall::run_heads(const CpuKernel& kernel) const {
+  CpuParams p = params;  // the other kernels have tasks of their own
   p.by_head = pays_by_head(p) && 2 * p.B * p.M >= torch::stable::get_num_threads();
   run(p, kernel, p.B * p.Q * (p.by_head ? p.M : 1), query_grain(p) * (p.by_head ? p.M : 1));
-  p.by_head = false;  // the other kernels have tasks of their own
 }
 
 Tensor CpuCall::run_forward(const Tensor& value) {

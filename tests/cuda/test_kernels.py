@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import dino_kernels
-from benchmarks.attention import sizes
 from dino_kernels import UnsupportedError
+from dino_kernels.ops._core import libraries
 from dino_kernels.ops._core.dispatch import ops
 from dino_kernels.testing import CASES, Case, assert_accurate, run, sample_inputs
 from tests.comparison import assert_same_but_for_the_order_of_sums, assert_same_sums, magnitudes_of_sums
@@ -42,7 +42,7 @@ def device_of(kernel: str, multiprocessors: int) -> Iterator[None]:
     if kernel == emulation.NAME:
         size = emulation.multiprocessors(multiprocessors)
     else:
-        size = sizes.multiprocessors(multiprocessors) if torch.cuda.is_available() else nullcontext()
+        size = libraries.assume_multiprocessors(multiprocessors) if torch.cuda.is_available() else nullcontext()
     with size:
         yield
 

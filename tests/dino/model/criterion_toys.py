@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 import dino
+from dino.model.criterion import SetCriterion
 from dino.model.denoising import Denoising
 from dino.model.outputs import DenoisingOutput, DetectionOutput
 from dino_kernels import PackedTargets
@@ -43,3 +46,15 @@ def outputs_of(
         drawn_denoising = drawn(LAYERS, images, made.layout.num_queries)
         outputs.denoising = DenoisingOutput(*drawn_denoising, made.layout, made.target, made.in_group)
     return outputs
+
+
+def assert_what_is_not_finite_is_not_matched(
+    criterion: SetCriterion, outputs: DetectionOutput, targets: PackedTargets, broken: str
+) -> None:
+    """Break one matched prediction of the last layer, `outputs.<broken>`: two images with 2 and 3 targets."""
+    healthy = criterion.match(outputs.logits, outputs.boxes_cxcywh, targets)
+    unlucky = int(healthy[1, 0])
+    getattr(outputs, broken)[1, 0, unlucky] = math.nan
+    matched = criterion.match(outputs.logits, outputs.boxes_cxcywh, targets)
+    assert torch.equal(matched[0], healthy[0]) and torch.equal(matched[1, 2:], healthy[1, 2:])
+    assert (matched >= 0).all() and unlucky not in matched[1, :2].tolist()

@@ -15,7 +15,12 @@ from dino.model.criterion import KINDS, NUM_TRAINED, SetCriterion
 from dino.model.denoising import Denoising
 from dino_kernels import Match, PackedTargets, pairs_of
 from tests.dino.launches import Launches
-from tests.dino.model.criterion_toys import CLASSES, outputs_of, targets_of
+from tests.dino.model.criterion_toys import (
+    CLASSES,
+    assert_what_is_not_finite_is_not_matched,
+    outputs_of,
+    targets_of,
+)
 
 
 def criterion() -> SetCriterion:
@@ -164,12 +169,7 @@ def test_class_error_counts_matched_queries_alone() -> None:
 @pytest.mark.parametrize("broken", ["logits", "boxes_cxcywh"])
 def test_queries_that_are_not_finite_are_not_matched_and_the_loss_shows_them(broken: str) -> None:
     outputs, targets = outputs_of(2, 10), packed_of(2, 3)
-    healthy = criterion().match(outputs.logits, outputs.boxes_cxcywh, targets)
-    unlucky = int(healthy[1, 0])
-    getattr(outputs, broken)[1, 0, unlucky] = math.nan
-    matched = criterion().match(outputs.logits, outputs.boxes_cxcywh, targets)
-    assert torch.equal(matched[0], healthy[0]) and torch.equal(matched[1, 2:], healthy[1, 2:])
-    assert (matched >= 0).all() and unlucky not in matched[1, :2].tolist()
+    assert_what_is_not_finite_is_not_matched(criterion(), outputs, targets, broken)
     losses = criterion()(outputs, targets)
     if broken == "logits":
         assert losses["loss_ce"].isnan()

@@ -15,7 +15,12 @@ from dino.model.boxes import cxcywh_to_xyxy, generalized_iou
 from dino.model.criterion import SetCriterion
 from dino.model.successors.match_cost import position_class_cost
 from dino_kernels import PackedTargets
-from tests.dino.model.criterion_toys import CLASSES, outputs_of, targets_of
+from tests.dino.model.criterion_toys import (
+    CLASSES,
+    assert_what_is_not_finite_is_not_matched,
+    outputs_of,
+    targets_of,
+)
 from tests.dino.model.successors.successor_toys import GOLDEN, stored
 
 
@@ -77,13 +82,8 @@ def test_every_set_is_matched_at_the_least_cost(capacity: int | None) -> None:
 
 def test_queries_that_are_not_finite_are_not_matched() -> None:
     for broken in ("logits", "boxes_cxcywh"):
-        outputs, targets = outputs_of(2, 10), PackedTargets.pack(targets_of(2, 3))
-        healthy = criterion().match(outputs.logits, outputs.boxes_cxcywh, targets)
-        unlucky = int(healthy[1, 0])
-        getattr(outputs, broken)[1, 0, unlucky] = math.nan
-        matched = criterion().match(outputs.logits, outputs.boxes_cxcywh, targets)
-        assert torch.equal(matched[0], healthy[0]) and torch.equal(matched[1, 2:], healthy[1, 2:])
-        assert (matched >= 0).all() and unlucky not in matched[1, :2].tolist()
+        targets = PackedTargets.pack(targets_of(2, 3))
+        assert_what_is_not_finite_is_not_matched(criterion(), outputs_of(2, 10), targets, broken)
 
 
 def test_one_call_matches_all_sets(monkeypatch: pytest.MonkeyPatch) -> None:
