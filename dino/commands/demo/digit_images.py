@@ -43,22 +43,29 @@ def load_sources() -> dict[str, Sources]:
 
 
 def compose(
-    rng: random.Random, sources: Sources, *, image_size: int, digit_size: tuple[int, int], max_digits: int
+    rng: random.Random, sources: Sources, *, image_size: int, **options: Any
 ) -> tuple[Image.Image, list[tuple[int, Box]]]:
-    """Return an image, and the value and box of each digit on it. The sizes are those of `DigitsConfig`."""
+    """Return an image, and the value and box of each digit on it. The options are those of `paint`."""
     image = _background(rng, image_size, sources.photographs)
-    return image, paint(rng, image, sources, digit_size=digit_size, max_digits=max_digits)
+    return image, paint(rng, image, sources, **options)
 
 
 def paint(
-    rng: random.Random, image: Image.Image, sources: Sources, *, digit_size: tuple[int, int], max_digits: int
+    rng: random.Random,
+    image: Image.Image,
+    sources: Sources,
+    *,
+    digit_size: tuple[int, int],
+    max_digits: int,
+    min_digits: int = 1,
+    overlap: float = 0.0,
 ) -> list[tuple[int, Box]]:
-    """Paint digits on a square image; return the value and box of each."""
+    """Paint digits on a square image; return the value and box of each. The options are those of `DigitsConfig`."""
     digits: list[tuple[int, Box]] = []
-    for _ in range(rng.randint(1, max_digits)):
+    for _ in range(rng.randint(min_digits, max_digits)):
         index = rng.randrange(len(sources.values))
         stencil = _stencil(sources.digits[index], rng.randint(*digit_size))
-        place = _free_place(rng, image.width, stencil.size, [box for _, box in digits])
+        place = _free_place(rng, image.width, stencil.size, [box for _, box in digits], overlap)
         if place is None:
             continue  # no room left; the first digit always finds room
         _draw(rng, image, stencil, place)
@@ -96,12 +103,17 @@ def _ink_box(ink: Image.Image) -> Box:
     return box
 
 
-def _free_place(rng: random.Random, image_size: int, size: tuple[int, int], taken: list[Box]) -> tuple[int, int] | None:
+def _free_place(
+    rng: random.Random, image_size: int, size: tuple[int, int], taken: list[Box], overlap: float
+) -> tuple[int, int] | None:
+    """Return a random place whose box shares at most a part, `overlap`, of itself or another box; None if none is."""
     width, height = size
+    gap = 2 if overlap == 0 else 0
     for _ in range(100):
         x, y = rng.randint(0, image_size - width), rng.randint(0, image_size - height)
         if all(
-            x + width + 2 <= left or left + w + 2 <= x or y + height + 2 <= top or top + h + 2 <= y
+            max(0, min(x + width, left + w) - max(x, left) + gap) * max(0, min(y + height, top + h) - max(y, top) + gap)
+            <= overlap * min(width * height, w * h)
             for left, top, w, h in taken
         ):
             return x, y

@@ -35,16 +35,26 @@ class DigitsConfig:
     digit_size: tuple[int, int] = (24, 48)
     """Smallest and largest longer side of a digit in pixels."""
     max_digits: int = 5
-    """An image has 1 to max_digits digits, which do not overlap."""
+    """An image has min_digits to max_digits digits, fewer if there is no room."""
+    min_digits: int = 1
+    """See max_digits."""
+    overlap: float = 0.0
+    """Largest part of the smaller of two digits' boxes that the larger may share; 0: boxes are 2 pixels apart."""
     seed: int = 0
     """The same configuration gives the same images."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "digit_size", tuple(self.digit_size))
         low, high = self.digit_size
-        for name in ("train_images", "valid_images", "max_digits"):
+        for name in ("train_images", "valid_images", "min_digits", "max_digits"):
             if getattr(self, name) < 1:
                 raise ValueError(f"DigitsConfig: {name} must be at least 1, got {getattr(self, name)}")
+        if self.max_digits < self.min_digits:
+            raise ValueError(
+                f"DigitsConfig: max_digits must be at least min_digits = {self.min_digits}, got {self.max_digits}"
+            )
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"DigitsConfig: overlap must be at least 0 and below 1, got {self.overlap}")
         if not 8 <= low <= high <= self.image_size // 2:
             raise ValueError(
                 f"DigitsConfig: digit_size must be (smallest, largest) with 8 <= smallest <= largest <= image_size / 2"
@@ -108,6 +118,8 @@ def _write_split(folder: Path, split: str, indices: Iterable[int], config: Digit
             image_size=config.image_size,
             digit_size=config.digit_size,
             max_digits=config.max_digits,
+            min_digits=config.min_digits,
+            overlap=config.overlap,
         )
         file_name = f"{split}_{index:05d}.jpg"
         image.save(folder / file_name, quality=95, subsampling=0)
@@ -139,7 +151,9 @@ def categories() -> list[dict[str, Any]]:
 
 
 def _description(config: DigitsConfig) -> dict[str, Any]:
-    return {"version": _VERSION, **dataclasses.asdict(config), "digit_size": list(config.digit_size)}
+    later = {"min_digits": 1, "overlap": 0.0}  # fields that folders of this version may lack
+    fields = {name: value for name, value in dataclasses.asdict(config).items() if later.get(name) != value}
+    return {"version": _VERSION, **fields, "digit_size": list(config.digit_size)}
 
 
 def _is_complete(directory: Path, config: DigitsConfig) -> bool:
