@@ -3,7 +3,7 @@
     python -m benchmarks.claims                    all runs: about three hours of two cores
     python -m benchmarks.claims --seeds 0 --variants DINO "no denoising"
     python -m benchmarks.claims --jobs 0           no run: tables and figures of what is finished
-    python -m benchmarks.claims --publish          also write benchmarks/results/MACHINE/claims.json and figures
+    python -m benchmarks.claims --publish          also write claims.json and figures to benchmarks/results/MACHINE
 
 Rerun the command to resume: finished runs are read from the output folder, a stopped one continues at its last epoch.
 """
@@ -12,20 +12,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
-from typing import Any
 
+import torch
+
+from benchmarks.claims.claims import FILE_NAME, runs_table, table
+from benchmarks.claims.figures import draw_all
+from benchmarks.claims.groups import groups_table, measure_groups
 from benchmarks.claims.recipe import SEEDS, VARIANTS, prepare
-from benchmarks.claims.run import RESULT, output_of
-from benchmarks.measure.machine import ROOT
+from benchmarks.claims.run import RESULT, finished, output_of
+from benchmarks.measure import machine
+from benchmarks.measure.results import LATEST, RESULTS, write_json
+from benchmarks.measure.tables import as_text
 
 Job = tuple[str, int]
 
@@ -36,9 +40,14 @@ def jobs_of(variants: list[str], seeds: list[int]) -> list[Job]:
     return sorted(jobs, key=lambda job: (VARIANTS[job[0]].turn, job[1]))
 
 
+def command_of(job: Job, folder: Path) -> list[str]:
+    """Return the command that trains and measures one variant with one seed."""
+    return [sys.executable, "-m", "benchmarks.claims.run", job[0], str(job[1]), str(folder.resolve())]
+
+
 @contextlib.contextmanager
 def children() -> Iterator[dict[subprocess.Popen[bytes], Job]]:
-    """Yield the running processes, and end them, which makes each save a checkpoint, however the block ends."""
+    """Yield the running processes; end them, which makes each save a checkpoint, however the block ends."""
     running: dict[subprocess.Popen[bytes], Job] = {}
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -51,7 +60,7 @@ def children() -> Iterator[dict[subprocess.Popen[bytes], Job]]:
             process.wait()
 
 
-def train_all(jobs: list[Job], at_once: int, folder: Path) -> Iterator[tuple[Job, int]]:
+def run_all(jobs: list[Job], at_once: int, folder: Path) -> Iterator[tuple[Job, int]]:
     """Run the jobs, some at once, one thread each; yield each with its exit code when it has ended."""
     todo = iter(jobs)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -60,11 +69,15 @@ def train_all(jobs: list[Job], at_once: int, folder: Path) -> Iterator[tuple[Job
             while len(running) < at_once and (job := next(todo, None)) is not None:
                 output = output_of(folder, *job)
                 output.mkdir(parents=True, exist_ok=True)
-                command = [sys.executable, "-m", "benchmarks.claims.run", job[0], str(job[1]), str(folder.resolve())]
                 with (output / "output.txt").open("ab") as text:
                     # Not in the terminal's process group: Ctrl-C reaches it through this process, once.
-                    process = subprocess.Popen(
-                        command, cwd=ROOT, env=environment, stdout=text, stderr=text, start_new_session=True
+                    process = subprocess.Popen[bytes](
+                        command_of(job, folder),
+                        cwd=machine.ROOT,
+                        env=environment,
+                        stdout=text,
+                        stderr=text,
+                        start_new_session=True,
                     )
                 running[process] = job
             if not running:
@@ -82,27 +95,46 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="one training each (0 1 2 3 4)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once, by default one per core")
     parser.add_argument("--output", type=Path, default=Path("runs/claims"), help="folder of the runs (runs/claims)")
-    parser.add_argument("--publish", action="store_true", help="write the results under benchmarks/results/MACHINE")
+    parser.add_argument("--publish", action="store_true", help="write the results to benchmarks/results/MACHINE")
     options = parser.parse_args()
-    jobs = jobs_of(options.variants, options.seeds)
-    todo = [job for job in jobs if not (output_of(options.output, *job) / RESULT).exists()] if options.jobs > 0 else []
-    if todo:
-        print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished; preparing data and backbone", flush=True)
-        prepare(options.output)
-    failed, started, number = [], time.monotonic(), count(len(jobs) - len(todo) + 1)
-    for (variant, seed), code in train_all(todo, options.jobs, options.output):
-        where = output_of(options.output, variant, seed)
-        state = f"exit code {code}, see {where / 'output.txt'}" if code else _summary(where)
-        done = next(number) - (len(jobs) - len(todo))
-        left = (time.monotonic() - started) / done * (len(todo) - done)
-        print(f"[{done}/{len(todo)}] {variant}, seed {seed}: {state}; {left / 60:.0f} min left", flush=True)
-        failed += [where] if code else []
+    failed = train_missing(jobs_of(options.variants, options.seeds), options.jobs, options.output)
+    report(options.output, options.publish)
     return 1 if failed else 0
 
 
-def _summary(where: Path) -> str:
-    row: dict[str, Any] = json.loads((where / RESULT).read_text())
-    return f"AP {100 * row['history'][-1]['AP']:.1f} in {row['seconds']} s"
+def train_missing(jobs: list[Job], at_once: int, folder: Path) -> bool:
+    """Run the jobs that are not finished; return whether one failed."""
+    todo = [job for job in jobs if not (output_of(folder, *job) / RESULT).exists()] if at_once > 0 else []
+    if not todo:
+        return False
+    print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished; making data and backbone", flush=True)
+    prepare(folder)
+    failed, started = False, time.monotonic()
+    for done, ((variant, seed), code) in enumerate(run_all(todo, at_once, folder), 1):
+        failed |= code != 0
+        where = output_of(folder, variant, seed)
+        state = f"exit code {code}, see {where / 'output.txt'}"
+        if code == 0:
+            row = next(row for row in finished(folder) if (row["variant"], row["seed"]) == (variant, seed))
+            state = f"AP {100 * row['history'][-1]['AP']:.1f} in {row['seconds']} s"
+        left = (time.monotonic() - started) / done * (len(todo) - done)
+        print(f"[{done}/{len(todo)}] {variant}, seed {seed}: {state}; {left / 60:.0f} min left", flush=True)
+    return failed
+
+
+def report(folder: Path, publish: bool) -> None:
+    """Print the tables of the finished runs, and write them and the figures."""
+    runs = finished(folder)
+    if not runs:
+        raise SystemExit(f"--jobs 0: {folder} has no finished run. Leave --jobs out to train.")
+    torch.set_num_threads(1)
+    facts = machine.describe("cpu")
+    document = {"machine": facts, "runs": runs, "groups": measure_groups(folder)}
+    place = RESULTS / (machine.slug(facts) if publish else LATEST)
+    write_json(place / FILE_NAME, document)
+    for each in (runs_table, groups_table, table):
+        print(f"\n{as_text(each(document))}")
+    print("\n" + "\n".join(str(path) for path in (place / FILE_NAME, *draw_all(document, place))))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 from scipy.stats import t as student
 
 from benchmarks.claims.recipe import VARIANTS
@@ -32,7 +32,7 @@ def last(name: str, *place: int) -> Value:
 
 def average(name: str) -> Value:
     """Return a function that averages a number over the epochs that have it."""
-    return lambda history: mean(row[name] for row in history if row[name] is not None)
+    return lambda history: float(np.mean([row[name] for row in history if row[name] is not None]))
 
 
 def per_cent(value: Value) -> Value:
@@ -60,7 +60,7 @@ def refinement(history: History) -> float:
 
 def agreement(history: History) -> float:
     """Return the cosine of the next layer's gradient through the box with the layer's own, over layers and epochs."""
-    return mean(value for row in history for value in row["gradients"]["cosine"])
+    return float(np.mean([row["gradients"]["cosine"] for row in history]))
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ class Effect:
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean and the half width of its 95 % interval by Student's t; NaN for one value."""
     if len(values) < 2:
-        return mean(values), math.nan
+        return float(np.mean(values)), math.nan
     scale = float(student.ppf(0.975, len(values) - 1)) / math.sqrt(len(values))
-    return mean(values), scale * stdev(values)
+    return float(np.mean(values)), scale * float(np.std(values, ddof=1))
 
 
 def effect(claim: Claim, runs: Sequence[dict[str, Any]]) -> Effect | None:
@@ -143,7 +143,12 @@ def effect(claim: Claim, runs: Sequence[dict[str, Any]]) -> Effect | None:
         return None
     first, second = [sides[0][s] for s in seeds], [sides[1].get(s, 0.0) for s in seeds]
     difference, half_width = interval([a - b for a, b in zip(first, second, strict=True)])
-    return Effect((mean(first), None if claim.against is None else mean(second)), difference, half_width, len(seeds))
+    return Effect(
+        (float(np.mean(first)), None if claim.against is None else float(np.mean(second))),
+        difference,
+        half_width,
+        len(seeds),
+    )
 
 
 def table(document: dict[str, Any]) -> Table:
@@ -181,6 +186,7 @@ def runs_table(document: dict[str, Any]) -> Table:
             cells = []
             for _, value, digits in COLUMNS:
                 values = [value(row["history"]) for row in runs]
-                cells.append(f"{mean(values):.{digits}f} ± {stdev(values) if len(values) > 1 else math.nan:.{digits}f}")
+                deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+                cells.append(f"{np.mean(values):.{digits}f} ± {deviation:.{digits}f}")
             lines.append([name, str(len(runs)), f"{runs[0]['steps']:,}", *cells])
     return lines

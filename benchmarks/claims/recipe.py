@@ -16,6 +16,7 @@ SEEDS = (0, 1, 2, 3, 4)
 IMAGE_SIZE = 96
 BATCH_SIZE = 4
 SHORT, LONG = 6, 18  # epochs of 200 steps
+BACKBONE_IMAGES = 2000
 # Small, crowded digits whose boxes overlap: two of one class may share 40 % of the smaller box.
 CROWD = DigitsConfig(
     train_images=800,
@@ -68,7 +69,8 @@ def prepare(folder: Path) -> tuple[Path, Path]:
     make_digits_dataset(data, CROWD)
     if not weights.exists():
         # Of other images: the detector's training images stay unseen.
-        others = make_digits_dataset(folder / "backbone-data", dataclasses.replace(CROWD, train_images=2000, seed=1))
+        crowd = dataclasses.replace(CROWD, train_images=BACKBONE_IMAGES, seed=1)
+        others = make_digits_dataset(folder / "backbone-data", crowd)
         pretrain(others, weights)
     return data, weights
 

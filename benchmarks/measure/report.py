@@ -18,6 +18,7 @@ from functools import partial
 from itertools import chain, groupby
 from typing import Any
 
+from benchmarks.claims import claims, groups
 from benchmarks.detector import ablation, export, memory, onnx, precision, training_step
 from benchmarks.gpu import table as gpu
 from benchmarks.matching.peers import BASELINES, LISTS
@@ -186,6 +187,9 @@ TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
     "precision": (precision.FILE_NAME, precision.table),
     "training_step": (training_step.FILE_NAME, training_step.table),
     "export": (export.FILE_NAME, export.table),
+    "claims": (claims.FILE_NAME, claims.table),
+    "claims_runs": (claims.FILE_NAME, claims.runs_table),
+    "claims_groups": (claims.FILE_NAME, groups.groups_table),
     "step_memory": (memory.FILE_NAME, memory.table),
     "onnx": (onnx.FILE_NAME, onnx.table),
     "counts": (counts.STORED.name, counts.table),

@@ -6,7 +6,10 @@ from typing import Any
 
 Table = list[list[str]]  # the first row is the header
 # Columns aligned to the left.
-WORDS = ("workload", "baseline", "kernel", "per", "op", "by", "model", "pass", "part", "mode", "step")
+WORDS = (
+    *("workload", "baseline", "kernel", "per", "op", "by", "model", "pass", "part", "mode", "step"),
+    *("claim", "measure", "result"),
+)
 
 
 def milliseconds(row: dict[str, Any]) -> str:

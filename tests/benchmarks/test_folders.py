@@ -11,9 +11,10 @@ FOLDERS = {
     "attention": "measure",
     "matching": "measure attention",
     "detector": "measure attention",
+    "claims": "measure",
     "sass": "measure matching",
     "gpu": "measure attention matching",
-    "measure/report": "measure attention matching detector sass gpu",
+    "measure/report": "measure attention matching detector claims sass gpu",
     "conftest": "measure measure/report attention matching",
     "": "",
 }

@@ -194,6 +194,8 @@ def test_a_missing_scikit_learn_names_the_extra(tmp_path: Path, monkeypatch: pyt
     [
         ({"train_images": 0}, "train_images must be at least 1, got 0"),
         ({"max_digits": 0}, "max_digits must be at least 1, got 0"),
+        ({"max_digits": 2, "min_digits": 3}, "max_digits must be at least min_digits = 3, got 2"),
+        ({"overlap": 1.0}, "overlap must be at least 0 and below 1, got 1.0"),
         ({"digit_size": (24, 90)}, "digit_size must be"),
         ({"digit_size": (50, 40)}, "digit_size must be"),
         ({"digit_size": (2, 40)}, "digit_size must be"),
