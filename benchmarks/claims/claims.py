@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,35 +77,50 @@ class Claim:
 
 
 FULL = "DINO"
-CLAIMS = (
-    Claim("Denoising makes matching stable", "objects that change their query from epoch to epoch, %", MOVED,
-          "static queries", "static queries, no denoising", -1),
-    Claim("... also with queries from the encoder", "the same", MOVED, FULL, "no denoising", -1),
-    Claim("Denoising speeds up training", "mean AP over the epochs", MEAN_AP, FULL, "no denoising", +1),
-    Claim("... and improves its result", "AP", AP, FULL, "no denoising", +1),
-    Claim("Negatives prevent duplicates", "duplicates per object found", DUPLICATES, FULL, "plain denoising", -1, 2),
-    Claim("Negatives bring anchors closer", "ATD(100)", DISTANCE, FULL, "plain denoising", -1, 3),
-    Claim("Contrastive denoising is better than plain", "AP", AP, FULL, "plain denoising", +1),
-    Claim("Anchors from the encoder speed up training", "mean AP over the epochs", MEAN_AP, FULL, "static queries", +1),
-    Claim("... and improve its result", "AP", AP, FULL, "static queries", +1),
-    Claim("Learned content is better than selected", "AP", AP, FULL, "pure queries", +1),
-    Claim("... after three times the training", "AP", AP, "DINO, long", "pure queries, long", +1),
-    Claim("Anchors from the encoder still help then", "AP", AP, "DINO, long", "static queries, long", +1),
-    Claim("Looking forward twice improves boxes", "mean IoU of matched boxes, %", LAST_IOU,
-          FULL, "look forward once", +1),
-    Claim("... and AP at strict IoU", "AP75", AP75, FULL, "look forward once", +1),
-    Claim("... and AP", "AP", AP, FULL, "look forward once", +1),
-    Claim("Its extra gradient agrees with the layer's own", "cosine", agreement, FULL, None, +1, 2),
-    Claim("Decoder layers refine boxes", "IoU of the last layer less that of the first, %", refinement, FULL, None, +1),
-    Claim("More denoising groups help", "AP", AP, FULL, "2 groups", +1),
-    Claim("... and still more", "AP", AP, "12 groups", FULL, +1),
-    Claim("NMS is not needed", "AP without NMS less AP with NMS at 0.7", nms_loss, FULL, None, +1),
-    Claim("... after three times the training", "the same", nms_loss, "DINO, long", None, +1),
-    *(Claim(f"`{name}` improves AP", "AP", AP, name, FULL, +1)
-      for name in ("varifocal", "iou_aware", "position", "matchability")),
-    *(Claim(f"`{name}` makes scores follow IoU", "rank correlation of score and IoU", ALIGNMENT, name, FULL, +1, 2)
-      for name in ("varifocal", "iou_aware", "position", "matchability")),
-)  # fmt: skip
+LOSSES = ("varifocal", "iou_aware", "position", "matchability")
+# By topic.
+CLAIMS = {
+    "matching": (
+        Claim("Denoising makes matching stable", "objects that change their query in 200 steps, %", MOVED,
+              "static queries", "static queries, no denoising", -1),
+        Claim("... also with queries from the encoder", "the same", MOVED, FULL, "no denoising", -1),
+        Claim("Denoising speeds up training", "mean AP over the epochs", MEAN_AP, FULL, "no denoising", +1),
+        Claim("... and improves its result", "AP", AP, FULL, "no denoising", +1),
+    ),
+    "denoising": (
+        Claim("Negatives prevent duplicates", "duplicates per object found", DUPLICATES,
+              FULL, "plain denoising", -1, 2),
+        Claim("Negatives bring anchors closer", "ATD(100)", DISTANCE, FULL, "plain denoising", -1, 3),
+        Claim("Contrastive denoising is better than plain", "AP", AP, FULL, "plain denoising", +1),
+        Claim("More groups help", "AP, 5 groups against 2", AP, FULL, "2 groups", +1),
+        Claim("... and still more", "AP, 12 groups against 5", AP, "12 groups", FULL, +1),
+    ),
+    "selection": (
+        Claim("Anchors from the encoder speed up training", "mean AP over the epochs", MEAN_AP,
+              FULL, "static queries", +1),
+        Claim("... and improve its result", "AP", AP, FULL, "static queries", +1),
+        Claim("... also of three times the training", "AP", AP, "DINO, long", "static queries, long", +1),
+        Claim("Learned content is better than selected", "AP", AP, FULL, "pure queries", +1),
+        Claim("... after three times the training", "AP", AP, "DINO, long", "pure queries, long", +1),
+    ),
+    "look_forward": (
+        Claim("Looking forward twice improves boxes", "mean IoU of matched boxes, %", LAST_IOU,
+              FULL, "look forward once", +1),
+        Claim("... AP at a strict IoU", "AP75", AP75, FULL, "look forward once", +1),
+        Claim("... and AP", "AP", AP, FULL, "look forward once", +1),
+        Claim("Its extra gradient agrees with the layer's own", "cosine", agreement, FULL, None, +1, 2),
+        Claim("Layers refine boxes", "IoU of the last layer less that of the first, %", refinement, FULL, None, +1),
+    ),
+    "nms": (
+        Claim("NMS is not needed", "AP without NMS less AP with NMS at 0.7", nms_loss, FULL, None, +1),
+        Claim("... after three times the training", "the same", nms_loss, "DINO, long", None, +1),
+    ),
+    "successors": (
+        *(Claim(f"`{name}` improves AP", "AP", AP, name, FULL, +1) for name in LOSSES),
+        *(Claim(f"`{name}` makes scores follow IoU", "rank correlation of score and IoU", ALIGNMENT, name, FULL, +1, 2)
+          for name in LOSSES),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -151,10 +166,10 @@ def effect(claim: Claim, runs: Sequence[dict[str, Any]]) -> Effect | None:
     )
 
 
-def table(document: dict[str, Any]) -> Table:
-    """Make a row per claim: the two means, their difference with its interval, and what follows."""
+def table(document: dict[str, Any], topics: Iterable[str] = CLAIMS) -> Table:
+    """Make a row per claim of some topics: the two means, their difference with its interval, and what follows."""
     lines = [["claim", "measure", "with", "without", "difference", "seeds", "result"]]
-    for claim in CLAIMS:
+    for claim in (claim for topic in topics for claim in CLAIMS[topic]):
         if (found := effect(claim, document["runs"])) is not None:
             a, b = (("" if value is None else f"{value:.{claim.digits}f}") for value in found.values)
             difference = f"{found.difference:+.{claim.digits}f} ± {found.half_width:.{claim.digits}f}"

@@ -24,14 +24,14 @@ def draw_all(document: Document, folder: Path) -> list[Path]:
     for name, (needed, draw) in FIGURES.items():
         if have >= set(needed):
             path = folder / f"claims-{name}.png"
-            _save(draw(document), document, path)
+            save(draw(document), about(document), path)
             drawn.append(path)
     return drawn
 
 
 def instability(document: Document) -> Any:
     """Draw the objects that change their query between epochs."""
-    figure, (left, right) = _panels(2)
+    figure, (left, right) = new_panels(2)
     for axes, pairs, title in (
         (left, (("static queries", BLUE), ("static queries, no denoising", RED)), "static queries, as in DN-DETR"),
         (right, (("DINO", BLUE), ("no denoising", RED)), "queries from the encoder, as in DINO"),
@@ -48,7 +48,7 @@ def instability(document: Document) -> Any:
 def selection(document: Document) -> Any:
     """Draw AP over training by the kind of query selection."""
     long = any(row["variant"] == "static queries, long" for row in document["runs"])
-    figure, panels = _panels(1 + long)
+    figure, panels = new_panels(1 + long)
     for axes, suffix in zip(panels, ("", ", long"), strict=False):
         for variant, label, colour in (
             ("pure queries", "pure: content from the encoder", GREEN),
@@ -64,7 +64,7 @@ def selection(document: Document) -> Any:
 
 def look_forward(document: Document) -> Any:
     """Draw the IoU of matched boxes by layer, and the gradients that a layer gets from the next one's boxes."""
-    figure, (left, right) = _panels(2)
+    figure, (left, right) = new_panels(2)
     for variant, label, colour, shift in (
         ("DINO", "twice", BLUE, -0.06),
         ("look forward once", "once", RED, 0.06),
@@ -106,7 +106,7 @@ def successors(document: Document) -> Any:
 
 def suppression(document: Document) -> Any:
     """Draw the AP that non-maximum suppression takes away over training."""
-    figure, (axes,) = _panels(1, width=6.2)
+    figure, (axes,) = new_panels(1, width=6.2)
     for name, label, colour in (
         ("AP_nms_0.7", "suppressed above IoU 0.7", BLUE),
         ("AP_nms_0.5", "suppressed above IoU 0.5", RED),
@@ -136,7 +136,8 @@ def _runs(document: Document, variant: str) -> list[Row]:
     return [row for row in document["runs"] if row["variant"] == variant]
 
 
-def _panels(count: int, width: float = 4.6) -> tuple[Any, Sequence[Any]]:
+def new_panels(count: int, width: float = 4.6) -> tuple[Any, Sequence[Any]]:
+    """Return a figure with panels side by side, each `width` inches wide."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -174,7 +175,7 @@ def _curve(
 
 def _dots(document: Document, variants: dict[str, str], columns: Sequence[tuple[str, Value]], baseline: str) -> Any:
     """Draw a panel per number: a point per seed, lines between runs of one seed, means with their intervals."""
-    figure, panels = _panels(len(columns), width=4.2)
+    figure, panels = new_panels(len(columns), width=4.2)
     for axes, (title, value) in zip(panels, columns, strict=True):
         numbers = [{run["seed"]: value(run["history"]) for run in _runs(document, name)} for name in variants]
         for seed in sorted(set.intersection(*(set(each) for each in numbers))):
@@ -189,12 +190,17 @@ def _dots(document: Document, variants: dict[str, str], columns: Sequence[tuple[
     return figure
 
 
-def _save(figure: Any, document: Document, path: Path) -> None:
+def about(document: Document) -> str:
+    """Return the line below a figure."""
+    seeds = len({row["seed"] for row in document["runs"]})
+    return f"means of {seeds} seeds and their 95 % intervals. {caption(document['machine'])}"
+
+
+def save(figure: Any, below: str, path: Path) -> None:
+    """Write a figure with a line below it."""
     import matplotlib.pyplot as plt
 
-    seeds = len({row["seed"] for row in document["runs"]})
-    about = f"mean of {seeds} seeds and its 95 % interval. {caption(document['machine'])}"
-    figure.text(0.5, 0.012, about, ha="center", fontsize=7.5, color="#444444")
+    figure.text(0.5, 0.012, below, ha="center", fontsize=7.5, color="#444444")
     figure.tight_layout(rect=(0, 0.035, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

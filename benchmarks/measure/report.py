@@ -188,6 +188,7 @@ TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
     "training_step": (training_step.FILE_NAME, training_step.table),
     "export": (export.FILE_NAME, export.table),
     "claims": (claims.FILE_NAME, claims.table),
+    **{f"claims_{topic}": (claims.FILE_NAME, partial(claims.table, topics=[topic])) for topic in claims.CLAIMS},
     "claims_runs": (claims.FILE_NAME, claims.runs_table),
     "claims_groups": (claims.FILE_NAME, groups.groups_table),
     "step_memory": (memory.FILE_NAME, memory.table),

@@ -1,0 +1,116 @@
+"""Draw the pictures of dino/PAPER.md with the model of a finished run, on one of its validation images.
+
+python -m benchmarks.claims.pictures --publish     after `python -m benchmarks.claims`
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from benchmarks.claims.figures import BLUE, RED, new_panels, save
+from benchmarks.claims.recipe import VARIANTS, training
+from benchmarks.claims.run import output_of
+from benchmarks.measure import machine
+from benchmarks.measure.results import LATEST, RESULTS
+from dino.checkpoint import build_model
+from dino.data import Batch, Datasets, build_loader
+from dino.inference.detector import Detector
+from dino.model.boxes import cxcywh_to_xyxy
+from dino.training.run import load_data
+from dino.visualize.sampling import draw_sampling_points
+from dino.visualize.stages import draw_denoising, draw_query_selection, draw_refinement
+
+RUN = ("DINO", 0)
+
+
+def draw_noise(batch: Batch) -> Any:
+    """Draw how far the corners of positives and negatives move, in halves of their box's size.
+
+    The queries are those of `Denoising.forward` on a batch of images.
+    """
+    torch.manual_seed(0)
+    denoising = build_model(VARIANTS["DINO"].model).denoising
+    assert denoising is not None
+    truth = batch.targets
+    assert truth.boxes_cxcywh is not None
+    queries = denoising(truth)
+    layout = queries.layout
+    anchors = cxcywh_to_xyxy(queries.anchors.sigmoid())
+    slot = torch.arange(layout.num_queries)
+    box = slot % layout.group_size
+    negative = slot % (layout.kinds * layout.group_size) >= layout.group_size
+    figure, panels = new_panels(2, width=4.2)
+    for axes, corner, name in zip(panels, (slice(0, 2), slice(2, 4)), ("top left", "bottom right"), strict=True):
+        for is_negative, colour, label in ((False, BLUE, "positives"), (True, RED, "negatives")):
+            moves = []
+            for image, (first, last) in enumerate(zip(truth.offsets[:-1], truth.offsets[1:], strict=True)):
+                used = (box < last - first) & (negative == is_negative)
+                true = truth.boxes_cxcywh[first + box[used]]
+                moved = anchors[image, used][:, corner] - cxcywh_to_xyxy(true)[:, corner]
+                # Not those that the border of the image stopped.
+                inside = ((anchors[image, used] > 0.002) & (anchors[image, used] < 0.998)).all(-1)
+                moves.append((moved / (true[:, 2:] / 2))[inside])
+            points = torch.cat(moves)
+            axes.scatter(*points.T.tolist(), s=3, color=colour, label=label, linewidths=0)
+        for edge in (1, 2):
+            axes.plot(
+                [-edge, edge, edge, -edge, -edge], [-edge, -edge, edge, edge, -edge], color="#666666", linewidth=1
+            )
+        axes.set(aspect="equal", xlim=(-2.4, 2.4), ylim=(2.4, -2.4), title=f"{name} corner")
+        axes.set_xlabel("moved to the right, halves of the width")
+    panels[0].set_ylabel("moved down, halves of the height")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=2, frameon=False, markerscale=4)
+    return figure
+
+
+def draw_pictures(detector: Detector, data: Datasets, number: int) -> dict[str, Image.Image]:
+    """Return the pictures of the tour by name, of a validation image given by its position."""
+    assert data.valid is not None
+    batch = next(iter(build_loader(data.valid, 20, train=False)))
+    first, last = batch.targets.offsets[number : number + 2].tolist()
+    assert batch.targets.boxes_cxcywh is not None
+    image = Image.open(data.valid.index.image_path(number)).convert("RGB")
+    scale = torch.tensor([*image.size, *image.size])
+    boxes = cxcywh_to_xyxy(batch.targets.boxes_cxcywh[first:last]) * scale
+    labels = batch.targets.labels[first:last]
+    return {
+        "refinement": draw_refinement(detector, image),
+        "query-selection": draw_query_selection(detector, image),
+        "sampling": draw_sampling_points(detector, image),
+        "denoising": draw_denoising(detector, image, boxes, labels),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/claims"), help="folder of the runs (runs/claims)")
+    parser.add_argument("--image", type=int, default=0, help="position of the validation image (0)")
+    parser.add_argument("--publish", action="store_true", help="write to benchmarks/results/MACHINE")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    output = output_of(options.output, *RUN)
+    config = training(VARIANTS[RUN[0]], RUN[1], options.output, output)
+    data = load_data(dataclasses.replace(config, evaluate_every=1))
+    facts = machine.describe("cpu")
+    folder = RESULTS / (machine.slug(facts) if options.publish else LATEST)
+    folder.mkdir(parents=True, exist_ok=True)
+    detector = Detector.from_checkpoint(output / "final", device="cpu", dtype="float32")
+    for name, picture in draw_pictures(detector, data, options.image).items():
+        path = folder / f"paper-{name}.jpg"
+        picture.convert("RGB").save(path, quality=88)
+        print(path)
+    batch = next(iter(build_loader(data.train, 40, train=False)))
+    path = folder / "paper-noise.png"
+    save(draw_noise(batch), machine.caption(facts), path)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
