@@ -1,1 +1,1 @@
-"""Measure whole detectors: their speed with and without our kernels, and DINO's ablation."""
+"""Measure whole detectors: their speed with and without our kernels, memory, precision, export."""

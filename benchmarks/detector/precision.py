@@ -22,12 +22,13 @@ from unittest import mock
 
 import dino_kernels
 import dino_kernels.nn.ms_deform_attn
-from benchmarks.detector.ablation import train_once
 from benchmarks.measure import machine
 from benchmarks.measure.results import LATEST, RESULTS, write_json
 from benchmarks.measure.tables import as_text
 from dino.commands.demo import DemoOptions, demo_config
 from dino.commands.demo.digits import DigitsConfig, make_digits_dataset
+from dino.training.config import TrainConfig
+from dino.training.train import train
 
 FILE_NAME = "precision.json"
 IMAGE_SIZE = 96
@@ -41,6 +42,21 @@ MODES: dict[str, dict[str, Any]] = {
     "kernels, bf16": {"amp": "bf16"},
     "kernels, fp16": {"amp": "fp16"},
 }
+
+
+def train_once(about: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Train, or read the finished run in the output folder; return `about` and the metrics after the last epoch."""
+    done = config.output / "result.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    result = train(dataclasses.replace(config, resume=config.output.exists(), overwrite=False))
+    if result.stopped_by is not None:
+        raise KeyboardInterrupt
+    row = about | {"steps": result.step, "skipped": result.skipped_steps}
+    row |= {metric: result.history[-1][metric] for metric in ("AP", "AP50", "AP75")}
+    row["history"] = [{key: entry[key] for key in ("epoch", *("AP", "AP50", "AP75"))} for entry in result.history]
+    done.write_text(json.dumps(row))
+    return row
 
 
 @contextmanager

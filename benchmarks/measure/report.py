@@ -19,7 +19,7 @@ from itertools import chain, groupby
 from typing import Any
 
 from benchmarks.claims import claims, groups
-from benchmarks.detector import ablation, export, memory, onnx, precision, training_step
+from benchmarks.detector import export, memory, onnx, precision, training_step
 from benchmarks.gpu import table as gpu
 from benchmarks.matching.peers import BASELINES, LISTS
 from benchmarks.matching.workloads import ASSIGNMENT, COST, MATCHER
@@ -183,7 +183,6 @@ TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
     "detector": (FILE_NAME, detector_table),
     "matching": (FILE_NAME, matching_table),
     **{op: (FILE_NAME, partial(matching_op_table, op=op)) for op in MATCHING_JOBS},
-    "ablation": (ablation.FILE_NAME, ablation.table),
     "precision": (precision.FILE_NAME, precision.table),
     "training_step": (training_step.FILE_NAME, training_step.table),
     "export": (export.FILE_NAME, export.table),

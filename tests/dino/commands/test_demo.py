@@ -1,8 +1,7 @@
-"""The demo from nothing to an image, in small; and the variants of the ablation that is trained on its data."""
+"""The demo from nothing to an image, in small."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +9,6 @@ import pytest
 from PIL import Image
 
 import dino
-from benchmarks.detector import ablation
 from dino.commands import demo
 from dino.commands.demo import main
 
@@ -48,19 +46,4 @@ def test_a_stopped_demo_gives_one_command_that_goes_on_to_its_image(finished, ca
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if "--resume" in line] == [
         f"python -m dino demo --output {finished} --epochs 1 --train-images 16 --valid-images 9 --resume"
-    ]
-
-
-@pytest.mark.parametrize("name", ablation.VARIANTS)
-def test_every_ablation_is_a_model(name: str) -> None:
-    config = dataclasses.replace(dino.PRESETS["dino_tiny"], **ablation.VARIANTS[name])  # pyright: ignore
-    assert dino.build_model(config).config == config
-
-
-def test_the_ablation_table_has_means_over_seeds_in_per_cent() -> None:
-    name = next(iter(ablation.VARIANTS))
-    runs = [{"variant": name, "seed": seed, "AP": ap, "AP50": 0.5, "AP75": 0.25} for seed, ap in ((0, 0.1), (1, 0.3))]
-    assert ablation.table({"runs": runs}) == [
-        ["model", "AP", "AP50", "AP75", "AP, seed 0", "AP, seed 1"],
-        [name, "20.0", "50.0", "25.0", "10.0", "30.0"],
     ]
