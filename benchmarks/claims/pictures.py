@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from benchmarks.claims.figures import BLUE, RED, new_panels, save
 from benchmarks.claims.recipe import VARIANTS, training
@@ -29,39 +30,40 @@ from dino.visualize.stages import draw_denoising, draw_query_selection, draw_ref
 RUN = ("DINO", 0)
 
 
-def draw_noise(batch: Batch) -> Any:
-    """Draw how far the corners of positives and negatives move, in halves of their box's size.
+def corner_moves(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return how far `Denoising.forward` moves the corners of a batch's boxes, in halves of the box's size.
 
-    The queries are those of `Denoising.forward` on a batch of images.
+    Boxes that the border of the image stopped are left out.
+
+    Returns:
+        [N, 2, 2] top left and bottom right corner, x and y, of the positives, and of the negatives.
     """
     torch.manual_seed(0)
-    denoising = build_model(VARIANTS["DINO"].model).denoising
-    assert denoising is not None
-    truth = batch.targets
-    assert truth.boxes_cxcywh is not None
+    denoising, truth = build_model(VARIANTS["DINO"].model).denoising, batch.targets
+    assert denoising is not None and truth.boxes_cxcywh is not None
     queries = denoising(truth)
-    layout = queries.layout
-    anchors = cxcywh_to_xyxy(queries.anchors.sigmoid())
-    slot = torch.arange(layout.num_queries)
-    box = slot % layout.group_size
-    negative = slot % (layout.kinds * layout.group_size) >= layout.group_size
+    size = int(queries.layout.group_size)
+    slot = torch.arange(queries.layout.num_queries)
+    is_negative = slot // size % 2 == 1
+    target = truth.offsets[:-1, None] + slot % size  # [B, N]
+    used = slot % size < truth.offsets.diff()[:, None]
+    moved = cxcywh_to_xyxy(queries.anchors.sigmoid())
+    used &= ((moved > 0.002) & (moved < 0.998)).all(-1)
+    true = truth.boxes_cxcywh[target.clamp(max=len(truth) - 1)]
+    moves = (moved - cxcywh_to_xyxy(true)).unflatten(-1, (2, 2)) / (true[..., None, 2:] / 2)
+    return moves[used & ~is_negative], moves[used & is_negative]
+
+
+def draw_noise(batch: Batch) -> Any:
+    """Draw where the corners of positives and negatives move."""
+    positives, negatives = corner_moves(batch)
     figure, panels = new_panels(2, width=4.2)
-    for axes, corner, name in zip(panels, (slice(0, 2), slice(2, 4)), ("top left", "bottom right"), strict=True):
-        for is_negative, colour, label in ((False, BLUE, "positives"), (True, RED, "negatives")):
-            moves = []
-            for image, (first, last) in enumerate(zip(truth.offsets[:-1], truth.offsets[1:], strict=True)):
-                used = (box < last - first) & (negative == is_negative)
-                true = truth.boxes_cxcywh[first + box[used]]
-                moved = anchors[image, used][:, corner] - cxcywh_to_xyxy(true)[:, corner]
-                # Not those that the border of the image stopped.
-                inside = ((anchors[image, used] > 0.002) & (anchors[image, used] < 0.998)).all(-1)
-                moves.append((moved / (true[:, 2:] / 2))[inside])
-            points = torch.cat(moves)
-            axes.scatter(*points.T.tolist(), s=3, color=colour, label=label, linewidths=0)
+    for number, (axes, name) in enumerate(zip(panels, ("top left", "bottom right"), strict=True)):
+        for moves, colour, label in ((positives, BLUE, "positives"), (negatives, RED, "negatives")):
+            axes.scatter(*moves[:, number].T.tolist(), s=3, color=colour, label=label, linewidths=0)
         for edge in (1, 2):
-            axes.plot(
-                [-edge, edge, edge, -edge, -edge], [-edge, -edge, edge, edge, -edge], color="#666666", linewidth=1
-            )
+            square = [-edge, edge, edge, -edge, -edge]
+            axes.plot(square, [-edge, *square[:-1]], color="#666666", linewidth=1)
         axes.set(aspect="equal", xlim=(-2.4, 2.4), ylim=(2.4, -2.4), title=f"{name} corner")
         axes.set_xlabel("moved to the right, halves of the width")
     panels[0].set_ylabel("moved down, halves of the height")

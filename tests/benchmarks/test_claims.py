@@ -21,6 +21,7 @@ import dino
 from benchmarks.claims import __main__ as command
 from benchmarks.claims import backbone, claims, figures, recipe
 from benchmarks.claims.gradients import box_gradients, look_forward_gradients
+from benchmarks.claims.pictures import corner_moves
 from benchmarks.claims.probe import measure, on_objects, probe
 from benchmarks.claims.run import finished, output_of, run
 from dino.checkpoint import save_model
@@ -223,6 +224,15 @@ def test_a_stopped_command_ends_its_runs(signal_number: int, tmp_path: Path) -> 
     for path in started:
         with pytest.raises(ProcessLookupError):
             os.kill(int(path.name.removeprefix("pid")), 0)
+
+
+def test_corners_of_positives_move_by_less_than_those_of_negatives(batch: Batch) -> None:
+    positives, negatives = (moves.abs() for moves in corner_moves(batch))
+    assert len(positives) > 50 and len(negatives) > 50
+    assert positives.max() < 1.001
+    assert 1.9 < negatives.max() < 2.001
+    # All but those of boxes turned inside out, whose size becomes nearly zero.
+    assert (negatives > 0.999).float().mean() > 0.7
 
 
 def test_every_figure_is_drawn(tmp_path: Path) -> None:
