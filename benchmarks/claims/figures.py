@@ -39,7 +39,7 @@ def instability(document: Document) -> Any:
         for variant, colour in pairs:
             label = "without denoising" if "no denoising" in variant else "with denoising"
             _curve(axes, document, variant, lambda row: _times_100(row["instability"]), colour, label)
-        axes.set(title=title, xlabel="steps", ylim=(0, None))
+        axes.set(title=title, xlabel="steps", ylim=(0, 75))
     left.set_ylabel("objects with another query than\n200 steps before, %")
     left.legend(frameon=False)
     return figure
@@ -106,12 +106,15 @@ def successors(document: Document) -> Any:
 
 def suppression(document: Document) -> Any:
     """Draw the AP that non-maximum suppression takes away over training."""
-    figure, (axes,) = new_panels(1, width=6.2)
-    for name, label, colour in (
-        ("AP_nms_0.7", "suppressed above IoU 0.7", BLUE),
-        ("AP_nms_0.5", "suppressed above IoU 0.5", RED),
+    figure, (axes,) = new_panels(1, width=6.4)
+    for variant, label, colour in (
+        ("DINO", "DINO", BLUE),
+        ("DINO, long", "DINO, 3,600 steps", BLACK),
+        ("pure queries", "pure queries", GREEN),
+        ("static queries", "static queries", RED),
     ):
-        _curve(axes, document, "DINO, long", lambda row, name=name: 100 * (row["AP"] - row[name]), colour, label)
+        if _runs(document, variant):
+            _curve(axes, document, variant, lambda row: 100 * (row["AP"] - row["AP_nms_0.7"]), colour, label)
     axes.axhline(0, color="#999999", linewidth=1)
     axes.set(xlabel="steps", ylabel="AP without NMS less AP with it, points")
     axes.legend(frameon=False)
@@ -123,7 +126,7 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Document], Any]]] = {
     "selection": (("DINO", "pure queries", "static queries"), selection),
     "look-forward": (("DINO", "look forward once"), look_forward),
     "denoising": (("DINO", "no denoising", "plain denoising", "2 groups", "12 groups"), denoising),
-    "nms": (("DINO, long",), suppression),
+    "nms": (("DINO", "pure queries", "static queries"), suppression),
     "successors": (("DINO", "varifocal", "iou_aware", "position", "matchability"), successors),
 }
 
