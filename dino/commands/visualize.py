@@ -26,8 +26,10 @@ class VisualizeOptions(ModelOptions):
     """Draw how the model works on an image.
 
     Writes PNG files with captions to the output folder: query_selection (the anchors from the encoder), refinement
-    (boxes from decoder layer to decoder layer), sampling and encoder_sampling (samples of deformable attention), and
-    with --annotations denoising (the noised boxes of training).
+    (boxes from decoder layer to decoder layer), sampling and encoder_sampling (samples of deformable attention). With
+    --annotations also denoising (the noised boxes of training), attention_mask (which queries see each other in
+    training), look_forward (gradients between decoder layers), and, of a run that keeps several checkpoints, matching
+    (which query each object is matched with in each of them).
     """
 
     image: Positional[Annotated[Path, arg(metavar="IMAGE", help_behavior_hint="")]]
@@ -44,12 +46,18 @@ class VisualizeOptions(ModelOptions):
     """Position of the token whose samples to draw, x and y in 0..1 of the image."""
     level: Number = 1
     """Level of that token, 0 is the finest."""
+    compare: Annotated[tuple[Path, ...], arg(metavar="PATH", help_behavior_hint="")] = ()
+    """Two or more checkpoints whose matches to compare, in the order of training; by default those that the run keeps
+    (train --keep-checkpoints)."""
 
 
 def visualize_command(argv: Sequence[str]) -> None:
     """Write the drawings and print their paths."""
     options = parse(VisualizeOptions, "visualize", argv)
     from dino.data import open_image
+    from dino.visualize.attention_mask import draw_attention_mask
+    from dino.visualize.gradients import draw_look_forward_gradients
+    from dino.visualize.instability import draw_matching
     from dino.visualize.sampling import draw_encoder_sampling_points, draw_sampling_points
     from dino.visualize.stages import draw_denoising, draw_query_selection, draw_refinement
 
@@ -65,9 +73,16 @@ def visualize_command(argv: Sequence[str]) -> None:
     }
     if config.query_selection != "static":
         drawings["query_selection"] = lambda: draw_query_selection(detector, image)
-    if annotated is not None and config.denoising != "off":
+    compared = options.compare or kept_checkpoints(options.checkpoint)
+    if annotated is not None:
         truth = annotated.true_boxes(detector.categories)
-        drawings["denoising"] = lambda: draw_denoising(detector, image, *truth)
+        drawings["look_forward"] = lambda: draw_look_forward_gradients(detector, image, *truth)
+        if config.denoising != "off":
+            drawings["denoising"] = lambda: draw_denoising(detector, image, *truth)
+            drawings["attention_mask"] = lambda: draw_attention_mask(detector, [relative(*truth, image.size)])
+        if options.compare or len(compared) > 1:
+            others = [(path_name(path), dataclasses.replace(options, checkpoint=path).detector()) for path in compared]
+            drawings["matching"] = lambda: draw_matching(others, image, *truth)
     images = {name: draw() for name, draw in drawings.items()}  # all, before the first is written
     make_folder(options.output, "output")
     for name, drawn in images.items():
@@ -75,7 +90,35 @@ def visualize_command(argv: Sequence[str]) -> None:
         drawn.save(path)
         print(f"wrote {path}")
     if options.annotations is None:
-        print("denoising is not drawn: pass the true boxes with --annotations FILE", file=sys.stderr)
+        print(
+            "without the true boxes, denoising, attention_mask, look_forward and matching are not drawn: pass "
+            "--annotations FILE",
+            file=sys.stderr,
+        )
+    elif "matching" not in drawings:
+        print(
+            f"matching is not drawn: {options.checkpoint} keeps no two checkpoints. Pass --compare PATH PATH",
+            file=sys.stderr,
+        )
+
+
+def kept_checkpoints(run: Path) -> tuple[Path, ...]:
+    """Return the checkpoints that a run keeps, in the order of training."""
+    found = [path for path in (run / "checkpoints").glob("step-*") if (path / "model.safetensors").exists()]
+    return tuple(sorted(found))
+
+
+def relative(boxes_xyxy: Tensor, labels: Tensor, size_wh: tuple[int, int]) -> dict[str, Tensor]:
+    """Return the ground truth of an image as the model takes it, from boxes [T, 4] in pixels and labels [T]."""
+    from dino.model.boxes import xyxy_to_cxcywh
+
+    return {"boxes": xyxy_to_cxcywh(boxes_xyxy) / boxes_xyxy.new_tensor([*size_wh, *size_wh]), "labels": labels}
+
+
+def path_name(checkpoint: Path) -> str:
+    """Return a short name of a checkpoint: "step 200" for `step-00000200`, otherwise its last two parts."""
+    step = checkpoint.name.removeprefix("step-")
+    return f"step {int(step):,}" if step.isdigit() else "/".join(checkpoint.parts[-2:])
 
 
 @dataclass(frozen=True)

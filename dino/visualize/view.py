@@ -19,15 +19,16 @@ class View:
         image: in RGB.
         around: points [N, 2] in 0..1 of the image; shows the part around them, at least 30 % of each side. None shows
             the whole image.
+        size: (width, height) in pixels; by default 960 to 1280 on the longer side.
     """
 
-    def __init__(self, image: Image.Image, around: Tensor | None = None) -> None:
+    def __init__(self, image: Image.Image, around: Tensor | None = None, size: tuple[int, int] | None = None) -> None:
         self.corner, self.share = torch.zeros(2), 1.0
         if around is not None:
             low, high = around.clamp(0, 1).aminmax(dim=0)
             self.share = min(1.0, max(_LEAST_SHARE, 1.3 * float((high - low).max())))
             self.corner = ((low + high) / 2 - self.share / 2).clamp(0, 1 - self.share)
-        self.size = display_size(image.size)
+        self.size = display_size(image.size) if size is None else size
         left, top = (self.corner * torch.tensor(image.size)).tolist()
         cut = (left, top, left + self.share * image.width, top + self.share * image.height)
         self.image = _faded(image.resize(self.size, Image.Resampling.BICUBIC, box=cut))

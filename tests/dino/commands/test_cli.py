@@ -249,11 +249,28 @@ def test_visualize_writes_an_image_of_each_kind(plain, capsys, run_folder):
     valid, out = run_folder / "data" / "valid", run_folder / "out"
     arguments = ["--checkpoint", run_folder / "run", valid / "0.png", "--output", out, "--device", "cpu"]
     assert main("visualize", *arguments) == 0
-    assert "denoising is not drawn" in capsys.readouterr().err
+    assert "denoising, attention_mask, look_forward and matching are not drawn" in capsys.readouterr().err
     kinds = {"refinement", "sampling", "query_selection", "encoder_sampling"}
     assert {path.name for path in out.iterdir()} == {f"0_{kind}.png" for kind in kinds}
     assert main("visualize", *arguments, "--annotations", valid / "_annotations.coco.json", "--layer", 0) == 0
-    assert (out / "0_denoising.png").exists()
+    assert "matching is not drawn" in capsys.readouterr().err  # this run kept one checkpoint
+    kinds |= {"denoising", "attention_mask", "look_forward"}
+    assert {path.name for path in out.iterdir()} == {f"0_{kind}.png" for kind in kinds}
+    compared = ["--compare", run_folder / "run", run_folder / "run" / "best"]
+    assert main("visualize", *arguments, "--annotations", valid / "_annotations.coco.json", *compared) == 0
+    assert (out / "0_matching.png").exists()
+
+
+def test_visualize_compares_the_checkpoints_of_a_run(tmp_path):
+    from dino.commands.visualize import kept_checkpoints, path_name
+
+    for step in (1000, 200):
+        (tmp_path / f"checkpoints/step-{step:08}").mkdir(parents=True)
+        (tmp_path / f"checkpoints/step-{step:08}/model.safetensors").touch()
+    (tmp_path / "checkpoints/step-00000300").mkdir()
+    found = kept_checkpoints(tmp_path)
+    assert [path_name(path) for path in found] == ["step 200", "step 1,000"]
+    assert path_name(tmp_path / "best") == f"{tmp_path.name}/best" and kept_checkpoints(tmp_path / "none") == ()
 
 
 def test_visualize_writes_all_or_nothing(plain, capsys, run_folder):
