@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.claims.figures import BLUE, RED, new_panels, save
 from benchmarks.claims.recipe import VARIANTS, training
-from benchmarks.claims.run import output_of
+from benchmarks.claims.run import PICTURED, checkpoints_of, output_of
 from benchmarks.measure import machine
 from benchmarks.measure.results import LATEST, RESULTS
 from dino.checkpoint import build_model
@@ -24,10 +24,11 @@ from dino.data import Batch, Datasets, build_loader
 from dino.inference.detector import Detector
 from dino.model.boxes import cxcywh_to_xyxy
 from dino.training.run import load_data
+from dino.visualize.attention_mask import draw_attention_mask
+from dino.visualize.gradients import draw_look_forward_gradients
+from dino.visualize.instability import draw_matching
 from dino.visualize.sampling import draw_sampling_points
 from dino.visualize.stages import draw_denoising, draw_query_selection, draw_refinement
-
-RUN = ("DINO", 0)
 
 
 def corner_moves(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -72,7 +73,7 @@ def draw_noise(batch: Batch) -> Any:
     return figure
 
 
-def draw_pictures(detector: Detector, data: Datasets, number: int) -> dict[str, Image.Image]:
+def draw_pictures(checkpoints: list[Path], final: Path, data: Datasets, number: int) -> dict[str, Image.Image]:
     """Return the pictures of the tour by name, of a validation image given by its position."""
     assert data.valid is not None
     batch = next(iter(build_loader(data.valid, 20, train=False)))
@@ -82,11 +83,20 @@ def draw_pictures(detector: Detector, data: Datasets, number: int) -> dict[str, 
     scale = torch.tensor([*image.size, *image.size])
     boxes = cxcywh_to_xyxy(batch.targets.boxes_cxcywh[first:last]) * scale
     labels = batch.targets.labels[first:last]
+
+    def detector_of(path: Path) -> Detector:
+        return Detector.from_checkpoint(path, device="cpu", dtype="float32")
+
+    detector = detector_of(final)
+    compared = [(f"step {int(path.name.removeprefix('step-')):,}", detector_of(path)) for path in checkpoints]
     return {
         "refinement": draw_refinement(detector, image),
-        "query-selection": draw_query_selection(detector, image),
         "sampling": draw_sampling_points(detector, image),
+        "matching": draw_matching(compared, image, boxes, labels),
+        "attention-mask": draw_attention_mask(detector, batch.targets),
         "denoising": draw_denoising(detector, image, boxes, labels),
+        "query-selection": draw_query_selection(detector, image),
+        "look-forward": draw_look_forward_gradients(detector, image, boxes, labels),
     }
 
 
@@ -97,14 +107,13 @@ def main() -> None:
     parser.add_argument("--publish", action="store_true", help="write to benchmarks/results/MACHINE")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    output = output_of(options.output, *RUN)
-    config = training(VARIANTS[RUN[0]], RUN[1], options.output, output)
+    output = output_of(options.output, *PICTURED)
+    config = training(VARIANTS[PICTURED[0]], PICTURED[1], options.output, output)
     data = load_data(dataclasses.replace(config, evaluate_every=1))
     facts = machine.describe("cpu")
     folder = RESULTS / (machine.slug(facts) if options.publish else LATEST)
     folder.mkdir(parents=True, exist_ok=True)
-    detector = Detector.from_checkpoint(output / "final", device="cpu", dtype="float32")
-    for name, picture in draw_pictures(detector, data, options.image).items():
+    for name, picture in draw_pictures(checkpoints_of(output), output / "final", data, options.image).items():
         path = folder / f"paper-{name}.jpg"
         picture.convert("RGB").save(path, quality=88)
         print(path)

@@ -22,11 +22,17 @@ from dino.training.run import load_data
 from dino.training.train import train
 
 RESULT = "result.json"
+PICTURED = ("DINO", 0)  # keeps its checkpoints, for `benchmarks.claims.pictures`
 
 
 def output_of(folder: Path, variant: str, seed: int) -> Path:
     """Return the output folder of a run."""
     return folder / f"{variant.replace(',', '').replace(' ', '-').lower()}-seed{seed}"
+
+
+def checkpoints_of(output: Path) -> list[Path]:
+    """Return the checkpoints of a run in order of training."""
+    return sorted((output / "checkpoints").glob("step-*"))
 
 
 def finished(folder: Path) -> list[dict[str, Any]]:
@@ -44,7 +50,7 @@ def run(variant: str, seed: int, folder: Path) -> int:
     if result.stopped_by is not None:
         return result.exit_code
     data = load_data(dataclasses.replace(config, evaluate_every=1))
-    checkpoints = sorted((output / "checkpoints").glob("step-*"))
+    checkpoints = checkpoints_of(output)
     if len(checkpoints) != config.epochs:
         raise SystemExit(f"{output}: {len(checkpoints)} checkpoints of {config.epochs}. Delete the folder.")
     history = probe(checkpoints, data)
@@ -56,7 +62,8 @@ def run(variant: str, seed: int, folder: Path) -> int:
     about = {"variant": variant, "seed": seed, "steps": result.step, "skipped": result.skipped_steps}
     about["seconds"] = round(time.monotonic() - started)
     write_json(output / RESULT, about | {"history": history})
-    shutil.rmtree(output / "checkpoints")
+    if (variant, seed) != PICTURED:
+        shutil.rmtree(output / "checkpoints")
     return 0
 
 

@@ -23,7 +23,7 @@ from benchmarks.claims import backbone, claims, figures, recipe
 from benchmarks.claims.gradients import box_gradients, look_forward_gradients
 from benchmarks.claims.pictures import corner_moves
 from benchmarks.claims.probe import measure, on_objects, probe
-from benchmarks.claims.run import finished, output_of, run
+from benchmarks.claims.run import checkpoints_of, finished, output_of, run
 from dino.checkpoint import save_model
 from dino.commands.demo.digits import make_digits_dataset
 from dino.data import Batch, Datasets, EvalTransform, build_datasets, build_loader
@@ -171,15 +171,15 @@ def test_a_run_is_trained_measured_and_not_repeated(
     tiny = {name: dataclasses.replace(variant, epochs=2) for name, variant in recipe.VARIANTS.items()}
     monkeypatch.setattr(recipe, "VARIANTS", tiny)
     monkeypatch.setattr("benchmarks.claims.run.VARIANTS", tiny)
-    assert run("DINO", 0, tmp_path) == 0
+    assert run("DINO", 1, tmp_path) == 0
     (row,) = finished(tmp_path)
-    assert (row["variant"], row["seed"], row["steps"]) == ("DINO", 0, 4)
+    assert (row["variant"], row["seed"], row["steps"]) == ("DINO", 1, 4)
     assert [entry["step"] for entry in row["history"]] == [2, 4]
-    assert not (output_of(tmp_path, "DINO", 0) / "checkpoints").exists()
+    assert not checkpoints_of(output_of(tmp_path, "DINO", 1))
     capsys.readouterr()
-    assert not command.train_missing([("DINO", 0)], 1, tmp_path)
+    assert not command.train_missing([("DINO", 1)], 1, tmp_path)
     assert capsys.readouterr().out == ""  # nothing was left to do
-    document = {"runs": [row, row | {"seed": 1}], "groups": [], "machine": command.machine.describe("cpu")}
+    document = {"runs": [row, row | {"seed": 2}], "groups": [], "machine": command.machine.describe("cpu")}
     assert claims.runs_table(document)[1][:3] == ["DINO", "2", "4"]
     assert [line[0] for line in claims.table(document)[1:]] == [
         c.statement for c in ALL_CLAIMS if c.against is None and c.variant == "DINO"
