@@ -5,13 +5,15 @@
     python -m benchmarks.claims --jobs 0           no run: tables and figures of what is finished
     python -m benchmarks.claims --publish          also write claims.json and figures to benchmarks/results/MACHINE
 
-Rerun the command to resume: finished runs are read from the output folder, a stopped one continues at its last epoch.
+Rerun the command to resume: finished runs are read from the output folder, with --publish also from claims.json, and
+a stopped run continues at its last epoch.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -19,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +29,7 @@ from benchmarks.claims.claims import FILE_NAME, runs_table, table
 from benchmarks.claims.figures import draw_all
 from benchmarks.claims.groups import groups_table, measure_groups
 from benchmarks.claims.recipe import SEEDS, VARIANTS, prepare
-from benchmarks.claims.run import RESULT, finished, output_of
+from benchmarks.claims.run import finished, output_of
 from benchmarks.measure import machine
 from benchmarks.measure.results import LATEST, RESULTS, write_json
 from benchmarks.measure.tables import as_text
@@ -97,17 +100,27 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/claims"), help="folder of the runs (runs/claims)")
     parser.add_argument("--publish", action="store_true", help="write the results to benchmarks/results/MACHINE")
     options = parser.parse_args()
-    failed = train_missing(jobs_of(options.variants, options.seeds), options.jobs, options.output)
-    report(options.output, options.publish)
+    torch.set_num_threads(1)
+    facts = machine.describe("cpu")
+    place = RESULTS / (machine.slug(facts) if options.publish else LATEST)
+    before = read_runs(place / FILE_NAME) if options.publish else []
+    have = {(row["variant"], row["seed"]) for row in before + finished(options.output)}
+    jobs = [job for job in jobs_of(options.variants, options.seeds) if job not in have]
+    failed = train_missing(jobs, options.jobs, options.output)
+    report(facts, options.output, before, place)
     return 1 if failed else 0
 
 
-def train_missing(jobs: list[Job], at_once: int, folder: Path) -> bool:
-    """Run the jobs that are not finished; return whether one failed."""
-    todo = [job for job in jobs if not (output_of(folder, *job) / RESULT).exists()] if at_once > 0 else []
-    if not todo:
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """Return the runs of a results file; none if there is no file."""
+    return json.loads(path.read_text())["runs"] if path.exists() else []
+
+
+def train_missing(todo: list[Job], at_once: int, folder: Path) -> bool:
+    """Run the jobs; return whether one failed."""
+    if not todo or at_once == 0:
         return False
-    print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished; making data and backbone", flush=True)
+    print(f"{len(todo)} runs; making data and backbone", flush=True)
     prepare(folder)
     failed, started = False, time.monotonic()
     for done, ((variant, seed), code) in enumerate(run_all(todo, at_once, folder), 1):
@@ -122,15 +135,13 @@ def train_missing(jobs: list[Job], at_once: int, folder: Path) -> bool:
     return failed
 
 
-def report(folder: Path, publish: bool) -> None:
-    """Print the tables of the finished runs, and write them and the figures."""
-    runs = finished(folder)
-    if not runs:
+def report(facts: dict[str, Any], folder: Path, before: list[dict[str, Any]], place: Path) -> None:
+    """Print the tables of the finished runs, and write them and the figures to `place`."""
+    by_job = {(row["variant"], row["seed"]): row for row in before + finished(folder)}
+    if not by_job:
         raise SystemExit(f"--jobs 0: {folder} has no finished run. Leave --jobs out to train.")
-    torch.set_num_threads(1)
-    facts = machine.describe("cpu")
+    runs = [by_job[job] for name in VARIANTS for job in sorted(by_job) if job[0] == name]
     document = {"machine": facts, "runs": runs, "groups": measure_groups(folder)}
-    place = RESULTS / (machine.slug(facts) if publish else LATEST)
     write_json(place / FILE_NAME, document)
     for each in (runs_table, groups_table, table):
         print(f"\n{as_text(each(document))}")

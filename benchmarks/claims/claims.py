@@ -172,7 +172,9 @@ def table(document: dict[str, Any], topics: Iterable[str] = CLAIMS) -> Table:
     for claim in (claim for topic in topics for claim in CLAIMS[topic]):
         if (found := effect(claim, document["runs"])) is not None:
             a, b = (("" if value is None else f"{value:.{claim.digits}f}") for value in found.values)
-            difference = f"{found.difference:+.{claim.digits}f} ± {found.half_width:.{claim.digits}f}"
+            difference = f"{found.difference:+.{claim.digits}f}"
+            if found.seeds > 1:
+                difference += f" ± {found.half_width:.{claim.digits}f}"
             verdict = found.verdict(claim.sign)
             lines.append([claim.statement, claim.measure, a, b, difference, str(found.seeds), verdict])
     return lines
@@ -201,7 +203,7 @@ def runs_table(document: dict[str, Any]) -> Table:
             cells = []
             for _, value, digits in COLUMNS:
                 values = [value(row["history"]) for row in runs]
-                deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-                cells.append(f"{np.mean(values):.{digits}f} ± {deviation:.{digits}f}")
+                spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+                cells.append(f"{np.mean(values):.{digits}f}{spread}")
             lines.append([name, str(len(runs)), f"{runs[0]['steps']:,}", *cells])
     return lines

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from benchmarks.claims.gradients import box_gradients, look_forward_gradients
 from benchmarks.claims.pictures import corner_moves
 from benchmarks.claims.probe import measure, on_objects, probe
 from benchmarks.claims.run import checkpoints_of, finished, output_of, run
+from benchmarks.measure.results import write_json
 from dino.checkpoint import save_model
 from dino.commands.demo.digits import make_digits_dataset
 from dino.data import Batch, Datasets, EvalTransform, build_datasets, build_loader
@@ -176,9 +178,20 @@ def test_a_run_is_trained_measured_and_not_repeated(
     assert (row["variant"], row["seed"], row["steps"]) == ("DINO", 1, 4)
     assert [entry["step"] for entry in row["history"]] == [2, 4]
     assert not checkpoints_of(output_of(tmp_path, "DINO", 1))
+    # A run of the results file is not repeated, nor is one of the output folder.
+    place = tmp_path / "results"
+    write_json(
+        place / command.machine.slug(command.machine.describe("cpu")) / "claims.json", {"runs": [row | {"seed": 2}]}
+    )
+    monkeypatch.setattr(command, "RESULTS", place)
+    monkeypatch.setattr(command, "measure_groups", lambda folder: [])
+    arguments = ["claims", "--output", str(tmp_path), "--variants", "DINO", "--seeds", "1", "2", "--publish"]
+    monkeypatch.setattr(sys, "argv", arguments)
     capsys.readouterr()
-    assert not command.train_missing([("DINO", 1)], 1, tmp_path)
-    assert capsys.readouterr().out == ""  # nothing was left to do
+    assert command.main() == 0
+    said = capsys.readouterr().out
+    assert "making data" not in said
+    assert re.search(r"^DINO +2 +4 ", said, re.MULTILINE)
     document = {"runs": [row, row | {"seed": 2}], "groups": [], "machine": command.machine.describe("cpu")}
     assert claims.runs_table(document)[1][:3] == ["DINO", "2", "4"]
     assert [line[0] for line in claims.table(document)[1:]] == [
