@@ -84,6 +84,8 @@ class ModelConfig:
     """Queries of a second branch in training, each box matched with several; 0: no branch, usual: 1500."""
     hybrid_copies: int = 6
     """Queries of the second branch that each box is matched with."""
+    multi_route: bool = False
+    """Two more passes through the decoder in training, which match a box with up to six queries."""
     relation_bias: bool = False
     """Bias the decoder's self-attention by the relation of the boxes that the layers before predicted."""
     memory_fusion: bool = False

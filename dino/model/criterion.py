@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from typing import NamedTuple
 
 import torch
 import torch.distributed
@@ -15,19 +15,18 @@ from torch import Tensor, nn
 import dino_kernels
 from dino.model.boxes import cxcywh_to_xyxy, iou_and_giou
 from dino.model.config import ModelConfig, model_config
+from dino.model.losses import KINDS, NUM_TRAINED, Losses
 from dino.model.outputs import DenoisingOutput, DetectionOutput
 from dino.model.successors.classification import Pairs, classification_loss, pair_targets
 from dino.model.successors.match_cost import position_class_cost
 from dino.model.successors.mixed_matching import rank_weights
+from dino.model.successors.multi_route import BOXES, MOST, assign_one_to_many
 from dino.model.successors.one_to_many import copies_cost, repeat_rows, repeat_targets
 from dino.model.targets import Targets, pack
 from dino_kernels.targets import PackedTargets
 
 ALPHA = 0.25
 GAMMA = 2.0
-KINDS = ("loss_ce", "loss_bbox", "loss_giou", "loss_xy", "loss_hw", "cardinality_error")
-NUM_TRAINED = 3
-"""The first kinds have a gradient and a weight; the others are logged only."""
 
 
 @dataclass(frozen=True)
@@ -50,57 +49,6 @@ class MatchCost:
     giou: float = 2.0
 
 
-@dataclass(frozen=True, eq=False)
-class Losses(Mapping[str, Tensor]):
-    """The unweighted losses of a batch: one table for training, and a mapping from the official names for logs.
-
-    The official names are `loss_ce`, `loss_bbox`, `loss_giou`, `loss_xy`, `loss_hw` and `cardinality_error` of the last
-    layer, with `_0`, `_1`... of earlier layers, `_interm` of the encoder, `_dn`, `_dn_0`... of denoising; and
-    `class_error`. Those of a hybrid branch end with `_hybrid`.
-    """
-
-    table: Tensor  # [KINDS, sets]: decoder layers, the encoder unless queries are static, hybrid, denoising layers
-    class_error: Tensor  # [] percent
-    num_layers: int  # of the decoder
-    num_hybrid: int = 0  # sets of the hybrid branch: its decoder layers and encoder
-
-    @property
-    def first_denoising(self) -> int:
-        """Index of the first denoising set."""
-        return self.table.shape[1] - self.num_layers
-
-    @property
-    def first_hybrid(self) -> int:
-        """Index of the first hybrid set; an encoder's set precedes it, at `num_layers`."""
-        return self.first_denoising - self.num_hybrid
-
-    def detach(self) -> Losses:
-        """Return the same losses without gradient."""
-        return replace(self, table=self.table.detach())
-
-    def not_finite(self) -> list[str]:
-        """Return the official names of the trained losses that are not finite. Synchronises."""
-        broken = (~self.table[:NUM_TRAINED].isfinite()).tolist()
-        return [name for name, (row, column) in self._index.items() if row < NUM_TRAINED and broken[row][column]]
-
-    @cached_property
-    def _index(self) -> dict[str, tuple[int, int]]:
-        layers = [*(f"_{layer}" for layer in range(self.num_layers - 1)), ""]
-        encoder = ["_interm"] * (self.first_hybrid - self.num_layers)
-        hybrid = [f"{name}_hybrid" for name in (*layers, "_interm")][: self.num_hybrid]
-        sets = [*layers, *encoder, *hybrid, *(f"_dn{layer}" for layer in layers)]
-        return {f"{kind}{name}": (i, j) for i, kind in enumerate(KINDS) for j, name in enumerate(sets)}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.class_error if name == "class_error" else self.table[self._index[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter([*self._index, "class_error"])
-
-    def __len__(self) -> int:
-        return len(self._index) + 1
-
-
 class SetCriterion(nn.Module):
     """Classification, L1 and GIoU loss of every prediction against its matched box.
 
@@ -121,6 +69,8 @@ class SetCriterion(nn.Module):
         self.mixed_matching = config.mixed_matching
         self.hybrid_copies = config.hybrid_copies
         self.num_hybrid = config.num_decoder_layers + 1 if config.hybrid_queries > 0 else 0
+        of_routes = 2 * config.num_decoder_layers + (config.query_selection != "static")
+        self.num_routes = of_routes if config.multi_route else 0
         self.cost = cost or MatchCost()
         weights = weights or LossWeights(config.class_weight, denoising_classification=1.0)
         denoising = weights.denoising_classification
@@ -151,38 +101,57 @@ class SetCriterion(nn.Module):
         normaliser = num_boxes.clamp(min=1) if isinstance(num_boxes, Tensor) else max(num_boxes, 1.0)
         layers = len(outputs.logits)
 
-        branches = [_sets_of(branch) for branch in (outputs, outputs.hybrid) if branch is not None]
-        copies = self._copies(branches)
-        all_logits, all_boxes = ([source for some in each for source in some] for each in zip(*branches, strict=True))
+        branches = self._branches(outputs, normaliser)
+        copies = [number for branch in branches for number in branch.copies]
+        copies = copies if max(copies) > 1 else []
+        all_logits = [source for branch in branches for source in branch.logits]
+        all_boxes = [source for branch in branches for source in branch.boxes_cxcywh]
         query = self.match(all_logits, all_boxes, truth, copies)
         most = max(copies, default=1)
         image = truth.image_of_each()
         if truth.counts is None:
             image = image.clamp(max=truth.num_images - 1)  # unused rows of a capacity, which have no query
         parts, start = [], 0
-        for logits, boxes in branches:
-            scale = normaliser * self.hybrid_copies if parts else normaliser
-            predicted = torch.cat(logits), torch.cat(boxes)
+        for branch in branches:
+            predicted = torch.cat(branch.logits), torch.cat(branch.boxes_cxcywh)
             some = query[start : start + len(predicted[0])]
-            parts.append(matched_predictions(*predicted, some, image, scale, most))
+            parts.append(matched_predictions(*predicted, some, image, branch.normaliser, most))
             start += len(some)
         if self.mixed_matching > 1:
             parts[0] = replace(parts[0], ranked=most)
-        if outputs.denoising is not None and outputs.denoising.layout.num_queries > 0:
-            parts.append(denoising_predictions(outputs.denoising, normaliser))
+        if outputs.routes:
+            logits = torch.cat([route.logits for route in outputs.routes])
+            boxes = torch.cat([route.boxes_cxcywh for route in outputs.routes])
+            some = assign_one_to_many(logits, boxes, truth)
+            parts.append(matched_predictions(logits, boxes, some, image, normaliser * BOXES, MOST))
+        sets, denoised = sum(len(part.logits) for part in parts), (outputs, *outputs.routes)
+        parts += [
+            denoising_predictions(each.denoising, normaliser)
+            for each in denoised
+            if each.denoising is not None and each.denoising.layout.num_queries > 0
+        ]
         table, best = set_losses(parts, truth, self.classification)
-        if len(parts) == len(branches):
-            table = torch.cat([table, table.new_zeros(len(KINDS), layers)], 1)
+        if table.shape[1] == sets:
+            table = torch.cat([table, table.new_zeros(len(KINDS), layers * len(denoised))], 1)
         last = best[: parts[0].logits.shape[:3].numel()].view(parts[0].logits.shape[:3])[layers - 1]
         error = class_error(last, image, query[layers - 1, ::most], truth.labels)
-        return Losses(table, error, layers, sum(len(part.logits) for part in parts[1 : len(branches)]))
+        hybrid = 0 if outputs.hybrid is None else len(branches[1].copies)
+        return Losses(table, error, layers, hybrid, sets - hybrid - len(branches[0].copies))
 
-    def _copies(self, branches: Sequence[tuple[list[Tensor], list[Tensor]]]) -> list[int]:
-        """Return the number of queries that each set of predictions matches a box with; [] if it is one for all."""
-        decoder, *encoder = branches[0][0]
-        copies = [self.mixed_matching] * (len(decoder) - 1) + [1] + [self.mixed_matching] * len(encoder)
-        copies += [self.hybrid_copies for logits, _ in branches[1:] for source in logits for _ in source]
-        return copies if max(copies) > 1 else []
+    def _branches(self, outputs: DetectionOutput, normaliser: Tensor | float) -> list[_Branch]:
+        """Return the sets of predictions that are matched by the Hungarian matching."""
+        sources = _sets_of(outputs)
+        encoder = [self.mixed_matching] * (len(sources[0]) - 1)
+        decoder = [self.mixed_matching] * (len(outputs.logits) - 1) + [1]
+        branches = [_Branch(*sources, normaliser, [*decoder, *encoder])]
+        if outputs.hybrid is not None:
+            sources = _sets_of(outputs.hybrid)
+            copies = [self.hybrid_copies for source in sources[0] for _ in source]
+            branches.append(_Branch(*sources, normaliser * self.hybrid_copies, copies))
+        if outputs.routes and outputs.routes[-1].encoder_logits is not None:
+            logits, boxes = _sets_of(outputs.routes[-1])
+            branches.append(_Branch(logits[1:], boxes[1:], normaliser, [1]))
+        return branches
 
     def match(
         self,
@@ -221,7 +190,7 @@ class SetCriterion(nn.Module):
         """Return the weighted sum of each set's classification, L1 and GIoU loss, [sets]."""
         weights = self.weights.to(losses.table.device, non_blocking=True)
         if weights.shape[1] > 1:
-            sets = (losses.first_denoising, losses.num_layers)
+            sets = (losses.first_denoising, losses.table.shape[1] - losses.first_denoising)
             weights = torch.cat(
                 [each.expand(-1, size) for each, size in zip(weights.split(1, 1), sets, strict=True)], 1
             )
@@ -254,6 +223,15 @@ class Predictions:
     normaliser: Tensor | float
     counted: Tensor | None = None  # [Q] bool: queries with a loss; None: all
     ranked: int = 1  # pairs in succession that have one target, and less weight the worse they fit
+
+
+class _Branch(NamedTuple):
+    """Sets of predictions that are matched and normalised together."""
+
+    logits: list[Tensor]  # each [sets, B, Q, C]
+    boxes_cxcywh: list[Tensor]  # each [sets, B, Q, 4]
+    normaliser: Tensor | float
+    copies: list[int]  # of each set: the number of queries that a box is matched with
 
 
 def _sets_of(outputs: DetectionOutput) -> tuple[list[Tensor], list[Tensor]]:

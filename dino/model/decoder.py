@@ -10,6 +10,7 @@ from dino.model.config import ModelConfig
 from dino.model.encoder import Memory
 from dino.model.layers import MLP, FeedForward, HeadPerLayer, self_attention
 from dino.model.position import BOX_TEMPERATURE, box_position, wavelengths
+from dino.model.successors.multi_route import RouteLayer
 from dino.model.successors.relation_bias import RelationBias
 from dino_kernels.nn import MSDeformAttn
 
@@ -33,12 +34,16 @@ class DecoderLayer(nn.Module):
         reference_boxes: Tensor,  # [B, Q, L, 4] cxcywh in 0..1 of each level's padded map
         memory: Memory,
         attention_mask: Tensor | None,  # [Q, Q] or [B, M, Q, Q], added to the logits of self-attention
+        route: RouteLayer | None = None,
     ) -> Tensor:
-        attended = self_attention(self.self_attn, states + position, states, attention_mask)
-        states = self.self_attn_norm(states + attended)
+        further, norm, ffn = None, self.self_attn_norm, self.ffn
+        if route is not None:
+            further, norm, ffn = route.parts(norm, ffn)
+        attended = self_attention(self.self_attn, states + position, states, attention_mask, further)
+        states = norm(states + attended)
         shapes, padding = memory.levels.spatial_shapes, memory.levels.padding
         attended = self.cross_attn(states + position, reference_boxes, memory.tokens, shapes, None, padding)
-        return self.ffn(self.cross_attn_norm(states + attended))
+        return ffn(self.cross_attn_norm(states + attended))
 
 
 class Decoder(nn.Module):
@@ -65,8 +70,14 @@ class Decoder(nn.Module):
         blocked: Tensor | None = None,  # [Q, Q] bool, True = the row may not attend to the column
         *,
         related: bool = True,
+        route: nn.ModuleList | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Run all layers; `related` is whether `relation_bias` has an effect.
+        """Run all layers.
+
+        Args:
+            content, anchors, memory, blocked: the queries, what they attend to, and what they may not attend to.
+            related: whether `relation_bias` has an effect.
+            route: a `RouteLayer` for each layer, of `multi_route`.
 
         Returns:
             Normalised states [layers, B, Q, C], and the boxes that each layer started from [layers, B, Q, 4] cxcywh
@@ -84,7 +95,7 @@ class Decoder(nn.Module):
         for index, layer in enumerate(self.layers):
             boxes = references[-1][:, :, None] * scale
             position = self.query_position(box_position(boxes[:, :, 0], lengths).to(states.dtype))
-            states = layer(states, position, boxes, memory, mask)
+            states = layer(states, position, boxes, memory, mask, None if route is None else route[index])
             all_states.append(states)
             # A layer attends to constants, so that gradients do not flow through all refinements.
             if len(references) < len(self.layers):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +18,7 @@ from dino.model.neck import Neck
 from dino.model.outputs import DenoisingOutput, DetectionOutput
 from dino.model.query_selection import Queries, QuerySelection
 from dino.model.successors.hybrid import HybridQueries
+from dino.model.successors.multi_route import Routes, instructed_mask
 from dino.model.targets import Targets, pack
 
 
@@ -36,7 +40,8 @@ class DINO(nn.Module):
         self.decoder = Decoder(config)
         self.denoising = Denoising(config) if config.denoising != "off" else None
         self.hybrid = HybridQueries(config) if config.hybrid_queries > 0 else None
-        initialize(self.encoder, self.query_selection, self.decoder, self.denoising, self.hybrid)
+        self.routes = Routes(config) if config.multi_route else None
+        initialize(self.encoder, self.query_selection, self.decoder, self.denoising, self.hybrid, self.routes)
 
     def forward(
         self,
@@ -78,12 +83,27 @@ class DINO(nn.Module):
         content, anchors, blocked = _join(denoising, queries)
         outputs = _split(*self._decode(content, anchors, memory, blocked), denoising, queries)
         if self.training and self.hybrid is not None:
-            others = self.query_selection(memory, hybrid=self.hybrid)
+            others = self.query_selection(memory, other=self.hybrid)
             outputs.hybrid = _split(*self._decode(others.content, others.anchors, memory, related=False), None, others)
+        if self.training and self.routes is not None:
+            outputs.routes = tuple(self._along_routes(self.routes, memory, queries, denoising))
         return outputs
 
+    def _along_routes(
+        self, routes: Routes, memory: Memory, queries: Queries, denoising: DenoisingQueries | None
+    ) -> Iterator[DetectionOutput]:
+        """Yield the predictions of the routes of `multi_route`."""
+        same = Queries(queries.content, queries.anchors)
+        own = self.query_selection(memory, other=routes) if routes.has_heads else same
+        for layers, each in ((routes.feed_forward, same), (routes.instructed, own)):
+            content, anchors, blocked = _join(denoising, each)
+            if layers is routes.instructed:
+                blocked = instructed_mask(blocked, content.shape[1] - each.content.shape[1])
+            predicted = self._decode(content, anchors, memory, blocked, related=False, route=layers)
+            yield _split(*predicted, denoising, each)
+
     def _decode(
-        self, content: Tensor, anchors: Tensor, memory: Memory, blocked: Tensor | None = None, **options: bool
+        self, content: Tensor, anchors: Tensor, memory: Memory, blocked: Tensor | None = None, **options: Any
     ) -> tuple[Tensor, Tensor]:
         """Return logits [layers, B, Q, C] and boxes [layers, B, Q, 4] of the decoder's queries."""
         states, references = self.decoder(content, anchors, memory, blocked, **options)

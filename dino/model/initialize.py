@@ -13,6 +13,7 @@ from dino.model.encoder import Encoder
 from dino.model.layers import MLP, HeadPerLayer
 from dino.model.query_selection import QuerySelection, random_anchors
 from dino.model.successors.hybrid import HybridQueries
+from dino.model.successors.multi_route import Routes
 from dino_kernels.nn import MSDeformAttn
 
 
@@ -23,6 +24,7 @@ def initialize(
     decoder: Decoder,
     denoising: Denoising | None,
     hybrid: HybridQueries | None = None,
+    routes: Routes | None = None,
 ) -> None:
     """Draw every weight except those of the backbone and the neck, which their constructors draw."""
     for part in (encoder, selection, decoder):
@@ -43,6 +45,12 @@ def initialize(
         selection.anchors.weight.copy_(random_anchors(selection.num_queries))
     else:
         class_heads, box_heads = [*class_heads, selection.class_head], [*box_heads, selection.box_head]
+    if routes is not None:
+        for parameter in routes.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+        if routes.has_heads:
+            class_heads, box_heads = [*class_heads, routes.class_head], [*box_heads, routes.box_head]
     for first, *others in (class_heads, box_heads):
         for head in others:
             head.load_state_dict(first.state_dict())

@@ -67,7 +67,8 @@ def self_attention(
     module: nn.MultiheadAttention,
     query: Tensor,  # [B, Q, C], of queries and keys
     value: Tensor,  # [B, Q, C]
-    mask: Tensor | None,  # [Q, Q] or [B, M, Q, Q], added to the logits
+    mask: Tensor | None,  # [Q, Q] or [B, M, Q, Q], added to the logits; with further keys [Q, T + Q]
+    further: tuple[Tensor, Tensor] | None = None,  # [T, C] keys and values that all attend to, before those of queries
 ) -> Tensor:
     """Return what the module does, [B, Q, C]: with one projection for queries and keys, and no transposed copies."""
     channels = module.embed_dim
@@ -76,5 +77,14 @@ def self_attention(
     heads = (module.num_heads, module.head_dim)
     query, key = F.linear(query, weights[0], biases[0]).unflatten(-1, (2, *heads)).transpose(1, 3).unbind(2)
     value = F.linear(value, weights[1], biases[1]).unflatten(-1, heads).transpose(1, 2)
+    if further is not None:
+        added = (
+            F.linear(further[0], weights[0][channels:], biases[0][channels:]),
+            F.linear(further[1], weights[1], biases[1]),
+        )
+        key, value = (
+            torch.cat([new.unflatten(-1, heads).transpose(0, 1).expand(len(old), -1, -1, -1), old], 2)
+            for new, old in zip(added, (key, value), strict=True)
+        )
     attended = F.scaled_dot_product_attention(query, key, value, mask)
     return module.out_proj(attended.transpose(1, 2).flatten(2))

@@ -50,6 +50,8 @@ class DetectionOutput:
     denoising: DenoisingOutput | None = None
     hybrid: DetectionOutput | None = None
     """Those of the second branch in training, with `hybrid_queries`."""
+    routes: tuple[DetectionOutput, ...] = ()
+    """Those of the routes in training, with `multi_route`; the second has predictions of the encoder."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the official dictionary: `pred_logits`, `pred_boxes`, `aux_outputs`, `interm_outputs`, `dn`."""
@@ -65,6 +67,8 @@ class DetectionOutput:
             }
         if self.hybrid is not None:
             result["hybrid"] = self.hybrid.as_dict()
+        if self.routes:
+            result["routes"] = [route.as_dict() for route in self.routes]
         return result
 
 

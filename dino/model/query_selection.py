@@ -12,6 +12,7 @@ from dino.model.config import ModelConfig
 from dino.model.encoder import Levels, Memory
 from dino.model.layers import MLP
 from dino.model.successors.hybrid import HybridQueries
+from dino.model.successors.multi_route import Routes
 
 
 @dataclass
@@ -34,8 +35,7 @@ class QuerySelection(nn.Module):
         self.variant = config.query_selection
         self.num_queries = config.num_queries
         channels = config.hidden_dim
-        if self.variant != "pure":
-            self.content = nn.Embedding(config.num_queries, channels)
+        self.content = nn.Embedding(config.num_queries, channels) if self.variant != "pure" else None
         if self.variant == "static":
             self.anchors = nn.Embedding(config.num_queries, 4)
         else:
@@ -48,7 +48,7 @@ class QuerySelection(nn.Module):
         self,
         memory: Memory,
         indices: Tensor | None = None,  # [B, Q] tokens to select in place of the best-scored ones
-        hybrid: HybridQueries | None = None,  # the queries of the second branch, with its heads and content
+        other: HybridQueries | Routes | None = None,  # a branch with heads of its own, the first with content, too
     ) -> Queries:
         """Return the queries of each image; fewer than `num_queries` if there are fewer tokens.
 
@@ -59,22 +59,24 @@ class QuerySelection(nn.Module):
         they can be selected, as in the official model.
         """
         if self.variant == "static":
+            assert self.content is not None
             shape = (memory.tokens.shape[0], -1, -1)
             return Queries(self.content.weight.expand(shape), self.anchors.weight.float().expand(shape))
         proposals, unusable = token_proposals(memory.levels)
         tokens = memory.tokens.masked_fill(unusable[..., None], 0)
-        heads = self if hybrid is None else hybrid
+        heads = self if other is None else other
         if indices is None:
-            indices = self.select(tokens) if hybrid is None else self.select(tokens, hybrid)
+            indices = self.select(tokens) if other is None else self.select(tokens, other)
         rows = indices[..., None]
         tokens, proposals = (x.gather(1, rows.expand(-1, -1, x.shape[-1])) for x in (tokens, proposals))
         features = self.norm(self.project(tokens))
         logits = heads.class_head(features)
         anchors = heads.box_head(features).float() + proposals
-        if self.variant == "pure" and hybrid is None:
+        learned = self.content if heads.content is None else heads.content
+        if learned is None:
             content = features.detach()
         else:
-            content = heads.content.weight[: indices.shape[1]].expand(indices.shape[0], -1, -1)
+            content = learned.weight[: indices.shape[1]].expand(indices.shape[0], -1, -1)
         return Queries(
             content=content,
             anchors=anchors.detach(),
@@ -88,10 +90,10 @@ class QuerySelection(nn.Module):
     def select(
         self,
         tokens: Tensor,  # [B, S, C]
-        hybrid: HybridQueries | None = None,
+        other: HybridQueries | Routes | None = None,
     ) -> Tensor:
         """Return the best-scored tokens [B, Q], best first. Only their features, computed again, have a gradient."""
-        heads = self if hybrid is None else hybrid
+        heads = self if other is None else other
         scores = heads.class_head(self.norm(self.project(tokens))).amax(-1)
         return scores.topk(min(heads.num_queries, scores.shape[1]), 1).indices
 

@@ -20,7 +20,7 @@ from dino.training.optimizer import learning_rate_factor, set_learning_rates
 from dino.training.pace import Pace
 from dino.training.run import Run
 from dino.training.signals import StopRequest
-from dino.training.step import LOSS_PARTS, StepReport, TrainingError
+from dino.training.step import StepReport, TrainingError
 
 DOUBTFUL_SKIPPED_IN_A_ROW = 3
 MOST_SKIPPED_IN_A_ROW = 20
@@ -232,6 +232,6 @@ class Loop:
         )
         means = {"images_per_second": images / seconds, "waiting": waited / seconds}
         if finite:
-            means |= {name: sum(done.losses[name] for done in finite) / len(finite) for name in LOSS_PARTS}
+            means |= {name: sum(done.losses[name] for done in finite) / len(finite) for name in finite[0].losses}
             means["gradient_norm"] = sum(done.norm for done in finite) / len(finite)
         return means

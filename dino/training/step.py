@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 LOSS_PARTS = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_encoder", "loss_denoising")
 """The training loss; the last layer's three losses, unweighted; the shares of encoder and denoising, weighted."""
-
+BRANCH_PARTS = ("loss_hybrid", "loss_routes")
+"""The weighted shares of `hybrid_queries` and `multi_route`, with all that they add; only where these are on."""
 
 Compiled = TypeVar("Compiled", bound=nn.Module)
 MOST_COMPILED = 64
@@ -55,7 +56,7 @@ class StepReport:
     """Results of a step, the same on all processes."""
 
     losses: dict[str, float]
-    """`LOSS_PARTS`, averaged over processes."""
+    """`Step.parts`, averaged over processes."""
     norm: float
     """Norm of the gradient before clipping."""
     images: int
@@ -69,7 +70,7 @@ class StepReport:
 class _Pending:
     """A step whose results are on their way from the device."""
 
-    values: Tensor  # on the host: LOSS_PARTS, gradient norm, flags, images; summed over processes
+    values: Tensor  # on the host: the step's parts, gradient norm, flags, images; summed over processes
     copied: torch.cuda.Event | None
     losses: list[Losses]
     image_ids: list[list[int]]
@@ -118,6 +119,8 @@ class Step:
         self.clip = clip
         self.static = static
         self.compiled = compiled
+        self.parts = part_names(criterion)
+        """Names of the losses that a step reports: `LOSS_PARTS`, and those of `BRANCH_PARTS` that the model has."""
         self._replayed_passes, self._replayed_update = Replay(self._passes_of_tensors), Replay(self._update)
         self._pending: _Pending | None = None
 
@@ -158,11 +161,11 @@ class Step:
         if pending.copied is not None:
             pending.copied.synchronize()
         summed = pending.values.tolist()
-        *means, norm = (value / self.ranks.size for value in summed[: len(LOSS_PARTS) + 1])
-        *raised, images = summed[len(LOSS_PARTS) + 1 :]
+        *means, norm = (value / self.ranks.size for value in summed[: len(self.parts) + 1])
+        *raised, images = summed[len(self.parts) + 1 :]
         finite = math.isfinite(means[0]) and math.isfinite(norm)
         return StepReport(
-            losses=dict(zip(LOSS_PARTS, means, strict=True)),
+            losses=dict(zip(self.parts, means, strict=True)),
             norm=norm,
             images=int(images),
             flags=tuple(flag > 0 for flag in raised),
@@ -189,7 +192,8 @@ class Step:
                 table, error, weighted = self._replayed_passes(*tensors)
             else:
                 table, error, weighted = self._passes(batch.images, batch.mask, batch.targets, num_boxes)
-        return Losses(table, error, self.criterion.num_layers, self.criterion.num_hybrid), weighted
+        sizes = self.criterion.num_layers, self.criterion.num_hybrid, self.criterion.num_routes
+        return Losses(table, error, *sizes), weighted
 
     def _passes_of_tensors(
         self, images: Tensor, mask: Tensor, labels: Tensor, boxes_cxcywh: Tensor, offsets: Tensor, num_boxes: Tensor
@@ -215,16 +219,16 @@ class Step:
         """Clip the gradient and change the weights, unless losses or gradient are not finite on any process.
 
         Args:
-            parts: `LOSS_PARTS` of this process, float64 [6].
+            parts: the losses of this process, float64.
             host: what the host adds, float64.
 
         Returns:
-            `LOSS_PARTS`, gradient norm and `host`, summed over processes: one message between them.
+            `parts`, gradient norm and `host`, summed over processes: one message between them.
         """
         self.precision.unscale(self.optimizer)
         norm = clip_gradients(self.module, self.clip)
         summed = self.ranks.sum(torch.cat([parts, norm.double().reshape(1), host]))
-        broken = ~(summed[0].isfinite() & summed[len(LOSS_PARTS)].isfinite())
+        broken = ~(summed[0].isfinite() & summed[len(self.parts)].isfinite())
         self.precision.step(self.optimizer, broken.float())
         # Graphs add to gradients in the memory that these had when they were captured.
         self.optimizer.zero_grad(set_to_none=not self.static)
@@ -255,11 +259,23 @@ def compiled(module: Compiled, backend: str) -> Compiled:
     return cast(Compiled, torch.compile(module, fullgraph=True, backend=backend))
 
 
+def part_names(sets: Losses | SetCriterion) -> tuple[str, ...]:
+    """Return `LOSS_PARTS`, and those of `BRANCH_PARTS` whose sets of predictions there are."""
+    counts = sets.num_hybrid, sets.num_routes
+    return (*LOSS_PARTS, *(name for name, count in zip(BRANCH_PARTS, counts, strict=True) if count))
+
+
 def loss_parts(
     losses: Losses,
     weighted: Tensor,  # [sets]
 ) -> Tensor:
-    """Return `LOSS_PARTS` of a batch, float64 [6]."""
+    """Return the losses named by `part_names` of a batch, float64."""
     last, encoder = losses.num_layers - 1, slice(losses.num_layers, losses.first_hybrid)
-    sums = [part.sum(0, keepdim=True) for part in (weighted, weighted[encoder], weighted[losses.first_denoising :])]
+    denoising = losses.first_denoising + losses.num_layers  # that of the routes follows
+    shares = [weighted, weighted[encoder], weighted[losses.first_denoising : denoising]]
+    if losses.num_hybrid:
+        shares.append(weighted[losses.first_hybrid : losses.first_route])
+    if losses.num_routes:
+        shares.append(torch.cat([weighted[losses.first_route : losses.first_denoising], weighted[denoising:]]))
+    sums = [share.sum(0, keepdim=True) for share in shares]
     return torch.cat([sums[0], losses.table[:NUM_TRAINED, last], *sums[1:]]).double()

@@ -146,6 +146,7 @@ def _open_log(run: Run) -> Log:
         step=state.step,
         evaluated=state.evaluated_step == state.step,
         tensorboard=config.tensorboard,
+        losses=run.step.parts,
     )
 
 

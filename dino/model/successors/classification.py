@@ -92,7 +92,9 @@ def classification_loss(
     """Return the loss of every logit, [R, C]."""
     score, is_class = logits.new_zeros(2, len(logits) + 1, logits.shape[1]).unbind()
     place = (pairs.row.where(pairs.exists, len(logits)), pairs.label)  # the last row is cut off
-    score.index_put_(place, targets)
+    # Of pairs of one query and class, which routes can have, the target is the larger one.
+    flat = place[0] * logits.shape[1] + place[1]
+    score = score.flatten().scatter_reduce(0, flat, targets.to(score), "amax").view_as(score)
     is_class.index_put_(place, targets.new_ones(()))
     score, is_class = score[:-1], is_class[:-1]
     cross_entropy = F.binary_cross_entropy_with_logits(logits, score, reduction="none")

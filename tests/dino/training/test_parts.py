@@ -42,6 +42,7 @@ from dino.training.curves import draw_curves
 from dino.training.log import COLUMNS, Log, read_log
 from dino.training.report import epochs
 from dino.training.run_folder import RunFolder
+from dino.training.step import BRANCH_PARTS, LOSS_PARTS
 from dino.training.train import TrainConfig, train
 
 TRAINING = Path(dino.training.__file__).parent
@@ -198,6 +199,17 @@ def test_the_log_drops_what_a_resumed_run_does_again(tmp_path):
     assert read_log(tmp_path / "log.csv")[1] == {"step": 2, "epoch": 1.0, "lr": 1e-4, "loss": 5.0}
     Log(tmp_path, step=2, evaluated=False, tensorboard=False)
     assert (tmp_path / "log.csv").read_text().splitlines() == before[:3]
+
+
+def test_the_log_has_columns_for_the_branches_that_the_model_has(tmp_path):
+    options = {"evaluated": False, "tensorboard": False}
+    for losses, columns in ((LOSS_PARTS, set()), ((*LOSS_PARTS, "loss_routes"), {"loss_routes"})):
+        log = Log(tmp_path, step=1, losses=losses, **options)  # the second time, of a resumed run
+        log.write(2, 0.5, {"loss": 7.0, "loss_routes": 4.0})
+        header = (tmp_path / "log.csv").read_text().splitlines()[0].split(",")
+        assert set(header) == set(COLUMNS) - set(BRANCH_PARTS) | columns
+    Log(tmp_path, step=2, losses=(*LOSS_PARTS, "loss_routes"), **options)
+    assert read_log(tmp_path / "log.csv") == [{"step": 2, "epoch": 0.5, "loss": 7.0, "loss_routes": 4.0}]
 
 
 def test_tensorboard_gets_what_the_log_gets(tmp_path):

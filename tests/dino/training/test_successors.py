@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
 import math
@@ -17,6 +18,7 @@ from dino.common.distributed import joined_ranks, replicate_or_shard
 from dino.model.criterion import SetCriterion
 from dino.model.dino import DINO
 from dino.training.config import TrainConfig
+from dino.training.log import read_log
 from dino.training.optimizer import build_optimizer, set_learning_rates
 from dino.training.precision import Precision
 from dino.training.step import Step, compiled
@@ -188,3 +190,9 @@ def test_the_command_line_trains_with_it(switches: dict[str, Any], tmp_path: Pat
     result = train(config, quiet=True)
     assert result.exit_code == 0 and result.final_model is not None
     assert all(tensor.isfinite().all() for tensor in weights(result.final_model).values())
+    branches = {"hybrid_queries": "loss_hybrid", "multi_route": "loss_routes"}
+    with (tmp_path / "run/log.csv").open() as file:
+        assert set(next(csv.reader(file))) & {*branches.values()} == {branches[n] for n in switches if n in branches}
+    row = read_log(tmp_path / "run/log.csv")[0]
+    shares = [value for name, value in row.items() if name in branches.values()]
+    assert len(shares) == len(switches.keys() & branches.keys()) and all(0 < share < row["loss"] for share in shares)

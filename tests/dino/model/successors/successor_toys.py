@@ -20,6 +20,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"classification": "iou_aware", "mixed_matching": 2},
     {"hybrid_queries": 15, "hybrid_copies": 3},
     {"relation_bias": True},
+    {"multi_route": True},
 ]
 
 ALL: dict[str, Any] = {name: value for switches in SWITCHES for name, value in switches.items()}

@@ -16,7 +16,7 @@ from dino.model.boxes import cxcywh_to_xyxy, iou_and_giou
 from dino.model.successors.classification import Pairs, classification_loss, pair_targets
 from dino.model.successors.match_cost import position_class_cost
 from dino.model.successors.mixed_matching import rank_weights
-from dino.training.step import LOSS_PARTS, loss_parts
+from dino.training.step import loss_parts, part_names
 from dino_kernels import PackedTargets
 from tests.dino.model.criterion_toys import CLASSES, LAYERS, outputs_of, targets_of
 from tests.dino.model.successors.successor_toys import GOLDEN, stored
@@ -172,7 +172,8 @@ def test_the_branch_has_the_losses_of_a_criterion_with_repeated_targets() -> Non
     for name, value in others.items():
         torch.testing.assert_close(losses[name], value)
     weighted = plain.weighted(losses)
-    reported = dict(zip(LOSS_PARTS, loss_parts(losses, weighted).tolist(), strict=True))
+    reported = dict(zip(part_names(losses), loss_parts(losses, weighted).tolist(), strict=True))
+    assert reported["loss_hybrid"] == pytest.approx(weighted[LAYERS + 1 : -LAYERS].sum().item())
     assert reported["loss_encoder"] == pytest.approx(weighted[LAYERS].item())
     assert reported["loss_denoising"] == pytest.approx(weighted[-LAYERS:].sum().item())
     assert reported["loss"] == pytest.approx(weighted.sum().item())

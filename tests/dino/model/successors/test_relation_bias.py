@@ -65,9 +65,9 @@ def test_each_layer_has_the_relation_of_the_boxes_predicted_before(monkeypatch: 
     model = grown(relation_bias=True, num_decoder_layers=3, hybrid_queries=8).train()
     masks: list[Tensor | None] = []
 
-    def recorded(module: torch.nn.MultiheadAttention, query: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def recorded(module: torch.nn.MultiheadAttention, query: Tensor, value: Tensor, mask: Any, *rest: Any) -> Tensor:
         masks.append(mask)
-        return self_attention(module, query, value, mask)
+        return self_attention(module, query, value, mask, *rest)
 
     monkeypatch.setattr(decoder_module, "self_attention", recorded)
     torch.manual_seed(3)
