@@ -1,4 +1,4 @@
-"""Draw which queries of the decoder see each other: the self-attention mask of denoising."""
+"""Draw which queries of the decoder attend to each other: the self-attention mask of denoising."""
 
 from __future__ import annotations
 
@@ -54,11 +54,12 @@ def draw_attention_mask(detector: Detector, targets: Targets) -> Image.Image:
     legend = [Key("positives", POSITIVE)] + ([Key("negatives", NEGATIVE)] if layout.kinds == 2 else [])
     return add_caption(
         drawn,
-        "What a query of the decoder may see in training",
+        "Self-attention mask of the decoder in training",
         f"Each row is a query that attends, each column a query that it may attend to; light grey is blocked. For "
         f"{counts} there are {groups} groups of {layout.kinds * size} denoising queries and {matching} matching "
-        f"queries. A denoising query sees its own group, {kinds}, and the matching queries (blue), but no other group. "
-        f"Matching queries see no denoising query: these are made of the true boxes, which inference does not have."
+        f"queries. A denoising query attends to its own group, {kinds}, and to the matching queries (blue), but to no "
+        f"other group. Matching queries attend to no denoising query: these are made of the true boxes, which inference "
+        f"does not have."
         f"{empty}",
         [*legend, Key("matching queries", MATCHING), Key("blocked", BLOCKED)],
     )

@@ -117,9 +117,9 @@ def draw_matching(
     return add_caption(
         _arranged(panels, columns),
         "Instability of matching" + (f", {len(shown)} of {len(labels)} objects" if len(labels) > len(shown) else ""),
-        f"The matching gives each object one query, whose loss it then decides. Shown are the numbers of these "
-        f"queries at their anchors; colours compare with the checkpoint before. A query whose object changed gets "
-        f"another target than it was trained for. DN-DETR counts these queries, here for {len(labels)} objects "
+        f"The matching assigns each object to one query, which is then trained to predict it. Shown are the numbers of "
+        f"these queries at their anchors; colours compare with the checkpoint before. A query whose object changed "
+        f"gets another target than it was trained for. DN-DETR counts these queries, here for {len(labels)} objects "
         f"{', '.join(f'{step:.0f}' for step in steps)} (an object that passes from one query to another changes both)."
         + (
             " A query's number is the rank of its token in query selection: tokens that swap ranks count, too."

@@ -12,8 +12,8 @@ what removing duplicates takes.
 
 Boxes are constants: the gradient reaches W and c alone. Sizes need no sine for each pair, as e has differences of their
 logarithms. The 32 sines and cosines of centres, [B, Q, Q, 32], are not kept for the backward pass, which computes them
-again (155 MB for 1,100 queries of an image). A hybrid branch has no bias, as in
-the paper.
+again (155 MB for 1,100 queries of an image). A hybrid branch, as in the paper, and the routes of `multi_route` have no
+bias.
 """
 
 from __future__ import annotations
