@@ -27,8 +27,8 @@ class VisualizeOptions(ModelOptions):
 
     Writes PNG files with captions to the output folder: query_selection (the anchors from the encoder), refinement
     (boxes from decoder layer to decoder layer), sampling and encoder_sampling (samples of deformable attention). With
-    --annotations also denoising (the noised boxes of training), attention_mask (which queries attend to each
-    other in training), look_forward (gradients between decoder layers), and, of a run that keeps several checkpoints, matching
+    --annotations also denoising (the noised boxes of training), attention_mask (which queries attend to each other in
+    training), look_forward (gradients between decoder layers), and, of a run that keeps several checkpoints, matching
     (which query each object is matched with in each of them).
     """
 

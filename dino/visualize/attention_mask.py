@@ -58,9 +58,8 @@ def draw_attention_mask(detector: Detector, targets: Targets) -> Image.Image:
         f"Each row is a query that attends, each column a query that it may attend to; light grey is blocked. For "
         f"{counts} there are {groups} groups of {layout.kinds * size} denoising queries and {matching} matching "
         f"queries. A denoising query attends to its own group, {kinds}, and to the matching queries (blue), but to no "
-        f"other group. Matching queries attend to no denoising query: these are made of the true boxes, which inference "
-        f"does not have."
-        f"{empty}",
+        f"other group. Matching queries attend to no denoising query: these are made of the true boxes, which "
+        f"inference does not have.{empty}",
         [*legend, Key("matching queries", MATCHING), Key("blocked", BLOCKED)],
     )
 

@@ -12,7 +12,7 @@ learned tokens, which its matching queries attend to and denoising queries do no
 queries come from encoder heads of its own, matched one to one, with the content of the primary ones.
 
 Both assign by the score S = 0.8 IoU + 0.2 p, p the probability of the target's class. A query is positive for the
-target of its highest score if that is at least 0.4, or if no query scores higher for some target. A target with c
+target of its highest score if that is at least 0.4, or if the query is the best one of any target. A target with c
 positive queries is matched with the min(c, 6) of its highest scores. Losses are divided by 3 times the number of boxes.
 
 As in the public code, a query can thereby be matched with two targets; it then has both classes, where theirs keeps
@@ -70,7 +70,7 @@ class Routes(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         channels, layers = config.hidden_dim, range(config.num_decoder_layers)
-        self.num_queries, self.content = config.num_queries, None  # that of query selection
+        self.num_queries, self.content = config.num_queries, None  # it is that of query selection
         self.feed_forward = nn.ModuleList(RouteLayer(config, instructed=False) for _ in layers)
         self.instructed = nn.ModuleList(RouteLayer(config, instructed=True) for _ in layers)
         self.has_heads = config.query_selection != "static"
