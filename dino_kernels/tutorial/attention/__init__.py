@@ -1,0 +1,1 @@
+"""Deformable attention in eight steps; `run.STEPS` lists them."""
