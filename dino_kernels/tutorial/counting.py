@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -89,3 +90,26 @@ def size(count_of_bytes: float) -> str:
             number = count_of_bytes / factor
             return f"{number:.1f} {unit}" if number < 10 else f"{number:.0f} {unit}"
     return f"{count_of_bytes:.0f} B" if count_of_bytes else "0"
+
+
+# Methods that read a tensor's numbers on the host; on a GPU each copies and waits.
+HOST_READS = {"cpu", "item", "tolist", "numpy", "__array__", "nonzero", "__bool__", "__int__", "__float__", "__index__"}
+
+
+class _HostReads(TorchFunctionMode):
+    """Count calls of HOST_READS."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += getattr(function, "__name__", "") in HOST_READS
+        return function(*args, **(kwargs or {}))
+
+
+def host_reads(call: Callable[[], object]) -> int:
+    """Return how often a call reads a tensor on the host; what happens inside compiled code is not seen."""
+    with _HostReads() as reads:
+        call()
+    return reads.count

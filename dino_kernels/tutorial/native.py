@@ -19,19 +19,9 @@ from pathlib import Path
 
 # -march=native: for this machine alone. Not -ffast-math: NaN must stay NaN. -fopenmp-simd starts no threads; it lets
 # the compiler reorder the sums that are marked.
-FLAGS = [
-    "-std=c++20",
-    "-O3",
-    "-march=native",
-    "-fPIC",
-    "-shared",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fopenmp-simd",
-]
-MISSING = (
-    "the tutorial's steps in C++ need a C++20 compiler, and {0} was not found. Install g++ or clang, or name one in CXX"
-)
+FLAGS = ["-std=c++20", "-O3", "-march=native", "-fPIC", "-shared"]
+FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
+MISSING = "no C++20 compiler: {0} was not found. Install g++ or clang, or name one in the variable CXX."
 
 
 class CompilerMissing(RuntimeError):

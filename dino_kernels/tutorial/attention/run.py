@@ -25,12 +25,17 @@ class Step:
     module: str
     before: str | None  # label of the step that it is compared with
     backward: bool = True
+    before_backward: str | None = None  # where `before` has no backward
     dtype: torch.dtype = torch.float32
     devices: tuple[str, ...] = ("cpu",)
 
     def attend(self, given: Problem) -> Tensor:
         """Return what the step computes, [B, Q, M * D]."""
         return import_module(f"dino_kernels.tutorial.attention.{self.module}").attend(given)
+
+    def predecessor(self, backward: bool) -> Step | None:
+        """Return the step that this one is compared with in a pass."""
+        return STEPS.get((backward and self.before_backward) or self.before or "")
 
     def why(self, given: Problem) -> str:
         """Return the step's own count."""
@@ -44,7 +49,7 @@ STEPS = {
         Step("1 loop", "step1_loop", None, backward=False),
         Step("2 vectors", "step2_vectors", "1 loop", devices=BOTH),
         Step("3 fused softmax", "step3_softmax", "2 vectors", backward=False),
-        Step("4 row by row", "step4_rows", "3 fused softmax"),
+        Step("4 row by row", "step4_rows", "3 fused softmax", before_backward="2 vectors"),
         Step("4 row by row, Triton", "triton_rows", "2 vectors", backward=False, devices=GPU),
         Step("5 no atomics", "step5_owners", "4 row by row"),
         Step("6 tiles", "step6_tiles", "5 no atomics"),
@@ -72,9 +77,9 @@ def measure(step: Step, case: Case, device: str = "cpu") -> str:
     lines = [f"{case.name}, {device}" + (f", its first {LOOP_QUERIES} queries alone" if loop else "")]
     passes = [False, True] if step.backward and not loop else [False]
     grad_output = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1)).to(device)
-    before = STEPS.get(step.before or "")
     for backward in passes:
-        racers = [s for s in (before, step) if s and device in s.devices and (s.backward or not backward)]
+        before = step.predecessor(backward)
+        racers = [s for s in (before, step) if s and device in s.devices]
         times = in_turns({s.label: ready(s, given, backward, grad_output) for s in racers}, device)
         both = "forward and backward" if backward else "forward"
         timed = ", ".join(f"{label} {1e3 * seconds:.3g} ms" for label, seconds in times.items())

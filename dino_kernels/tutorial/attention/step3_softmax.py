@@ -28,7 +28,7 @@ def attend(given: Problem) -> Tensor:
 def why(given: Problem) -> str:
     """Count what makes this step what it is."""
     samples = given.logits.numel()
-    return f"{size(samples * 3 * 4)} read and {size(samples * 8 * 4)} written in one pass instead of 60"
+    return f"{size(samples * 3 * 4)} read and {size(samples * 8 * 4)} written, in one pass"
 
 
 if __name__ == "__main__":

@@ -62,9 +62,8 @@ def why(given: Problem) -> str:
     for by_head in (False, True):
         lines = list(lines_read(given, by_head))
         shares.append([f"{100 * misses(lines, kilobytes) / len(lines):.0f} %" for kilobytes in (32, 1024)])
-    return (
-        f"lines missing in 32 KiB: {shares[0][0]} before, {shares[1][0]} now; in 1 MiB: {shares[0][1]}, {shares[1][1]}"
-    )
+    (small, large), (small_now, large_now) = shares
+    return f"reads that miss a cache of 32 KiB: {small} before, {small_now} now; of 1 MiB: {large}, {large_now}"
 
 
 if __name__ == "__main__":

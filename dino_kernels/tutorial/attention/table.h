@@ -62,15 +62,13 @@ struct Table {
 #pragma omp simd
     for (int64_t k = 0; k < K; ++k) {
       const float W = width[k], H = height[k];
-      float px = x[k] >= -1 ? x[k] : -2,
-            py = y[k] >= -1 ? y[k] : -2;  // -2, of NaN too: no corner of it is inside
+      float px = x[k] >= -1 ? x[k] : -2, py = y[k] >= -1 ? y[k] : -2;  // -2, for NaN too: all corners outside
       px = px < W ? px : -2;
       py = py < H ? py : -2;
       const float left = std::floor(px), upper = std::floor(py), fx = px - left, fy = py - upper;
       const int32_t upper_left = start[k] + int32_t(upper) * width[k] + int32_t(left);
       // Unsigned: -1 and -2 become large numbers, which are outside like those from W on.
-      const uint32_t x0 = int32_t(left), x1 = x0 + 1, y0 = int32_t(upper), y1 = y0 + 1, w = width[k],
-                     h = height[k];
+      const uint32_t x0 = int32_t(left), y0 = int32_t(upper), x1 = x0 + 1, y1 = y0 + 1, w = W, h = H;
       r0[k] = x0 < w ? y0 < h ? upper_left : -1 : -1;
       r1[k] = x1 < w ? y0 < h ? upper_left + 1 : -1 : -1;
       r2[k] = x0 < w ? y1 < h ? upper_left + width[k] : -1 : -1;

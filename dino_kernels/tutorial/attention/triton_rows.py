@@ -2,8 +2,7 @@
 
     python -m dino_kernels.tutorial.attention.triton_rows
 
-Forward only. It has never run on a GPU: the tests run it in Triton's interpreter, and no speed is claimed for it. All
-samples of an item are one block, so that a row's channels are read by neighbouring lanes, 128 bytes at a time.
+Forward only. It has never run on a GPU: the tests run it in Triton's interpreter, and no speed is claimed for it.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ def _rows_kernel(
     b = query // Q
     k, d = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_D)
     real = k < K
-    # Softmax and positions, as in step 3.
     logit = tl.load(logits + item * K + k, mask=real, other=float("-inf")).to(tl.float32)
     weight = tl.exp(logit - tl.max(logit, 0))
     weight = weight / tl.sum(weight, 0)
@@ -38,10 +36,9 @@ def _rows_kernel(
     sample = offsets + (item * K + k) * 2
     x = tl.load(base, mask=real) + tl.load(base + 2, mask=real) * tl.load(sample, mask=real).to(tl.float32)
     y = tl.load(base + 1, mask=real) + tl.load(base + 3, mask=real) * tl.load(sample + 1, mask=real).to(tl.float32)
-    x = tl.where((x >= -1) & (x < width), x, -2.0)  # also of NaN; none of its corners is inside
+    x = tl.where((x >= -1) & (x < width), x, -2.0)  # -2, for NaN too: all corners outside
     y = tl.where((y >= -1) & (y < height), y, -2.0)
     left, upper = tl.floor(x), tl.floor(y)
-    # Four rows of each sample, as in step 4.
     total = tl.zeros([BLOCK_D], tl.float32)
     for corner in tl.static_range(4):
         column = left.to(tl.int32) + corner % 2
@@ -64,11 +61,10 @@ def attend(given: Problem) -> Tensor:
     rows = [(h, w, start, level) for level, (h, w, start, count) in enumerate(given.levels) for _ in range(count)]
     levels = torch.tensor(rows, dtype=torch.int32).view(K, 4).to(given.value.device)
     mask = levels if given.mask is None else given.mask.contiguous().view(torch.uint8)
-    blocks = {"BLOCK_K": triton.next_power_of_2(max(K, 1)), "BLOCK_D": triton.next_power_of_2(D)}
+    constants = triton.next_power_of_2(max(K, 1)), triton.next_power_of_2(D), given.mask is not None
     tensors = [x.detach().contiguous() for x in (given.value, given.frame(), given.offsets, given.logits)]
-    sizes = (S, M, Q, K, L, D)
     if output.numel():
-        _rows_kernel[(B * Q * M,)](*tensors, mask, levels, output, *sizes, **blocks, HAS_MASK=given.mask is not None)
+        _rows_kernel[(B * Q * M,)](*tensors, mask, levels, output, S, M, Q, K, L, D, *constants)
     return output
 
 

@@ -1,0 +1,1 @@
+"""Hungarian matching in five steps; `run.STEPS` lists them."""
