@@ -27,6 +27,7 @@ from benchmarks.measure.machine import ROOT, caption
 from benchmarks.measure.results import FILE_NAME, RESULTS, published
 from benchmarks.measure.tables import Table, as_markdown, as_text, milliseconds, ratio
 from benchmarks.sass import counts
+from benchmarks.tutorial import steps as tutorial
 
 Document = dict[str, Any]
 MARKER = re.compile(r"(<!-- results:(\w+)(?: ([\w.-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
@@ -192,6 +193,10 @@ TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
     "claims_groups": (claims.FILE_NAME, groups.groups_table),
     "step_memory": (memory.FILE_NAME, memory.table),
     "onnx": (onnx.FILE_NAME, onnx.table),
+    "tutorial_attention": (tutorial.FILE_NAME, tutorial.attention_table),
+    "tutorial_matching": (tutorial.FILE_NAME, tutorial.matching_table),
+    "tutorial_attention_counts": (tutorial.FILE_NAME, partial(tutorial.counted_table, chapter="attention")),
+    "tutorial_matching_counts": (tutorial.FILE_NAME, partial(tutorial.counted_table, chapter="matching")),
     "counts": (counts.STORED.name, counts.table),
     "gpu_attention": (GPU, gpu.attention_lines),
     "gpu_matching": (GPU, gpu.matching_lines),

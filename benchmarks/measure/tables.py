@@ -8,7 +8,7 @@ Table = list[list[str]]  # the first row is the header
 # Columns aligned to the left.
 WORDS = (
     *("workload", "baseline", "kernel", "per", "op", "by", "model", "pass", "part", "mode", "step"),
-    *("claim", "measure", "result"),
+    *("claim", "measure", "result", "counted"),
 )
 
 

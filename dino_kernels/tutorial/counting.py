@@ -97,14 +97,19 @@ HOST_READS = {"cpu", "item", "tolist", "numpy", "__array__", "nonzero", "__bool_
 
 
 class _HostReads(TorchFunctionMode):
-    """Count calls of HOST_READS."""
+    """Count calls of HOST_READS, as if every tensor were on a GPU until it is copied to the host."""
 
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
+        self.on_host: set[int] = set()
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += getattr(function, "__name__", "") in HOST_READS
+        name = getattr(function, "__name__", "")
+        if name in HOST_READS and _address(args[0]) not in self.on_host:
+            self.count += 1
+            if name in ("cpu", "numpy", "__array__"):
+                self.on_host.add(_address(args[0]))
         return function(*args, **(kwargs or {}))
 
 

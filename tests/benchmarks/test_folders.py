@@ -14,7 +14,8 @@ FOLDERS = {
     "claims": "measure",
     "sass": "measure matching",
     "gpu": "measure attention matching",
-    "measure/report": "measure attention matching detector claims sass gpu",
+    "tutorial": "measure",
+    "measure/report": "measure attention matching detector claims sass gpu tutorial",
     "conftest": "measure measure/report attention matching",
     "": "",
 }

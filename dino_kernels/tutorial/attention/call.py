@@ -67,7 +67,7 @@ class _Fused(torch.autograd.Function):
         of_value = torch.zeros_like(value)
         of_offsets, of_logits = torch.empty_like(offsets), torch.empty_like(logits)
         of_frame = frame.new_zeros(B, Q, M, frame.shape[2], 4)
-        results = {"grad_value": of_value, "grad_offsets": of_offsets, "grad_logits": of_logits}
+        results: dict[str, Any] = {"grad_value": of_value, "grad_offsets": of_offsets, "grad_logits": of_logits}
         grad_output = grad_outputs[0].contiguous()
         run(ctx.sources[1], "backward", ctx.given, frame, grad_output=grad_output, grad_frame=of_frame, **results)
         return None, None, of_value, of_frame.sum(2), of_offsets, of_logits  # heads are added up in a fixed order

@@ -24,8 +24,11 @@ def pyramid(height: int, width: int) -> tuple[tuple[int, int], ...]:
 
 
 IMAGE, LARGE_IMAGE = pyramid(480, 640), pyramid(800, 1333)
-ENCODER = Case("encoder", 1, sum(h * w for h, w in IMAGE), 8, 32, IMAGE, (4,) * 4, layout="local")
-DECODER = Case("decoder", 1, 900, 8, 32, LARGE_IMAGE, (4,) * 4, reference_coordinates=4)
+ENCODER = Case("encoder 480x640", 1, sum(h * w for h, w in IMAGE), 8, 32, IMAGE, (4,) * 4, layout="local")
+LARGE_ENCODER = replace(
+    ENCODER, name="encoder 800x1333", queries=sum(h * w for h, w in LARGE_IMAGE), shapes=LARGE_IMAGE
+)
+DECODER = Case("decoder, 900 queries", 1, 900, 8, 32, LARGE_IMAGE, (4,) * 4, reference_coordinates=4)
 SMALL = Case("small", 2, 40, 3, 20, ((5, 7), (3, 4)), (4, 2), reference_coordinates=4, mask=True)
 
 

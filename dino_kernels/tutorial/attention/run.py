@@ -46,6 +46,7 @@ BOTH, GPU = ("cpu", "cuda"), ("cuda",)
 STEPS = {
     step.label: step
     for step in (
+        Step("grid_sample", "definition", None, devices=("cpu", "cuda")),
         Step("1 loop", "step1_loop", None, backward=False),
         Step("2 vectors", "step2_vectors", "1 loop", devices=BOTH),
         Step("3 fused softmax", "step3_softmax", "2 vectors", backward=False),

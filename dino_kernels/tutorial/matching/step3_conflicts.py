@@ -28,7 +28,7 @@ def match(given: Step) -> Matching:
 
 
 def solve(cost: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Return the column of each row, and set the duals of rows and columns; v is zeros, rows are not more than columns."""
+    """Return the column of each row, and set the duals u and, from zeros, v; no more rows than columns."""
     rows, columns = cost.shape
     nearest = cost.argmin(1) if rows else np.empty(0, dtype=int)
     u[:] = cost[np.arange(rows), nearest]
@@ -39,7 +39,7 @@ def solve(cost: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         row_of = np.full(columns, -1)
         row_of[claimed] = first
         for i in np.flatnonzero(column_of < 0):
-            augment(i, cost, u, v, column_of, row_of)
+            augment(int(i), cost, u, v, column_of, row_of)
     return column_of
 
 

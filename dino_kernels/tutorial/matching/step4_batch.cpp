@@ -58,8 +58,7 @@ struct Problem {
   }
 };
 
-// Of cost [G, N, Q], rows offsets[b] to offsets[b + 1] are image b's. Writes query_idx, u [G, N]; v [G, B,
-// Q].
+// Rows offsets[b] to offsets[b + 1] of cost [G, N, Q] are image b's. Writes query_idx, u [G, N]; v [G, B, Q].
 extern "C" void match(const float* cost, const int64_t* offsets, int64_t G, int64_t B, int64_t N, int64_t Q,
                       int64_t* query_idx, double* u, double* v) {
   for (int64_t problem = 0; problem < G * B; ++problem) {  // with threads, each would take some of these

@@ -1,0 +1,1 @@
+"""Time the steps of dino_kernels/tutorial, in turns."""

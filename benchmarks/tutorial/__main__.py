@@ -1,0 +1,5 @@
+"""Run `benchmarks.tutorial.steps` as `python -m benchmarks.tutorial`."""
+
+from benchmarks.tutorial.steps import main
+
+main()
