@@ -63,8 +63,7 @@ struct Table {
     for (int64_t k = 0; k < K; ++k) {
       const float W = width[k], H = height[k];
       float px = x[k] >= -1 ? x[k] : -2, py = y[k] >= -1 ? y[k] : -2;  // -2, for NaN too: all corners outside
-      px = px < W ? px : -2;
-      py = py < H ? py : -2;
+      px = px < W ? px : -2, py = py < H ? py : -2;
       const float left = std::floor(px), upper = std::floor(py), fx = px - left, fy = py - upper;
       const int32_t upper_left = start[k] + int32_t(upper) * width[k] + int32_t(left);
       // Unsigned: -1 and -2 become large numbers, which are outside like those from W on.

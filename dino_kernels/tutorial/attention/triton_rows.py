@@ -57,13 +57,13 @@ def _rows_kernel(
 def attend(given: Problem) -> Tensor:
     """Return [B, Q, M * D]; forward only."""
     (B, S, M, D), (_, Q, _, K), L = given.value.shape, given.logits.shape, len(given.shapes)
-    output = given.value.new_empty(B, Q, M * D)
+    output = given.value.new_zeros(B, Q, M * D)
     rows = [(h, w, start, level) for level, (h, w, start, count) in enumerate(given.levels) for _ in range(count)]
     levels = torch.tensor(rows, dtype=torch.int32).view(K, 4).to(given.value.device)
     mask = levels if given.mask is None else given.mask.contiguous().view(torch.uint8)
     constants = triton.next_power_of_2(max(K, 1)), triton.next_power_of_2(D), given.mask is not None
     tensors = [x.detach().contiguous() for x in (given.value, given.frame(), given.offsets, given.logits)]
-    if output.numel():
+    if output.numel() and K:
         _rows_kernel[(B * Q * M,)](*tensors, mask, levels, output, S, M, Q, K, L, D, *constants)
     return output
 
