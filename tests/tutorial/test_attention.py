@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 
@@ -14,20 +15,12 @@ from dino_kernels.testing import CASES, Case, sample_inputs
 from dino_kernels.testing.accuracy import Result, assert_result_accurate, random_grad_output
 from dino_kernels.tutorial import counting, native
 from dino_kernels.tutorial.attention import call, run, step2_vectors, step6_tiles
-from dino_kernels.tutorial.attention.problem import DECODER, ENCODER, OP, SMALL, Problem, problem
+from dino_kernels.tutorial.attention.problem import DECODER, ENCODER, LARGE_ENCODER, OP, SMALL, Problem, problem
 
 BY_NAME = {case.name: case for case in CASES}
-CHOSEN = [
-    "encoder_masked",
-    "decoder_masked",
-    "rtdetr",
-    "rfdetr",
-    "odd_points",
-    "level_without_points",
-    "one_pixel_levels",
-    "channels_3",
-]
-CHOSEN += ["channels_36", "hostile", "hostile_boxes", "hostile_masked", "no_queries", "no_images", "no_points"]
+CHOSEN = ["encoder_masked", "decoder_masked", "rtdetr", "rfdetr", "odd_points", "level_without_points"]
+CHOSEN += ["one_pixel_levels", "channels_3", "channels_36", "hostile", "hostile_boxes", "hostile_masked"]
+CHOSEN += ["no_queries", "no_images", "no_points"]
 STEPS = {label: step for label, step in run.STEPS.items() if step.devices != run.GPU and label[0] in "234567"}
 
 
@@ -123,7 +116,8 @@ def test_counts_agree_with_the_shapes():
     assert counts["2 vectors"].allocated > rows + output and counts["2 vectors"].saved > rows
     assert rows + table < counts["3 fused softmax"].allocated < counts["2 vectors"].allocated
     assert output + frame <= counts["4 row by row"].allocated < output + 4 * frame
-    assert counts["4 row by row"].saved == counts["6 tiles"].saved == frame
+    sizes = 64 * given.value.element_size()  # and the levels' sizes, for the gradient of the frame
+    assert frame <= counts["4 row by row"].saved == counts["6 tiles"].saved <= frame + sizes
     assert counts["4 row by row"].operations < counts["3 fused softmax"].operations < counts["2 vectors"].operations
     whole = counting.count(lambda: run.STEPS["8 kernel, float32"].attend(given), given.inputs)
     assert (whole.allocated, whole.saved) == (output, 0)
@@ -150,7 +144,7 @@ def test_a_head_at_a_time_misses_less():
     before, now = (list(step6_tiles.lines_read(given, by_head)) for by_head in (False, True))
     rows = (step2_vectors.corners(given)[0][0] // 8 != given.value.shape[1]).sum().item()
     assert len(before) == 2 * rows  # 32 channels of float32 are two lines
-    assert step6_tiles.misses(now, 4) / len(now) < 0.5 * step6_tiles.misses(before, 4) / len(before)
+    assert step6_tiles.misses(now, 16) / len(now) < 0.5 * step6_tiles.misses(before, 16) / len(before)
 
 
 @pytest.mark.parametrize("step", [s for s in run.STEPS.values() if s.devices != run.GPU], ids=lambda s: s.label)
@@ -177,13 +171,7 @@ def test_a_missing_compiler_and_an_error_in_a_file_are_explained(monkeypatch, tm
 def test_the_workloads_are_those_of_the_benchmarks():
     from benchmarks.attention import workloads
 
-    for mine, theirs in (
-        (ENCODER, workloads.encoder("", workloads.pyramid(480, 640))),
-        (DECODER, workloads.DECODER_900),
-    ):
-        assert (mine.S, mine.queries, mine.points, mine.layout) == (
-            theirs.S,
-            theirs.queries,
-            theirs.points,
-            theirs.layout,
-        )
+    encoder = workloads.encoder("", workloads.pyramid(480, 640))
+    large = workloads.ENCODER_800x1333
+    for mine, theirs in ((ENCODER, encoder), (LARGE_ENCODER, large), (DECODER, workloads.DECODER_900)):
+        assert replace(mine, name="") == replace(theirs, name="")
