@@ -78,7 +78,7 @@ def compete(
         with torch.no_grad():
             wrong = error(each.attend(given[each.dtype]), exact)
         assert wrong <= ALLOWED[each.dtype], f"step {label} on {workload}: error {wrong}"
-        leaves = given[each.dtype].requires_grad()
+        leaves = given[each.dtype].requires_grad(reference_points=False)
         counts = count(partial(each.attend, leaves), leaves.inputs)
         facts[label] = {
             "error": wrong,

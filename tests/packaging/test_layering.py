@@ -22,6 +22,7 @@ ROOMS = {
     "dino_kernels/integrations": ("* nn ops ops/_core", "transformers mmcv mmengine"),
     "dino_kernels/onnx": ("* ops", "onnx onnxscript"),
     "dino_kernels/testing": ("* ops ops/_core targets", ""),
+    "dino_kernels/tutorial": ("* testing", "numpy scipy triton"),
     "dino_kernels": ("* nn ops ops/_core onnx targets testing", "numpy"),
     "dino/common": ("", "numpy tqdm"),
     "dino/model": ("", ""),

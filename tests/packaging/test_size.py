@@ -13,9 +13,9 @@ MOST_LINES_OF_A_FILE = 400
 # 27,100 before large data and tar shards; 44,200 and 28,800 before steps without waits and with few operations; 44,400
 # and 29,100 before compiled and captured steps, native lists of matching, input, and `dino benchmark`; 46,300 and
 # 30,000 before exported files, ONNX Runtime's ops, weights by name, wheels and the kernel for the hub; 50,600 and
-# 32,600 before DINO's successors; 51,400 and 33,800 before drawings of training and Mr.DETR's routes. Raising a limit
-# needs a reason.
-MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 52_100, "tests": 34_200}
+# 32,600 before DINO's successors; 51,400 and 33,800 before drawings of training, Mr.DETR's routes, the paper's claims
+# and the tutorial. Raising a limit needs a reason.
+MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 55_000, "tests": 34_900}
 
 
 def lines_of(folders: str) -> dict[str, int]:

@@ -52,7 +52,7 @@ class Problem:
 
     @property
     def inputs(self) -> list[Tensor]:
-        """Return the tensors that have gradients."""
+        """Return the tensors that may have gradients."""
         return [self.value, self.reference_points, self.offsets, self.logits]
 
     def frame(self) -> Tensor:
@@ -78,9 +78,11 @@ class Problem:
         reference_points = self.reference_points.detach().to(positions)
         return replace(self, value=value, offsets=offsets, logits=logits, reference_points=reference_points)
 
-    def requires_grad(self) -> Problem:
-        """Return a copy whose inputs have gradients."""
-        return replace(self, **{name: getattr(self, name).detach().clone().requires_grad_() for name in NAMES})
+    def requires_grad(self, reference_points: bool = True) -> Problem:
+        """Return a copy whose inputs have gradients; training needs none of reference points."""
+        copies = {name: getattr(self, name).detach().clone().requires_grad_() for name in NAMES}
+        copies["reference_points"].requires_grad_(reference_points)
+        return replace(self, **copies)
 
     def kernel(self, backend: str) -> Tensor:
         """Return what a backend of `dino_kernels.fused_ms_deform_attn` computes, [B, Q, M * D]."""
@@ -101,8 +103,9 @@ def problem(case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu",
 
 
 def gradients(output: Tensor, given: Problem, grad_output: Tensor) -> list[Tensor]:
-    """Return the gradients of value, reference points, offsets and logits."""
-    return list(torch.autograd.grad(output, given.inputs, grad_output.to(output.dtype)))
+    """Return the gradients of the inputs that require one, in their order."""
+    inputs = [tensor for tensor in given.inputs if tensor.requires_grad]
+    return list(torch.autograd.grad(output, inputs, grad_output.to(output.dtype)))
 
 
 def definition(given: Problem) -> Tensor:

@@ -64,7 +64,7 @@ STEPS = {
 def ready(step: Step, given: Problem, backward: bool, grad_output: Tensor) -> Callable[[], object]:
     """Return one pass of a step, ready to be timed."""
     if backward:
-        leaves = given.to(step.dtype).requires_grad()
+        leaves = given.to(step.dtype).requires_grad(reference_points=False)
         return lambda: gradients(step.attend(leaves), leaves, grad_output)
     return partial(torch.no_grad()(step.attend), given.to(step.dtype))
 
@@ -88,7 +88,7 @@ def measure(step: Step, case: Case, device: str = "cpu") -> str:
         lines.append(f"  {both:20} {timed}{gain}")
     with torch.no_grad():
         lines.append(f"  {'largest error':20} {error(step.attend(given), exact):.1e} of the largest number")
-    leaves = given.requires_grad()
+    leaves = given.requires_grad(reference_points=False)
     counts = count(partial(step.attend, leaves), [*leaves.inputs, *([] if given.mask is None else [given.mask])])
     lines.append(
         f"  {'counted':20} {counts.operations} operations allocate {size(counts.allocated)}; "
