@@ -125,7 +125,7 @@ def matching_rows(given: Given, workload: str) -> list[dict[str, Any]]:
     )
     for label, each in matching.STEPS.items():
         rows.append(
-            {"workload": workload, "step": label} | facts[label] | compared(timings, label, each.before, "1 SciPy")
+            {"workload": workload, "step": label} | facts[label] | compared(timings, label, each.before, "1 SciPy" if each.before else label)
         )
     return rows
 

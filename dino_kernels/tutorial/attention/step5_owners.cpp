@@ -9,8 +9,8 @@ extern "C" void backward(const Call& c) {
     const int64_t head = (b * c.S * c.M + m) * c.D;
     const Head<const float> value{static_cast<const float*>(c.value) + head, c.M * c.D};
     const Head<float> grad_value{static_cast<float*>(c.grad_value) + head, c.M * c.D};
-    for (int64_t q = 0; q < c.Q;
-         ++q) {  // always in this order: the same bits, whatever the number of threads
+    // Always in this order: the same bits, whatever the number of threads.
+    for (int64_t q = 0; q < c.Q; ++q) {
       table.fill<float>(c, b, q, m);
       const float* grad = static_cast<const float*>(c.grad_output) + c.item(b, q, m) * c.D;
       item_gradients(c, b, q, m, table, value, grad, [&](int64_t row, float weight) {
