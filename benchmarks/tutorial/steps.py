@@ -124,9 +124,8 @@ def matching_rows(given: Given, workload: str) -> list[dict[str, Any]]:
         {x: partial(s.match, given) for x, s in matching.STEPS.items()}, process_time, SECONDS, 2 * LEAST_LAPS
     )
     for label, each in matching.STEPS.items():
-        rows.append(
-            {"workload": workload, "step": label} | facts[label] | compared(timings, label, each.before, "1 SciPy" if each.before else label)
-        )
+        ratios = compared(timings, label, each.before, "1 SciPy" if each.before else label)
+        rows.append({"workload": workload, "step": label} | facts[label] | ratios)
     return rows
 
 

@@ -29,8 +29,8 @@ _GAP, _LETTERS = 8, 15
 
 
 def matching_instability(
-    matches_before: Sequence[Tensor],  # of each image [Q]: target of each prediction, -1 where none
-    matches_after: Sequence[Tensor],  # the same of a later epoch; two tensors [B, Q] will do
+    matches_before: Sequence[Tensor] | Tensor,  # of each image [Q]: target of each prediction, -1 where none
+    matches_after: Sequence[Tensor] | Tensor,  # the same of a later epoch
 ) -> float:
     """Return DN-DETR's IS: the number of predictions whose target differs, as the mean over images.
 

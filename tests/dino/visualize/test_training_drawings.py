@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,12 +166,13 @@ def test_gradients_are_those_of_the_training_loss(heads, picture):
         norms = look_forward_gradients(model, image, mask, [TRUTH])
         assert all(parameter.grad is None for parameter in model.parameters())
         losses = criterion(model(image, mask), [TRUTH])
+        box_head: Any = model.decoder.box_head
         for j in range(3):
             model.zero_grad()
             (5 * losses.table[1, j] + 2 * losses.table[2, j]).backward(retain_graph=True)
             for i in range(3):
                 own = [*model.decoder.layers[i].parameters()]
-                own += [] if heads else [*model.decoder.box_head[i].parameters()]
+                own += [] if heads else [*box_head[i].parameters()]
                 squares = [parameter.grad.square().sum() for parameter in own if parameter.grad is not None]
                 expected = sum(squares, torch.tensor(0.0)).sqrt()
                 torch.testing.assert_close(getattr(norms, way)[i, j], expected, rtol=1e-4, atol=1e-6)
