@@ -213,20 +213,26 @@ class Counts:
         layers = (
             f"{counted(config.num_encoder_layers, 'layer')}: FFN of {config.ffn_dim}; deformable attention, "
             f"{config.num_heads} heads x {config.num_levels} levels x {config.num_points} samples"
+            f"{'; all layers fused' if config.memory_fusion else ''}"
         )
         yield self.row("encoder", layers, self.shapes["encoder"], ["encoder"])
         selection = _SELECTION[config.query_selection]
         yield self.row("query selection", selection, (self.queries, 4), ["query_selection"])
-        layers = f"{counted(config.num_decoder_layers, 'layer')}: self-attention, then as in the encoder"
+        attention = "self-attention, biased by the relation of boxes" if config.relation_bias else "self-attention"
+        layers = f"{counted(config.num_decoder_layers, 'layer')}: {attention}, then as in the encoder"
         states = (config.num_decoder_layers, self.queries)
-        modules = ["decoder.layers", "decoder.query_position", "decoder.norm"]
+        modules = ["decoder.layers", "decoder.query_position", "decoder.norm", "decoder.relation"]
         yield self.row("decoder", layers, (*states, channels), modules)
         heads = ["decoder.class_head", "decoder.box_head"]
-        yield self.row("heads", "one pair for all decoder layers", None, heads)
+        pairs = "one pair for all decoder layers" if config.shared_heads else "one pair per decoder layer"
+        yield self.row("heads", pairs, None, heads)
         yield self.row("classes", "linear", (*states, config.num_classes), heads[:1], 1)
         yield self.row("boxes", "3-layer MLP that moves a box", (*states, 4), heads[1:], 1)
         if self.model.denoising is not None:
             yield self.row("denoising", f"{config.denoising}, in training only", None, ["denoising"])
+        if self.model.hybrid is not None:
+            second = f"{counted(config.hybrid_queries, 'query')} of a second branch, in training only"
+            yield self.row("hybrid matching", second, None, ["hybrid"])
 
     def backbone_stages(self) -> Iterator[Part]:
         """Yield stem and stages of a ResNet, Swin or ConvNeXt."""

@@ -124,6 +124,7 @@ def test_the_reference_backend_is_counted_like_the_kernels():
         {"query_selection": "static"},
         {"denoising": "off"},
         {"backbone": "convnext_t", "num_levels": 5},
+        {"shared_heads": False, "relation_bias": True, "memory_fusion": True, "hybrid_queries": 10},
     ],
     ids=str,
 )
@@ -134,6 +135,7 @@ def test_variants_are_summarised_whole(change):
     summary = summarise(config, (256, 256))
     assert summary.total.parameters == expected
     assert any(p.name == "denoising" for p in summary.parts) == (config.denoising != "off")
+    assert ("one pair for all" in part(summary, "heads").what) == config.shared_heads
 
 
 @pytest.mark.parametrize("width", [80, 100])
