@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +82,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        x = self.proj(F.pad(images, (0, -width % 4, 0, -height % 4)))
+        x = self.proj(F.pad(images, (0, _rounded_up(width, 4) - width, 0, _rounded_up(height, 4) - height)))
         return self.norm(x.permute(0, 2, 3, 1))
 
 
@@ -94,9 +95,11 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        height, width = x.shape[1:3]
+        x = F.pad(x, (0, 0, 0, _rounded_up(width, 2) - width, 0, _rounded_up(height, 2) - height))
         # Down each column of a 2x2 cell, then to the next column: the order of the official weights.
-        cells = [x[:, row::2, column::2] for column in range(2) for row in range(2)]
+        cells = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+        cells = [cells[:, :, row, :, column] for column in range(2) for row in range(2)]
         return self.reduction(self.norm(torch.cat(cells, -1)))
 
 
@@ -124,8 +127,13 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mask = shifted_window_mask(x.shape[1], x.shape[2], self.window, x.device)
-        for block in self.blocks:
-            x = recompute(block, x, mask) if self.gradient_checkpointing else block(x, mask)
+        orders: list[tuple[Tensor, Tensor] | None] = [None, None]
+        if torch.compiler.is_exporting():
+            shifts = (0, self.window // 2)
+            orders = [window_order(x.shape[1], x.shape[2], self.window, shift, x.device) for shift in shifts]
+        for index, block in enumerate(self.blocks):
+            inputs = (x, mask, orders[index % 2])
+            x = recompute(block, *inputs) if self.gradient_checkpointing else block(*inputs)
         return x
 
 
@@ -142,20 +150,30 @@ class Block(nn.Module):
         hidden = {"fc1": nn.Linear(channels, 4 * channels), "act": nn.GELU(), "fc2": nn.Linear(4 * channels, channels)}
         self.mlp = nn.Sequential(OrderedDict(hidden))
 
-    def forward(self, x: Tensor, shifted_mask: Tensor) -> Tensor:
-        x = x + self._drop(self._attend(self.norm1(x), shifted_mask))
+    def forward(
+        self,
+        x: Tensor,  # [B, H, W, C]
+        shifted_mask: Tensor,  # of `shifted_window_mask`
+        order: tuple[Tensor, Tensor] | None = None,  # of `window_order`
+    ) -> Tensor:
+        x = x + self._drop(self._attend(self.norm1(x), shifted_mask if self.shift > 0 else None, order))
         return x + self._drop(self.mlp(self.norm2(x)))
 
-    def _attend(self, x: Tensor, shifted_mask: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, mask: Tensor | None, order: tuple[Tensor, Tensor] | None) -> Tensor:
         batch, height, width, channels = x.shape
         window, shift = self.attn.window, self.shift
+        if order is not None:
+            # One patch of zeros is all padding.
+            tokens = torch.cat([x.flatten(1, 2), x.new_zeros(batch, 1, channels)], 1).index_select(1, order[0])
+            tokens = self.attn(tokens.unflatten(1, (-1, window * window)), mask)
+            return tokens.flatten(1, 2).index_select(1, order[1]).unflatten(1, (height, width))
         # Padding comes after the normalisation, so padded patches are zeros, not the norm's bias.
-        x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
-        rows, columns = x.shape[1] // window, x.shape[2] // window
+        rows, columns = (height + window - 1) // window, (width + window - 1) // window
+        x = F.pad(x, (0, 0, 0, columns * window - width, 0, rows * window - height))
         if shift > 0:
             x = x.roll((-shift, -shift), (1, 2))
         x = x.view(batch, rows, window, columns, window, channels).transpose(2, 3)
-        x = self.attn(x.reshape(batch, rows * columns, window * window, channels), shifted_mask if shift > 0 else None)
+        x = self.attn(x.reshape(batch, rows * columns, window * window, channels), mask)
         x = x.view(batch, rows, columns, window, window, channels).transpose(2, 3)
         x = x.reshape(batch, rows * window, columns * window, channels)
         if shift > 0:
@@ -211,11 +229,59 @@ def shifted_window_mask(height: int, width: int, window: int, device: torch.devi
     Returns:
         [windows, N, N], N = window^2: 0 where a patch may attend, -100 where not.
     """
-    sides = []
-    for size in (height, width):
-        padded = size + -size % window
-        position = torch.arange(padded, device=device)
-        sides.append((position >= padded - window).int() + (position >= padded - window // 2).int())
-    region = sides[0][:, None] * 3 + sides[1]
-    region = region.unflatten(1, (-1, window)).unflatten(0, (-1, window)).transpose(1, 2).flatten(2).flatten(0, 1)
+    ends: list[Any] = [_rounded_up(size, window) for size in (height, width)]
+    by_window = torch.compiler.is_exporting()  # see `window_order`
+    positions = [torch.arange(ends[0], device=device)[:, None], torch.arange(ends[1], device=device)]
+    if by_window:
+        positions, ends = _by_window(height, width, window, device), [_number(end, device) for end in ends]
+    rows, columns = (
+        (position >= end - window).int() + (position >= end - window // 2).int()
+        for position, end in zip(positions, ends, strict=True)
+    )
+    region = rows * 3 + columns
+    if by_window:
+        region = region.unflatten(0, (-1, window**2))
+    else:
+        region = region.unflatten(1, (-1, window)).unflatten(0, (-1, window)).transpose(1, 2).flatten(2).flatten(0, 1)
     return (region[:, None] != region[:, :, None]) * -100.0
+
+
+def window_order(height: int, width: int, window: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return indices that pad a map, shift it and cut it into windows, and those that do the inverse.
+
+    Eager blocks take these steps one by one. In a graph of free size, PyTorch would prove how the sizes of the steps
+    compare, which takes more than 8 minutes; two gathers have nothing to compare.
+
+    Returns:
+        [(windows + 1) * N], N = window^2: the patch at each place of each window, H * W for padding; the last window is
+        not needed. And [H * W]: the place of each patch.
+    """
+    sides = [_number(size, device) for size in (height, width)]
+    padded = [_number(_rounded_up(size, window), device) for size in (height, width)]
+    place = _by_window(height, width, window, device)
+    row, column = ((position + shift) % size for position, size in zip(place, padded, strict=True))
+    patch = torch.where((row < sides[0]) & (column < sides[1]), row * sides[1] + column, sides[0] * sides[1])
+    patches = torch.arange(height * width, device=device)
+    row, column = (patches // sides[1] - shift) % padded[0], (patches % sides[1] - shift) % padded[1]
+    of_window = row // window * (padded[1] // window) + column // window
+    return patch, of_window * window**2 + row % window * window + column % window
+
+
+def _by_window(height: int, width: int, window: int, device: torch.device) -> list[Tensor]:
+    """Return the rows and the columns of the padded map's patches, window by window, both [(windows + 1) * N]."""
+    columns = _rounded_up(width, window)
+    # The last window is of any patches, and nothing reads its results: a graph of many windows refuses a single one.
+    place = torch.arange(_rounded_up(height, window) * columns + window**2, device=device)
+    of_window, count = place // window**2, _number(columns // window, device)
+    row = of_window // count * window + place % window**2 // window
+    return [row, of_window % count * window + place % window]
+
+
+def _number(size: int, device: torch.device) -> Tensor:
+    """Return a size as a tensor: PyTorch's exporter to ONNX fails at a remainder by a size that is not one."""
+    return torch.full((), size, dtype=torch.int64, device=device)
+
+
+def _rounded_up(size: int, divisor: int) -> int:
+    """Return the next multiple."""
+    return (size + divisor - 1) // divisor * divisor

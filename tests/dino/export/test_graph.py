@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.export import Dim
 
 from dino.export.attention import FORMS
 from dino.export.graph import least_side, level_sides, prepared
 from dino.model import foreach
+from dino.model.backbones.swin import Stage, Swin, window_order
 from dino.model.neck import _nearest
 from tests.dino.export.export_toys import small_model
 
@@ -57,3 +59,32 @@ def test_the_prepared_model_has_the_same_bits():
         found = prepared(model, FORMS["op"], half=False)(images, mask)
     assert torch.equal(found.logits, expected.logits) and torch.equal(found.boxes_cxcywh, expected.boxes_cxcywh)
     assert any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("size", [(3, 2), (8, 8), (5, 9), (13, 7)])
+def test_swins_windows_are_gathered_in_exported_programs(size, monkeypatch):
+    torch.manual_seed(0)
+    stage = Stage(8, 2, 4, [0.0, 0.0, 0.0], merge=False, gradient_checkpointing=False).eval()
+    x = torch.randn(2, *size, 8)
+    with torch.no_grad():
+        expected = stage(x)
+        monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+        assert torch.equal(stage(x), expected)
+    patches, places = window_order(*size, 4, 2, x.device)
+    assert torch.equal(patches[places], torch.arange(size[0] * size[1]))
+
+
+@pytest.mark.compiler
+def test_swin_is_exported_at_any_size_with_short_expressions():
+    torch.manual_seed(0)
+    model = Swin(8, (2, 1, 1, 1), (1, 2, 2, 2), 4, (1,)).eval()
+    free = {0: Dim("batch", min=1), 2: Dim("height", min=9), 3: Dim("width", min=9)}
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.zeros(2, 3, 56, 88),), dynamic_shapes=(free,), strict=False)
+        # Of longer ones, or with padded maps cut to size, the exporter takes minutes per stage.
+        shapes = [node.meta["val"].shape for node in program.graph.nodes if hasattr(node.meta.get("val"), "shape")]
+        assert max(len(str(side)) for shape in shapes for side in shape) < 150
+        module = program.module()
+        for shape in ((1, 3, 16, 10), (3, 3, 61, 90)):  # one window; some are padded
+            images = torch.randn(shape)
+            assert torch.equal(module(images)[0], model(images)[0])
