@@ -61,8 +61,6 @@ KINDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("torch", "op", {}),
     ("aoti", "op", {}),
 )
-# Swin's maps have sizes that torch.export takes very long to simplify if they are free.
-FIXED_SIZE = {model: (480, 640) for model in MODELS if "swin" in model}
 # The small model in every kind, the others as ONNX files.
 EXPORTS = [(model, kind) for model in MODELS for kind in range(len(KINDS)) if kind == 0 or model == "dino_tiny"]
 
@@ -71,7 +69,6 @@ def export_one(model: str, kind: int) -> dict[str, Any]:
     """Return what a file holds and its comparisons, or why there is none."""
     preset, fields = MODELS[model]
     format, attention, others = KINDS[kind]
-    options = {**others, "size": FIXED_SIZE.get(model)}
     torch.manual_seed(0)
     built = DINO(model_config(preset, pretrained_backbone=False, **fields)).eval()
     start = time.perf_counter()
@@ -80,7 +77,7 @@ def export_one(model: str, kind: int) -> dict[str, Any]:
         categories = default_categories(built.config.num_classes)
         try:
             exported = export_model(
-                built, path, categories, EvalTransform(*SIDES), format=format, attention=attention, **options
+                built, path, categories, EvalTransform(*SIDES), format=format, attention=attention, **others
             )
         except ExportError as error:
             return {"refused": str(error).partition("\n")[0].replace(f"{folder}/", "")}
@@ -110,8 +107,7 @@ def table(document: dict[str, Any]) -> list[list[str]]:
     rows = [header]
     for run in document["runs"]:
         format = run["format"] + (", half" if run["options"].get("half") else "")
-        size = FIXED_SIZE.get(run["model"])
-        about = [run["model"], format, run["attention"], f"{size[0]}x{size[1]}" if size else "free"]
+        about = [run["model"], format, run["attention"], run.get("size", "free")]
         if "refused" in run:
             rows.append([*about, *["-"] * 4, run["refused"]])
             continue

@@ -16,7 +16,6 @@ from dino.export.graph import SELECTED, least_side, prepared, trace
 from dino.export.onnx_file import LEAST_OPSET
 from dino.export.runtime import SUFFIXES, Run, load_exported, onnx_session, openvino_run
 from dino.export.write import FORMATS, require_packages, write
-from dino.model.backbones.swin import Swin
 from dino.model.dino import DINO
 
 
@@ -123,8 +122,7 @@ def export_model(
         least_side=least,
     )
     pictures = photographs(photos)
-    slow = isinstance(model.backbone, Swin) and size is None
-    log("tracing the model" + (": of any size, Swin takes more than 8 minutes; pass a size" if slow else ""))
+    log("tracing the model")
     program = trace(model, form, description, with_selected=True)
     log("compiling: about 3 minutes on two cores, more on a busy machine" if format == "aoti" else f"writing {format}")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,7 @@ def test_swins_windows_are_gathered_in_exported_programs(size, monkeypatch):
         expected = stage(x)
         monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
         assert torch.equal(stage(x), expected)
-    patches, places = window_order(*size, 4, 2, x.device)
+    patches, places = window_order(size[0], size[1], 4, 2, x.device)
     assert torch.equal(patches[places], torch.arange(size[0] * size[1]))
 
 
