@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +20,9 @@ from dino_kernels.tutorial import counting, native
 from dino_kernels.tutorial.attention import call, run, step2_vectors, step6_tiles
 from dino_kernels.tutorial.attention.problem import DECODER, ENCODER, LARGE_ENCODER, OP, SMALL, Problem, problem
 
+FOLDER = Path(call.__file__).parent
 BY_NAME = {case.name: case for case in CASES}
-CHOSEN = ["encoder_masked", "decoder_masked", "rtdetr", "rfdetr", "odd_points", "level_without_points"]
+CHOSEN = ["decoder_masked", "rtdetr", "rfdetr", "odd_points", "level_without_points"]
 CHOSEN += ["one_pixel_levels", "channels_3", "channels_36", "hostile", "hostile_boxes", "hostile_masked"]
 CHOSEN += ["no_queries", "no_images", "no_points"]
 STEPS = {label: step for label, step in run.STEPS.items() if step.devices != run.GPU and label[0] in "234567"}
@@ -57,7 +61,7 @@ def test_definition_and_kernel_are_called_with_the_right_arguments(label):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", ["decoder_few_queries", "hostile_masked", "odd_points", "channels_3", "no_points"])
+@pytest.mark.parametrize("case", ["hostile_masked", "channels_3", "level_without_points", "no_points"])
 def test_the_triton_step_in_the_interpreter(case, dtype):
     if find_spec("triton") is None:
         pytest.skip("triton is not installed")
@@ -69,6 +73,43 @@ def test_the_triton_step_in_the_interpreter(case, dtype):
         attend = importlib.import_module(name).attend
     sys.modules.pop(name)  # later imports get the compiled kernel
     check(run.STEPS["4 row by row, Triton"], BY_NAME[case], dtype, attend)
+
+
+# Threads that neither wait nor exchange numbers may run one after the other.
+ON_A_CPU = """
+#include <cmath>
+struct { unsigned x; } blockIdx, threadIdx, blockDim{32};
+#define __global__
+#include "cuda_rows.cu"
+extern "C" void forward(const Call& c) {
+  for (blockIdx.x = 0; blockIdx.x < c.B * c.Q * c.M; ++blockIdx.x)
+    for (threadIdx.x = 0; threadIdx.x < blockDim.x; ++threadIdx.x) rows_kernel(c);
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "case", ["decoder_masked", "rtdetr", "hostile_boxes", "channels_36", "channels_3", "no_points"]
+)
+def test_the_cuda_step_thread_by_thread(case, monkeypatch, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "cuda_step"
+    folder.mkdir(exist_ok=True)
+    for path in (*FOLDER.glob("*.h"), FOLDER / "cuda_rows.cu"):
+        (folder / path.name).write_text(path.read_text())
+    (folder / "on_a_cpu.cpp").write_text(ON_A_CPU)
+    load = native.load
+    monkeypatch.setattr(native, "load", lambda source: load(folder / "on_a_cpu.cpp"))
+    check(run.STEPS["4 row by row, CUDA"], BY_NAME[case])
+
+
+@pytest.mark.compiler
+def test_the_cuda_step_compiles(monkeypatch, tmp_path):
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    monkeypatch.setattr(native, "CUDA_FLAGS", [flag.replace("native", "sm_80") for flag in native.CUDA_FLAGS])
+    command = [*native.compiler(".cu"), str(FOLDER / "cuda_rows.cu"), "-o", str(tmp_path / "rows.so")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def grad_value(source: str, given: Problem, backwards: bool) -> torch.Tensor:
@@ -162,10 +203,12 @@ def test_a_missing_compiler_and_an_error_in_a_file_are_explained(monkeypatch, tm
     with pytest.raises(RuntimeError, match="failed:"):
         native.load(source)
     monkeypatch.setenv("CXX", "no-such-compiler")
+    source = tmp_path / "other.cpp"
+    source.write_text("")
     with pytest.raises(
         native.CompilerMissing, match=r"no C\+\+20 compiler: 'no-such-compiler' was not found\. Install"
     ):
-        native.load(tmp_path / "other.cpp")
+        native.load(source)
 
 
 def test_the_workloads_are_those_of_the_benchmarks():

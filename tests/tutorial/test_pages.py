@@ -18,7 +18,7 @@ PAGES = ("README.md", "README.zh-CN.md")
 FENCE = re.compile(r"^```(python|cpp)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 STEP_FILES = sorted(
     path
-    for pattern in ("step*.py", "triton_rows.py", "definition.py", "*.cpp", "*.h")
+    for pattern in ("step*.py", "*_rows.py", "definition.py", "*.cpp", "*.cu", "*.h")
     for path in FOLDER.glob(f"*/{pattern}")
 )
 

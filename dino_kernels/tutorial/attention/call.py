@@ -30,22 +30,30 @@ class Call(ctypes.Structure):
 
 
 def run(source: str, function: str, given: Problem, frame: Tensor, backwards: bool = False, **results: Tensor) -> None:
-    """Run a function of a C++ file on a call. It writes into `results`, by the names of the struct."""
+    """Run a function of a C++ or CUDA file on a call. It writes into `results`, by the names of the struct.
+
+    Raises:
+        CompilerMissing, RuntimeError: the file cannot be compiled, or CUDA reports an error.
+    """
     (B, S, M, D), Q, L = given.value.shape, frame.shape[1], len(given.shapes)
     mask = None if given.mask is None else given.mask.contiguous().view(torch.uint8)
     tensors: dict[str, Tensor | None] = {
-        "levels": _levels(tuple(given.levels)),
+        "levels": _levels(tuple(given.levels)).to(frame.device),
         "value": given.value.detach().contiguous(),
         "frame": frame.detach().contiguous(),
         "offsets": given.offsets.detach().contiguous(),
         "logits": given.logits.detach().contiguous(),
         "mask": mask,
-        "order": tile_order(tuple(given.shapes), Q),
+        "order": tile_order(tuple(given.shapes), Q).to(frame.device),
         **results,
     }
     pointers = {name: x.data_ptr() for name, x in tensors.items() if x is not None and x.numel()}
     call = Call(B=B, S=S, M=M, D=D, Q=Q, L=L, K=sum(given.points), backwards=backwards, **pointers)
-    getattr(native.load(Path(__file__).with_name(source)), function)(ctypes.byref(call))
+    compiled = getattr(native.load(Path(__file__).with_name(source)), function)
+    if not frame.is_cuda:
+        compiled(ctypes.byref(call))
+    elif code := compiled(ctypes.byref(call), ctypes.c_void_p(torch.cuda.current_stream(frame.device).cuda_stream)):
+        raise RuntimeError(f"{source}: CUDA error {code}")
 
 
 class _Fused(torch.autograd.Function):

@@ -52,6 +52,7 @@ STEPS = {
         Step("3 fused softmax", "step3_softmax", "2 vectors", backward=False),
         Step("4 row by row", "step4_rows", "3 fused softmax", before_backward="2 vectors"),
         Step("4 row by row, Triton", "triton_rows", "2 vectors", backward=False, devices=GPU),
+        Step("4 row by row, CUDA", "cuda_rows", "2 vectors", backward=False, devices=GPU),
         Step("5 no atomics", "step5_owners", "4 row by row"),
         Step("6 tiles", "step6_tiles", "5 no atomics"),
         Step("7 16 bits", "step7_sixteen_bits", "6 tiles", dtype=torch.bfloat16),
@@ -108,4 +109,4 @@ def main(module: str) -> None:
             for device in devices:
                 print(measure(step, case, device), flush=True)
         if not devices:
-            print("  needs a GPU, and torch.cuda.is_available() is False; the tests run it in Triton's interpreter")
+            print("  needs a GPU, and torch.cuda.is_available() is False; the tests run it on a CPU")

@@ -22,7 +22,7 @@ def attend(given: Problem) -> Tensor:
 def why(given: Problem) -> str:
     """Count what makes this step what it is."""
     rows, D = given.logits.numel() * 4, given.value.shape[3]
-    return f"{size(rows * D * 4)} of rows read once, written never; backward: {rows * D:,} atomic additions"
+    return f"{size(rows * D * 4)} of rows read once, written never; backward: up to {rows * D:,} atomic additions"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def attend(given: Problem) -> Tensor:
 def why(given: Problem) -> str:
     """Count what makes this step what it is."""
     rows, D = given.logits.numel() * 4, given.value.shape[3]
-    return f"backward: 0 atomic additions, {rows * D // 8:,} additions of 8 numbers"
+    return f"backward: 0 atomic additions, up to {rows * D // 8:,} of 8 numbers at once"
 
 
 if __name__ == "__main__":
