@@ -1,4 +1,4 @@
-"""Run every step of both chapters, on one thread: `python -m dino_kernels.tutorial`, two minutes."""
+"""Run every step of both chapters, on one thread: `python -m dino_kernels.tutorial`, three minutes."""
 
 from dino_kernels.tutorial.attention import run as attention
 from dino_kernels.tutorial.matching import run as matching
