@@ -15,7 +15,7 @@ MOST_LINES_OF_A_FILE = 400
 # 30,000 before exported files, ONNX Runtime's ops, weights by name, wheels and the kernel for the hub; 50,600 and
 # 32,600 before DINO's successors; 51,400 and 33,800 before drawings of training, Mr.DETR's routes, the paper's claims
 # and the tutorial. Raising a limit needs a reason.
-MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 55_500, "tests": 34_900}
+MOST_LINES_OF_SOURCE = {"dino dino_kernels csrc benchmarks": 55_500, "tests": 35_000}
 
 
 def lines_of(folders: str) -> dict[str, int]:
