@@ -24,7 +24,7 @@ def draw_all(document: Document, folder: Path) -> list[Path]:
     for name, (needed, draw) in FIGURES.items():
         if have >= set(needed):
             path = folder / f"claims-{name}.png"
-            save(draw(document), about(document), path)
+            save(draw(document), about(document, needed), path)
             drawn.append(path)
     return drawn
 
@@ -83,7 +83,8 @@ def look_forward(document: Document) -> Any:
         ("content", "of the next layer's boxes, through the query", ORANGE),
     ):
         _curve(right, document, "DINO", lambda row, name=name: float(np.mean(row["gradients"][name])), colour, label)
-    right.set(xlabel="steps", ylim=(0, None), ylabel="norm of a layer's gradient")
+    # Room for the legend above the curves.
+    right.set(xlabel="steps", ylim=(0, 1.5 * right.get_ylim()[1]), ylabel="norm of a layer's gradient")
     right.legend(frameon=False, title="loss")
     return figure
 
@@ -91,7 +92,8 @@ def look_forward(document: Document) -> Any:
 def denoising(document: Document) -> Any:
     """Draw AP, duplicates and ATD by the kind of denoising."""
     variants = {"no denoising": "off", "plain denoising": "plain", "2 groups": "contrastive,\n2 groups",
-                "DINO": "contrastive,\n5 groups", "12 groups": "contrastive,\n12 groups"}  # fmt: skip
+                "DINO": "contrastive,\n50 / n groups", "12 groups": "contrastive,\n12 groups"}  # fmt: skip
+    variants = {name: label for name, label in variants.items() if _runs(document, name)}
     columns = (("AP, %", AP), ("duplicates per object", DUPLICATES), ("ATD(100)", DISTANCE))
     return _dots(document, variants, columns, "DINO")
 
@@ -125,7 +127,7 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Document], Any]]] = {
     "instability": (("DINO", "no denoising", "static queries", "static queries, no denoising"), instability),
     "selection": (("DINO", "pure queries", "static queries"), selection),
     "look-forward": (("DINO", "look forward once"), look_forward),
-    "denoising": (("DINO", "no denoising", "plain denoising", "2 groups", "12 groups"), denoising),
+    "denoising": (("DINO", "no denoising", "plain denoising"), denoising),
     "nms": (("DINO", "pure queries", "static queries"), suppression),
     "successors": (("DINO", "varifocal", "iou_aware", "position", "matchability"), successors),
 }
@@ -185,6 +187,7 @@ def _dots(document: Document, variants: dict[str, str], columns: Sequence[tuple[
             axes.plot([each[seed] for each in numbers], color="#bbbbbb", linewidth=0.8, marker="o", markersize=3)
         for place, (name, each) in enumerate(zip(variants, numbers, strict=True)):
             middle, width = interval(list(each.values()))
+            width = width if len(each) > 2 else None  # Student's t of two seeds would set the scale
             colour = BLUE if name == baseline else BLACK
             axes.errorbar(place, middle, width, color=colour, marker="s", capsize=4, markersize=6, linewidth=1.6)
         axes.set_xticks(range(len(variants)), variants.values(), fontsize=8)
@@ -193,10 +196,11 @@ def _dots(document: Document, variants: dict[str, str], columns: Sequence[tuple[
     return figure
 
 
-def about(document: Document) -> str:
-    """Return the line below a figure."""
-    seeds = len({row["seed"] for row in document["runs"]})
-    return f"means of {seeds} seeds and their 95 % intervals. {caption(document['machine'])}"
+def about(document: Document, variants: Sequence[str]) -> str:
+    """Return the lines below a figure of some variants."""
+    counts = [len(_runs(document, variant)) for variant in variants]
+    seeds = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{max(counts)}"
+    return f"Means of {seeds} seeds, and 95 % intervals of 3 or more.\n{caption(document['machine'])}"
 
 
 def save(figure: Any, below: str, path: Path) -> None:
@@ -204,7 +208,7 @@ def save(figure: Any, below: str, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure.text(0.5, 0.012, below, ha="center", fontsize=7.5, color="#444444")
-    figure.tight_layout(rect=(0, 0.035, 1, 1))
+    figure.tight_layout(rect=(0, 0.035 + 0.035 * below.count("\n"), 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
