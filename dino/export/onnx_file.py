@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch.export import ExportedProgram
@@ -14,6 +11,7 @@ from torch.export import ExportedProgram
 from dino.export.attention import Form
 from dino.export.description import Description, ExportError
 from dino.export.graph import BOXES, LABELS, LOGITS, SCORES, SELECTED, input_names, output_names
+from dino.export.quiet import quiet
 
 LEAST_OPSET = 18
 _MOST_BYTES = 2**31 - 2**20  # protobuf's limit, with room for what is not weights
@@ -39,7 +37,7 @@ def to_onnx(program: ExportedProgram, form: Form, description: Description, opse
 
     outputs = output_names(description)
     selected = len(program.graph_signature.user_outputs) > len(outputs)
-    with _quiet():
+    with quiet():
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -119,19 +117,3 @@ def _name_axes(model: Any, description: Description) -> None:
                 raise ExportError(
                     f"dimension {k} of {value.name} is {dimension.dim_param!r}, not a number. Report this as a bug."
                 )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the exporter's notes about its own internals; errors stay."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dino.export.attention import gather
+from dino.export.quiet import quiet
 from dino.model.config import ModelConfig
 from dino_kernels import ms_deform_attn
 
@@ -103,20 +104,21 @@ def runnable(model: Any, config: ModelConfig) -> Any:
     heads, channels = config.num_heads, config.hidden_dim // config.num_heads
     levels, points = config.num_levels, config.num_points
     batch, queries, rows = (torch.export.Dim(name, min=2) for name in ("batch", "queries", "rows"))
-    program = torch.onnx.export(
-        _Definition().eval(),
-        (
-            torch.zeros(2, 5, heads, channels),
-            torch.ones(levels, 2, dtype=torch.int32),
-            torch.zeros(levels, dtype=torch.int32),
-            torch.zeros(2, 3, heads, levels, points, 2),
-            torch.zeros(2, 3, heads, levels, points),
-        ),
-        dynamo=True,
-        verbose=False,
-        opset_version=next(entry.version for entry in model.opset_import if entry.domain == ""),
-        dynamic_shapes=({0: batch, 1: rows}, {}, {}, {0: batch, 1: queries}, {0: batch, 1: queries}),
-    )
+    with quiet():
+        program = torch.onnx.export(
+            _Definition().eval(),
+            (
+                torch.zeros(2, 5, heads, channels),
+                torch.ones(levels, 2, dtype=torch.int32),
+                torch.zeros(levels, dtype=torch.int32),
+                torch.zeros(2, 3, heads, levels, points, 2),
+                torch.zeros(2, 3, heads, levels, points),
+            ),
+            dynamo=True,
+            verbose=False,
+            opset_version=next(entry.version for entry in model.opset_import if entry.domain == ""),
+            dynamic_shapes=({0: batch, 1: rows}, {}, {}, {0: batch, 1: queries}, {0: batch, 1: queries}),
+        )
     assert program is not None
     body = program.model_proto
     constants = [

@@ -176,8 +176,9 @@ def test_half_is_float16_inside_and_float32_outside(quick, tmp_path):
     assert 1e-6 < max(comparison.within for comparison in exported.comparisons) < exported.bound
 
 
-def test_the_plugin_is_tensorrts(quick, tmp_path):
+def test_the_plugin_is_tensorrts(quick, tmp_path, recwarn):
     exported = export(small_model(num_decoder_layers=2), tmp_path / "model.onnx", attention="plugin")
+    assert not [str(warning.message) for warning in recwarn]
     assert max(comparison.within for comparison in exported.comparisons) < 1e-4  # by its definition, in ONNX Runtime
     model = onnx.shape_inference.infer_shapes(onnx.load(exported.path))
     nodes = [node for node in model.graph.node if node.op_type == "MultiscaleDeformableAttnPlugin_TRT"]

@@ -81,7 +81,7 @@ def test_a_failing_evaluation_or_log_does_not_end_a_run(data, tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(dino.training.evaluation, "evaluate", fail)
-    monkeypatch.setattr(dino.training.log, "_append", fail)
+    monkeypatch.setattr(dino.training.log.Log, "_append", fail)
     monkeypatch.setattr(dino.training.log, "write_whole", lambda *arguments: None)
     result = train(toy_config(data, tmp_path / "run", epochs=2, evaluate_every=1), quiet=True)
     assert result.final_model is not None and result.step == 8
