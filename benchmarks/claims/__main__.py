@@ -1,6 +1,6 @@
 """Train every variant with every seed, measure the paper's claims, and draw them.
 
-    python -m benchmarks.claims                    all runs: about three hours of two cores
+    python -m benchmarks.claims                    all runs: about five hours of two cores
     python -m benchmarks.claims --seeds 0 --variants DINO "no denoising"
     python -m benchmarks.claims --jobs 0           no run: tables and figures of what is finished
     python -m benchmarks.claims --publish          also write claims.json and figures to benchmarks/results/MACHINE
@@ -29,7 +29,7 @@ from benchmarks.claims.claims import FILE_NAME, runs_table, table
 from benchmarks.claims.figures import draw_all
 from benchmarks.claims.groups import groups_table, measure_groups
 from benchmarks.claims.recipe import SEEDS, VARIANTS, prepare
-from benchmarks.claims.run import finished, output_of
+from benchmarks.claims.run import finished, output_of, result_of
 from benchmarks.measure import machine
 from benchmarks.measure.results import LATEST, RESULTS, write_json
 from benchmarks.measure.tables import as_text
@@ -128,7 +128,7 @@ def train_missing(todo: list[Job], at_once: int, folder: Path) -> bool:
         where = output_of(folder, variant, seed)
         state = f"exit code {code}, see {where / 'output.txt'}"
         if code == 0:
-            row = next(row for row in finished(folder) if (row["variant"], row["seed"]) == (variant, seed))
+            row = result_of(where)
             state = f"AP {100 * row['history'][-1]['AP']:.1f} in {row['seconds']} s"
         left = (time.monotonic() - started) / done * (len(todo) - done)
         print(f"[{done}/{len(todo)}] {variant}, seed {seed}: {state}; {left / 60:.0f} min left", flush=True)

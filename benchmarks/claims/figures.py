@@ -10,9 +10,10 @@ import numpy as np
 
 from benchmarks.claims.claims import ALIGNMENT, AP, DISTANCE, DUPLICATES, LAST_IOU, Value, interval
 from benchmarks.measure.machine import caption
+from benchmarks.measure.plot import panels_of, save
 
 # Okabe and Ito's palette, distinct with any colour vision.
-BLACK, BLUE, GREEN, RED, ORANGE, PINK = "#000000", "#0072B2", "#009E73", "#D55E00", "#E69F00", "#CC79A7"
+BLACK, BLUE, GREEN, RED, ORANGE = "#000000", "#0072B2", "#009E73", "#D55E00", "#E69F00"
 Document = dict[str, Any]
 Row = dict[str, Any]
 
@@ -24,8 +25,7 @@ def draw_all(document: Document, folder: Path) -> list[Path]:
     for name, (needed, draw) in FIGURES.items():
         if have >= set(needed):
             path = folder / f"claims-{name}.png"
-            save(draw(document), about(document, needed), path)
-            drawn.append(path)
+            drawn.append(save(draw(document), about(document, needed), 0.07, 1, path))
     return drawn
 
 
@@ -143,17 +143,7 @@ def _runs(document: Document, variant: str) -> list[Row]:
 
 def new_panels(count: int, width: float = 4.6) -> tuple[Any, Sequence[Any]]:
     """Return a figure with panels side by side, each `width` inches wide."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, count, figsize=(width * count, 3.8), squeeze=False)
-    for axes in panels[0]:
-        axes.grid(True, color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+    figure, panels = panels_of(1, count, 3.8, width=width, share=False)
     return figure, panels[0]
 
 
@@ -201,14 +191,3 @@ def about(document: Document, variants: Sequence[str]) -> str:
     counts = [len(_runs(document, variant)) for variant in variants]
     seeds = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{max(counts)}"
     return f"Means of {seeds} seeds, and 95 % intervals of 3 or more.\n{caption(document['machine'])}"
-
-
-def save(figure: Any, below: str, path: Path) -> None:
-    """Write a figure with a line below it."""
-    import matplotlib.pyplot as plt
-
-    figure.text(0.5, 0.012, below, ha="center", fontsize=7.5, color="#444444")
-    figure.tight_layout(rect=(0, 0.035 + 0.035 * below.count("\n"), 1, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,6 +19,7 @@ from dino.checkpoint import build_model
 from dino.data import Batch, build_loader
 from dino.model.criterion import SetCriterion
 from dino.training.run import load_data
+from dino_kernels.tutorial.counting import count
 
 COUNTED = ("no denoising", "2 groups", "DINO", "12 groups")
 SECONDS = 40.0
@@ -32,7 +34,8 @@ def measure_groups(folder: Path, seconds: float = SECONDS) -> list[dict[str, Any
         data = load_data(dataclasses.replace(config, evaluate_every=0))
         batch = next(iter(build_loader(data.train, config.batch_size, train=False)))
         models = {name: build_model(VARIANTS[name].model).train() for name in COUNTED}
-        calls = {name: _step(model, batch) for name, model in models.items()}
+        forwards = {name: _forward(model, batch) for name, model in models.items()}
+        calls = {name: partial(_step, models[name], forward) for name, forward in forwards.items()}
         timings = race(calls, cpu_stopwatch, seconds, least_laps=5)
     finally:
         torch.set_num_threads(threads)
@@ -46,35 +49,19 @@ def measure_groups(folder: Path, seconds: float = SECONDS) -> list[dict[str, Any
         row["queries"] = row["matching"] + (0 if layout is None else layout.num_queries)
         row["ms"] = round(1e3 * median(timings[name].samples), 1)
         row["time"] = round(1 / timings[name].speedup_over(timings[COUNTED[0]])[0], 3)
-        rows.append(row | {"saved_mib": round(_saved(calls[name]) / 2**20, 1)})
+        rows.append(row | {"saved_mib": round(count(forwards[name], []).saved / 2**20, 1)})
     return rows
 
 
-def _step(model: torch.nn.Module, batch: Batch) -> Callable[[], object]:
-    """Return what computes a loss and its gradients."""
+def _forward(model: torch.nn.Module, batch: Batch) -> Callable[[], Tensor]:
+    """Return what computes a loss."""
     criterion = SetCriterion(model.config)  # pyright: ignore[reportArgumentType]
-
-    def call() -> None:
-        model.zero_grad()
-        criterion.weighted_total(criterion(model(batch.images, batch.mask, batch.targets), batch.targets)).backward()
-
-    return call
+    return lambda: criterion.weighted_total(criterion(model(batch.images, batch.mask, batch.targets), batch.targets))
 
 
-def _saved(call: Callable[[], object]) -> int:
-    """Return the bytes of the tensors that a step keeps for its backward pass, each storage once."""
-    sizes: dict[int, int] = {}
-    kept = []  # a freed storage's address would be counted as the same
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
-        kept.append(storage)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        call()
-    return sum(sizes.values())
+def _step(model: torch.nn.Module, forward: Callable[[], Tensor]) -> None:
+    model.zero_grad()
+    forward().backward()
 
 
 def groups_table(document: dict[str, Any]) -> Table:

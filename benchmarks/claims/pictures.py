@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.claims.figures import BLUE, RED, new_panels, save
+from benchmarks.claims.figures import BLUE, RED, new_panels
 from benchmarks.claims.recipe import VARIANTS, training
-from benchmarks.claims.run import PICTURED, checkpoints_of, output_of
+from benchmarks.claims.run import PICTURED, output_of
 from benchmarks.measure import machine
+from benchmarks.measure.plot import save
 from benchmarks.measure.results import LATEST, RESULTS
 from dino.checkpoint import build_model
+from dino.commands.visualize import kept_checkpoints, path_name
 from dino.data import Batch, Datasets, build_loader
 from dino.inference.detector import Detector
 from dino.model.boxes import cxcywh_to_xyxy
@@ -73,7 +76,7 @@ def draw_noise(batch: Batch) -> Any:
     return figure
 
 
-def draw_pictures(checkpoints: list[Path], final: Path, data: Datasets, number: int) -> dict[str, Image.Image]:
+def draw_pictures(checkpoints: Sequence[Path], final: Path, data: Datasets, number: int) -> dict[str, Image.Image]:
     """Return the pictures of the tour by name, of a validation image given by its position."""
     assert data.valid is not None
     batch = next(iter(build_loader(data.valid, 20, train=False)))
@@ -88,7 +91,7 @@ def draw_pictures(checkpoints: list[Path], final: Path, data: Datasets, number: 
         return Detector.from_checkpoint(path, device="cpu", dtype="float32")
 
     detector = detector_of(final)
-    compared = [(f"step {int(path.name.removeprefix('step-')):,}", detector_of(path)) for path in checkpoints]
+    compared = [(path_name(path), detector_of(path)) for path in checkpoints]
     return {
         "refinement": draw_refinement(detector, image),
         "sampling": draw_sampling_points(detector, image),
@@ -113,14 +116,12 @@ def main() -> None:
     facts = machine.describe("cpu")
     folder = RESULTS / (machine.slug(facts) if options.publish else LATEST)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, picture in draw_pictures(checkpoints_of(output), output / "final", data, options.image).items():
+    for name, picture in draw_pictures(kept_checkpoints(output), output / "final", data, options.image).items():
         path = folder / f"paper-{name}.jpg"
         picture.convert("RGB").save(path, quality=88)
         print(path)
     batch = next(iter(build_loader(data.train, 40, train=False)))
-    path = folder / "paper-noise.png"
-    save(draw_noise(batch), machine.caption(facts), path)
-    print(path)
+    print(save(draw_noise(batch), machine.caption(facts), 0.04, 1, folder / "paper-noise.png"))
 
 
 if __name__ == "__main__":

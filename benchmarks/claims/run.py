@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.claims.gradients import look_forward_gradients
+from benchmarks.claims.gradients import look_forward_numbers
 from benchmarks.claims.probe import BATCH, probe
 from benchmarks.claims.recipe import VARIANTS, training
 from benchmarks.measure.results import write_json
 from dino.checkpoint import load_model
+from dino.commands.visualize import kept_checkpoints
 from dino.data import build_loader
 from dino.training.run import load_data
 from dino.training.train import train
@@ -30,14 +31,14 @@ def output_of(folder: Path, variant: str, seed: int) -> Path:
     return folder / f"{variant.replace(',', '').replace(' ', '-').lower()}-seed{seed}"
 
 
-def checkpoints_of(output: Path) -> list[Path]:
-    """Return the checkpoints of a run in order of training."""
-    return sorted((output / "checkpoints").glob("step-*"))
+def result_of(output: Path) -> dict[str, Any]:
+    """Return the result of a finished run."""
+    return json.loads((output / RESULT).read_text())
 
 
 def finished(folder: Path) -> list[dict[str, Any]]:
     """Return the results of all finished runs, by variant and seed."""
-    rows = [json.loads(path.read_text()) for path in folder.glob(f"*-seed*/{RESULT}")]
+    rows = [result_of(path.parent) for path in folder.glob(f"*-seed*/{RESULT}")]
     known = [row for row in rows if row["variant"] in VARIANTS]
     return sorted(known, key=lambda row: (list(VARIANTS).index(row["variant"]), row["seed"]))
 
@@ -50,7 +51,7 @@ def run(variant: str, seed: int, folder: Path) -> int:
     if result.stopped_by is not None:
         return result.exit_code
     data = load_data(dataclasses.replace(config, evaluate_every=1))
-    checkpoints = checkpoints_of(output)
+    checkpoints = kept_checkpoints(output)
     if len(checkpoints) != config.epochs:
         raise SystemExit(f"{output}: {len(checkpoints)} checkpoints of {config.epochs}. Delete the folder.")
     history = probe(checkpoints, data)
@@ -58,7 +59,7 @@ def run(variant: str, seed: int, folder: Path) -> int:
         assert data.valid is not None
         batch = next(iter(build_loader(data.valid, BATCH, train=False)))
         for path, row in zip(checkpoints, history, strict=True):
-            row["gradients"] = look_forward_gradients(load_model(path)[0], batch)
+            row["gradients"] = look_forward_numbers(load_model(path)[0].eval(), batch)
     about = {"variant": variant, "seed": seed, "steps": result.step, "skipped": result.skipped_steps}
     about["seconds"] = round(time.monotonic() - started)
     write_json(output / RESULT, about | {"history": history})

@@ -32,6 +32,7 @@ from dino.training.train import train
 
 FILE_NAME = "precision.json"
 IMAGE_SIZE = 96
+METRICS = ("AP", "AP50", "AP75")
 PYTORCH = "PyTorch operators, float32"
 # By name, the options of the run.
 MODES: dict[str, dict[str, Any]] = {
@@ -53,8 +54,8 @@ def train_once(about: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
     if result.stopped_by is not None:
         raise KeyboardInterrupt
     row = about | {"steps": result.step, "skipped": result.skipped_steps}
-    row |= {metric: result.history[-1][metric] for metric in ("AP", "AP50", "AP75")}
-    row["history"] = [{key: entry[key] for key in ("epoch", *("AP", "AP50", "AP75"))} for entry in result.history]
+    row |= {metric: result.history[-1][metric] for metric in METRICS}
+    row["history"] = [{key: entry[key] for key in ("epoch", *METRICS)} for entry in result.history]
     done.write_text(json.dumps(row))
     return row
 

@@ -24,27 +24,32 @@ PANELS = {
 }
 
 
-def _panels(rows: int, columns: int, height: float, *, share_y: bool = True) -> tuple[Any, Any]:
+def panels_of(rows: int, columns: int, height: float, *, width: float = 4.4, share: bool = True) -> tuple[Any, Any]:
+    """Return a figure and its panels; `share`: one y axis for all, one x axis for each column. Sizes are in inches."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    return plt.subplots(rows, columns, figsize=(4.4 * columns, height), sharex="col", sharey=share_y, squeeze=False)
+    sharing = {"sharex": "col" if share else "none", "sharey": share}
+    figure, panels = plt.subplots(rows, columns, figsize=(width * columns, height), squeeze=False, **sharing)
+    for axes in panels.flat:
+        axes.grid(True, color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    return figure, panels
 
 
-def _style(axes: Any, xs: list[int]) -> None:
+def _logarithmic(axes: Any, xs: list[int]) -> None:
     axes.set(xscale="log", yscale="log")
     axes.set_xticks(xs, [f"{x:,}" for x in xs])
     axes.minorticks_off()
-    axes.grid(True, color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
 
 
-def _save(figure: Any, about: str, bottom: float, top: float, path: Path) -> Path:
+def save(figure: Any, about: str, bottom: float, top: float, path: Path) -> Path:
+    """Write a figure with lines about it, below `bottom` of its height; return the path."""
     import matplotlib.pyplot as plt
 
     figure.text(0.5, 0.01, about, ha="center", fontsize=8, color="#444444")
@@ -58,7 +63,7 @@ def growth(document: dict[str, Any], path: Path) -> Path:
     """Draw a panel for each series of deformable attention into a PNG; return its path."""
     rows = document["growth"]
     series = list(dict.fromkeys(row["series"] for row in rows))
-    figure, panels = _panels(1, len(series), 4.4)
+    figure, panels = panels_of(1, len(series), 4.4)
     for axes, name in zip(panels[0], series, strict=True):
         mine = [row for row in rows if row["series"] == name]
         for implementation in dict.fromkeys(row["implementation"] for row in mine):
@@ -70,13 +75,13 @@ def growth(document: dict[str, Any], path: Path) -> Path:
         fixed, slope = PANELS[name]
         _guide(axes, mine, slope)
         axes.set_title(fixed, fontsize=10, color="#444444")
-        _style(axes, sorted({row["x"] for row in mine}))
+        _logarithmic(axes, sorted({row["x"] for row in mine}))
         axes.set_xlabel(mine[0]["label"])
     panels[0][0].set_ylabel("time of one call, ms (median)")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=3, frameon=False, bbox_to_anchor=(0.5, 1.0))
     about = f"fused_ms_deform_attn, float32, scattered samples. {caption(document['machine'])}"
-    return _save(figure, about, 0.04, 0.88, path)
+    return save(figure, about, 0.04, 0.88, path)
 
 
 def _guide(axes: Any, rows: list[dict[str, Any]], slope: float) -> None:
@@ -114,7 +119,7 @@ def matching_growth(document: dict[str, Any], path: Path) -> Path:
     rows = document["matching_growth"]
     series = list(dict.fromkeys(row["series"] for row in rows))
     ops = [op for op in MATCHING_ROWS if any(row["op"] == op for row in rows)]
-    figure, panels = _panels(len(ops), len(series), 2.9 * len(ops) + 1.1)
+    figure, panels = panels_of(len(ops), len(series), 2.9 * len(ops) + 1.1)
     handles: dict[str, Any] = {}
     for op, line_of_panels in zip(ops, panels, strict=True):
         for name, axes in zip(series, line_of_panels, strict=True):
@@ -126,7 +131,7 @@ def matching_growth(document: dict[str, Any], path: Path) -> Path:
                 (handle,) = axes.plot(xs, ys, linewidth=1.8, markersize=5.5, **style)
                 label = MATCHING_LABELS["dino"] if who == "scipy" else MATCHING_LABELS.get(who, f"dino_kernels {who}")
                 handles.setdefault(label, handle)
-            _style(axes, sorted({row["x"] for row in rows if row["series"] == name}))
+            _logarithmic(axes, sorted({row["x"] for row in rows if row["series"] == name}))
             if op == ops[0]:
                 axes.set_title(MATCHING_PANELS[name], fontsize=10, color="#444444")
             if op == ops[-1]:
@@ -134,7 +139,7 @@ def matching_growth(document: dict[str, Any], path: Path) -> Path:
         line_of_panels[0].set_ylabel(f"{MATCHING_ROWS[op]}\ntime of one call, ms (median)")
     figure.legend(handles.values(), handles, loc="upper center", ncols=2, frameon=False, bbox_to_anchor=(0.5, 1.0))
     about = f"7 sets, float32, middle of training. {caption(document['machine'])}"
-    return _save(figure, about, 0.03, 0.95, path)
+    return save(figure, about, 0.03, 0.95, path)
 
 
 DATA_STYLES = {
@@ -148,7 +153,7 @@ DATA_STYLES = {
 def large_data(document: dict[str, Any], path: Path) -> Path:
     """Draw time and memory of reading annotations against their number into a PNG; return its path."""
     rows = document["large_data"]
-    figure, panels = _panels(1, 2, 4.4, share_y=False)
+    figure, panels = panels_of(1, 2, 4.4, share=False)
     for axes, field, label in zip(
         panels[0],
         ("seconds", "peak_mib"),
@@ -160,11 +165,11 @@ def large_data(document: dict[str, Any], path: Path) -> Path:
             xs = sorted({row["boxes"] for row in line})
             ys = [median(row[field] for row in line if row["boxes"] == x) for x in xs]
             axes.plot(xs, ys, linewidth=1.8, markersize=5.5, label=name, **style)
-        _style(axes, sorted({row["boxes"] for row in rows}))
+        _logarithmic(axes, sorted({row["boxes"] for row in rows}))
         axes.set(xlabel="boxes", ylabel=label)
         if field == "peak_mib":
             axes.set_yticks([250, 500, 1000, 2000, 4000])
         axes.set_xticks(axes.get_xticks(), [f"{x / 1e6:g} million" for x in axes.get_xticks()])
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=4, frameon=False, bbox_to_anchor=(0.5, 1.0))
-    return _save(figure, f"COCO JSON made up after Objects365. {caption(document['machine'])}", 0.04, 0.92, path)
+    return save(figure, f"COCO JSON made up after Objects365. {caption(document['machine'])}", 0.04, 0.92, path)

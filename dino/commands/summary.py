@@ -233,6 +233,8 @@ class Counts:
         if self.model.hybrid is not None:
             second = f"{counted(config.hybrid_queries, 'query')} of a second branch, in training only"
             yield self.row("hybrid matching", second, None, ["hybrid"])
+        if self.model.routes is not None:
+            yield self.row("routes", "two more passes of the decoder, in training only", None, ["routes"])
 
     def backbone_stages(self) -> Iterator[Part]:
         """Yield stem and stages of a ResNet, Swin or ConvNeXt."""

@@ -60,6 +60,7 @@ def visualize_command(argv: Sequence[str]) -> None:
     from dino.visualize.instability import draw_matching
     from dino.visualize.sampling import draw_encoder_sampling_points, draw_sampling_points
     from dino.visualize.stages import draw_denoising, draw_query_selection, draw_refinement
+    from dino.visualize.view import target_of
 
     annotated = None if options.annotations is None else find_annotated(options.annotations, options.image)
     image = open_image(options.image, size_wh=None if annotated is None else annotated.size_wh)
@@ -79,7 +80,7 @@ def visualize_command(argv: Sequence[str]) -> None:
         drawings["look_forward"] = lambda: draw_look_forward_gradients(detector, image, *truth)
         if config.denoising != "off":
             drawings["denoising"] = lambda: draw_denoising(detector, image, *truth)
-            drawings["attention_mask"] = lambda: draw_attention_mask(detector, [relative(*truth, image.size)])
+            drawings["attention_mask"] = lambda: draw_attention_mask(detector, [target_of(*truth, image.size)])
         if options.compare or len(compared) > 1:
             others = [(path_name(path), dataclasses.replace(options, checkpoint=path).detector()) for path in compared]
             drawings["matching"] = lambda: draw_matching(others, image, *truth)
@@ -106,13 +107,6 @@ def kept_checkpoints(run: Path) -> tuple[Path, ...]:
     """Return the checkpoints that a run keeps, in the order of training."""
     found = [path for path in (run / "checkpoints").glob("step-*") if (path / "model.safetensors").exists()]
     return tuple(sorted(found))
-
-
-def relative(boxes_xyxy: Tensor, labels: Tensor, size_wh: tuple[int, int]) -> dict[str, Tensor]:
-    """Return the ground truth of an image as the model takes it, from boxes [T, 4] in pixels and labels [T]."""
-    from dino.model.boxes import xyxy_to_cxcywh
-
-    return {"boxes": xyxy_to_cxcywh(boxes_xyxy) / boxes_xyxy.new_tensor([*size_wh, *size_wh]), "labels": labels}
 
 
 def path_name(checkpoint: Path) -> str:

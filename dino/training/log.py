@@ -12,7 +12,8 @@ from dino.common.files import write_whole
 from dino.evaluation.coco_metrics import METRIC_NAMES
 from dino.training.step import BRANCH_PARTS, LOSS_PARTS
 
-STEP_COLUMNS = ("lr", *LOSS_PARTS, *BRANCH_PARTS, "gradient_norm", "images_per_second", "waiting", "skipped")
+LOSSES = (*LOSS_PARTS, *BRANCH_PARTS)
+STEP_COLUMNS = ("lr", *LOSSES, "gradient_norm", "images_per_second", "waiting", "skipped")
 METRIC_COLUMNS = tuple(f"{name}{suffix}" for suffix in ("", "_ema") for name in METRIC_NAMES)
 COLUMNS = ("step", "epoch", *STEP_COLUMNS, *METRIC_COLUMNS)
 
@@ -55,13 +56,7 @@ class Log:
         self._append(self._path, [{"step": step, "epoch": epoch, **values}])
         if self._board is not None:
             for name, value in values.items():
-                group = (
-                    "metrics"
-                    if name in METRIC_COLUMNS
-                    else "losses"
-                    if name in (*LOSS_PARTS, *BRANCH_PARTS)
-                    else "training"
-                )
+                group = "metrics" if name in METRIC_COLUMNS else "losses" if name in LOSSES else "training"
                 self._board.add_scalar(f"{group}/{name}", value, step)
             self._board.flush()
 

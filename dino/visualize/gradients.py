@@ -14,7 +14,6 @@ from dino.inference.detector import Detector
 from dino.inference.fonts import font_for
 from dino.inference.images import ImageLike, load_image
 from dino.inference.legend import INK, PAPER
-from dino.model.boxes import xyxy_to_cxcywh
 from dino.model.criterion import SetCriterion
 from dino.model.decoder import look_forward_once, look_forward_twice
 from dino.model.dino import DINO
@@ -22,6 +21,7 @@ from dino.model.layers import HeadPerLayer
 from dino.model.outputs import DetectionOutput
 from dino.model.targets import Targets, pack
 from dino.visualize.caption import add_caption
+from dino.visualize.view import target_of
 
 _DARK: Colour = (20, 78, 132)
 _WIDTH, _LETTERS = 960, 14
@@ -36,13 +36,13 @@ class LookForwardGradients(NamedTuple):
     """Norm of the difference: what reaches layer i through the boxes that layer j starts from."""
 
 
-def look_forward_gradients(
+def box_loss_gradients(
     model: DINO,
     images: Tensor,  # [B, 3, H, W] normalised
     mask: Tensor,  # [B, H, W] bool, True = padding
     targets: Targets,
-) -> LookForwardGradients:
-    """Return the norms of the gradients that the decoder layers get from each layer's box loss, once and twice.
+) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """Return the gradients that the decoder layers get from each layer's box loss, looking forward once and twice.
 
     Both have the same weights, predictions and matches. The box loss is the weighted L1 and GIoU loss of the matching
     queries. A layer's parameters are its own, and its box head unless the layers share it. The model's `grad` fields do
@@ -52,6 +52,9 @@ def look_forward_gradients(
         model: its `look_forward` does not matter.
         images, mask: a batch.
         targets: as in training: packed, or per image `boxes` [T, 4] cxcywh in 0..1 and `labels` [T].
+
+    Returns:
+        Of layer i from the loss of layer j, [i][j]: all of its parameters in one vector.
     """
     decoder, criterion = model.decoder, SetCriterion(model.config).to(images.device)
     truth, layers = pack(targets, images.device, model.config.num_classes), len(decoder.layers)
@@ -59,10 +62,11 @@ def look_forward_gradients(
     if isinstance(decoder.box_head, HeadPerLayer):
         owned = [[*own, *head.parameters()] for own, head in zip(owned, decoder.box_head, strict=True)]
     parameters = [parameter for own in owned for parameter in own]
+    sizes = [sum(parameter.numel() for parameter in own) for own in owned]
     with torch.no_grad():
         memory = model.encoder(*model.neck(model.backbone(images), mask))
         queries = model.query_selection(memory)
-    found: list[list[list[Tensor]]] = []  # gradients by variant, loss and parameter
+    found: list[list[list[Tensor]]] = []
     with torch.enable_grad():
         states, references = decoder(queries.content, queries.anchors, memory)
         logits = decoder.class_head(states)
@@ -70,21 +74,20 @@ def look_forward_gradients(
             boxes = look_forward(decoder.box_head, states, references)
             losses = criterion(DetectionOutput(logits, boxes), truth)
             of_layers = (criterion.weights[1:3, :1] * losses.table[1:3, :layers]).sum(0)
-            found.append(
-                [
-                    list(torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True))
-                    for loss in of_layers
-                ]
-            )
-    once, twice = found
+            by_loss = []
+            for loss in of_layers:
+                each = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
+                by_loss.append(torch.cat([gradient.flatten() for gradient in each]).split(sizes))
+            found.append([list(of_layer) for of_layer in zip(*by_loss, strict=True)])
+    return found[0], found[1]
+
+
+def look_forward_gradients(model: DINO, images: Tensor, mask: Tensor, targets: Targets) -> LookForwardGradients:
+    """Return the norms of the gradients of `box_loss_gradients`, which has the same arguments."""
+    once, twice = box_loss_gradients(model, images, mask, targets)
     between = [[b - a for a, b in zip(*each, strict=True)] for each in zip(once, twice, strict=True)]
-    return LookForwardGradients(*(_norms(each, [len(own) for own in owned]) for each in (once, twice, between)))
-
-
-def _norms(gradients: list[list[Tensor]], counts: list[int]) -> Tensor:
-    """Return the norm of each layer's gradients from each loss, [layers, losses], on the CPU."""
-    norms = torch.stack([torch.stack([gradient.norm() for gradient in of_loss]) for of_loss in gradients], 1)
-    return torch.stack([own.norm(dim=0) for own in norms.split(counts)]).cpu()
+    tables = ([[vector.norm() for vector in row] for row in table] for table in (once, twice, between))
+    return LookForwardGradients(*(torch.stack([torch.stack(row) for row in table]).cpu() for table in tables))
 
 
 def draw_look_forward_gradients(
@@ -104,7 +107,7 @@ def draw_look_forward_gradients(
     if len(labels) == 0:
         raise ValueError("draw_look_forward_gradients: there is no box. Pass at least one.")
     rgb = load_image(image)
-    truth = {"boxes": xyxy_to_cxcywh(boxes_xyxy) / torch.tensor([rgb.width, rgb.height] * 2), "labels": labels}
+    truth = target_of(boxes_xyxy, labels, rgb.size)
     images, mask = pad_images([detector.transform(rgb, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))[0]])
     norms = look_forward_gradients(detector.model, images.to(detector.device), mask.to(detector.device), [truth])
     once, twice = (float(each.diagonal(1).sum()) for each in norms[:2])

@@ -15,17 +15,18 @@ from dino.inference.images import ImageLike, load_image
 from dino.inference.legend import INK, PAPER, Key
 from dino.inference.outlines import Box, dashed_box, outline_box
 from dino.inference.tags import draw_tags, font_size, place_tags, shortened
-from dino.model.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from dino.model.boxes import cxcywh_to_xyxy
 from dino.model.criterion import SetCriterion
 from dino.model.dino import DINO
 from dino.model.outputs import DetectionOutput
 from dino.model.targets import Targets, pack
 from dino.visualize.caption import add_caption
-from dino.visualize.view import View
+from dino.visualize.view import View, target_of
 from dino.visualize.watch import Watched, watch
 
 FIRST, SAME, SWAPPED, CHANGED = PALETTE[0], PALETTE[2], PALETTE[5], PALETTE[3]
 _GAP, _LETTERS = 8, 15
+_RANKS = " A query's number is the rank of its token in query selection: tokens that swap ranks count, too."
 
 
 def matching_instability(
@@ -93,7 +94,7 @@ def draw_matching(
         raise ValueError("draw_matching: there is no box. Pass at least one.")
     rgb = load_image(image)
     truth = boxes_xyxy / torch.tensor([rgb.width, rgb.height] * 2)
-    targets = [{"boxes": xyxy_to_cxcywh(truth), "labels": labels}]
+    targets = [target_of(boxes_xyxy, labels, rgb.size)]
     shown = (truth[:, 2:] - truth[:, :2]).prod(1).argsort(descending=True)[:most].tolist()
     columns = len(checkpoints) if len(checkpoints) <= 3 else 2 if len(checkpoints) == 4 else 3
     width = (960 - _GAP * (columns - 1)) // columns
@@ -121,10 +122,7 @@ def draw_matching(
         f"these queries at their anchors; colours compare with the checkpoint before. A query whose object changed "
         f"gets another target than it was trained for. DN-DETR counts these queries, here for {len(labels)} objects "
         f"{', '.join(f'{step:.0f}' for step in steps)} (an object that passes from one query to another changes both)."
-        + (
-            " A query's number is the rank of its token in query selection: tokens that swap ranks count, too."
-            * swapped
-        ),
+        f"{_RANKS if swapped else ''}",
         legend,
     )
 

@@ -12,10 +12,10 @@ from dino.inference.images import ImageLike, load_image
 from dino.inference.legend import Key
 from dino.inference.outlines import Box, dashed_box, outline_box
 from dino.inference.tags import draw_tags, font_size, place_tags
-from dino.model.boxes import cxcywh_to_xyxy, generalized_iou, xyxy_to_cxcywh
+from dino.model.boxes import cxcywh_to_xyxy, generalized_iou
 from dino.model.denoising import Noise
 from dino.visualize.caption import add_caption
-from dino.visualize.view import View
+from dino.visualize.view import View, target_of
 from dino.visualize.watch import watch
 from dino_kernels import PackedTargets
 
@@ -52,7 +52,7 @@ def draw_denoising(
     rgb = load_image(image)
     size = torch.tensor([rgb.width, rgb.height] * 2, dtype=torch.float32)
     count, config = len(labels), denoising.config
-    target = {"boxes": xyxy_to_cxcywh(boxes_xyxy) / size, "labels": labels}
+    target = target_of(boxes_xyxy, labels, rgb.size)
     packed = PackedTargets.pack([target]).to(detector.device)
     layout = denoising.layout(packed)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):

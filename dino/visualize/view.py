@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dino.inference.legend import GROUND
 from dino.inference.outlines import Box, clip_box, line_width
+from dino.model.boxes import xyxy_to_cxcywh
 
 _LEAST_SHARE = 0.3
 
@@ -42,6 +43,15 @@ class View:
     def box(self, box_xyxy: Tensor) -> Box | None:
         """Return the pixels of a box [4] in 0..1 of the image, clipped to the view; None if nothing is left."""
         return clip_box(self.points(box_xyxy.view(2, 2)).flatten().tolist(), self.size)
+
+
+def target_of(
+    boxes_xyxy: Tensor,  # [T, 4] pixels
+    labels: Tensor,  # [T]
+    size_wh: tuple[int, int],
+) -> dict[str, Tensor]:
+    """Return the ground truth of an image as the model takes it."""
+    return {"boxes": xyxy_to_cxcywh(boxes_xyxy) / boxes_xyxy.new_tensor([*size_wh, *size_wh]), "labels": labels}
 
 
 def display_size(size: tuple[int, int]) -> tuple[int, int]:

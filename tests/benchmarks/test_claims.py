@@ -21,15 +21,17 @@ from scipy.stats import ttest_rel
 import dino
 from benchmarks.claims import __main__ as command
 from benchmarks.claims import backbone, claims, figures, recipe
-from benchmarks.claims.gradients import box_gradients, look_forward_gradients
+from benchmarks.claims.gradients import look_forward_numbers
 from benchmarks.claims.pictures import corner_moves
 from benchmarks.claims.probe import measure, on_objects, probe
-from benchmarks.claims.run import checkpoints_of, finished, output_of, run
+from benchmarks.claims.run import finished, output_of, run
 from benchmarks.measure.results import write_json
 from dino.checkpoint import save_model
 from dino.commands.demo.digits import make_digits_dataset
+from dino.commands.visualize import kept_checkpoints
 from dino.data import Batch, Datasets, EvalTransform, build_datasets, build_loader
 from dino.model.config import ModelConfig
+from dino.visualize.gradients import box_loss_gradients
 
 ALL_CLAIMS = [claim for topic in claims.CLAIMS.values() for claim in topic]
 SMALL: dict[str, Any] = {"hidden_dim": 32, "ffn_dim": 32, "num_queries": 12, "num_heads": 2}
@@ -73,8 +75,11 @@ def test_crowded_digits_overlap_as_much_as_allowed(data: Datasets) -> None:
 
 
 @pytest.mark.parametrize("name", recipe.VARIANTS)
-def test_a_variant_is_a_model_and_every_claim_names_variants(name: str) -> None:
+def test_a_variant_is_a_model(name: str) -> None:
     assert recipe.VARIANTS[name].model.num_classes == 10
+
+
+def test_every_claim_names_variants() -> None:
     assert {claim.variant for claim in ALL_CLAIMS} <= set(recipe.VARIANTS)
     assert {claim.against for claim in ALL_CLAIMS} <= {None, *recipe.VARIANTS}
 
@@ -151,15 +156,15 @@ def test_gradients_of_looking_forward(batch: Batch) -> None:
     model = model_of()
     head: Any = model.decoder.box_head
     torch.nn.init.normal_(head.layers[-1].weight, std=0.1)  # it starts at zero: no gradient would pass
-    found = look_forward_gradients(model, batch)
+    found = look_forward_numbers(model, batch)
     assert [len(values) for values in found.values()] == [2, 2, 2, 2]
     assert min(found["own"] + found["content"] + found["box"]) > 0
-    once, twice = (box_gradients(model, batch, which) for which in ("once", "twice"))
+    once, twice = box_loss_gradients(model, batch.images, batch.mask, batch.targets)
     for layer in range(2):
-        torch.testing.assert_close(once[layer][0], twice[layer][0])  # its own loss: the same path
-        difference = twice[layer][1] - once[layer][1]
+        torch.testing.assert_close(once[layer][layer], twice[layer][layer])  # its own loss: the same path
+        difference = twice[layer][layer + 1] - once[layer][layer + 1]
         assert found["box"][layer] == pytest.approx(difference.norm().item(), rel=1e-4)
-    assert len(once[2]) == 1  # the last layer has no next one
+    assert len(once) == 3  # the last layer has no next one
 
 
 def test_a_run_is_trained_measured_and_not_repeated(
@@ -177,12 +182,12 @@ def test_a_run_is_trained_measured_and_not_repeated(
     (row,) = finished(tmp_path)
     assert (row["variant"], row["seed"], row["steps"]) == ("DINO", 1, 4)
     assert [entry["step"] for entry in row["history"]] == [2, 4]
-    assert not checkpoints_of(output_of(tmp_path, "DINO", 1))
+    assert not kept_checkpoints(output_of(tmp_path, "DINO", 1))
     # A run of the results file is not repeated, nor is one of the output folder.
     place = tmp_path / "results"
-    write_json(
-        place / command.machine.slug(command.machine.describe("cpu")) / "claims.json", {"runs": [row | {"seed": 2}]}
-    )
+    slug = command.machine.slug(command.machine.describe("cpu"))
+    write_json(place / slug / claims.FILE_NAME, {"runs": [row | {"seed": 2}]})
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # the folder's name has their number
     monkeypatch.setattr(command, "RESULTS", place)
     monkeypatch.setattr(command, "measure_groups", lambda folder: [])
     arguments = ["claims", "--output", str(tmp_path), "--variants", "DINO", "--seeds", "1", "2", "--publish"]

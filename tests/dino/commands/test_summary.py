@@ -125,6 +125,7 @@ def test_the_reference_backend_is_counted_like_the_kernels():
         {"denoising": "off"},
         {"backbone": "convnext_t", "num_levels": 5},
         {"shared_heads": False, "relation_bias": True, "memory_fusion": True, "hybrid_queries": 10},
+        {"multi_route": True},
     ],
     ids=str,
 )

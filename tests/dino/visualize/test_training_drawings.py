@@ -30,20 +30,10 @@ from dino.visualize.instability import (
 from dino.visualize.stages import NEGATIVE, POSITIVE
 from dino.visualize.watch import watch
 from dino_kernels import PackedTargets
-from tests.dino.tools_toys import TINY, noise_picture, tiny_detector
+from tests.dino.tools_toys import TINY, tiny_detector
 
 BOXES, LABELS = torch.tensor([[40.0, 30, 100, 90], [5, 5, 60, 50], [90, 60, 150, 110]]), torch.tensor([1, 0, 2])
 TRUTH = {"boxes": xyxy_to_cxcywh(BOXES) / torch.tensor([160, 120, 160, 120]), "labels": LABELS}
-
-
-@pytest.fixture(scope="module")
-def detector():
-    return tiny_detector()
-
-
-@pytest.fixture(scope="module")
-def picture():
-    return noise_picture(160, 120)
 
 
 def batch_of(detector, picture):

@@ -22,16 +22,6 @@ CROSS = "decoder.layers.1.cross_attn"
 SELF = "encoder.layers.0.self_attn"
 
 
-@pytest.fixture(scope="module")
-def detector():
-    return tiny_detector()
-
-
-@pytest.fixture(scope="module")
-def picture():
-    return noise_picture(160, 120)
-
-
 def pixels(image):
     return np.asarray(image).astype(int)
 
