@@ -1,6 +1,6 @@
 PYTHON ?= python3
 CXX ?= c++
-CSRC := $(shell find csrc tests/cuda/emulation benchmarks -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
+CSRC := $(shell find csrc dino_kernels tests/cuda/emulation benchmarks -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
 # The sanitized library lives apart, with a copy of the package, so that the normal build stays as it is.
 SANITIZED := build/sanitized
@@ -69,7 +69,7 @@ SYSROOT ?= /
 FOR_AARCH64 = $(PYTHON) -m pip install --quiet --upgrade --no-deps --target $(AARCH64)/site --python-version 3.11 \
   --only-binary=:all: $(addprefix --platform manylinux,2014_aarch64 _2_27_aarch64 _2_28_aarch64)
 
-.PHONY: help install test bench lint format types sanitize sanitized-library sanitized-emulation sanitize-cpu sanitize-cuda sanitize-cuda-fused sanitize-cuda-others wheels wheel-cpu wheel-cuda check-wheels test-wheels wheel-tools arm check-arm sdist hub check check-release release-page gpu gpu-ready gpu-smoke gpu-measure gpu-peers gpu-sanitize
+.PHONY: help install test bench lint format types workflows sanitize sanitized-library sanitized-emulation sanitize-cpu sanitize-onnx sanitize-cuda sanitize-cuda-fused sanitize-cuda-others wheels wheel-cpu wheel-cuda check-wheels test-wheels wheel-tools arm check-arm sdist hub check check-release release-page gpu gpu-ready gpu-smoke gpu-measure gpu-peers gpu-sanitize
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -99,7 +99,10 @@ format:  ## put style right
 types:  ## pyright
 	pyright --pythonpath "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
 
-sanitize: sanitize-cuda sanitize-cuda-fused sanitize-cpu sanitize-cuda-others  ## op tests with AddressSanitizer and UBSan: CPU library, emulated CUDA kernels
+workflows:  ## actionlint, and shellcheck where it is installed, on .github/workflows/
+	actionlint .github/workflows/*.yml
+
+sanitize: sanitize-cuda sanitize-cuda-fused sanitize-cpu sanitize-onnx sanitize-cuda-others  ## op tests with AddressSanitizer and UBSan: CPU library, ONNX Runtime's op, emulated CUDA kernels
 	@$(PYTHON) .ci/sanitized.py --write
 
 sanitized-library:
@@ -112,6 +115,9 @@ sanitized-emulation:
 
 sanitize-cpu: sanitized-library
 	$(SANITIZED_PYTEST) -k "cpu and not emulated and not interpreted and not (accurate and (fp16 or fp64))" --fuzz 60 $(SANITIZED_TESTS)
+
+sanitize-onnx: sanitized-library
+	$(SANITIZED_PYTEST) tests/onnx/test_node.py tests/onnx/test_library.py
 
 sanitize-cuda: sanitized-library sanitized-emulation
 	$(SANITIZED_PYTEST) -k "not fused_ms and $(SANITIZED_CLASSIC) and $(SANITIZED_VARIANTS)" $(SANITIZED_EMULATION)

@@ -16,7 +16,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / ".ci/sanitized.txt"
-CODE = ["csrc", "dino_kernels", "tests/ops", "tests/cuda", "tests/conftest.py"]
+CODE = ["csrc", "dino_kernels", "tests/ops", "tests/onnx", "tests/cuda", "tests/conftest.py"]
 CODE += ["setup.py", "pyproject.toml", "Makefile"]
 sys.path.insert(0, str(ROOT / "csrc"))
 from build_backend import find_compiler  # noqa: E402

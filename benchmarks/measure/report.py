@@ -19,7 +19,7 @@ from itertools import chain, groupby
 from typing import Any
 
 from benchmarks.claims import claims, groups
-from benchmarks.detector import export, memory, onnx, precision, training_step
+from benchmarks.detector import export, memory, onnx, precision, successors, training_step
 from benchmarks.gpu import table as gpu
 from benchmarks.matching.peers import BASELINES, LISTS
 from benchmarks.matching.workloads import ASSIGNMENT, COST, MATCHER
@@ -187,6 +187,7 @@ TABLES: dict[str, tuple[str, Callable[[Document], Table]]] = {
     "precision": (precision.FILE_NAME, precision.table),
     "training_step": (training_step.FILE_NAME, training_step.table),
     "export": (export.FILE_NAME, export.table),
+    "successors": (successors.FILE_NAME, successors.table),
     "claims": (claims.FILE_NAME, claims.table),
     **{f"claims_{topic}": (claims.FILE_NAME, partial(claims.table, topics=[topic])) for topic in claims.CLAIMS},
     "claims_runs": (claims.FILE_NAME, claims.runs_table),

@@ -7,7 +7,7 @@ from typing import Any
 Table = list[list[str]]  # the first row is the header
 # Columns aligned to the left.
 WORDS = (
-    *("workload", "baseline", "kernel", "per", "op", "by", "model", "pass", "part", "mode", "step"),
+    *("workload", "baseline", "kernel", "per", "op", "by", "model", "pass", "part", "mode", "step", "switch"),
     *("claim", "measure", "result", "counted"),
 )
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 import dino
 import dino_kernels
+from benchmarks.measure.launches import Launches
 from dino.model.boxes import cxcywh_to_xyxy, generalized_iou
 from dino.model.criterion import KINDS, NUM_TRAINED, SetCriterion
 from dino.model.denoising import Denoising
 from dino_kernels import Match, PackedTargets, pairs_of
-from tests.dino.launches import Launches
 from tests.dino.model.criterion_toys import (
     CLASSES,
     assert_what_is_not_finite_is_not_matched,

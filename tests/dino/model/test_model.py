@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import dino
+from benchmarks.measure.launches import Launches
 from dino.model.boxes import cxcywh_to_xyxy
 from dino.model.criterion import NUM_TRAINED
 from dino.model.denoising import Noise
@@ -18,7 +19,6 @@ from dino.model.encoder import Memory
 from dino.model.query_selection import token_proposals
 from dino_kernels import PackedTargets
 from dino_kernels.nn import MSDeformAttn
-from tests.dino.launches import Launches
 from tests.dino.model import parity
 from tests.dino.model.criterion_toys import targets_of as targets
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import dino
+from benchmarks.measure.launches import Launches
 from dino.model.boxes import cxcywh_to_xyxy, iou_and_giou
 from dino.model.criterion import SetCriterion
 from dino.model.successors.classification import Pairs, classification_loss, pair_targets
 from dino_kernels import PackedTargets
-from tests.dino.launches import Launches
 from tests.dino.model.criterion_toys import CLASSES, LAYERS, outputs_of, targets_of
 from tests.dino.model.successors.successor_toys import GOLDEN, stored
 
