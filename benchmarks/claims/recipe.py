@@ -60,6 +60,9 @@ VARIANTS = {
     "DINO, long": Variant(epochs=LONG, turn=2),
     "pure queries, long": Variant({"query_selection": "pure"}, LONG, turn=3),
     "static queries, long": Variant({"query_selection": "static"}, LONG, turn=3),
+    # Added after the first results, to test an explanation of one of them.
+    "DINO, class weight 2": Variant({"class_weight": 2.0}, turn=4),
+    "look forward once, class weight 2": Variant({"look_forward": "once", "class_weight": 2.0}, turn=4),
 }
 
 

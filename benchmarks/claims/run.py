@@ -19,10 +19,12 @@ from benchmarks.measure.results import write_json
 from dino.checkpoint import load_model
 from dino.commands.visualize import kept_checkpoints
 from dino.data import build_loader
+from dino.training.log import read_log
 from dino.training.run import load_data
 from dino.training.train import train
 
 RESULT = "result.json"
+LOGGED = ("loss_ce", "loss_bbox", "loss_giou", "gradient_norm")  # of the training's log
 PICTURED = ("DINO", 0)  # keeps its checkpoints, for `benchmarks.claims.pictures`
 
 
@@ -43,6 +45,13 @@ def finished(folder: Path) -> list[dict[str, Any]]:
     return sorted(known, key=lambda row: (list(VARIANTS).index(row["variant"]), row["seed"]))
 
 
+def training_losses(output: Path) -> dict[str, float]:
+    """Return the losses of the last decoder layer and the gradient's norm, means over the last epoch of a training."""
+    rows = [row for row in read_log(output / "log.csv") if "loss" in row]
+    last = [row for row in rows if row["epoch"] > rows[-1]["epoch"] - 1]
+    return {name: sum(row[name] for row in last) / len(last) for name in LOGGED}
+
+
 def run(variant: str, seed: int, folder: Path) -> int:
     """Train, resuming what was stopped, and write the measurements of all epochs; return the exit code."""
     output, started = output_of(folder, variant, seed), time.monotonic()
@@ -60,6 +69,7 @@ def run(variant: str, seed: int, folder: Path) -> int:
         batch = next(iter(build_loader(data.valid, BATCH, train=False)))
         for path, row in zip(checkpoints, history, strict=True):
             row["gradients"] = look_forward_numbers(load_model(path)[0].eval(), batch)
+    history[-1]["training"] = training_losses(output)
     about = {"variant": variant, "seed": seed, "steps": result.step, "skipped": result.skipped_steps}
     about["seconds"] = round(time.monotonic() - started)
     write_json(output / RESULT, about | {"history": history})

@@ -24,7 +24,7 @@ from benchmarks.claims import backbone, claims, figures, recipe
 from benchmarks.claims.gradients import look_forward_numbers
 from benchmarks.claims.pictures import corner_moves
 from benchmarks.claims.probe import measure, on_objects, probe
-from benchmarks.claims.run import finished, output_of, run
+from benchmarks.claims.run import LOGGED, finished, output_of, run
 from benchmarks.measure.results import write_json
 from dino.checkpoint import save_model
 from dino.commands.demo.digits import make_digits_dataset
@@ -182,6 +182,7 @@ def test_a_run_is_trained_measured_and_not_repeated(
     (row,) = finished(tmp_path)
     assert (row["variant"], row["seed"], row["steps"]) == ("DINO", 1, 4)
     assert [entry["step"] for entry in row["history"]] == [2, 4]
+    assert set(row["history"][-1]["training"]) == set(LOGGED)
     assert not kept_checkpoints(output_of(tmp_path, "DINO", 1))
     # A run of the results file is not repeated, nor is one of the output folder.
     place = tmp_path / "results"
@@ -261,7 +262,8 @@ def test_every_figure_is_drawn(tmp_path: Path) -> None:
         names = ("AP", "AP50", "AP75", "AP_nms_0.7", "AP_nms_0.5", "duplicates", "score_iou", "ATD", "instability")
         values: dict[str, Any] = dict(zip(names, torch.rand(9).tolist(), strict=True)) | {"step": step}
         gradients = {name: torch.rand(2).tolist() for name in ("own", "content", "box", "cosine")}
-        return values | {"layer_iou": torch.rand(4).tolist(), "gradients": gradients}
+        training = dict.fromkeys(LOGGED, 0.5)
+        return values | {"layer_iou": torch.rand(4).tolist(), "gradients": gradients, "training": training}
 
     runs = [
         {"variant": name, "seed": seed, "steps": 2, "history": [row(1), row(2)]}
