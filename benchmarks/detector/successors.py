@@ -1,8 +1,8 @@
 """Measure what each switch of DINO's successors costs beyond DINO, on a CPU.
 
-    python -m benchmarks.detector.successors                       all of them, three turns: half an hour
-    python -m benchmarks.detector.successors --only varifocal      some; recorded ones stay
-    python -m benchmarks.detector.successors --publish             also write benchmarks/results/MACHINE/successors.json
+    python -m benchmarks.detector.successors                          all of them, three turns: half an hour
+    python -m benchmarks.detector.successors --only relation_bias     DINO and some; what is recorded of others stays
+    python -m benchmarks.detector.successors --publish                into benchmarks/results/MACHINE/successors.json
 
 Each run is a process of one thread: `dino_4scale_r50`, two images of 320x416 with 8 boxes each, forward and backward,
 one step before those that count. Counted are the operations that a training step and inference start, views left out;
@@ -106,7 +106,8 @@ def main() -> None:
     torch.set_num_threads(1)
     facts = machine.describe("cpu")
     path = RESULTS / (machine.slug(facts) if options.publish else LATEST) / FILE_NAME
-    before = json.loads(path.read_text())["runs"] if options.only and path.exists() else {}
+    recorded = json.loads(path.read_text())["runs"] if path.exists() else {}
+    document = {"machine": facts, "model": PRESET, "size": SIZE, "boxes": BOXES}
     found: dict[str, list[dict[str, float]]] = {}
     for turn in range(options.turns):
         for name in ("DINO", *(options.only or list(SWITCHES)[1:])):
@@ -114,10 +115,10 @@ def main() -> None:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=machine.ROOT)
             found.setdefault(name, []).append(json.loads(done.stdout))
             print(f"turn {turn + 1}: {name}, {found[name][-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
-    least = before | {name: {key: min(run[key] for run in runs) for key in runs[0]} for name, runs in found.items()}
-    document = {"machine": facts, "model": PRESET, "size": SIZE, "boxes": BOXES}
-    write_json(path, document | {"runs": {name: least[name] for name in SWITCHES if name in least}})
-    print(f"{as_text(table(document | {'runs': least}))}\n{path}")
+            recorded[name] = {key: min(run[key] for run in found[name]) for key in found[name][0]}
+            document["runs"] = {each: recorded[each] for each in SWITCHES if each in recorded}
+            write_json(path, document)
+    print(f"{as_text(table(document))}\n{path}")
 
 
 if __name__ == "__main__":
