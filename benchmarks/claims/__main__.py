@@ -1,6 +1,6 @@
 """Train every variant with every seed, measure the paper's claims, and draw them.
 
-    python -m benchmarks.claims                    all runs: about five hours of two cores
+    python -m benchmarks.claims                    all runs: about four hours of two cores
     python -m benchmarks.claims --seeds 0 --variants DINO "no denoising"
     python -m benchmarks.claims --jobs 0           no run: tables and figures of what is finished
     python -m benchmarks.claims --publish          also write claims.json and figures to benchmarks/results/MACHINE

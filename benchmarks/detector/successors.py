@@ -64,6 +64,7 @@ def measure(name: str) -> dict[str, float]:
         step()
         seconds.append(time.process_time() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    model.zero_grad()
     with Launches() as training:
         step()
     with Launches() as inference, torch.no_grad():

@@ -1,11 +1,11 @@
 """Models of detrex and mmdetection, loaded by their names, have the outputs of their code (golden/other_code.npz).
 
-The stored outputs are those of their modules in float64, whose tensors were filled by name as here; `made_by` in the
-file has the versions.
+The stored outputs are of their modules in float64, filled by name as here; `made_by` in the file has the versions.
 """
 
 from __future__ import annotations
 
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from tests.dino.golden import fill
 
 STORED = np.load(Path(__file__).parents[1] / "golden" / "other_code.npz")
 SIZE = (160, 224)
-PARTS = (SIZE, (128, 200))  # of the padded images
 SMALL = {"num_encoder_layers": 2, "num_decoder_layers": 3, "ffn_dim": 96, "num_queries": 12, "num_classes": 80}
 
 
@@ -41,11 +40,11 @@ class Features(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return features of three levels, made by name."""
-        levels = []
-        for level, (channels, size) in enumerate(zip(self.channels, self.sizes, strict=True)):
-            maps = np.concatenate([fill.image(f"level{level}.{index}", *size) for index in range(11)])
-            levels.append(torch.from_numpy(maps[None, :channels]).to(images))
-        return levels
+        maps = [
+            np.concatenate([fill.image(f"level{level}.{index}", *size) for index in range(11)])
+            for level, size in enumerate(self.sizes)
+        ]
+        return [torch.from_numpy(m[None, :n]).to(images) for m, n in zip(maps, self.channels, strict=True)]
 
 
 def build(which: str) -> DINO:
@@ -63,7 +62,7 @@ def filled(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     tensors = {}
     for name, shape in shapes.items():
         least, size = fill.rule(name, shape)
-        head = name.split(".")[2:3] in (["class_embed"], ["bbox_embed"])
+        head = re.match(r"transformer\.decoder\.(class|bbox)_embed", name)
         stream = fill.u_stream(name.removeprefix("transformer.decoder.") if head else name, int(np.prod(shape)))
         tensors[name] = torch.from_numpy((least + size * stream).astype(np.float32).reshape(shape))
     return tensors
@@ -72,9 +71,8 @@ def filled(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
 def images() -> tuple[Tensor, Tensor]:
     """Return two images, one of them padded, and their masks."""
     pictures = torch.from_numpy(np.stack([fill.image(f"picture{index}", *SIZE) for index in range(2)])).double()
-    mask = torch.ones(2, *SIZE, dtype=torch.bool)
-    for index, (height, width) in enumerate(PARTS):
-        mask[index, :height, :width] = False
+    mask = torch.zeros(2, *SIZE, dtype=torch.bool)
+    mask[1, 128:] = mask[1, :, 200:] = True
     return pictures * ~mask[:, None], mask
 
 
@@ -88,10 +86,7 @@ def test_a_model_loaded_by_their_names_has_their_outputs(which):
     assert [zlib.crc32(listed.encode()), len(shapes)] == STORED[f"{which}.names"].tolist()
     report = load_checkpoint(model, filled(shapes))
     assert report.missing == report.unexpected == report.reinitialised == ()
-    batch, mask = images()
-    if which == "detrex":  # it ignores padding outside of training
-        batch, mask = batch[:1], mask[:1]
-    outputs = model.double()(batch, mask)
+    count = 1 if which == "detrex" else 2  # it ignores padding outside of training
+    outputs = model.double()(*(tensor[:count] for tensor in images()))
     for ours, name in ((outputs.logits, "logits"), (outputs.boxes_cxcywh, "boxes")):
-        expected = torch.from_numpy(STORED[f"{which}.{name}"])
-        torch.testing.assert_close(ours.double(), expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(ours, STORED[f"{which}.{name}"], rtol=0, atol=1e-5)

@@ -17,13 +17,13 @@ from PIL import Image
 import dino
 from dino.checkpoint import CheckpointError, published
 from dino.checkpoint.find import load_trained
-from dino.checkpoint.layouts import VARIANTS, official_table
-from dino.checkpoint.names import rename, to_official
+from dino.checkpoint.layouts import VARIANTS
 from dino.checkpoint.published import _MEGABYTES, PUBLISHED, Published
 from dino.commands import main
 from dino.common.download import DownloadError, download
 from dino.model.config import PRESETS, ModelConfig
 from dino.model.dino import DINO
+from tests.dino.checkpoint.test_load import in_layout
 
 SMALL = {
     "backbone": "resnet_tiny",
@@ -95,16 +95,9 @@ def random_model(layout: str) -> DINO:
 
 def published_file(model: DINO, layout: str) -> bytes:
     """The model's weights as the project would have published them."""
-    table = official_table(layout, model.config.num_decoder_layers, 3)
-    official = to_official(model.state_dict(), aliases=layout == "detrex")
-    theirs = {rename(name, table) or name: tensor for name, tensor in official.items()}
-    if layout == "mmdet":
-        theirs = {name: t for name, t in theirs.items() if not (name.startswith("neck") and name.endswith("conv.bias"))}
-    label = "label_enc.weight" if layout == "detrex" else "dn_query_generator.label_embedding.weight"
-    theirs[label] = theirs[label][:-1]
+    theirs = in_layout(model, layout)
     file = io.BytesIO()
-    wrapped = {"model": theirs} if layout == "detrex" else {"state_dict": theirs, "meta": {"epoch": 12}}
-    torch.save({name: wrapped[name] for name in wrapped}, file)
+    torch.save({"model": theirs} if layout == "detrex" else {"state_dict": theirs, "meta": {"epoch": 12}}, file)
     return file.getvalue()
 
 
