@@ -47,16 +47,16 @@ def instability(document: Document) -> Any:
 
 def selection(document: Document) -> Any:
     """Draw AP over training by the kind of query selection."""
-    long = any(row["variant"] == "static queries, long" for row in document["runs"])
-    figure, panels = new_panels(1 + long)
-    for axes, suffix in zip(panels, ("", ", long"), strict=False):
+    figure, panels = new_panels(2)
+    for axes, suffix in zip(panels, ("", ", long"), strict=True):
         for variant, label, colour in (
             ("pure queries", "pure: content from the encoder", GREEN),
             ("DINO", "mixed: content learned", BLUE),
             ("static queries", "static: content and anchors learned", RED),
         ):
             _curve(axes, document, variant + suffix, lambda row: 100 * row["AP"], colour, label)
-        axes.set(xlabel="steps", ylim=(0, None))
+        steps = _runs(document, f"DINO{suffix}")[0]["steps"]
+        axes.set(title=f"{steps:,} steps", xlabel="steps", ylim=(0, None))
     panels[0].set_ylabel("AP, %")
     panels[0].legend(frameon=False)
     return figure
@@ -109,26 +109,22 @@ def successors(document: Document) -> Any:
 def suppression(document: Document) -> Any:
     """Draw the AP that non-maximum suppression takes away over training."""
     figure, (axes,) = new_panels(1, width=6.4)
-    for variant, label, colour in (
-        ("DINO", "DINO", BLUE),
-        ("DINO, long", "DINO, 3,600 steps", BLACK),
-        ("pure queries", "pure queries", GREEN),
-        ("static queries", "static queries", RED),
-    ):
-        if _runs(document, variant):
-            _curve(axes, document, variant, lambda row: 100 * (row["AP"] - row["AP_nms_0.7"]), colour, label)
+    for variant, colour in (("DINO", BLUE), ("pure queries", GREEN), ("static queries", RED)):
+        _curve(axes, document, f"{variant}, long", lambda row: 100 * (row["AP"] - row["AP_nms_0.7"]), colour, variant)
     axes.axhline(0, color="#999999", linewidth=1)
     axes.set(xlabel="steps", ylabel="AP without NMS less AP with it, points")
     axes.legend(frameon=False)
     return figure
 
 
+_SELECTIONS = ("DINO", "pure queries", "static queries")
+_LONG = tuple(f"{variant}, long" for variant in _SELECTIONS)
 FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Document], Any]]] = {
     "instability": (("DINO", "no denoising", "static queries", "static queries, no denoising"), instability),
-    "selection": (("DINO", "pure queries", "static queries"), selection),
+    "selection": (_SELECTIONS + _LONG, selection),
     "look-forward": (("DINO", "look forward once"), look_forward),
     "denoising": (("DINO", "no denoising", "plain denoising"), denoising),
-    "nms": (("DINO", "pure queries", "static queries"), suppression),
+    "nms": (_LONG, suppression),
     "successors": (("DINO", "varifocal", "iou_aware", "position", "matchability"), successors),
 }
 

@@ -26,6 +26,7 @@ from benchmarks.measure import machine
 from benchmarks.measure.launches import Launches
 from benchmarks.measure.results import LATEST, RESULTS, write_json
 from benchmarks.measure.tables import as_text
+from dino.model.targets import pack
 
 FILE_NAME = "successors.json"
 PRESET, SIZE, BOXES, STEPS = "dino_4scale_r50", (320, 416), 8, 2
@@ -52,7 +53,8 @@ def measure(name: str) -> dict[str, float]:
     model = dino.build_model(PRESET, pretrained_backbone=False, **SWITCHES[name]).train()
     criterion = dino.build_criterion(model.config)
     images, mask = torch.randn(2, 3, *SIZE), torch.zeros(2, *SIZE, dtype=torch.bool)
-    truth = [{"boxes": torch.rand(BOXES, 4) * 0.3 + 0.2, "labels": torch.arange(BOXES)} for _ in range(2)]
+    boxes = [{"boxes": torch.rand(BOXES, 4) * 0.3 + 0.2, "labels": torch.arange(BOXES)} for _ in range(2)]
+    truth = pack(boxes, images.device, model.config.num_classes)  # before the step, as the loader does
 
     def step() -> None:
         criterion.weighted_total(criterion(model(images, mask, truth), truth)).backward()
