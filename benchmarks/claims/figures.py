@@ -100,8 +100,8 @@ def denoising(document: Document) -> Any:
 
 def successors(document: Document) -> Any:
     """Draw AP, alignment and boxes by the classification loss."""
-    variants = {"DINO": "focal\n(DINO)", "varifocal": "varifocal", "iou_aware": "iou_aware", "position": "position",
-                "matchability": "match-\nability"}  # fmt: skip
+    variants = {"DINO": "focal\n(DINO)", "DINO, class weight 2": "focal,\nweight 2", "varifocal": "varifocal",
+                "iou_aware": "iou_aware", "position": "position", "matchability": "match-\nability"}  # fmt: skip
     columns = (("AP, %", AP), ("rank correlation of score and IoU", ALIGNMENT), ("IoU of matched boxes, %", LAST_IOU))
     return _dots(document, variants, columns, "DINO")
 
@@ -125,7 +125,7 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[[Document], Any]]] = {
     "look-forward": (("DINO", "look forward once"), look_forward),
     "denoising": (("DINO", "no denoising", "plain denoising"), denoising),
     "nms": (_LONG, suppression),
-    "successors": (("DINO", "varifocal", "iou_aware", "position", "matchability"), successors),
+    "successors": (("DINO", "DINO, class weight 2", "varifocal", "iou_aware", "position", "matchability"), successors),
 }
 
 
