@@ -223,7 +223,8 @@ def test_failed_runs_are_reported_and_the_others_run(
 
 
 PARENT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell of a background job has it ignored
 from pathlib import Path
 from benchmarks.claims import __main__ as command
 command.command_of = lambda job, folder: [sys.executable, "-c",
