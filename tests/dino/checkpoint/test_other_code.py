@@ -47,10 +47,10 @@ class Features(Backbone):
         return [torch.from_numpy(m[None, :n]).to(images) for m, n in zip(maps, self.channels, strict=True)]
 
 
-def build(which: str) -> DINO:
+def build(which: str, layout: str) -> DINO:
     """Build our model of the stored one's architecture."""
-    options: dict[str, Any] = SMALL | VARIANTS["detrex" if which == "detrex" else "mmdet"]
-    model = dino.build_model("dino_4scale_r50", pretrained_backbone=False, **options).eval()
+    options: dict[str, Any] = SMALL | VARIANTS[layout]
+    model = dino.build_model("dino_4scale_r50", pretrained_backbone=False, **options)
     if which != "mmdet_r50":
         model.backbone = Features() if which == "detrex" else Swin(8, (1, 2, 1, 1), (1, 2, 4, 8), 3, (1, 2, 3))
         model.neck = Neck(model.backbone.channels, model.config.hidden_dim, model.config.num_levels)
@@ -61,10 +61,10 @@ def filled(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Return tensors whose values follow from their names; each layer's heads have their own."""
     tensors = {}
     for name, shape in shapes.items():
-        least, size = fill.rule(name, shape)
+        middle, size = fill.rule(name, shape)
         head = re.match(r"transformer\.decoder\.(class|bbox)_embed", name)
         stream = fill.u_stream(name.removeprefix("transformer.decoder.") if head else name, int(np.prod(shape)))
-        tensors[name] = torch.from_numpy((least + size * stream).astype(np.float32).reshape(shape))
+        tensors[name] = torch.from_numpy((middle + size * stream).astype(np.float32).reshape(shape))
     return tensors
 
 
@@ -79,8 +79,8 @@ def images() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("which", ["detrex", "mmdet_r50", "mmdet_swin"])
 @torch.no_grad()
 def test_a_model_loaded_by_their_names_has_their_outputs(which):
-    model = build(which)
-    theirs = in_layout(model, "detrex" if which == "detrex" else "mmdet")
+    model = build(which, layout := which.partition("_")[0])
+    theirs = in_layout(model, layout)
     shapes = {name: tuple(tensor.shape) for name, tensor in theirs.items() if tensor.is_floating_point()}
     listed = "\n".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items()))
     assert [zlib.crc32(listed.encode()), len(shapes)] == STORED[f"{which}.names"].tolist()
